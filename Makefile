@@ -1,0 +1,37 @@
+# What people and CI run here. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint
+
+PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
+
+# Another build of ONNX Runtime, one for a GPU perhaps, can be given from outside.
+export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/libonnxruntime.so
+# There are no examples. Asking for them gives the dependencies the features that the tests want of them (tokio's clock,
+# for one), so that no two targets here compile tokio and all that stands on it anew.
+TEST_FEATURES := --examples
+# Cargo finds its subcommands on the path.
+export PATH := $(PATH):$(CURDIR)/.tools/cargo-nextest/bin:$(CURDIR)/.tools/cargo-deny/bin
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## screen sample images with the bundled detector; needs no broker, database or object store
+	@tests/services/get build runtime
+	cargo build --locked --bins $(TEST_FEATURES)
+	$(PIXWARDEN) scan models/samples
+
+test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
+	@tests/services/get build runtime python services nextest
+	cargo build --locked --all-targets
+	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
+	cargo test --locked --doc
+	tests/services/run -- cargo nextest run --locked
+
+lint: ## check formatting, clippy's lints, the documentation's links, licences and banned dependencies
+	@tests/services/get build lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib $(TEST_FEATURES)
+	cargo fetch --locked
+	cargo deny --offline check bans licenses sources

@@ -1,0 +1,93 @@
+//! Rows to stdout as a table, JSON lines or CSV.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::{Map, Value};
+
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people; the default on a terminal.
+    Table,
+    /// One JSON object a line; the default elsewhere.
+    Jsonl,
+    /// With a header line.
+    Csv,
+}
+
+impl Format {
+    /// The format asked for, or the one that fits where stdout goes.
+    pub(super) fn or_default(choice: Option<Self>) -> Self {
+        choice.unwrap_or(if io::stdout().is_terminal() { Self::Table } else { Self::Jsonl })
+    }
+}
+
+/// Prints rows one by one; only a table waits for its last row.
+pub(super) struct Output {
+    columns: &'static [&'static str],
+    sink: Sink,
+}
+
+enum Sink {
+    Table(Table),
+    Jsonl(io::BufWriter<io::Stdout>),
+    Csv(csv::Writer<io::Stdout>),
+}
+
+impl Output {
+    /// `columns` are those of table and CSV; JSON lines hold every field.
+    pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
+        let sink = match format {
+            Format::Table => {
+                let mut table = Table::new();
+                table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+                table.set_header(columns);
+                Sink::Table(table)
+            }
+            Format::Jsonl => Sink::Jsonl(io::BufWriter::new(io::stdout())),
+            Format::Csv => {
+                let mut writer = csv::Writer::from_writer(io::stdout());
+                writer.write_record(columns)?;
+                Sink::Csv(writer)
+            }
+        };
+        Ok(Self { columns, sink })
+    }
+
+    pub(super) fn row(&mut self, row: &Map<String, Value>) -> io::Result<()> {
+        let cells = self.columns.iter().map(|column| cell(row.get(*column)));
+        match &mut self.sink {
+            Sink::Table(table) => {
+                table.add_row(cells);
+            }
+            Sink::Jsonl(out) => {
+                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(b"\n")?;
+                // Whoever reads a pipe wants the line now.
+                out.flush()?;
+            }
+            Sink::Csv(writer) => writer.write_record(cells)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> io::Result<()> {
+        match self.sink {
+            Sink::Table(table) => writeln!(io::stdout(), "{table}"),
+            Sink::Jsonl(mut out) => out.flush(),
+            Sink::Csv(mut writer) => writer.flush(),
+        }
+    }
+}
+
+/// A value as a person reads it. Control characters are escaped: what is shown may come from anybody.
+fn cell(value: Option<&Value>) -> String {
+    let text = match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}

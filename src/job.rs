@@ -1,0 +1,342 @@
+//! The words everyone shares: what a job asks for, what an image was found to be, what is recorded.
+//!
+//! Nothing here knows a broker, a store or a database.
+
+pub mod forms;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Namespace of every UUIDv5 Pixwarden derives. Fixed for ever: verdict and event ids depend on it.
+const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
+
+/// The two queues a job can travel in. Uploads go before the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Lane {
+    /// Uploads as they arrive.
+    Live,
+    /// The archive, screened in what time is left.
+    Backfill,
+}
+
+impl Lane {
+    /// Both lanes, the urgent one first.
+    pub const ALL: [Self; 2] = [Self::Live, Self::Backfill];
+
+    /// The routing key of the lane, and the value of the ledger's `lane` column.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Backfill => "backfill",
+        }
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One object in storage. A key is opaque: it is never decoded, normalised or split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// The bucket, checked against the allow-list before anything is fetched.
+    pub bucket: String,
+    /// The object's key, as the store knows it.
+    pub key: String,
+    /// The version to fetch, or the one that was fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
+    /// The ETag the object must have, or the one it had; without the quotes of the HTTP header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+impl ImageRef {
+    /// Reads `s3://bucket/key`. The key is what follows the slash, byte for byte: no percent-decoding.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Self> {
+        let (bucket, key) = uri.strip_prefix("s3://")?.split_once('/')?;
+        if bucket.is_empty() || key.is_empty() {
+            return None;
+        }
+        Some(Self { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, etag: None })
+    }
+
+    /// `s3://bucket/key`, for people and for the subject of events.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// Where a job's id comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// The sender named it, in the body or as the AMQP `message_id`.
+    Given(String),
+    /// Derived from the image and the detectors, so that the same upload announced twice is one job.
+    Derived {
+        /// The S3 event's sequencer, used where neither version id nor `ETag` is known.
+        sequencer: Option<String>,
+    },
+}
+
+/// One image to screen, as its sender asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// The id, or how to derive it once the object's `ETag` is known.
+    pub identity: Identity,
+    /// The image.
+    pub image: ImageRef,
+    /// The detectors wanted; `None` means all that are configured.
+    pub detectors: Option<Vec<String>>,
+    /// Copied to the verdict and the event, never interpreted.
+    pub metadata: Option<serde_json::Value>,
+}
+
+impl Job {
+    /// The job's id, given the `ETag` the object was fetched with and the digests of the detectors that screen it.
+    ///
+    /// A derived id is the UUIDv5 of a JSON array, in which no two different inputs look alike.
+    #[must_use]
+    pub fn id(&self, fetched_etag: Option<&str>, digests: &Digests) -> String {
+        let sequencer = match &self.identity {
+            Identity::Given(id) => return id.clone(),
+            Identity::Derived { sequencer } => sequencer.as_deref(),
+        };
+        let state = match (&self.image.version_id, self.image.etag.as_deref().or(fetched_etag), sequencer) {
+            (Some(version), _, _) => ("version", version.as_str()),
+            (None, Some(etag), _) => ("etag", etag),
+            (None, None, Some(sequencer)) => ("sequencer", sequencer),
+            (None, None, None) => ("unknown", ""),
+        };
+        let name = serde_json::json!([self.image.bucket, self.image.key, state.0, state.1, digests]);
+        Uuid::new_v5(&NAMESPACE, name.to_string().as_bytes()).to_string()
+    }
+
+    /// Whether the id can be known before the object has been asked for.
+    #[must_use]
+    pub fn id_is_known(&self) -> bool {
+        match &self.identity {
+            Identity::Given(_) => true,
+            Identity::Derived { .. } => self.image.version_id.is_some() || self.image.etag.is_some(),
+        }
+    }
+}
+
+/// The primary key of a job's verdict.
+#[must_use]
+pub fn verdict_id(job_id: &str) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, job_id.as_bytes())
+}
+
+/// The id of the event a verdict owes; stable over every redelivery.
+#[must_use]
+pub fn event_id(verdict: Uuid, outcome: Outcome) -> Uuid {
+    Uuid::new_v5(&verdict, outcome.as_str().as_bytes())
+}
+
+/// Detector name → digest of everything that decides its scores.
+pub type Digests = BTreeMap<String, String>;
+
+/// Detector name → label → probability in `0..=1`.
+pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
+
+/// How a job ended. Every job ends in exactly one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// No rule asks for more.
+    Passed,
+    /// A person should look.
+    Review,
+    /// A rule's flagging threshold is reached.
+    Flagged,
+    /// Not an image, damaged, cut short, or over the decode limits.
+    Undecodable,
+    /// No such object or version, or changed since the job was made.
+    Missing,
+    /// Bucket not allowed, too large, or an unknown detector asked for.
+    Rejected,
+    /// Given up after the configured attempts, or scores that are not numbers.
+    Failed,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 7] =
+        [Self::Passed, Self::Review, Self::Flagged, Self::Undecodable, Self::Missing, Self::Rejected, Self::Failed];
+
+    /// The word used in the ledger, in events and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Review => "review",
+            Self::Flagged => "flagged",
+            Self::Undecodable => "undecodable",
+            Self::Missing => "missing",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The inverse of [`Outcome::as_str`].
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
+    }
+
+    /// The routing key of the event: what could not be screened shares one.
+    #[must_use]
+    pub const fn routing_key(self) -> &'static str {
+        match self {
+            Self::Passed => "image.passed",
+            Self::Review => "image.review",
+            Self::Flagged => "image.flagged",
+            Self::Undecodable | Self::Missing | Self::Rejected | Self::Failed => "image.failed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An outcome with its one-line reason, and the label and score that decided it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Why, in one line; `None` only for [`Outcome::Passed`].
+    pub reason: Option<String>,
+    /// The label that decided, where scores did.
+    pub label: Option<String>,
+    /// Its probability.
+    pub score: Option<f32>,
+}
+
+impl Judgement {
+    /// An outcome that no scores had a part in.
+    pub fn unscored(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self { outcome, reason: Some(reason.into()), label: None, score: None }
+    }
+}
+
+/// What an image turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// By magic bytes.
+    pub format: &'static str,
+    /// Pixels across, upright.
+    pub width: u32,
+    /// Pixels down, upright.
+    pub height: u32,
+    /// Frames of an animated image; 1 for a still one.
+    pub frames: u32,
+}
+
+/// The formats, as the ledger and `scan` name them.
+const FORMATS: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
+
+/// The format of this name.
+#[must_use]
+pub fn format_name(name: &str) -> Option<&'static str> {
+    FORMATS.into_iter().find(|format| *format == name)
+}
+
+/// The name and digest of the policy that judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRef {
+    /// Its configured name.
+    pub name: String,
+    /// SHA-256 over its rules, hexadecimal.
+    pub sha256: String,
+}
+
+/// The durable record of one job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// UUIDv5 of the job's id.
+    pub id: Uuid,
+    /// The job's id.
+    pub job_id: String,
+    /// The lane it came in.
+    pub lane: Lane,
+    /// The image, with version and `ETag` as fetched.
+    pub image: ImageRef,
+    /// Of the whole object.
+    pub sha256: Option<[u8; 32]>,
+    /// The object's length.
+    pub bytes: Option<u64>,
+    /// What the image turned out to be, where it could be decoded.
+    pub seen: Option<Seen>,
+    /// How the job ended and why.
+    pub judgement: Judgement,
+    /// What the detectors said.
+    pub scores: Option<Scores>,
+    /// Who said it.
+    pub detectors: Digests,
+    /// Who judged.
+    pub policy: PolicyRef,
+    /// The sender's.
+    pub metadata: Option<serde_json::Value>,
+    /// The verdict whose scores were taken over, as the content was equal.
+    pub reused_from: Option<Uuid>,
+    /// Deliveries that were worked on, this one included.
+    pub attempts: u32,
+    /// When the worker received the job.
+    pub received_at: OffsetDateTime,
+    /// When the outcome was reached.
+    pub decided_at: OffsetDateTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(identity: Identity, image: ImageRef) -> Job {
+        Job { identity, image, detectors: None, metadata: None }
+    }
+
+    #[test]
+    fn a_key_is_taken_byte_for_byte() {
+        let image = ImageRef::from_uri("s3://uploads/a%20b+c/ü?.jpg").unwrap();
+        assert_eq!((image.bucket.as_str(), image.key.as_str()), ("uploads", "a%20b+c/ü?.jpg"));
+        assert_eq!(image.uri(), "s3://uploads/a%20b+c/ü?.jpg");
+        for bad in ["uploads/a.jpg", "s3://uploads", "s3://uploads/", "s3:///a.jpg", "https://x/y"] {
+            assert_eq!(ImageRef::from_uri(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_derived_id_depends_on_image_state_and_detectors() {
+        let digests = Digests::from([("d".to_owned(), "1".to_owned())]);
+        let image = ImageRef::from_uri("s3://b/k").unwrap();
+        let derived = job(Identity::Derived { sequencer: None }, image.clone());
+        let id = derived.id(Some("e1"), &digests);
+        assert_eq!(id, derived.id(Some("e1"), &digests));
+        assert_ne!(id, derived.id(Some("e2"), &digests), "another state of the object");
+        assert_ne!(id, derived.id(Some("e1"), &Digests::new()), "other detectors");
+        let announced = job(Identity::Derived { sequencer: None }, ImageRef { etag: Some("e1".into()), ..image.clone() });
+        assert_eq!(id, announced.id(None, &digests), "an ETag announced or fetched is the same state");
+        assert_eq!(job(Identity::Given("x".into()), image).id(Some("e1"), &digests), "x");
+    }
+
+    #[test]
+    fn ids_never_change_between_releases() {
+        let id = verdict_id("order-1");
+        assert_eq!(id.to_string(), "96344c7c-91a3-55e7-816c-5946199e66f1");
+        assert_ne!(event_id(id, Outcome::Flagged), event_id(id, Outcome::Failed));
+    }
+}

@@ -1,0 +1,420 @@
+//! A message's bytes → a job, in each of the forms the contract names, recognised by shape.
+//!
+//! Everything read here is untrusted. What cannot be understood is [`Malformed`] with a reason; what is understood but
+//! asks for nothing, such as a deletion, is [`Reading::Nothing`].
+
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value, json};
+
+use super::{Identity, ImageRef, Job};
+
+/// The largest body that is read.
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The largest `metadata`, as JSON text.
+pub const MAX_METADATA_BYTES: usize = 16 * 1024;
+/// S3's own limit for keys.
+const MAX_KEY_BYTES: usize = 1024;
+const MAX_BUCKET_BYTES: usize = 255;
+const MAX_ID_CHARS: usize = 200;
+
+/// What a message asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reading {
+    /// One image to screen.
+    Job(Box<Job>),
+    /// Several records, each the body of a message of its own.
+    Several(Vec<String>),
+    /// Nothing to do, and why.
+    Nothing(&'static str),
+}
+
+/// Why a message is not a job, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+fn malformed<T>(reason: impl Into<String>) -> Result<T, Malformed> {
+    Err(Malformed(reason.into()))
+}
+
+/// Reads a message's body. `message_id` is the AMQP property, the job's id where the body names none.
+///
+/// # Errors
+/// When the body is of no known form, too large, or holds what cannot be stored.
+pub fn read(body: &[u8], message_id: Option<&str>) -> Result<Reading, Malformed> {
+    if body.len() > MAX_BODY_BYTES {
+        return malformed(format!("the body has {} bytes, the limit is {MAX_BODY_BYTES}", body.len()));
+    }
+    let Ok(text) = std::str::from_utf8(body) else { return malformed("the body is not UTF-8") };
+    if text.starts_with("s3://") {
+        let uri = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+        return bare(uri, message_id);
+    }
+    match serde_json::from_str(text) {
+        Ok(Value::String(uri)) => bare(&uri, message_id),
+        Ok(Value::Object(object)) => shape(&object, message_id, Depth::Outer),
+        Ok(_) => malformed("the body is JSON, but neither an object nor a string"),
+        Err(e) => malformed(format!("the body is neither JSON nor s3://bucket/key: {e}")),
+    }
+}
+
+/// How far inside envelopes a form was found; each may hold only what its kind allows.
+#[derive(Clone, Copy, PartialEq)]
+enum Depth {
+    Outer,
+    Inner,
+}
+
+fn shape(object: &Map<String, Value>, message_id: Option<&str>, depth: Depth) -> Result<Reading, Malformed> {
+    let text = |field: &str| object.get(field).and_then(Value::as_str);
+    if depth == Depth::Outer && text("specversion").is_some() {
+        return cloud_event(object, message_id);
+    }
+    if depth == Depth::Outer && text("Type").is_some() && text("TopicArn").is_some() {
+        return notification(object, message_id);
+    }
+    if let Some(records) = object.get("Records") {
+        let Some(records) = records.as_array() else { return malformed("`Records` is not a list") };
+        return s3_records(records);
+    }
+    if text("Event") == Some("s3:TestEvent") {
+        return Ok(Reading::Nothing("an S3 test event"));
+    }
+    if text("detail-type").is_some() && object.contains_key("detail") {
+        return event_bridge(object);
+    }
+    if let Some(image) = object.get("image") {
+        return plain(object, image, message_id);
+    }
+    malformed("it has none of `image`, `Records`, `detail` and `specversion`, so it is no form of job")
+}
+
+/// Form 4: `s3://bucket/key` alone.
+fn bare(uri: &str, message_id: Option<&str>) -> Result<Reading, Malformed> {
+    let image = uri_ref(uri)?;
+    job(identity(None, message_id)?, image, None, None)
+}
+
+/// Form 1: `{"image": …}`.
+fn plain(object: &Map<String, Value>, image: &Value, message_id: Option<&str>) -> Result<Reading, Malformed> {
+    let image = match image {
+        Value::String(uri) => uri_ref(uri)?,
+        Value::Object(fields) => {
+            let text = |field| optional_text(fields, field, "image");
+            let (Some(bucket), Some(key)) = (text("bucket")?, text("key")?) else {
+                return malformed("`image` needs `bucket` and `key`");
+            };
+            ImageRef { bucket, key, version_id: text("version_id")?, etag: text("etag")?.map(unquoted) }
+        }
+        _ => return malformed("`image` is neither a string nor an object"),
+    };
+    let detectors = match object.get("detectors") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(names)) if !names.is_empty() => {
+            let names: Option<Vec<String>> = names.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+            Some(names.ok_or_else(|| Malformed("`detectors` is not a list of names".into()))?)
+        }
+        Some(_) => return malformed("`detectors` is not a list of at least one name"),
+    };
+    let metadata = match object.get("metadata") {
+        None | Some(Value::Null) => None,
+        Some(value @ Value::Object(_)) => Some(value.clone()),
+        Some(_) => return malformed("`metadata` is not an object"),
+    };
+    let id = match object.get("id") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(id)) => Some(id.as_str()),
+        Some(_) => return malformed("`id` is not a string"),
+    };
+    job(identity(id, message_id)?, image, detectors, metadata)
+}
+
+/// Form 2: S3's own notification, one job a created object.
+fn s3_records(records: &[Value]) -> Result<Reading, Malformed> {
+    let created = |record: &Value| {
+        let name = record.get("eventName").and_then(Value::as_str).unwrap_or_default();
+        name.trim_start_matches("s3:").starts_with("ObjectCreated:")
+    };
+    if records.iter().any(|record| record.get("eventName").and_then(Value::as_str).is_none()) {
+        return malformed("a record has no `eventName`");
+    }
+    let records: Vec<&Value> = records.iter().filter(|record| created(record)).collect();
+    match records.as_slice() {
+        [] => Ok(Reading::Nothing("no record of a created object")),
+        [record] => s3_record(record),
+        several => Ok(Reading::Several(several.iter().map(|record| json!({"Records": [record]}).to_string()).collect())),
+    }
+}
+
+fn s3_record(record: &Value) -> Result<Reading, Malformed> {
+    let (bucket, object) = (&record["s3"]["bucket"], &record["s3"]["object"]);
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (Some(bucket), Some(key)) = (text(&bucket["name"]), text(&object["key"])) else {
+        return malformed("an S3 record without `s3.bucket.name` or `s3.object.key`");
+    };
+    let Ok(key) = percent_decode_str(&key.replace('+', " ")).decode_utf8().map(std::borrow::Cow::into_owned) else {
+        return malformed("`s3.object.key` is not form-encoded UTF-8");
+    };
+    let image = ImageRef { bucket, key, version_id: text(&object["versionId"]), etag: text(&object["eTag"]).map(unquoted) };
+    job(Identity::Derived { sequencer: text(&object["sequencer"]) }, image, None, None)
+}
+
+/// EventBridge's form of the same; its key is not encoded.
+fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
+    if object.get("detail-type").and_then(Value::as_str) != Some("Object Created") {
+        return Ok(Reading::Nothing("an EventBridge event other than Object Created"));
+    }
+    let detail = &object["detail"];
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (Some(bucket), Some(key)) = (text(&detail["bucket"]["name"]), text(&detail["object"]["key"])) else {
+        return malformed("an EventBridge event without `detail.bucket.name` or `detail.object.key`");
+    };
+    let found = &detail["object"];
+    let image = ImageRef { bucket, key, version_id: text(&found["version-id"]), etag: text(&found["etag"]).map(unquoted) };
+    job(Identity::Derived { sequencer: text(&found["sequencer"]) }, image, None, None)
+}
+
+/// An SNS envelope around form 2.
+fn notification(object: &Map<String, Value>, message_id: Option<&str>) -> Result<Reading, Malformed> {
+    if object.get("Type").and_then(Value::as_str) != Some("Notification") {
+        return Ok(Reading::Nothing("an SNS message other than a notification"));
+    }
+    match object.get("Message").and_then(Value::as_str).map(serde_json::from_str) {
+        Some(Ok(Value::Object(inner))) => shape(&inner, message_id, Depth::Inner),
+        _ => malformed("an SNS notification whose `Message` is not a JSON object"),
+    }
+}
+
+/// Form 3: form 1 or 2 as the data of a CloudEvent.
+fn cloud_event(object: &Map<String, Value>, message_id: Option<&str>) -> Result<Reading, Malformed> {
+    let kind = object.get("type").and_then(Value::as_str).unwrap_or_default();
+    if kind.starts_with("io.pixwarden.") {
+        return malformed(format!("an event of our own ({kind}); events are not screened, or they would loop"));
+    }
+    match object.get("data") {
+        Some(Value::Object(data)) => shape(data, message_id, Depth::Inner),
+        _ => malformed("a CloudEvent without `data` of form 1 or 2"),
+    }
+}
+
+fn uri_ref(uri: &str) -> Result<ImageRef, Malformed> {
+    ImageRef::from_uri(uri).ok_or_else(|| Malformed(format!("\"{}\" is not s3://bucket/key", shortened(uri))))
+}
+
+fn identity(in_body: Option<&str>, message_id: Option<&str>) -> Result<Identity, Malformed> {
+    let (field, id) = match (in_body, message_id.filter(|id| !id.is_empty())) {
+        (Some(id), _) => ("`id`", id),
+        (None, Some(id)) => ("the message_id", id),
+        (None, None) => return Ok(Identity::Derived { sequencer: None }),
+    };
+    if id.is_empty() || id.len() > MAX_ID_CHARS || !id.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return malformed(format!("{field} is not 1 to {MAX_ID_CHARS} printable ASCII characters"));
+    }
+    Ok(Identity::Given(id.to_owned()))
+}
+
+/// The last checks, the same for every form.
+fn job(
+    identity: Identity,
+    image: ImageRef,
+    detectors: Option<Vec<String>>,
+    metadata: Option<Value>,
+) -> Result<Reading, Malformed> {
+    if image.bucket.is_empty() || image.bucket.len() > MAX_BUCKET_BYTES {
+        return malformed(format!("the bucket's name is not 1 to {MAX_BUCKET_BYTES} bytes long"));
+    }
+    if image.key.is_empty() || image.key.len() > MAX_KEY_BYTES {
+        return malformed(format!("the key is not 1 to {MAX_KEY_BYTES} bytes long"));
+    }
+    if metadata.as_ref().is_some_and(|m| m.to_string().len() > MAX_METADATA_BYTES) {
+        return malformed(format!("`metadata` is larger than {MAX_METADATA_BYTES} bytes"));
+    }
+    let texts = [Some(&image.bucket), Some(&image.key), image.version_id.as_ref(), image.etag.as_ref()];
+    let nul = texts.into_iter().flatten().any(|text| text.contains('\0'))
+        || detectors.iter().flatten().any(|name| name.contains('\0'))
+        || metadata.as_ref().is_some_and(holds_nul);
+    if nul {
+        // Postgres cannot store it.
+        return malformed("it holds the character U+0000");
+    }
+    Ok(Reading::Job(Box::new(Job { identity, image, detectors, metadata })))
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(holds_nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)),
+        _ => false,
+    }
+}
+
+fn optional_text(fields: &Map<String, Value>, field: &str, of: &str) -> Result<Option<String>, Malformed> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
+        Some(_) => malformed(format!("`{of}.{field}` is not a text")),
+    }
+}
+
+/// An `ETag` without the quotes of the HTTP header.
+fn unquoted(etag: String) -> String {
+    match etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(inner) => inner.to_owned(),
+        None => etag,
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let mut short: String = text.chars().take(80).flat_map(char::escape_default).collect();
+    if text.chars().count() > 80 {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn one(body: &str) -> Job {
+        one_with(body, None)
+    }
+
+    fn one_with(body: &str, message_id: Option<&str>) -> Job {
+        match read(body.as_bytes(), message_id) {
+            Ok(Reading::Job(job)) => *job,
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+
+    fn reason(body: &str) -> String {
+        read(body.as_bytes(), None).unwrap_err().0
+    }
+
+    #[test]
+    fn each_form_names_the_same_image() {
+        let image = ImageRef::from_uri("s3://uploads/a b+c%20/ü.jpg").unwrap();
+        let encoded = "a+b%2Bc%2520/%C3%BC.jpg";
+        let record = json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": encoded}}});
+        let minio = json!({"EventName": "s3:ObjectCreated:Put", "Key": "uploads/a b+c%20/ü.jpg", "Records": [
+            {"eventName": "s3:ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": encoded}}}]});
+        let forms = [
+            "s3://uploads/a b+c%20/ü.jpg".to_owned(),
+            "s3://uploads/a b+c%20/ü.jpg\n".to_owned(),
+            json!("s3://uploads/a b+c%20/ü.jpg").to_string(),
+            json!({"image": "s3://uploads/a b+c%20/ü.jpg"}).to_string(),
+            json!({"image": {"bucket": "uploads", "key": "a b+c%20/ü.jpg"}}).to_string(),
+            json!({"Records": [record]}).to_string(),
+            minio.to_string(),
+            json!({"Type": "Notification", "TopicArn": "arn", "Message": json!({"Records": [record]}).to_string()}).to_string(),
+            json!({"detail-type": "Object Created", "source": "aws.s3", "id": "x",
+                "detail": {"bucket": {"name": "uploads"}, "object": {"key": "a b+c%20/ü.jpg"}}}).to_string(),
+            json!({"specversion": "1.0", "type": "com.example.upload", "source": "/s", "id": "1", "data": {"image": "s3://uploads/a b+c%20/ü.jpg"}}).to_string(),
+            json!({"specversion": "1.0", "type": "com.example.s3", "source": "/s", "id": "1", "data": {"Records": [record]}}).to_string(),
+        ];
+        for form in forms {
+            assert_eq!(one(&form).image, image, "{form}");
+        }
+    }
+
+    #[test]
+    fn the_id_is_the_body_s_then_the_message_s_but_never_for_s3_records() {
+        assert_eq!(one_with(r#"{"image": "s3://b/k", "id": "a"}"#, Some("m")).identity, Identity::Given("a".into()));
+        assert_eq!(one_with(r#"{"image": "s3://b/k"}"#, Some("m")).identity, Identity::Given("m".into()));
+        assert_eq!(one_with("s3://b/k", Some("m")).identity, Identity::Given("m".into()));
+        let record = r#"{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": "k", "eTag": "\"e\"", "versionId": "v", "sequencer": "0A"}}}]}"#;
+        let job = one_with(record, Some("m"));
+        assert_eq!(job.identity, Identity::Derived { sequencer: Some("0A".into()) });
+        assert_eq!((job.image.etag.as_deref(), job.image.version_id.as_deref()), (Some("e"), Some("v")));
+    }
+
+    #[test]
+    fn several_records_become_a_message_each_and_other_events_nothing() {
+        let record = |key: &str, name: &str| json!({"eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key}}});
+        let body = json!({"Records": [record("1", "ObjectCreated:Put"), record("2", "ObjectRemoved:Delete"), record("3", "ObjectCreated:Copy")]});
+        let Ok(Reading::Several(bodies)) = read(body.to_string().as_bytes(), None) else { panic!() };
+        assert_eq!(bodies.iter().map(|body| one(body).image.key).collect::<Vec<_>>(), ["1", "3"]);
+        for nothing in [
+            json!({"Records": [record("2", "ObjectRemoved:Delete")]}),
+            json!({"Records": []}),
+            json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}),
+            json!({"detail-type": "Object Deleted", "detail": {}}),
+            json!({"Type": "SubscriptionConfirmation", "TopicArn": "arn"}),
+        ] {
+            assert!(matches!(read(nothing.to_string().as_bytes(), None), Ok(Reading::Nothing(_))), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_with_a_reason() {
+        for (body, says) in [
+            ("", "neither JSON nor s3://"),
+            ("[]", "neither an object nor a string"),
+            ("{}", "no form of job"),
+            (r#""https://x/y""#, "is not s3://bucket/key"),
+            (r#"{"image": {"bucket": "b"}}"#, "needs `bucket` and `key`"),
+            (r#"{"image": 3}"#, "neither a string nor an object"),
+            (r#"{"image": "s3://b/k", "id": ""}"#, "printable ASCII"),
+            (r#"{"image": "s3://b/k", "id": "ü"}"#, "printable ASCII"),
+            (r#"{"image": "s3://b/k", "detectors": []}"#, "at least one name"),
+            (r#"{"image": "s3://b/k", "metadata": []}"#, "not an object"),
+            (r#"{"image": "s3://b/k", "metadata": {"a": "\u0000"}}"#, "U+0000"),
+            (r#"{"image": "s3://b/k\u0000"}"#, "U+0000"),
+            (r#"{"Records": [{}]}"#, "eventName"),
+            (r#"{"Records": [{"eventName": "ObjectCreated:Put"}]}"#, "s3.bucket.name"),
+            (r#"{"specversion": "1.0", "type": "io.pixwarden.image.flagged.v1", "data": {"image": "s3://b/k"}}"#, "would loop"),
+            (r#"{"specversion": "1.0", "type": "x", "data": {"specversion": "1.0", "data": {}}}"#, "no form of job"),
+        ] {
+            assert!(reason(body).contains(says), "{body}: {}", reason(body));
+        }
+        assert!(reason(&format!("s3://b/{}", "k".repeat(70_000))).contains("the limit is 65536"));
+        assert!(reason(&format!("s3://b/{}", "k".repeat(2000))).contains("1 to 1024"));
+        let large = json!({"image": "s3://b/k", "metadata": {"a": "x".repeat(17_000)}}).to_string();
+        assert!(reason(&large).contains("metadata"));
+        assert!(read(&[0xFF, 0xFE], None).unwrap_err().0.contains("UTF-8"));
+    }
+
+    /// What S3 leaves unencoded in a notification's key.
+    const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b' ');
+
+    proptest! {
+        #[test]
+        fn any_key_survives_the_encoding_of_s3_events(key in "[^\u{0}]{1,80}") {
+            let encoded = utf8_percent_encode(&key, FORM).to_string().replace(' ', "+");
+            let record = json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": encoded}}});
+            prop_assert_eq!(one(&json!({"Records": [record]}).to_string()).image.key, key);
+        }
+
+        #[test]
+        fn any_key_survives_the_plain_forms(key in "[^\u{0}\r\n]{1,80}") {
+            let uri = format!("s3://bucket/{key}");
+            prop_assert_eq!(&one(&json!({"image": uri}).to_string()).image.key, &key);
+            prop_assert_eq!(&one(&uri).image.key, &key);
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _reading = read(&body, None);
+        }
+
+        #[test]
+        fn no_json_makes_the_parser_panic_or_pass_on_what_cannot_be_stored(
+            image in prop_oneof![Just(json!("s3://b/k")), Just(json!({"bucket": "b", "key": "k\u{0}"})), Just(json!(null))],
+            id in proptest::option::of(".{0,250}"),
+            metadata in proptest::option::of(proptest::collection::btree_map(".{0,9}", ".{0,9}", 0..5)),
+        ) {
+            let body = json!({"image": image, "id": id, "metadata": metadata}).to_string();
+            if let Ok(Reading::Job(job)) = read(body.as_bytes(), None) {
+                prop_assert!(!job.image.key.contains('\0'));
+                prop_assert!(!job.metadata.iter().any(holds_nul));
+                if let Identity::Given(id) = &job.identity {
+                    prop_assert!((1..=200).contains(&id.len()) && id.is_ascii());
+                }
+            }
+        }
+    }
+}

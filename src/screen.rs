@@ -1,0 +1,268 @@
+//! Bytes → scores → judgement: decode, prepare, gather, infer, judge. No network, no broker, no database in here.
+//!
+//! `worker` and `scan` share one [`Screen`]; they differ in where bytes come from and where verdicts go.
+
+pub mod decode;
+pub mod gather;
+pub mod infer;
+pub mod judge;
+pub mod prepare;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::config::{Config, DetectorEntry};
+use crate::detector::{Detector, Geometry, PackageError, Source};
+use crate::job::{Digests, Judgement, Lane, Scores, Seen};
+use crate::policy::{Policy, PolicyError};
+use decode::{Pool, Undecodable};
+use infer::{Engine, InferError, Runtime, Unscored};
+use prepare::Pixels;
+
+/// Everything that turns bytes into a judgement, warm.
+pub struct Screen {
+    engines: Vec<Engine>,
+    decoders: Pool,
+    policy: Policy,
+    broken: watch::Receiver<Option<String>>,
+}
+
+/// What was seen in one image. The scores are those of the most severe frame.
+#[derive(Debug, Clone)]
+pub struct Sight {
+    /// The facts.
+    pub seen: Seen,
+    /// What the detectors say.
+    pub scores: Scores,
+    /// What the policy makes of it.
+    pub judgement: Judgement,
+    /// What each detector asked for was shown of the first frame.
+    pub shown: Vec<(String, Arc<Pixels>)>,
+}
+
+/// Why an image has no scores.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unseen {
+    /// It is no whole image, or one over the limits.
+    #[error(transparent)]
+    Undecodable(#[from] Undecodable),
+    /// A detector could not score it, or is gone.
+    #[error(transparent)]
+    Unscored(#[from] Unscored),
+}
+
+/// Why there is no screen.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A package is not in order.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// Two packages of one name.
+    #[error("two detectors are called \"{0}\"; give one of them another `name`")]
+    SameName(String),
+    /// There is no package at all.
+    #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package with --detector DIR", .0.display())]
+    NoDetector(PathBuf),
+    /// The policy does not fit the detectors.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A model cannot be run.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// No threads.
+    #[error("the system refuses threads to decode on: {0}")]
+    Threads(#[from] std::io::Error),
+}
+
+impl Screen {
+    /// Loads the packages, checks the policy against them, and warms every session up.
+    ///
+    /// # Errors
+    /// When anything of that cannot be done; nothing is replaced silently.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let (detectors, policy) = plan(config)?;
+        if policy.is_default {
+            let rule = &policy.rules[0];
+            tracing::info!(
+                detector = rule.detector,
+                label = rule.label,
+                review_at = rule.review_at,
+                flag_at = rule.flag_at,
+                "no policy is configured, using the default rule"
+            );
+        }
+        let runtime = Runtime::load(&config.inference)?;
+        let (tell_broken, broken) = watch::channel(None);
+        let mut engines = Vec::new();
+        for detector in detectors {
+            let engine = Engine::start(&runtime, detector, &config.inference, tell_broken.clone())?;
+            tracing::info!(
+                detector = engine.detector.name,
+                digest = engine.detector.digest,
+                place = engine.place,
+                max_batch = engine.max_batch,
+                "detector is ready"
+            );
+            engines.push(engine);
+        }
+        let decoders = Pool::start(&config.decode)?;
+        Ok(Self { engines, decoders, policy, broken })
+    }
+
+    /// The policy that judges.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The largest batch of any detector.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        self.engines.iter().map(|engine| engine.max_batch).max().unwrap_or(1)
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.engines.len()
+    }
+
+    /// One line a detector: name, place, batch and labels.
+    pub fn describe(&self) -> impl Iterator<Item = String> {
+        self.engines.iter().map(|engine| {
+            let labels: Vec<_> = engine.detector.labels.iter().map(|label| format!("\"{label}\"")).collect();
+            format!(
+                "{} runs on {}, up to {} images a run, labels {}",
+                engine.detector.name,
+                engine.place,
+                engine.max_batch,
+                labels.join(", ")
+            )
+        })
+    }
+
+    /// The digests of the detectors asked for, or of all.
+    ///
+    /// # Errors
+    /// The first name that is not a detector's.
+    pub fn digests(&self, wanted: Option<&[String]>) -> Result<Digests, String> {
+        let engines = self.wanted(wanted)?;
+        Ok(engines.iter().map(|e| (e.detector.name.clone(), e.detector.digest.clone())).collect())
+    }
+
+    /// Resolves with the reason once a session is gone. The process has to end then.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.broken.clone();
+        match broken.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "a session's thread ended".into(),
+        }
+    }
+
+    /// Looks at one image with the detectors named in `digests`.
+    ///
+    /// # Errors
+    /// When it cannot be decoded, or a detector cannot score it.
+    pub async fn look(&self, lane: Lane, bytes: Bytes, digests: &Digests) -> Result<Sight, Unseen> {
+        let engines: Vec<&Engine> = self.engines.iter().filter(|e| digests.contains_key(&e.detector.name)).collect();
+        // Detectors of equal geometry share one result.
+        let mut geometries: Vec<Geometry> = Vec::new();
+        let mut which = Vec::new();
+        for engine in &engines {
+            let geometry = engine.detector.geometry;
+            let known = geometries.iter().position(|g| *g == geometry);
+            which.push(known.unwrap_or(geometries.len()));
+            if known.is_none() {
+                geometries.push(geometry);
+            }
+        }
+        let decoded = self.decoders.decode(lane, bytes, geometries.into()).await?;
+
+        let pairs = decoded.frames.iter().flat_map(|frame| engines.iter().zip(&which).map(|(e, i)| (*e, Arc::clone(&frame[*i]))));
+        let rows = futures_util::future::try_join_all(pairs.map(|(engine, pixels)| engine.score(lane, pixels))).await?;
+        let mut rows = rows.into_iter();
+        let frames: Vec<Scores> = decoded
+            .frames
+            .iter()
+            .map(|_| engines.iter().zip(rows.by_ref()).map(|(engine, row)| named(engine, row)).collect())
+            .collect();
+
+        let (index, judgement) = judge::most_severe(&self.policy, &frames);
+        let scores = frames.into_iter().nth(index).unwrap_or_default();
+        let first = decoded.frames.first();
+        let shown = first
+            .map(|frame| engines.iter().zip(&which).map(|(e, i)| (e.detector.name.clone(), Arc::clone(&frame[*i]))).collect())
+            .unwrap_or_default();
+        Ok(Sight { seen: decoded.seen, scores, judgement, shown })
+    }
+
+    fn wanted(&self, wanted: Option<&[String]>) -> Result<Vec<&Engine>, String> {
+        let Some(names) = wanted else { return Ok(self.engines.iter().collect()) };
+        names
+            .iter()
+            .map(|name| self.engines.iter().find(|e| e.detector.name == *name).ok_or_else(|| name.clone()))
+            .collect()
+    }
+}
+
+fn named(engine: &Engine, row: Vec<f32>) -> (String, std::collections::BTreeMap<String, f32>) {
+    (engine.detector.name.clone(), engine.detector.labels.iter().cloned().zip(row).collect())
+}
+
+/// Reads the packages and checks the policy, without loading a model: what `check` and `models list` need.
+///
+/// # Errors
+/// When a package or the policy is not in order.
+pub fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
+    let detectors = packages(config)?;
+    // A bare folder may be judged by the default rule; a table in the file is expected to come with rules.
+    let bare = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
+    let policy = Policy::resolve(&config.policy, &detectors, bare)?;
+    Ok((detectors, policy))
+}
+
+/// Reads the configured packages, or the bundled one where none is configured.
+///
+/// # Errors
+/// When a package is not in order, or two have the same name.
+pub fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
+    let decode_settings = format!("exact, {} frames", config.decode.max_frames);
+    let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
+        Detector::load(&Source {
+            folder,
+            name: Some(name).filter(|n| !n.is_empty()),
+            sha256: Some(sha256).filter(|s| !s.is_empty()),
+            shadow,
+            decode_settings: &decode_settings,
+        })
+    };
+    if config.detectors.is_empty() {
+        let bundled = bundled();
+        if !bundled.is_dir() {
+            return Err(StartError::NoDetector(bundled));
+        }
+        return Ok(vec![load(&bundled, "", "", false)?]);
+    }
+    let mut detectors: Vec<Detector> = Vec::new();
+    for entry in &config.detectors {
+        let detector = match entry {
+            DetectorEntry::Path(path) => load(Path::new(path), "", "", false)?,
+            DetectorEntry::Table(table) => load(Path::new(&table.path), &table.name, &table.sha256, table.shadow)?,
+        };
+        if detectors.iter().any(|other| other.name == detector.name) {
+            return Err(StartError::SameName(detector.name));
+        }
+        detectors.push(detector);
+    }
+    Ok(detectors)
+}
+
+/// The bundled package: in `models/` beside the executable or in the working directory.
+fn bundled() -> PathBuf {
+    const PACKAGE: &str = "models/cifake-32";
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PACKAGE)));
+    beside.filter(|path| path.is_dir()).unwrap_or_else(|| PathBuf::from(PACKAGE))
+}

@@ -1,0 +1,387 @@
+//! Bytes → pixels, on threads of its own. What an image is, is told by its first bytes; whether it may be decoded, by
+//! its header, before a pixel is allocated.
+//!
+//! Nothing in here is trusted: every path ends in frames or in an [`Undecodable`] with a reason for people, and a panic
+//! in a decoder costs one image.
+
+mod animated;
+mod budget;
+mod jpeg;
+mod rgb;
+mod still;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::prepare::{Pixels, Preparer};
+use crate::config::DecodeConfig;
+use crate::detector::Geometry;
+use crate::job::{Lane, Seen};
+use crate::lanes::Lanes;
+use budget::Budget;
+
+/// Why an image has no pixels, in one line for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Undecodable(pub String);
+
+impl Undecodable {
+    fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
+    /// A decoder's own words, on one line, behind the format's name.
+    fn damaged(format: &str, error: &dyn std::fmt::Display) -> Self {
+        let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        Self(format!("damaged {format}: {words}"))
+    }
+}
+
+/// What decoding an image gave: its facts, and for each frame one [`Pixels`] a geometry.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The facts.
+    pub seen: Seen,
+    /// `[frame][geometry]`, in the order asked for.
+    pub frames: Vec<Vec<Arc<Pixels>>>,
+}
+
+/// One decoded frame: `[height, width, 3] u8`, not yet turned upright.
+struct Frame {
+    rgb: Vec<u8>,
+    width: u32,
+    height: u32,
+    /// EXIF's code, 1 to 8.
+    orientation: u8,
+}
+
+/// What a format's decoder works with.
+struct Context<'a> {
+    limits: &'a DecodeConfig,
+    budget: &'a Budget,
+    /// Takes each frame that is to be screened, in order.
+    take: &'a mut dyn FnMut(&Frame) -> Result<(), Undecodable>,
+}
+
+impl<'a> Context<'a> {
+    /// Checks an image's size and waits for memory to decode it.
+    ///
+    /// `bytes_per_pixel` is everything the decoder holds at its peak, the output included.
+    fn admit(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<budget::Grant<'a>, Undecodable> {
+        let limits = self.limits;
+        let over = |what: String| Err(Undecodable(format!("over the decode limits: {what}")));
+        if width == 0 || height == 0 {
+            return Err(Undecodable(format!("an image of {width}x{height} pixels has nothing to look at")));
+        }
+        if width > limits.max_width || height > limits.max_height {
+            return over(format!("{width}x{height} pixels, the limit is {}x{}", limits.max_width, limits.max_height));
+        }
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > limits.max_pixels {
+            return over(format!("{pixels} pixels, the limit is {}", limits.max_pixels));
+        }
+        let bytes = pixels * bytes_per_pixel;
+        if bytes > limits.max_decoded_bytes {
+            return over(format!("{bytes} bytes to decode, the limit is {}", limits.max_decoded_bytes));
+        }
+        Ok(self.budget.acquire(bytes))
+    }
+}
+
+/// Decodes one image and prepares each of its frames for every geometry.
+fn decode(
+    bytes: &[u8],
+    geometries: &[Geometry],
+    limits: &DecodeConfig,
+    budget: &Budget,
+    preparer: &mut Preparer,
+) -> Result<Decoded, Undecodable> {
+    let mut frames = Vec::new();
+    let mut take = |frame: &Frame| {
+        let prepared: Result<Vec<_>, _> = geometries
+            .iter()
+            .map(|geometry| preparer.prepare(&frame.rgb, frame.width, frame.height, frame.orientation, geometry).map(Arc::new))
+            .collect();
+        frames.push(prepared.map_err(|e| Undecodable(format!("the image cannot be resized: {e}")))?);
+        Ok(())
+    };
+    let mut context = Context { limits, budget, take: &mut take };
+    let seen = match Format::of(bytes)? {
+        Format::Jpeg => jpeg::decode(bytes, &mut context),
+        Format::Png => still::png(bytes, &mut context),
+        Format::Bmp => still::bmp(bytes, &mut context),
+        Format::Tiff => still::tiff(bytes, &mut context),
+        Format::Gif => animated::gif(bytes, &mut context),
+        Format::WebP => animated::webp(bytes, &mut context),
+    }?;
+    Ok(Decoded { seen, frames })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Jpeg,
+    Png,
+    WebP,
+    Gif,
+    Bmp,
+    Tiff,
+}
+
+impl Format {
+    /// By magic bytes; names and content types lie.
+    fn of(bytes: &[u8]) -> Result<Self, Undecodable> {
+        let brand = bytes.get(8..12).unwrap_or_default();
+        Ok(match bytes {
+            [] => return Err(Undecodable::new("the object is empty")),
+            [0xFF, 0xD8, 0xFF, ..] => Self::Jpeg,
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Self::Png,
+            [b'R', b'I', b'F', b'F', ..] if brand == b"WEBP" => Self::WebP,
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Self::Gif,
+            [b'B', b'M', ..] => Self::Bmp,
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
+                return Err(Undecodable(match brand {
+                    b"avif" | b"avis" => "unsupported format: AVIF".into(),
+                    b"heic" | b"heix" | b"mif1" | b"msf1" => "unsupported format: HEIC".into(),
+                    _ => "unsupported format: MPEG-4".into(),
+                }));
+            }
+            [b'%', b'P', b'D', b'F', ..] => return Err(Undecodable::new("unsupported format: PDF")),
+            _ if looks_like(bytes, "<svg") => return Err(Undecodable::new("unsupported format: SVG")),
+            _ => return Err(Undecodable::new("not an image: the first bytes are of no known format")),
+        })
+    }
+}
+
+/// Whether a text begins, somewhere in its first kilobyte, with a tag.
+fn looks_like(bytes: &[u8], tag: &str) -> bool {
+    let head = &bytes[..bytes.len().min(1024)];
+    head.windows(tag.len()).any(|window| window.eq_ignore_ascii_case(tag.as_bytes()))
+}
+
+/// Writes what a detector saw as a PNG.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_png(file: &std::path::Path, pixels: &Pixels) -> image::ImageResult<()> {
+    image::save_buffer(file, &pixels.data, pixels.width, pixels.height, image::ExtendedColorType::Rgb8)
+}
+
+/// The decoder threads and the images that wait for one, live before backfill.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    limits: DecodeConfig,
+    budget: Budget,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Lanes<Task>,
+    closed: bool,
+}
+
+struct Task {
+    bytes: Bytes,
+    geometries: Arc<[Geometry]>,
+    reply: oneshot::Sender<Result<Decoded, Undecodable>>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(config: &DecodeConfig) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            ready: Condvar::new(),
+            limits: config.clone(),
+            budget: Budget::new(config.memory_bytes),
+        });
+        let threads = (0..Self::threads(config))
+            .map(|i| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name(format!("decode-{i}")).spawn(move || shared.work())
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { shared, threads })
+    }
+
+    /// How many threads a configuration means.
+    #[must_use]
+    pub fn threads(config: &DecodeConfig) -> usize {
+        if config.threads > 0 { config.threads } else { num_cpus::get() }
+    }
+
+    /// Decodes an image for every geometry. Dropping the future abandons an image that still waits.
+    ///
+    /// # Errors
+    /// When the bytes are not a whole image that may be decoded.
+    pub async fn decode(&self, lane: Lane, bytes: Bytes, geometries: Arc<[Geometry]>) -> Result<Decoded, Undecodable> {
+        let (reply, decoded) = oneshot::channel();
+        {
+            let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.waiting.push(lane, Task { bytes, geometries, reply });
+        }
+        self.shared.ready.notify_one();
+        decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer")))
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.shared.ready.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a decoder thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut preparer = Preparer::default();
+        while let Some(task) = self.next() {
+            let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                decode(&task.bytes, &task.geometries, &self.limits, &self.budget, &mut preparer)
+            }));
+            let decoded = decoded.unwrap_or_else(|_| {
+                // The resizer's buffers may be half-written.
+                preparer = Preparer::default();
+                Err(Undecodable::new("damaged: the decoder could not cope with it"))
+            });
+            // Nobody waits for an answer once the job was given up.
+            drop(task.reply.send(decoded));
+        }
+    }
+
+    /// The next task somebody still waits for, or `None` once the pool is closed and empty.
+    fn next(&self) -> Option<Task> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match queue.waiting.pop() {
+                Some(task) if task.reply.is_closed() => {}
+                Some(task) => return Some(task),
+                None if queue.closed => return None,
+                None => queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detector::{CropRounding, Filter, Resize};
+
+    fn geometry() -> Geometry {
+        let resize = Resize::Exact { width: 8, height: 8 };
+        Geometry { resize, filter: Filter::Bicubic, width: 8, height: 8, rounding: CropRounding::Down }
+    }
+
+    fn decode_with(bytes: &[u8], limits: &DecodeConfig) -> Result<Decoded, Undecodable> {
+        decode(bytes, &[geometry()], limits, &Budget::new(limits.memory_bytes), &mut Preparer::default())
+    }
+
+    fn encoded(format: image::ImageFormat) -> Vec<u8> {
+        let image = image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 3, y as u8 * 5, (x * y) as u8]));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    const FORMATS: [(image::ImageFormat, &str); 6] = [
+        (image::ImageFormat::Jpeg, "jpeg"),
+        (image::ImageFormat::Png, "png"),
+        (image::ImageFormat::WebP, "webp"),
+        (image::ImageFormat::Gif, "gif"),
+        (image::ImageFormat::Bmp, "bmp"),
+        (image::ImageFormat::Tiff, "tiff"),
+    ];
+
+    #[test]
+    fn every_format_is_known_by_its_bytes() {
+        for (format, name) in FORMATS {
+            let decoded = decode_with(&encoded(format), &DecodeConfig::default()).unwrap();
+            assert_eq!(decoded.seen, Seen { format: name, width: 64, height: 48, frames: 1 });
+            assert_eq!(decoded.frames[0][0].data.len(), 8 * 8 * 3);
+        }
+    }
+
+    #[test]
+    fn an_image_cut_anywhere_is_undecodable() {
+        for (format, name) in FORMATS {
+            let whole = encoded(format);
+            for tenth in 0..10 {
+                let cut = &whole[..whole.len() * tenth / 10];
+                assert!(decode_with(cut, &DecodeConfig::default()).is_err(), "{name} cut at {tenth}/10 passed as whole");
+            }
+            let almost = &whole[..whole.len() - 1];
+            // BMP and TIFF carry padding or directories whose last byte no pixel needs.
+            if !matches!(format, image::ImageFormat::Bmp | image::ImageFormat::Tiff) {
+                assert!(decode_with(almost, &DecodeConfig::default()).is_err(), "{name} without its last byte");
+            }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_cut_in_half_and_closed_by_an_end_marker_is_undecodable() {
+        let whole = encoded(image::ImageFormat::Jpeg);
+        let mut forged = whole[..whole.len() / 2].to_vec();
+        forged.extend([0xFF, 0xD9]);
+        assert!(decode_with(&forged, &DecodeConfig::default()).is_err());
+    }
+
+    #[test]
+    fn padding_before_the_end_of_a_jpeg_is_no_damage_and_garbage_is() {
+        let whole = encoded(image::ImageFormat::Jpeg);
+        let with = |middle: &[u8]| {
+            let mut bytes = whole[..whole.len() - 2].to_vec();
+            bytes.extend_from_slice(middle);
+            bytes.extend([0xFF, 0xD9]);
+            decode_with(&bytes, &DecodeConfig::default())
+        };
+        assert!(with(&[0; 20]).is_ok());
+        assert!(with(b"garbage that is no padding").is_err());
+    }
+
+    #[test]
+    fn limits_count_before_pixels_are_allocated() {
+        let limits = DecodeConfig { max_width: 63, ..DecodeConfig::default() };
+        for (format, name) in FORMATS {
+            let error = decode_with(&encoded(format), &limits).unwrap_err();
+            assert!(error.0.starts_with("over the decode limits"), "{name}: {error}");
+        }
+        let limits = DecodeConfig { max_decoded_bytes: 64 * 48, ..DecodeConfig::default() };
+        for (format, name) in FORMATS {
+            let error = decode_with(&encoded(format), &limits).unwrap_err();
+            assert!(error.0.contains("bytes to decode"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        for (bytes, reason) in [
+            (&b""[..], "the object is empty"),
+            (b"hello", "not an image"),
+            (b"<?xml version='1.0'?><SVG></SVG>", "unsupported format: SVG"),
+            (b"%PDF-1.7", "unsupported format: PDF"),
+            (b"\0\0\0\x1cftypavif....", "unsupported format: AVIF"),
+        ] {
+            let error = decode_with(bytes, &DecodeConfig::default()).unwrap_err();
+            assert!(error.0.starts_with(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! Pixels → probabilities: one engine a detector, its session owned by one named thread.
+//!
+//! A batch that fails is halved until the bad item stands alone; it is tried once more, and then the session itself
+//! has to prove itself on a blank image. If it cannot, it is the session that is broken, not the image, and the process
+//! has to end: a session after a fatal GPU error never recovers.
+
+mod onnx;
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::gather::{Gather, Next};
+use super::prepare::Pixels;
+use crate::config::InferenceConfig;
+use crate::detector::{Activation, Detector};
+use crate::job::Lane;
+
+pub use onnx::Runtime;
+
+/// Something that turns a batch of pixels into rows of raw outputs. A seam: tests inject faults here.
+pub trait Session: Send {
+    /// Runs `1..` images of the detector's size; one row of outputs an image, in order.
+    ///
+    /// # Errors
+    /// When the run failed as a whole; no row is known then.
+    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError>;
+
+    /// Images a run at the most, where the model's shape fixes it.
+    fn fixed_batch(&self) -> Option<usize>;
+
+    /// Where it runs, for people: `CPU`, `CUDA device 0`.
+    fn place(&self) -> &str;
+
+    /// The output's name, which may tell whether it holds logits.
+    fn output_name(&self) -> &str;
+
+    /// Whether a run's duration should bound the batch, as it does on a CPU.
+    fn is_slow(&self) -> bool;
+}
+
+/// Why a run failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SessionError {
+    /// The device has too little memory for this batch.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Why a detector cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The shared library cannot be loaded.
+    #[error(
+        "ONNX Runtime's shared library cannot be loaded: {0}\n  hint: install it (`pip download --no-deps onnxruntime` and unzip libonnxruntime.so from the wheel), then set ORT_DYLIB_PATH or `inference.runtime` to the file"
+    )]
+    Library(String),
+    /// The device that was asked for cannot be had.
+    #[error("device = \"{device}\" was asked for, but cannot be had: {error}\n  hint: install onnxruntime-gpu and its CUDA libraries, or set `inference.device` to \"auto\" or \"cpu\"")]
+    Device {
+        /// As configured.
+        device: &'static str,
+        /// What ONNX Runtime says.
+        error: String,
+    },
+    /// The model and its package do not fit.
+    #[error("detector {detector}: {what}")]
+    Model {
+        /// The detector.
+        detector: String,
+        /// What does not fit and what would.
+        what: String,
+    },
+}
+
+/// Why one image has no scores.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unscored {
+    /// The model cannot run this image; it can run others.
+    #[error("the model cannot score it: {0}")]
+    Item(String),
+    /// The session is gone, and the process should be too.
+    #[error("the session of {0} is broken")]
+    Broken(String),
+}
+
+struct Item {
+    pixels: Arc<Pixels>,
+    reply: oneshot::Sender<Result<Vec<f32>, Unscored>>,
+}
+
+struct Queue {
+    gather: Mutex<Gather<Item>>,
+    ready: Condvar,
+}
+
+impl Queue {
+    fn with<R>(&self, act: impl FnOnce(&mut Gather<Item>) -> R) -> R {
+        let result = act(&mut self.gather.lock().unwrap_or_else(PoisonError::into_inner));
+        self.ready.notify_all();
+        result
+    }
+
+    /// Blocks until there is a batch, or nothing will come any more.
+    fn next(&self) -> Option<Vec<Item>> {
+        let mut gather = self.gather.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match gather.next(|item| item.reply.is_closed()) {
+                Next::Batch(batch) => return Some(batch),
+                Next::End => return None,
+                Next::Wait => gather = self.ready.wait(gather).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// One detector, ready to score.
+pub struct Engine {
+    /// The package.
+    pub detector: Detector,
+    /// Images a run at the most, after warm-up.
+    pub max_batch: usize,
+    /// Where it runs, for people.
+    pub place: String,
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the session's thread reports once it is warm.
+struct Warm {
+    max_batch: usize,
+    place: String,
+}
+
+impl Engine {
+    /// Loads the session on its own thread, warms it up, and returns when it can score.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded or does not fit its package.
+    pub fn start(
+        runtime: &Runtime,
+        detector: Detector,
+        config: &InferenceConfig,
+        broken: watch::Sender<Option<String>>,
+    ) -> Result<Self, InferError> {
+        let runtime = runtime.clone();
+        let for_session = detector.clone();
+        Self::start_with(detector, config, broken, move || runtime.session(&for_session))
+    }
+
+    /// As [`Engine::start`], with any session.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_with(
+        detector: Detector,
+        config: &InferenceConfig,
+        broken: watch::Sender<Option<String>>,
+        open: impl FnOnce() -> Result<Box<dyn Session>, InferError> + Send + 'static,
+    ) -> Result<Self, InferError> {
+        let queue = Arc::new(Queue { gather: Mutex::new(Gather::new(1)), ready: Condvar::new() });
+        let (report, warm) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name(format!("session-{}", detector.name)).spawn({
+            let (queue, detector, config) = (Arc::clone(&queue), detector.clone(), config.clone());
+            move || {
+                let opened = open().and_then(|mut session| {
+                    let (activation, max_batch) = warm_up(session.as_mut(), &detector, &config)?;
+                    Ok((session, activation, max_batch))
+                });
+                match opened {
+                    Err(e) => drop(report.send(Err(e))),
+                    Ok((session, activation, max_batch)) => {
+                        queue.with(|gather| *gather = Gather::new(max_batch));
+                        drop(report.send(Ok(Warm { max_batch, place: session.place().to_owned() })));
+                        Worker { session, activation, queue: &queue, detector: &detector, broken: &broken }.work();
+                        queue.with(Gather::abandon);
+                    }
+                }
+            }
+        });
+        let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
+        let thread = thread.map_err(|e| model(format!("no thread for its session: {e}")))?;
+        let warm = warm.recv().unwrap_or_else(|_| Err(model("its session's thread panicked while loading".into())))?;
+        Ok(Self { detector, max_batch: warm.max_batch, place: warm.place, queue, thread: Some(thread) })
+    }
+
+    /// Scores one image: a probability a label, in the detector's order. Dropping the future abandons an image that
+    /// still waits.
+    ///
+    /// # Errors
+    /// When the model cannot run this image, or the session is gone.
+    pub async fn score(&self, lane: Lane, pixels: Arc<Pixels>) -> Result<Vec<f32>, Unscored> {
+        let (reply, scored) = oneshot::channel();
+        let broken = || Unscored::Broken(self.detector.name.clone());
+        self.queue.with(|gather| gather.push(lane, Item { pixels, reply })).map_err(|_| broken())?;
+        scored.await.unwrap_or_else(|_| Err(broken()))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.with(Gather::close);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(detector = self.detector.name, "the session's thread panicked");
+        }
+    }
+}
+
+/// Finds out what the output means and how large a batch may be, by running blank images.
+fn warm_up(session: &mut dyn Session, detector: &Detector, config: &InferenceConfig) -> Result<(Activation, usize), InferError> {
+    let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
+    let mut run = |shade: u8, size: usize| {
+        let started = Instant::now();
+        let batch = vec![plain(detector, shade); size];
+        let rows = session.run(&batch).map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))?;
+        let width = rows.first().map_or(0, Vec::len);
+        if width != detector.labels.len() {
+            return Err(model(format!(
+                "the package names {} labels, but the model has {width} outputs an image",
+                detector.labels.len()
+            )));
+        }
+        Ok((rows, started.elapsed()))
+    };
+    // The first run allocates; only later ones tell the duration.
+    let mut outputs = run(0, 1)?.0;
+    outputs.extend(run(255, 1)?.0);
+    outputs.extend(run(127, 1)?.0);
+
+    let most = session.fixed_batch().unwrap_or(config.max_batch).min(config.max_batch);
+    let bound = session.is_slow().then_some(Duration::from_millis(config.max_run_ms));
+    let mut run = |size: usize| {
+        let started = Instant::now();
+        let batch = vec![plain(detector, 127); size];
+        session.run(&batch).map(|_| started.elapsed()).map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))
+    };
+    let mut max_batch = 1;
+    while max_batch < most {
+        let next = (max_batch * 2).min(most);
+        if bound.is_some_and(|bound| run(max_batch).is_ok_and(|took| took * 2 > bound)) {
+            break;
+        }
+        run(next)?;
+        max_batch = next;
+    }
+    Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
+}
+
+/// What the output holds: as stated, else by its name, else by values that only logits can have.
+fn activation(detector: &Detector, output: &str, rows: &[Vec<f32>]) -> Result<Activation, InferError> {
+    if let Some(stated) = detector.activation {
+        return Ok(stated);
+    }
+    let logits = if detector.multi_label { Activation::Sigmoid } else { Activation::Softmax };
+    let name = output.to_ascii_lowercase();
+    let outside = rows.iter().flatten().any(|x| !(0.0..=1.0).contains(x));
+    let not_exclusive = !detector.multi_label && rows.iter().any(|row| (row.iter().sum::<f32>() - 1.0).abs() > 1e-3);
+    if name.contains("logit") || outside || not_exclusive {
+        Ok(logits)
+    } else if name.contains("prob") || name.contains("softmax") || name.contains("sigmoid") {
+        Ok(Activation::Identity)
+    } else {
+        Err(InferError::Model {
+            detector: detector.name.clone(),
+            what: format!(
+                "the output \"{output}\" may hold logits or probabilities\n  hint: state it in config.json: \"pixwarden\": {{\"output\": \"logits\"}} or \"probabilities\""
+            ),
+        })
+    }
+}
+
+fn activate(activation: Activation, row: &mut [f32]) {
+    match activation {
+        Activation::Identity => {}
+        Activation::Sigmoid => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+        Activation::Softmax => {
+            // Shifted by the maximum, so that exp cannot overflow; NaN stays NaN.
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|x| *x = (*x - max).exp());
+            let sum: f32 = row.iter().sum();
+            row.iter_mut().for_each(|x| *x /= sum);
+        }
+    }
+}
+
+/// An image of one shade of grey in the detector's size.
+fn plain(detector: &Detector, shade: u8) -> Arc<Pixels> {
+    let (width, height) = (detector.geometry.width, detector.geometry.height);
+    Arc::new(Pixels { width, height, data: vec![shade; width as usize * height as usize * 3] })
+}
+
+struct Worker<'a> {
+    session: Box<dyn Session>,
+    activation: Activation,
+    queue: &'a Queue,
+    detector: &'a Detector,
+    broken: &'a watch::Sender<Option<String>>,
+}
+
+impl Worker<'_> {
+    fn work(&mut self) {
+        while let Some(batch) = self.queue.next() {
+            if let Err(reason) = self.score(batch) {
+                tracing::error!(detector = self.detector.name, reason, "session is broken");
+                self.broken.send_replace(Some(format!("the session of {} is broken: {reason}", self.detector.name)));
+                return;
+            }
+        }
+    }
+
+    /// Answers every item of a batch. The error is the session's death, and leaves items unanswered: they are dropped,
+    /// which tells their owners the same.
+    fn score(&mut self, mut batch: Vec<Item>) -> Result<(), String> {
+        let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
+        let error = match self.session.run(&pixels) {
+            Ok(rows) => {
+                for (item, mut row) in batch.into_iter().zip(rows) {
+                    activate(self.activation, &mut row);
+                    drop(item.reply.send(Ok(row)));
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if batch.len() > 1 {
+            let half = batch.len() / 2;
+            if let SessionError::OutOfMemory(_) = error {
+                tracing::warn!(detector = self.detector.name, max_batch = half, "out of memory, batches are halved");
+                self.queue.with(|gather| gather.limit(half));
+            }
+            let rest = batch.split_off(half);
+            self.score(batch)?;
+            return self.score(rest);
+        }
+        let Some(item) = batch.pop() else { return Ok(()) };
+        match self.session.run(&pixels) {
+            Ok(rows) => {
+                let mut row = rows.into_iter().next().unwrap_or_default();
+                activate(self.activation, &mut row);
+                drop(item.reply.send(Ok(row)));
+                Ok(())
+            }
+            Err(again) => {
+                self.session.run(&[plain(self.detector, 127)]).map_err(|e| format!("{error}; on a blank image: {e}"))?;
+                drop(item.reply.send(Err(Unscored::Item(again.to_string()))));
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::detector;
+
+    /// Fails on any batch that holds a pixel of the value 66, or on all once `dead`.
+    struct Faulty {
+        runs: Arc<Mutex<Vec<usize>>>,
+        memory: usize,
+        dies_on: Option<u8>,
+        dead: bool,
+    }
+
+    impl Session for Faulty {
+        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+            self.runs.lock().unwrap().push(batch.len());
+            self.dead |= batch.iter().any(|p| Some(p.data[0]) == self.dies_on);
+            if self.dead || batch.iter().any(|p| p.data[0] == 66) {
+                return Err(SessionError::Other("bad item".into()));
+            }
+            if batch.len() > self.memory {
+                return Err(SessionError::OutOfMemory("too many".into()));
+            }
+            Ok(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect())
+        }
+
+        fn fixed_batch(&self) -> Option<usize> {
+            None
+        }
+
+        fn place(&self) -> &'static str {
+            "test"
+        }
+
+        fn output_name(&self) -> &'static str {
+            "logits"
+        }
+
+        fn is_slow(&self) -> bool {
+            false
+        }
+    }
+
+    fn engine(memory: usize, dies_on: Option<u8>) -> (Engine, Arc<Mutex<Vec<usize>>>, watch::Receiver<Option<String>>) {
+        let runs = Arc::new(Mutex::new(Vec::new()));
+        let (broken, is_broken) = watch::channel(None);
+        let session = Faulty { runs: Arc::clone(&runs), memory: 64, dies_on, dead: false };
+        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
+        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, move || {
+            Ok(Box::new(Faulty { memory, ..session }))
+        });
+        (engine.unwrap(), runs, is_broken)
+    }
+
+    fn shade(value: u8) -> Arc<Pixels> {
+        Arc::new(Pixels { width: 8, height: 8, data: vec![value; 192] })
+    }
+
+    #[tokio::test]
+    async fn a_bad_item_stands_alone_in_the_end() {
+        let (engine, _, broken) = engine(64, None);
+        let jobs = (60..70u8).map(|value| engine.score(Lane::Live, shade(value)));
+        let results = futures_util::future::join_all(jobs).await;
+        for (value, result) in (60..70u8).zip(results) {
+            assert_eq!(result.is_err(), value == 66, "{value}: {result:?}");
+        }
+        assert!(broken.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_dies_says_so_and_answers_nobody_wrongly() {
+        let (engine, _, broken) = engine(64, Some(7));
+        let jobs = [1, 7, 2].map(|value| engine.score(Lane::Live, shade(value)));
+        for result in futures_util::future::join_all(jobs).await.into_iter().skip(1) {
+            assert!(matches!(result, Err(Unscored::Broken(_))), "{result:?}");
+        }
+        assert!(broken.borrow().is_some());
+        assert!(matches!(engine.score(Lane::Live, shade(1)).await, Err(Unscored::Broken(_))));
+    }
+
+    #[test]
+    fn a_model_that_needs_more_memory_than_there_is_in_warm_up_is_refused() {
+        let (broken, _) = watch::channel(None);
+        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
+        let refused = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || {
+            Ok(Box::new(Faulty { runs: Arc::default(), memory: 0, dies_on: None, dead: false }))
+        });
+        assert!(refused.is_err());
+    }
+
+    #[test]
+    fn an_output_is_taken_for_what_it_can_only_be() {
+        let ambiguous = [vec![0.3, 0.7]];
+        let mut d = detector("d", &["a", "b"]);
+        assert!(activation(&d, "output", &ambiguous).is_err());
+        assert_eq!(activation(&d, "logits", &ambiguous).unwrap(), Activation::Softmax);
+        assert_eq!(activation(&d, "probabilities", &ambiguous).unwrap(), Activation::Identity);
+        assert_eq!(activation(&d, "output", &[vec![0.3, 1.2]]).unwrap(), Activation::Softmax);
+        d.multi_label = true;
+        assert_eq!(activation(&d, "output", &[vec![-3.0, 0.5]]).unwrap(), Activation::Sigmoid);
+    }
+
+    #[test]
+    fn softmax_does_not_overflow_and_keeps_nan() {
+        let mut row = [1000.0, 1000.0];
+        activate(Activation::Softmax, &mut row);
+        assert_eq!(row, [0.5, 0.5]);
+        let mut row = [f32::NAN, 1.0];
+        activate(Activation::Softmax, &mut row);
+        assert!(row.iter().all(|x| x.is_nan()));
+    }
+}

@@ -1,0 +1,236 @@
+//! Full-size pixels → what a detector sees: turned upright, resized, cropped, `[height, width, 3] u8`.
+//!
+//! Pillow resizes in two passes through bytes, across and then down; so do we, in two calls. An image that lies on its
+//! side is resized lying, with the passes swapped, and only the small result is turned: the same bytes without a second
+//! full-size copy.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
+
+use crate::detector::{CropRounding, Filter, Geometry, Resize};
+
+/// What one detector sees of one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pixels {
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+    /// `[height, width, 3] u8`, red, green, blue.
+    pub data: Vec<u8>,
+}
+
+/// A thread's resizer with its buffers.
+#[derive(Default)]
+pub(super) struct Preparer {
+    resizer: Resizer,
+}
+
+/// `[height, width, 3] u8` somewhere.
+struct View<'a> {
+    data: std::borrow::Cow<'a, [u8]>,
+    width: u32,
+    height: u32,
+}
+
+impl Preparer {
+    /// Prepares a frame whose EXIF orientation is `orientation` (1 to 8).
+    ///
+    /// # Errors
+    /// When the resizer refuses the sizes; they have been checked, so that would be a mistake of ours.
+    pub(super) fn prepare(
+        &mut self,
+        rgb: &[u8],
+        width: u32,
+        height: u32,
+        orientation: u8,
+        geometry: &Geometry,
+    ) -> Result<Pixels, ResizeError> {
+        let lying = orientation >= 5;
+        let upright = if lying { (height, width) } else { (width, height) };
+        let target = target(upright, geometry.resize);
+        let source = View { data: rgb.into(), width, height };
+        let resized = if lying {
+            let down_first = self.pass(source, (width, target.0), geometry.filter)?;
+            self.pass(down_first, (target.1, target.0), geometry.filter)?
+        } else {
+            let across_first = self.pass(source, (target.0, height), geometry.filter)?;
+            self.pass(across_first, target, geometry.filter)?
+        };
+        Ok(crop(&turn(resized, orientation), geometry))
+    }
+
+    /// Resizes along one axis, or hands the view on where nothing changes.
+    fn pass<'a>(&mut self, source: View<'a>, (width, height): (u32, u32), filter: Filter) -> Result<View<'a>, ResizeError> {
+        if (source.width, source.height) == (width, height) {
+            return Ok(source);
+        }
+        let from = ImageRef::new(source.width, source.height, &source.data, PixelType::U8x3)
+            .map_err(|_| ResizeError::SrcCroppingError(fast_image_resize::CropBoxError::SizeIsOutOfImageBoundaries))?;
+        let mut to = Image::new(width, height, PixelType::U8x3);
+        let options = ResizeOptions::new().resize_alg(algorithm(filter)).use_alpha(false);
+        self.resizer.resize(&from, &mut to, &options)?;
+        Ok(View { data: to.into_vec().into(), width, height })
+    }
+}
+
+fn algorithm(filter: Filter) -> ResizeAlg {
+    match filter {
+        Filter::Nearest => ResizeAlg::Nearest,
+        Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
+        Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
+        // PIL's bicubic has a = -0.5, which is Catmull-Rom.
+        Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
+        Filter::Box => ResizeAlg::Convolution(FilterType::Box),
+        Filter::Hamming => ResizeAlg::Convolution(FilterType::Hamming),
+    }
+}
+
+/// The size of the upright image after the resize.
+fn target((width, height): (u32, u32), resize: Resize) -> (u32, u32) {
+    match resize {
+        Resize::None => (width, height),
+        Resize::Exact { width, height } => (width, height),
+        // torchvision and transformers: int(edge * long / short).
+        Resize::ShortestEdge(edge) => {
+            let longer = |long: u32, short: u32| clamp(u64::from(edge) * u64::from(long) / u64::from(short));
+            if width <= height { (edge, longer(height, width)) } else { (longer(width, height), edge) }
+        }
+        // timm's ResizeKeepRatio: round(side / ratio), halves to even.
+        Resize::LongestEdge { edge, .. } => {
+            let ratio = f64::from(width.max(height)) / f64::from(edge);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the edge")]
+            let scaled = |side: u32| ((f64::from(side) / ratio).round_ties_even() as u32).max(1);
+            (scaled(width), scaled(height))
+        }
+    }
+}
+
+fn clamp(edge: u64) -> u32 {
+    u32::try_from(edge.max(1)).unwrap_or(u32::MAX)
+}
+
+/// Turns a small image upright by its EXIF code.
+fn turn(view: View<'_>, orientation: u8) -> View<'_> {
+    if !(2..=8).contains(&orientation) {
+        return view;
+    }
+    let (w, h) = (view.width as usize, view.height as usize);
+    let (width, height) = if orientation >= 5 { (h, w) } else { (w, h) };
+    let mut data = Vec::with_capacity(view.data.len());
+    for y in 0..height {
+        for x in 0..width {
+            let (sx, sy) = match orientation {
+                2 => (w - 1 - x, y),
+                3 => (w - 1 - x, h - 1 - y),
+                4 => (x, h - 1 - y),
+                5 => (y, x),
+                6 => (y, h - 1 - x),
+                7 => (w - 1 - y, h - 1 - x),
+                _ => (w - 1 - y, x),
+            };
+            let at = (sy * w + sx) * 3;
+            data.extend_from_slice(&view.data[at..at + 3]);
+        }
+    }
+    let (width, height) = if orientation >= 5 { (view.height, view.width) } else { (view.width, view.height) };
+    View { data: data.into(), width, height }
+}
+
+/// Crops or pads around the centre to exactly the geometry's size.
+fn crop(view: &View<'_>, geometry: &Geometry) -> Pixels {
+    let (width, height) = (geometry.width, geometry.height);
+    if (view.width, view.height) == (width, height) {
+        return Pixels { width, height, data: view.data.to_vec() };
+    }
+    let fill = match geometry.resize {
+        Resize::LongestEdge { fill, .. } => fill,
+        _ => [0; 3],
+    };
+    let (left, top) = (offset(view.width, width, geometry.rounding), offset(view.height, height, geometry.rounding));
+    let mut data = Vec::with_capacity((width * height * 3) as usize);
+    for y in 0..i64::from(height) {
+        for x in 0..i64::from(width) {
+            let (sx, sy) = (x + left, y + top);
+            let inside = (0..i64::from(view.width)).contains(&sx) && (0..i64::from(view.height)).contains(&sy);
+            if let (true, Ok(at)) = (inside, usize::try_from((sy * i64::from(view.width) + sx) * 3)) {
+                data.extend_from_slice(&view.data[at..at + 3]);
+            } else {
+                data.extend_from_slice(&fill);
+            }
+        }
+    }
+    Pixels { width, height, data }
+}
+
+/// Where the crop begins in the image; negative where the image is padded.
+fn offset(edge: u32, crop: u32, rounding: CropRounding) -> i64 {
+    let spare = i64::from(edge) - i64::from(crop);
+    match rounding {
+        // Rounded down also below 0: transformers puts the larger half of the padding first, torchvision the smaller.
+        CropRounding::Down => spare.div_euclid(2),
+        CropRounding::HalfToEven if spare < 0 => -(-spare / 2),
+        CropRounding::HalfToEven => {
+            let half = spare / 2;
+            if spare % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(resize: Resize, width: u32, height: u32) -> Geometry {
+        Geometry { resize, filter: Filter::Bicubic, width, height, rounding: CropRounding::HalfToEven }
+    }
+
+    fn noise(width: u32, height: u32) -> Vec<u8> {
+        let mut state = 1u32;
+        (0..width * height * 3)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect()
+    }
+
+    /// Turning first and resizing then is the definition; the other order must give the same bytes.
+    #[test]
+    fn turning_after_the_resize_gives_the_same_bytes() {
+        let (w, h) = (61, 40);
+        let rgb = noise(w, h);
+        for orientation in 1..=8 {
+            let geometry = geometry(Resize::Exact { width: 17, height: 23 }, 17, 23);
+            let fast = Preparer::default().prepare(&rgb, w, h, orientation, &geometry).unwrap();
+            let upright = turn(View { data: rgb.as_slice().into(), width: w, height: h }, orientation);
+            let slow = Preparer::default().prepare(&upright.data, upright.width, upright.height, 1, &geometry).unwrap();
+            assert_eq!(fast, slow, "orientation {orientation}");
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_reference() {
+        assert_eq!(target((100, 67), Resize::ShortestEdge(50)), (74, 50));
+        assert_eq!(target((67, 100), Resize::ShortestEdge(50)), (50, 74));
+        let fill = [1, 2, 3];
+        assert_eq!(target((100, 67), Resize::LongestEdge { edge: 50, fill }), (50, 34));
+        assert_eq!(target((5000, 1), Resize::LongestEdge { edge: 50, fill }), (50, 1));
+    }
+
+    #[test]
+    fn a_crop_is_centred_with_the_library_s_rounding() {
+        for (edge, crop, half_to_even, down) in [(10, 8, 1, 1), (9, 8, 0, 0), (11, 8, 2, 1), (13, 8, 2, 2), (8, 11, -1, -2)] {
+            assert_eq!(offset(edge, crop, CropRounding::HalfToEven), half_to_even, "{edge} {crop}");
+            assert_eq!(offset(edge, crop, CropRounding::Down), down, "{edge} {crop}");
+        }
+    }
+
+    #[test]
+    fn the_border_is_filled_with_the_mean() {
+        let geometry = geometry(Resize::LongestEdge { edge: 4, fill: [9, 8, 7] }, 4, 4);
+        let pixels = Preparer::default().prepare(&[200; 8 * 4 * 3], 8, 4, 1, &geometry).unwrap();
+        let rows: Vec<_> = pixels.data.chunks(12).map(|row| row[0]).collect();
+        assert_eq!(rows, [9, 200, 200, 9]);
+    }
+}

@@ -1,0 +1,515 @@
+//! The life of a delivery, told by [`Worker::live`] and [`Worker::verdict_on`]; and the start and the end of a worker.
+//!
+//! Start: ledger, detectors, store, broker, and only then the first delivery. End: stop intake, turn back who waits,
+//! finish who is inside, publish, close; one deadline over all.
+
+pub mod accept;
+pub mod admit;
+pub mod blob;
+pub mod health;
+pub mod persist;
+pub mod publish;
+pub mod settle;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use time::OffsetDateTime;
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::broker::{BrokerError, Publisher, Topology};
+use crate::config::{Config, ConfigError};
+use crate::job::forms::{self, Malformed, Reading};
+use crate::job::{Digests, Job, Judgement, Lane, Outcome, Scores, Seen, Verdict, verdict_id};
+use crate::ledger::{self, Committed, Entry, Ledger, LedgerError, OpenError};
+use crate::screen::infer::Unscored;
+use crate::screen::{Screen, StartError, Unseen, decode, judge};
+use accept::{Accept, Delivery};
+use admit::{Admit, Gate};
+use blob::{Blob, FetchError, Fetcher};
+use health::{Dependency, Health};
+use persist::Persist;
+use publish::Publish;
+use settle::{Remedy, Settle, Settlement, Trouble};
+
+/// Everything a delivery meets on its way.
+struct Worker {
+    config: Config,
+    ledger: Arc<dyn Ledger>,
+    fetcher: Arc<Fetcher>,
+    screen: Screen,
+    admit: Admit,
+    health: Health,
+    persist: Persist,
+    publish: Publish,
+    settle: Settle,
+    /// Whoever is screened holds it with others; a suspect holds it alone.
+    company: RwLock<()>,
+    stop: CancellationToken,
+}
+
+/// What a delivery says besides its body.
+struct Order {
+    lane: Lane,
+    failures: u32,
+    redelivered: bool,
+    received_at: OffsetDateTime,
+    correlation_id: Option<String>,
+    reply_to: Option<String>,
+}
+
+impl Order {
+    fn of(delivery: &Delivery) -> Self {
+        Self {
+            lane: delivery.lane,
+            failures: delivery.failures(),
+            redelivered: delivery.redelivered,
+            received_at: delivery.received_at,
+            correlation_id: delivery.correlation_id().map(str::to_owned),
+            reply_to: delivery.reply_to().map(str::to_owned),
+        }
+    }
+}
+
+/// What is known of an image by the time it is judged.
+#[derive(Default)]
+struct Found {
+    etag: Option<String>,
+    version_id: Option<String>,
+    sha256: Option<[u8; 32]>,
+    bytes: Option<u64>,
+    seen: Option<Seen>,
+    scores: Option<Scores>,
+    reused_from: Option<uuid::Uuid>,
+}
+
+/// What became of a job before it was settled.
+enum Answer {
+    /// A verdict, to be committed.
+    Verdict(Box<Verdict>),
+    /// It had one before.
+    Known,
+    /// Its id belongs to a job for another image.
+    Conflict,
+}
+
+impl Worker {
+    /// One delivery, from its arrival to its settlement.
+    async fn live(&self, delivery: Delivery) {
+        let order = Order::of(&delivery);
+        let settlement = match forms::read(&delivery.body, delivery.message_id()) {
+            // A panic costs one attempt of one job.
+            Ok(Reading::Job(job)) => AssertUnwindSafe(self.answer(&job, &order)).catch_unwind().await.unwrap_or_else(|_| {
+                Settlement::Retry { failures: order.failures + 1, reason: "the worker panicked over it".into() }
+            }),
+            Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
+            Ok(Reading::Nothing(why)) => {
+                tracing::info!(why, "message asks for nothing");
+                Settlement::Ack
+            }
+            Err(Malformed(reason)) => Settlement::DeadLetter { reason },
+        };
+        self.settle.settle(delivery, settlement).await;
+    }
+
+    /// One job: a verdict, its commit, its event and its reply.
+    async fn answer(&self, job: &Job, order: &Order) -> Settlement {
+        let deadline = Instant::now() + Duration::from_millis(self.config.worker.hold_ms);
+        let verdict = loop {
+            let trouble = match self.verdict_on(job, order).await {
+                Ok(Answer::Verdict(verdict)) => break verdict,
+                Ok(Answer::Known) => return Settlement::Ack,
+                Ok(Answer::Conflict) => return conflict(),
+                Err(trouble) => trouble,
+            };
+            match settle::remedy(trouble, order.failures, &self.config.worker) {
+                Remedy::Hold(dependency, reason) => {
+                    if !self.hold(dependency, &reason, &job.image.bucket, deadline).await {
+                        return Settlement::Return;
+                    }
+                }
+                Remedy::Settle(settlement) => return settlement,
+                Remedy::GiveUp(reason) => break Box::new(self.given_up(job, order, reason)),
+            }
+        };
+        self.conclude(job, order, *verdict, deadline).await
+    }
+
+    /// The way of a job: admit, fetch, decode, infer, judge.
+    async fn verdict_on(&self, job: &Job, order: &Order) -> Result<Answer, Trouble> {
+        let digests = match self.screen.digests(job.detectors.as_deref()) {
+            Ok(digests) => digests,
+            Err(unknown) => {
+                let why = format!("there is no detector \"{unknown}\"");
+                return Ok(self.unscored(job, order, &Digests::new(), Found::default(), Outcome::Rejected, why));
+            }
+        };
+        if !self.fetcher.allows(&job.image.bucket) {
+            let why = format!("the bucket \"{}\" is not allowed", job.image.bucket);
+            return Ok(self.unscored(job, order, &digests, Found::default(), Outcome::Rejected, why));
+        }
+        // Most often a redelivered job was answered, and only its acknowledgement was lost.
+        if order.redelivered && job.id_is_known() {
+            let id = verdict_id(&job.id(None, &digests));
+            match self.ledger.find(id).await.map_err(ledger_trouble)? {
+                Some(known) if !known.answers(&job.image) => return Ok(Answer::Conflict),
+                Some(known) if known.outcome != Outcome::Failed => return Ok(Answer::Known),
+                _ => {}
+            }
+        }
+
+        let _entered = self.admit.jobs.enter(order.lane, 1).await.map_err(|_| Trouble::Leaving)?;
+        let blob = match self.fetcher.fetch(&job.image, order.lane, &self.admit).await {
+            Ok(blob) => blob,
+            Err(FetchError::Missing(why)) => {
+                return Ok(self.unscored(job, order, &digests, Found::default(), Outcome::Missing, why));
+            }
+            Err(FetchError::TooLarge(why, etag)) => {
+                let found = Found { etag, ..Found::default() };
+                return Ok(self.unscored(job, order, &digests, found, Outcome::Rejected, why));
+            }
+            Err(FetchError::Failed(why)) => return Err(Trouble::Attempt(why)),
+            Err(FetchError::Down(why)) => return Err(Trouble::Broken(Dependency::Storage, why)),
+            Err(FetchError::Closed(_)) => return Err(Trouble::Leaving),
+        };
+        let mut found = Found {
+            etag: blob.etag.clone(),
+            version_id: blob.version_id.clone(),
+            sha256: Some(blob.sha256),
+            bytes: Some(blob.bytes.len() as u64),
+            ..Found::default()
+        };
+
+        if self.config.worker.reuse_scores
+            && let Some(earlier) = self.ledger.find_scores(blob.sha256, &digests).await.map_err(ledger_trouble)?
+        {
+            let judgement = judge::judge(self.screen.policy(), &earlier.scores);
+            found.seen = Some(earlier.seen);
+            found.scores = Some(earlier.scores);
+            found.reused_from = Some(earlier.verdict);
+            return Ok(self.verdict(job, order, &digests, found, judgement));
+        }
+        let id = verdict_id(&job.id(found.etag.as_deref(), &digests));
+        match self.look(id, order, blob, &digests).await? {
+            Look::Seen(sight) => {
+                found.seen = Some(sight.seen);
+                // Scores that are not numbers are not worth keeping.
+                found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
+                Ok(self.verdict(job, order, &digests, found, sight.judgement))
+            }
+            Look::Undecodable(why) => Ok(self.unscored(job, order, &digests, found, Outcome::Undecodable, why)),
+            Look::Deadly(deaths) => {
+                let why = format!("the worker died {deaths} times while it screened this image alone");
+                Ok(self.unscored(job, order, &digests, found, Outcome::Failed, why))
+            }
+        }
+    }
+
+    /// Screens one image: in company, or alone if it was in somebody's hands when they died.
+    async fn look(&self, id: uuid::Uuid, order: &Order, blob: Blob, digests: &Digests) -> Result<Look, Trouble> {
+        let Blob { bytes, permit: _memory, .. } = blob;
+        if !order.redelivered {
+            let _company = self.company.read().await;
+            return seen(self.screen.look(order.lane, bytes, digests).await);
+        }
+        let _alone = self.company.write().await;
+        let deaths = self.ledger.begin_alone(id).await.map_err(ledger_trouble)?.saturating_sub(1);
+        if deaths >= self.config.worker.deaths {
+            self.ledger.end_alone(id).await.map_err(ledger_trouble)?;
+            return Ok(Look::Deadly(deaths));
+        }
+        let sight = self.screen.look(order.lane, bytes, digests).await;
+        self.ledger.end_alone(id).await.map_err(ledger_trouble)?;
+        seen(sight)
+    }
+
+    /// Commits a verdict with its event, and only then hands the event over.
+    async fn conclude(&self, job: &Job, order: &Order, verdict: Verdict, deadline: Instant) -> Settlement {
+        let mut entry = self.entry(verdict, order);
+        let mut refused = false;
+        let committed = loop {
+            match self.persist.commit(entry.clone()).await {
+                Ok(committed) => break committed,
+                Err(LedgerError::Refused(why)) if !refused => {
+                    // Whatever the database cannot store is the sender's, and most likely the metadata.
+                    refused = true;
+                    let judgement = Judgement::unscored(Outcome::Failed, format!("the ledger refuses the verdict: {why}"));
+                    entry = self.entry(Verdict { metadata: None, judgement, ..entry.verdict }, order);
+                }
+                Err(LedgerError::Refused(reason)) => return Settlement::DeadLetter { reason },
+                Err(e) => {
+                    if !self.hold(Dependency::Ledger, &e.to_string(), &job.image.bucket, deadline).await {
+                        return Settlement::Return;
+                    }
+                }
+            }
+        };
+        let verdict = &entry.verdict;
+        match committed {
+            Committed::Known(known) if !known.answers(&job.image) => return conflict(),
+            Committed::Known(_) => {}
+            Committed::Written(event) => {
+                if let Some(event) = event {
+                    self.publish.hand_over(event);
+                }
+                let Judgement { outcome, reason, score, .. } = &verdict.judgement;
+                tracing::info!(
+                    job_id = verdict.job_id, image = verdict.image.uri(), %outcome, reason, score,
+                    lane = %verdict.lane, attempts = verdict.attempts, reused = verdict.reused_from.is_some(),
+                    ms = (verdict.decided_at - verdict.received_at).whole_milliseconds(), "job is done"
+                );
+            }
+        }
+        if let Some(queue) = &order.reply_to {
+            self.publish.reply(queue, &publish::event(verdict, order.correlation_id.as_deref(), &self.config.prefix)).await;
+        }
+        match verdict.judgement.outcome {
+            Outcome::Failed => Settlement::DeadLetter { reason: verdict.judgement.reason.clone().unwrap_or_default() },
+            _ => Settlement::Ack,
+        }
+    }
+
+    /// Reports a broken dependency and waits for it; false when it took too long, or the worker drains.
+    async fn hold(&self, dependency: Dependency, reason: &str, bucket: &str, deadline: Instant) -> bool {
+        let probe: health::Probe = match dependency {
+            Dependency::Ledger => {
+                let ledger = Arc::clone(&self.ledger);
+                Box::new(move || {
+                    let ledger = Arc::clone(&ledger);
+                    async move { ledger.ping().await.map_err(|e| e.to_string()) }.boxed()
+                })
+            }
+            Dependency::Storage => {
+                let (fetcher, bucket) = (Arc::clone(&self.fetcher), bucket.to_owned());
+                Box::new(move || {
+                    let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
+                    async move { fetcher.probe(&bucket).await }.boxed()
+                })
+            }
+        };
+        self.health.report(dependency, reason, probe);
+        self.stop.run_until_cancelled(self.health.recovered(deadline)).await.unwrap_or(false)
+    }
+
+    fn entry(&self, verdict: Verdict, order: &Order) -> Entry {
+        let event = publish::event(&verdict, order.correlation_id.as_deref(), &self.config.prefix);
+        Entry { verdict, event: Some(event).filter(|event| self.publish.announces(&event.routing_key)) }
+    }
+
+    fn given_up(&self, job: &Job, order: &Order, reason: String) -> Verdict {
+        let digests = self.screen.digests(job.detectors.as_deref()).unwrap_or_default();
+        self.record(job, order, &digests, Found::default(), Judgement::unscored(Outcome::Failed, reason))
+    }
+
+    fn unscored(&self, job: &Job, order: &Order, digests: &Digests, found: Found, outcome: Outcome, why: String) -> Answer {
+        self.verdict(job, order, digests, found, Judgement::unscored(outcome, why))
+    }
+
+    fn verdict(&self, job: &Job, order: &Order, digests: &Digests, found: Found, judgement: Judgement) -> Answer {
+        Answer::Verdict(Box::new(self.record(job, order, digests, found, judgement)))
+    }
+
+    fn record(&self, job: &Job, order: &Order, digests: &Digests, found: Found, judgement: Judgement) -> Verdict {
+        let job_id = job.id(found.etag.as_deref(), digests);
+        let mut image = job.image.clone();
+        image.etag = found.etag.or(image.etag);
+        image.version_id = found.version_id.or(image.version_id);
+        Verdict {
+            id: verdict_id(&job_id),
+            job_id,
+            lane: order.lane,
+            image,
+            sha256: found.sha256,
+            bytes: found.bytes,
+            seen: found.seen,
+            judgement,
+            scores: found.scores,
+            detectors: digests.clone(),
+            policy: self.screen.policy().reference.clone(),
+            metadata: job.metadata.clone(),
+            reused_from: found.reused_from,
+            attempts: order.failures + 1,
+            received_at: order.received_at,
+            decided_at: OffsetDateTime::now_utc(),
+        }
+    }
+}
+
+/// What screening an image came to.
+enum Look {
+    Seen(Box<crate::screen::Sight>),
+    Undecodable(String),
+    Deadly(u32),
+}
+
+fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
+    match sight {
+        Ok(sight) => Ok(Look::Seen(Box::new(sight))),
+        Err(Unseen::Undecodable(decode::Undecodable(why))) => Ok(Look::Undecodable(why)),
+        Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(why)),
+        // The process is about to end; the job goes back.
+        Err(Unseen::Unscored(Unscored::Broken(_))) => Err(Trouble::Leaving),
+    }
+}
+
+fn conflict() -> Settlement {
+    Settlement::DeadLetter { reason: "id_conflict: the job's id belongs to a job for another image".into() }
+}
+
+/// A look-up has no row to refuse, so whatever goes wrong is the ledger's.
+fn ledger_trouble(error: LedgerError) -> Trouble {
+    Trouble::Broken(Dependency::Ledger, error.to_string())
+}
+
+/// Why a worker could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] OpenError),
+    /// The detectors or the policy.
+    #[error(transparent)]
+    Screen(#[from] StartError),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// A session is gone.
+    #[error("{0}; the worker ends so that a new one can take its place, and its jobs will be delivered again")]
+    Broken(String),
+    /// A task that has to live as long as the worker has ended.
+    #[error("the task \"{0}\" ended unexpectedly")]
+    Task(&'static str),
+}
+
+/// Runs a worker until `shutdown` resolves; then drains and returns.
+///
+/// # Errors
+/// When it cannot start, or something it cannot do without is gone.
+pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let queue = config.queue()?.clone();
+    let ledger: Arc<dyn Ledger> = ledger::open(&config).await?.into();
+    if migrate {
+        ledger.migrate().await.map_err(OpenError::from)?;
+    }
+    ledger.check_schema().await.map_err(OpenError::from)?;
+    let fetcher = Arc::new(Fetcher::open(&config).await?);
+    let screen = Screen::start(&config)?;
+
+    let topology = Topology::new(&config.prefix, config.events.default_queue);
+    let (stop, publish_stop) = (CancellationToken::new(), CancellationToken::new());
+    let health = Health::default();
+    let accept = Accept {
+        url: queue.clone(),
+        topology: topology.clone(),
+        prefetch: prefetch(&config, &screen)?,
+        broken: health.watch(),
+        stop: stop.clone(),
+    };
+    let connection = accept.open().await?;
+
+    let publisher = Arc::new(Publisher::new(queue, "publishing"));
+    let (persist, writing) = Persist::new(Arc::clone(&ledger));
+    let (publish, publishing) = Publish::new(
+        Arc::clone(&publisher),
+        Arc::clone(&ledger),
+        topology.clone(),
+        (&config.events, &config.outbox),
+        publish_stop.clone(),
+    );
+    let (mut writing, mut publishing) = (tokio::spawn(writing), tokio::spawn(publishing));
+    let jobs = 2 * screen.max_batch() + decode::Pool::threads(&config.decode) + config.storage.downloads;
+    let worker = Arc::new(Worker {
+        admit: Admit {
+            jobs: Gate::new(jobs as u64),
+            downloads: Gate::new(config.storage.downloads as u64),
+            bytes: Gate::new(config.storage.memory_bytes),
+        },
+        settle: Settle::new(Arc::clone(&publisher), topology),
+        company: RwLock::new(()),
+        stop: stop.clone(),
+        ledger: Arc::clone(&ledger),
+        config,
+        fetcher,
+        screen,
+        health,
+        persist,
+        publish,
+    });
+
+    let lives = TaskTracker::new();
+    let take = {
+        let (worker, lives) = (Arc::clone(&worker), lives.clone());
+        move |delivery: Delivery| {
+            let worker = Arc::clone(&worker);
+            let span = tracing::info_span!("job", lane = %delivery.lane, tag = delivery.tag());
+            drop(lives.spawn(async move { worker.live(delivery).await }.instrument(span)));
+        }
+    };
+    let in_flight = {
+        let lives = lives.clone();
+        move || lives.len()
+    };
+    let mut accepting = tokio::spawn(accept.run(connection, take, in_flight));
+    tokio::select! {
+        () = shutdown => {}
+        reason = worker.screen.broken() => return Err(WorkerError::Broken(reason)),
+        _ = &mut accepting => return Err(WorkerError::Task("accept")),
+        _ = &mut writing => return Err(WorkerError::Task("persist")),
+        _ = &mut publishing => return Err(WorkerError::Task("publish")),
+    }
+
+    tracing::info!(in_flight = lives.len(), "draining");
+    let drain = Duration::from_millis(worker.config.worker.drain_ms);
+    let drained = tokio::time::timeout(drain, async {
+        stop.cancel();
+        worker.admit.close();
+        let connection = accepting.await.ok().flatten();
+        lives.close();
+        lives.wait().await;
+        // Dropping the last way in ends the tasks behind; the sessions and decoders end with the screen.
+        drop(worker);
+        publish_stop.cancel();
+        if writing.await.is_err() || publishing.await.is_err() {
+            tracing::error!("a task panicked while draining");
+        }
+        publisher.close().await;
+        if let Some(connection) = connection
+            && let Err(e) = connection.close(200, "drained".into()).await
+        {
+            tracing::debug!(error = %e, "closing the consuming connection failed");
+        }
+        ledger.close().await;
+    });
+    match drained.await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!("not drained in time; what is left will be delivered again"),
+    }
+    Ok(())
+}
+
+/// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
+fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
+    let least = 2 * screen.max_batch() * screen.sessions() + config.storage.downloads;
+    let least = u16::try_from(least).unwrap_or(u16::MAX);
+    match config.worker.prefetch {
+        0 => Ok(least),
+        chosen if chosen >= least => Ok(chosen),
+        chosen => Err(ConfigError::Invalid {
+            option: "worker.prefetch".into(),
+            what: format!(
+                "{chosen} would let the sessions wait: 2 × largest batch ({}) × detectors ({}) + downloads ({}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads",
+                screen.max_batch(),
+                screen.sessions(),
+                config.storage.downloads
+            ),
+        }),
+    }
+}

@@ -1,0 +1,274 @@
+//! The queue → deliveries. Owns the consuming connection: makes it, watches it, pauses it, makes it anew.
+//!
+//! Stream end, cancel, channel error, lost heartbeat and a consumer that has gone silent all lead to the same place: a
+//! new connection, after a pause. Whatever was not acknowledged is delivered again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Acker, BasicProperties, Channel, Connection, Consumer};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::health::Dependency;
+use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, Topology, answered, connect, depth};
+use crate::config::SecretUrl;
+use crate::job::Lane;
+use crate::retry::Pauses;
+
+/// A backlog without a delivery for this long means that the consumer has gone silent.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often that, and the connection, is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// One message, from its arrival to its settlement.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The lane it came in.
+    pub lane: Lane,
+    /// Untrusted.
+    pub body: Vec<u8>,
+    /// The sender's, and our own attempt header.
+    pub properties: BasicProperties,
+    /// Somebody had it before and did not settle it; it may have been the death of them.
+    pub redelivered: bool,
+    /// When it came.
+    pub received_at: OffsetDateTime,
+    acker: Acker,
+    tag: u64,
+}
+
+impl Delivery {
+    fn new(lane: Lane, delivery: lapin::message::Delivery) -> Self {
+        Self {
+            lane,
+            body: delivery.data,
+            properties: delivery.properties,
+            redelivered: delivery.redelivered,
+            received_at: OffsetDateTime::now_utc(),
+            acker: delivery.acker,
+            tag: delivery.delivery_tag,
+        }
+    }
+
+    /// Earlier failed attempts, as counted in the copy's header.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        let headers = self.properties.headers().as_ref();
+        match headers.and_then(|headers| headers.inner().get(ATTEMPT_HEADER)) {
+            Some(AMQPValue::LongUInt(n)) => *n,
+            Some(AMQPValue::LongInt(n)) => u32::try_from(*n).unwrap_or(0),
+            Some(AMQPValue::LongLongInt(n)) => u32::try_from(*n).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// The sender's message id.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(lapin::types::ShortString::as_str)
+    }
+
+    /// The sender's correlation id.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str)
+    }
+
+    /// Where the sender wants the result.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(lapin::types::ShortString::as_str).filter(|queue| !queue.is_empty())
+    }
+
+    /// The delivery's number on its channel, for logs.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    pub(super) fn acker(&self) -> &Acker {
+        &self.acker
+    }
+}
+
+/// The consuming side.
+pub struct Accept {
+    /// The broker.
+    pub url: SecretUrl,
+    /// What to declare and to consume.
+    pub topology: Topology,
+    /// Unsettled deliveries a lane.
+    pub prefetch: u16,
+    /// Broken dependencies; any of them pauses intake.
+    pub broken: watch::Receiver<BTreeMap<Dependency, String>>,
+    /// Set when the worker drains.
+    pub stop: CancellationToken,
+}
+
+impl Accept {
+    /// Connects and declares the topology: what has to work before a worker is started.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or refuses us, or a queue is there with other arguments.
+    pub async fn open(&self) -> Result<Connection, BrokerError> {
+        let connection = connect(&self.url, "consuming").await?;
+        self.topology.declare(&connection).await?;
+        Ok(connection)
+    }
+
+    /// Hands deliveries to `take` until the worker drains, reconnecting as often as it must. `in_flight` tells how many
+    /// of them are not settled yet. Returns the connection, on which the rest is settled.
+    pub async fn run(mut self, first: Connection, take: impl Fn(Delivery), in_flight: impl Fn() -> usize) -> Option<Connection> {
+        let mut connection = Some(first);
+        let mut pauses = Pauses::default();
+        loop {
+            let opened = match connection.take() {
+                Some(connection) => Ok(connection),
+                None => self.open().await,
+            };
+            let lost = match opened {
+                Ok(connection) => {
+                    let began = Instant::now();
+                    match self.consume(&connection, &take, &in_flight).await {
+                        Ok(()) => return Some(connection),
+                        Err(e) => {
+                            // One that held for a while starts the pauses anew.
+                            if began.elapsed() > SILENCE {
+                                pauses.reset();
+                            }
+                            abandon(connection);
+                            e
+                        }
+                    }
+                }
+                Err(e) => e,
+            };
+            let pause = pauses.next();
+            tracing::warn!(error = %lost, pause_ms = pause.as_millis(), "the broker is lost, connecting anew");
+            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return None;
+            }
+        }
+    }
+
+    /// Consumes on one connection, in turns of open intake. `Ok` means that the worker drains.
+    async fn consume(&mut self, connection: &Connection, take: &impl Fn(Delivery), in_flight: &impl Fn() -> usize) -> Result<(), BrokerError> {
+        let mut channels = Vec::new();
+        for lane in Lane::ALL {
+            let channel = answered("opening a channel", connection.create_channel()).await?;
+            // Per consumer: a limit for the whole channel is refused by quorum queues.
+            answered("setting the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+            channels.push((lane, channel));
+        }
+        while !self.stop.is_cancelled() {
+            if self.broken.borrow_and_update().is_empty() {
+                self.turn(connection, &channels, take, in_flight).await?;
+            } else {
+                tokio::select! {
+                    () = self.stop.cancelled() => {}
+                    _ = self.broken.changed() => {}
+                    () = tokio::time::sleep(LOOK) => still_open(connection, &channels)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Consumes both lanes until intake pauses or the worker drains, and then cancels the consumers and takes what was
+    /// on its way. The channels stay: on them everything is still to be acknowledged.
+    async fn turn(
+        &self,
+        connection: &Connection,
+        channels: &[(Lane, Channel)],
+        take: &impl Fn(Delivery),
+        in_flight: &impl Fn() -> usize,
+    ) -> Result<(), BrokerError> {
+        let mut consumers = Vec::new();
+        for (lane, channel) in channels {
+            let tag = format!("pixwarden.{lane}");
+            let options = BasicConsumeOptions::default();
+            let queue = self.topology.lane(*lane).as_str().into();
+            let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
+            consumers.push((*lane, answered("consuming", request).await?));
+        }
+        tracing::info!(prefetch = self.prefetch, "consuming");
+        let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
+        let mut broken = self.broken.clone();
+        let mut last = Instant::now();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let (lane, delivery) = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                () = async { drop(broken.wait_for(|broken| !broken.is_empty()).await) } => break,
+                delivery = from_live.next() => (*live, delivery),
+                delivery = from_backfill.next() => (*backfill, delivery),
+                _ = look.tick() => {
+                    still_open(connection, channels)?;
+                    if last.elapsed() > SILENCE && in_flight() == 0 {
+                        self.not_silent(connection).await?;
+                        last = Instant::now();
+                    }
+                    continue;
+                }
+            };
+            last = Instant::now();
+            take(Delivery::new(lane, arrived(delivery)?));
+        }
+        for (lane, channel) in channels {
+            let tag = format!("pixwarden.{lane}");
+            answered("cancelling", channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default())).await?;
+        }
+        for (lane, mut consumer) in consumers {
+            while let Some(delivery) = ended(&mut consumer).await {
+                take(Delivery::new(lane, arrived(Some(delivery))?));
+            }
+        }
+        Ok(())
+    }
+
+    /// An error if there is a backlog: nothing has come for a while, although there was room.
+    async fn not_silent(&self, connection: &Connection) -> Result<(), BrokerError> {
+        for lane in Lane::ALL {
+            let queue = self.topology.lane(lane);
+            if let Some((messages, _)) = depth(connection, &queue).await?
+                && messages > 0
+            {
+                return Err(BrokerError::Protocol(format!("{messages} messages wait in {queue}, and none was delivered")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn arrived(delivery: Option<lapin::Result<lapin::message::Delivery>>) -> Result<lapin::message::Delivery, BrokerError> {
+    match delivery {
+        Some(Ok(delivery)) => Ok(delivery),
+        Some(Err(e)) => Err(BrokerError::Protocol(e.to_string())),
+        None => Err(BrokerError::Protocol("the broker has cancelled the consumer".into())),
+    }
+}
+
+/// The next delivery of a consumer that was cancelled, until its stream ends.
+async fn ended(consumer: &mut Consumer) -> Option<lapin::Result<lapin::message::Delivery>> {
+    tokio::time::timeout(ANSWER, consumer.next()).await.unwrap_or(None)
+}
+
+fn still_open(connection: &Connection, channels: &[(Lane, Channel)]) -> Result<(), BrokerError> {
+    let open = connection.status().connected() && channels.iter().all(|(_, channel)| channel.status().connected());
+    if open { Ok(()) } else { Err(BrokerError::Protocol("the connection or a channel is closed".into())) }
+}
+
+/// Closes a connection nobody trusts any more, without waiting for it.
+fn abandon(connection: Connection) {
+    drop(tokio::spawn(async move {
+        if let Err(e) = answered("closing", connection.close(320, "lost".into())).await {
+            tracing::debug!(error = %e, "closing a lost connection failed");
+        }
+    }));
+}

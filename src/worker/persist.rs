@@ -1,0 +1,84 @@
+//! Group commit: whatever verdicts are ready share one transaction, so that a thousand of them cost one fsync.
+//!
+//! While one group is being written, the next one gathers. A row that the database refuses is found by halving the
+//! group, and fails alone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+
+/// Rows a transaction. More gain nothing, and a refused row costs more to find.
+const GROUP: usize = 1_000;
+
+/// The way into the ledger.
+#[derive(Clone)]
+pub struct Persist {
+    entries: mpsc::Sender<Waiting>,
+}
+
+struct Waiting {
+    entry: Entry,
+    reply: oneshot::Sender<Result<Committed, LedgerError>>,
+}
+
+impl Persist {
+    /// The way in, and the task that writes; it ends when every way in is dropped.
+    pub fn new(ledger: Arc<dyn Ledger>) -> (Self, impl Future<Output = ()> + Send) {
+        let (entries, waiting) = mpsc::channel(GROUP);
+        (Self { entries }, write(ledger, waiting))
+    }
+
+    /// Commits one verdict and its event, together with whatever else is ready.
+    ///
+    /// # Errors
+    /// When the ledger is down, or refuses this very row.
+    pub async fn commit(&self, entry: Entry) -> Result<Committed, LedgerError> {
+        let (reply, committed) = oneshot::channel();
+        let stopped = || LedgerError::Down("the committing task has stopped".into());
+        self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
+        committed.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut ready: Vec<Waiting> = Vec::new();
+    loop {
+        // What is left over from the last group goes first; it must not wait for more.
+        if ready.is_empty() && waiting.recv_many(&mut ready, GROUP).await == 0 {
+            return;
+        }
+        let mut ids: HashSet<Uuid> = HashSet::new();
+        let (group, rest) = std::mem::take(&mut ready).into_iter().partition(|w| ids.insert(w.entry.verdict.id));
+        ready = rest;
+        commit(ledger.as_ref(), group).await;
+    }
+}
+
+/// Commits a group whose ids differ, and answers everyone in it.
+fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
+    Box::pin(async move {
+        let entries: Vec<Entry> = group.iter().map(|waiting| waiting.entry.clone()).collect();
+        match ledger.commit(&entries).await {
+            Ok(answers) => {
+                for (waiting, answer) in group.into_iter().zip(answers) {
+                    drop(waiting.reply.send(Ok(answer)));
+                }
+            }
+            Err(LedgerError::Refused(_)) if group.len() > 1 => {
+                let rest = group.split_off(group.len() / 2);
+                commit(ledger, group).await;
+                commit(ledger, rest).await;
+            }
+            Err(error) => {
+                for waiting in group {
+                    drop(waiting.reply.send(Err(error.clone())));
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,282 @@
+//! Committed events → the exchange, at least once, with a stable id. Settling a job never waits for its event.
+//!
+//! An event is handed over straight after its commit. Whatever does not arrive stays in the outbox, and the sweeper
+//! takes it once it is due: after a crash, after the broker was away, or when at last somebody has bound a queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::broker::{Message, PublishError, Publisher, Topology};
+use crate::config::{EventsConfig, OutboxConfig};
+use crate::job::{Verdict, event_id};
+use crate::ledger::{Event, Ledger};
+
+/// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
+const CONTENT_TYPE: &str = "application/cloudevents+json";
+/// Events waiting for the publisher; more are left to the sweeper.
+const WAITING: usize = 4_096;
+/// Events the sweeper takes at a time.
+const SWEEP: u32 = 500;
+
+/// Describes a verdict as an event, whether or not it is announced.
+#[must_use]
+pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
+    let outcome = verdict.judgement.outcome;
+    let id = event_id(verdict.id, outcome);
+    let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
+    let payload = json!({
+        "specversion": "1.0",
+        "id": id,
+        "type": format!("io.pixwarden.image.{outcome}.v1"),
+        "source": format!("/{prefix}"),
+        "subject": verdict.image.uri(),
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": {
+            "verdict_id": verdict.id,
+            "job_id": verdict.job_id,
+            "lane": verdict.lane,
+            "image": {
+                "bucket": verdict.image.bucket,
+                "key": verdict.image.key,
+                "version_id": verdict.image.version_id,
+                "etag": verdict.image.etag,
+                "sha256": verdict.sha256.map(hex::encode),
+            },
+            "outcome": outcome,
+            "reason": verdict.judgement.reason,
+            "label": verdict.judgement.label,
+            "score": verdict.judgement.score.map(exact),
+            "scores": verdict.scores.as_ref().map(|scores| {
+                let labels = |labels: &std::collections::BTreeMap<String, f32>| {
+                    labels.iter().map(|(label, p)| (label.clone(), exact(*p))).collect::<serde_json::Map<_, _>>()
+                };
+                scores.iter().map(|(name, by_label)| (name.clone(), labels(by_label).into())).collect::<serde_json::Map<_, _>>()
+            }),
+            "detectors": verdict.detectors,
+            "policy": verdict.policy,
+            "metadata": verdict.metadata,
+            "decided_at": time,
+        },
+    });
+    Event {
+        id,
+        routing_key: outcome.routing_key().to_owned(),
+        correlation_id: correlation_id.unwrap_or(&verdict.job_id).to_owned(),
+        payload: payload.to_string(),
+    }
+}
+
+/// A float32 by its shortest decimal form that reads back as itself; `json!` would widen it to 0.10000000149.
+fn exact(p: f32) -> Value {
+    serde_json::from_str(&p.to_string()).unwrap_or(Value::Null)
+}
+
+/// The way out for events and replies.
+#[derive(Clone)]
+pub struct Publish {
+    events: mpsc::Sender<Event>,
+    publisher: Arc<Publisher>,
+    topology: Topology,
+    announced: Arc<[String]>,
+}
+
+impl Publish {
+    /// The way out, and the tasks behind it. They end when every way out is dropped and `stop` is set.
+    pub fn new(
+        publisher: Arc<Publisher>,
+        ledger: Arc<dyn Ledger>,
+        topology: Topology,
+        (events, outbox): (&EventsConfig, &OutboxConfig),
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let publish = Self {
+            events: sender.clone(),
+            publisher: Arc::clone(&publisher),
+            topology: topology.clone(),
+            announced: events.publish.clone().into(),
+        };
+        let deliver = Deliver { publisher: Arc::clone(&publisher), ledger: Arc::clone(&ledger), exchange: topology.events() };
+        let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
+        let tasks = async move {
+            tokio::join!(deliver.run(receiver, in_flight), sweep(publisher, ledger, sender, outbox, stop));
+        };
+        (publish, tasks)
+    }
+
+    /// Whether this routing key is announced at all.
+    #[must_use]
+    pub fn announces(&self, routing_key: &str) -> bool {
+        self.announced.iter().any(|key| key == routing_key)
+    }
+
+    /// Hands a committed event over. If too many wait, the sweeper will take it.
+    pub fn hand_over(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            tracing::debug!("the publisher is behind, the event is left to the sweeper");
+        }
+    }
+
+    /// Sends a job's result to the queue its sender named, best effort.
+    pub async fn reply(&self, reply_to: &str, event: &Event) {
+        if self.topology.owns(reply_to) {
+            tracing::warn!(reply_to, "a reply to one of our own queues was asked for and is not sent");
+            return;
+        }
+        if let Err(e) = send(&self.publisher, "", reply_to, event).await {
+            tracing::info!(reply_to, error = %e, "the reply did not arrive");
+        }
+    }
+}
+
+async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
+    let mut properties = BasicProperties::default()
+        .with_content_type(CONTENT_TYPE.into())
+        .with_message_id(event.id.to_string().into());
+    if let Ok(id) = lapin::types::ShortString::try_new(event.correlation_id.as_str()) {
+        properties = properties.with_correlation_id(id);
+    }
+    publisher.publish(Message { exchange, routing_key, payload: event.payload.as_bytes(), properties }).await
+}
+
+struct Deliver {
+    publisher: Arc<Publisher>,
+    ledger: Arc<dyn Ledger>,
+    exchange: String,
+}
+
+impl Deliver {
+    /// Publishes what comes, up to `in_flight` unconfirmed at a time, and marks what arrived.
+    async fn run(self, mut events: mpsc::Receiver<Event>, in_flight: usize) {
+        let this = Arc::new(self);
+        let room = Arc::new(Semaphore::new(in_flight));
+        let (arrived, confirmed) = mpsc::channel(in_flight);
+        let marking = tokio::spawn(mark(Arc::clone(&this.ledger), confirmed));
+        let mut sending = JoinSet::new();
+        while let Some(event) = events.recv().await {
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { break };
+            let (this, arrived) = (Arc::clone(&this), arrived.clone());
+            sending.spawn(async move {
+                let _place = place;
+                this.publish(event, arrived).await;
+            });
+            while sending.try_join_next().is_some() {}
+        }
+        while sending.join_next().await.is_some() {}
+        drop(arrived);
+        if marking.await.is_err() {
+            tracing::error!("marking events as published panicked");
+        }
+    }
+
+    async fn publish(&self, event: Event, arrived: mpsc::Sender<Uuid>) {
+        match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
+            Ok(()) => drop(arrived.send(event.id).await),
+            Err(e) => {
+                tracing::warn!(event = %event.id, routing_key = event.routing_key, error = %e, "event stays in the outbox");
+                if let Err(e) = self.ledger.note_unpublished(event.id, &e.to_string()).await {
+                    tracing::debug!(error = %e, "the reason could not be noted");
+                }
+            }
+        }
+    }
+}
+
+/// Marks whatever has arrived, together. What cannot be marked is published again, with the same id.
+async fn mark(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<Uuid>) {
+    let mut ids = Vec::new();
+    while confirmed.recv_many(&mut ids, 1_000).await > 0 {
+        if let Err(e) = ledger.mark_published(&ids).await {
+            tracing::warn!(error = %e, events = ids.len(), "published events could not be marked");
+        }
+        ids.clear();
+    }
+}
+
+/// Takes events that are due, as long as there is a broker to publish them to, and deletes old published ones.
+async fn sweep(
+    publisher: Arc<Publisher>,
+    ledger: Arc<dyn Ledger>,
+    events: mpsc::Sender<Event>,
+    config: OutboxConfig,
+    stop: CancellationToken,
+) {
+    let keep = Duration::from_secs(u64::from(config.keep_days) * 24 * 3600);
+    let mut pace = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(pace.tick()).await.is_some() {
+        // Leasing would cost each event one of its tries.
+        if let Err(e) = publisher.ready().await {
+            tracing::debug!(error = %e, "no broker, nothing is swept");
+            continue;
+        }
+        match ledger.lease_events(SWEEP).await {
+            Ok(due) => {
+                if !due.is_empty() {
+                    tracing::info!(events = due.len(), "publishing events that were left");
+                }
+                for event in due {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(e) => tracing::debug!(error = %e, "the outbox cannot be read"),
+        }
+        if let Err(e) = ledger.prune_outbox(keep).await {
+            tracing::debug!(error = %e, "the outbox cannot be pruned");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, verdict_id};
+
+    pub(crate) fn verdict() -> Verdict {
+        Verdict {
+            id: verdict_id("job-1"),
+            job_id: "job-1".into(),
+            lane: Lane::Live,
+            image: ImageRef { etag: Some("e".into()), ..ImageRef::from_uri("s3://uploads/a b.jpg").unwrap() },
+            sha256: Some([7; 32]),
+            bytes: Some(12),
+            seen: None,
+            judgement: Judgement {
+                outcome: Outcome::Flagged,
+                reason: Some("why".into()),
+                label: Some("by AI".into()),
+                score: Some(0.1),
+            },
+            scores: Some(Scores::from([("d".into(), [("by AI".to_owned(), 0.1f32)].into())])),
+            detectors: Digests::from([("d".into(), "digest".into())]),
+            policy: PolicyRef { name: "default".into(), sha256: "p".into() },
+            metadata: Some(json!({"user": 7})),
+            reused_from: None,
+            attempts: 1,
+            received_at: datetime!(2026-01-02 03:04:05 UTC),
+            decided_at: datetime!(2026-01-02 03:04:06 UTC),
+        }
+    }
+
+    #[test]
+    fn an_event_is_a_structured_cloud_event() {
+        let event = event(&verdict(), None, "pixwarden");
+        let payload: Value = serde_json::from_str(&event.payload).unwrap();
+        insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
+        assert_eq!(event.correlation_id, "job-1");
+        assert!(event.payload.contains("\"score\":0.1,"), "a float32 keeps its own digits");
+    }
+}

@@ -1,0 +1,236 @@
+//! The end of a delivery: exactly one of acknowledge, retry later, dead-letter, split, return.
+//!
+//! One function says what every trouble means for its job. A copy is published and confirmed before the original is
+//! acknowledged, so that a crash between the two doubles a message and never loses one.
+
+use std::sync::Arc;
+
+use lapin::BasicProperties;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::accept::Delivery;
+use super::health::Dependency;
+use crate::broker::{ATTEMPT_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text};
+use crate::config::WorkerConfig;
+use crate::retry;
+
+/// Headers are for people; a broker's frame is not for essays.
+const MAX_REASON_CHARS: usize = 500;
+
+/// How a delivery ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// Done: its outcome is committed, or it asked for nothing.
+    Ack,
+    /// Again later, from a delay queue.
+    Retry {
+        /// Failed attempts so far, this one included.
+        failures: u32,
+        /// Why.
+        reason: String,
+    },
+    /// To the dead letters.
+    DeadLetter {
+        /// Why, for whoever looks at them.
+        reason: String,
+    },
+    /// Several records: each becomes a message of its own.
+    Split(Vec<String>),
+    /// Back to the queue, as if it had never come.
+    Return,
+}
+
+/// Why a job has no verdict yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Something every job needs is broken.
+    Broken(Dependency, String),
+    /// This attempt failed; another may not.
+    Attempt(String),
+    /// The worker drains, or has to end.
+    Leaving,
+}
+
+/// What to do about a trouble.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// Hold the delivery until the dependency is back.
+    Hold(Dependency, String),
+    /// Settle it so.
+    Settle(Settlement),
+    /// Give the job up: it ends as `failed`.
+    GiveUp(String),
+}
+
+/// The one mapping from trouble to remedy. `failures` counts earlier failed attempts.
+#[must_use]
+pub fn remedy(trouble: Trouble, failures: u32, config: &WorkerConfig) -> Remedy {
+    match trouble {
+        Trouble::Broken(dependency, reason) => Remedy::Hold(dependency, reason),
+        Trouble::Leaving => Remedy::Settle(Settlement::Return),
+        Trouble::Attempt(reason) if failures + 1 >= config.attempts => {
+            Remedy::GiveUp(format!("given up after {} attempts: {reason}", failures + 1))
+        }
+        Trouble::Attempt(reason) => Remedy::Settle(Settlement::Retry { failures: failures + 1, reason }),
+    }
+}
+
+/// Carries settlements out.
+pub struct Settle {
+    publisher: Arc<Publisher>,
+    topology: Topology,
+}
+
+impl Settle {
+    /// Publishes copies with `publisher`.
+    #[must_use]
+    pub fn new(publisher: Arc<Publisher>, topology: Topology) -> Self {
+        Self { publisher, topology }
+    }
+
+    /// Settles a delivery. If a copy cannot be published, the original goes back to its queue.
+    pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+        let span = tracing::info_span!("settle", lane = %delivery.lane, tag = delivery.tag());
+        let _in_span = span.enter();
+        let copied = match &settlement {
+            Settlement::Ack | Settlement::Return => Ok(()),
+            Settlement::Retry { failures, reason } => {
+                let queue = self.topology.delay(delivery.lane, retry::rung(*failures));
+                tracing::info!(reason, failures, queue, "job is retried later");
+                let headers = [
+                    (ATTEMPT_HEADER, AMQPValue::LongUInt(*failures)),
+                    (REASON_HEADER, text(&shortened(reason))),
+                ];
+                self.copy(&delivery, "", &queue, &headers).await
+            }
+            Settlement::DeadLetter { reason } => {
+                tracing::warn!(reason, "message is dead-lettered");
+                let headers = [(REASON_HEADER, text(&shortened(reason)))];
+                self.copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
+            }
+            Settlement::Split(bodies) => self.split(&delivery, bodies).await,
+        };
+        let result = match (settlement, copied) {
+            (Settlement::Return, _) => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
+            (_, Ok(())) => delivery.acker().ack(BasicAckOptions::default()).await,
+            (_, Err(e)) => {
+                tracing::warn!(error = %e, "a copy could not be published, the message goes back to its queue");
+                delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await
+            }
+        };
+        // A dead channel settles nothing; the broker delivers again.
+        match result {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!("the delivery's channel is gone, it will be delivered again"),
+            Err(e) => tracing::debug!(error = %e, "the delivery could not be settled, it will be delivered again"),
+        }
+    }
+
+    async fn split(&self, delivery: &Delivery, bodies: &[String]) -> Result<(), PublishError> {
+        for body in bodies {
+            let message = Message {
+                exchange: &self.topology.jobs(),
+                routing_key: delivery.lane.as_str(),
+                payload: body.as_bytes(),
+                properties: copied(&delivery.properties, &[]),
+            };
+            self.publisher.publish(message).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        delivery: &Delivery,
+        exchange: &str,
+        routing_key: &str,
+        headers: &[(&str, AMQPValue)],
+    ) -> Result<(), PublishError> {
+        let properties = copied(&delivery.properties, headers);
+        self.publisher.publish(Message { exchange, routing_key, payload: &delivery.body, properties }).await
+    }
+}
+
+/// The sender's properties with headers of ours. Not `expiration`, which would let the copy vanish, and not `user_id`,
+/// which the broker accepts from its owner only.
+fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
+    let mut all: FieldTable = properties.headers().clone().unwrap_or_default();
+    for (key, value) in headers {
+        all.insert((*key).into(), value.clone());
+    }
+    let mut copy = BasicProperties::default().with_headers(all);
+    if let Some(value) = properties.content_type() {
+        copy = copy.with_content_type(value.clone());
+    }
+    if let Some(value) = properties.content_encoding() {
+        copy = copy.with_content_encoding(value.clone());
+    }
+    if let Some(value) = properties.priority() {
+        copy = copy.with_priority(*value);
+    }
+    if let Some(value) = properties.correlation_id() {
+        copy = copy.with_correlation_id(value.clone());
+    }
+    if let Some(value) = properties.reply_to() {
+        copy = copy.with_reply_to(value.clone());
+    }
+    if let Some(value) = properties.message_id() {
+        copy = copy.with_message_id(value.clone());
+    }
+    if let Some(value) = properties.timestamp() {
+        copy = copy.with_timestamp(*value);
+    }
+    if let Some(value) = properties.kind() {
+        copy = copy.with_type(value.clone());
+    }
+    if let Some(value) = properties.app_id() {
+        copy = copy.with_app_id(value.clone());
+    }
+    copy
+}
+
+fn shortened(reason: &str) -> String {
+    reason.chars().take(MAX_REASON_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trouble_has_its_remedy() {
+        let config = WorkerConfig { attempts: 3, ..WorkerConfig::default() };
+        let broken = Trouble::Broken(Dependency::Ledger, "away".into());
+        assert_eq!(remedy(broken, 99, &config), Remedy::Hold(Dependency::Ledger, "away".into()), "costs no attempt");
+        assert_eq!(remedy(Trouble::Leaving, 99, &config), Remedy::Settle(Settlement::Return));
+        let retry = Settlement::Retry { failures: 2, reason: "x".into() };
+        assert_eq!(remedy(Trouble::Attempt("x".into()), 1, &config), Remedy::Settle(retry));
+        assert_eq!(
+            remedy(Trouble::Attempt("x".into()), 2, &config),
+            Remedy::GiveUp("given up after 3 attempts: x".into())
+        );
+    }
+
+    #[test]
+    fn a_copy_keeps_what_the_sender_said_and_drops_what_would_lose_it() {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), text("00-1-2-01"));
+        let original = BasicProperties::default()
+            .with_headers(headers)
+            .with_message_id("m".into())
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_content_type("application/json".into())
+            .with_expiration("1000".into())
+            .with_user_id("somebody".into());
+        let copy = copied(&original, &[(REASON_HEADER, text("why"))]);
+        assert_eq!(copy.expiration(), &None);
+        assert_eq!(copy.user_id(), &None);
+        let (id, correlation, reply) = (copy.message_id(), copy.correlation_id(), copy.reply_to());
+        assert_eq!((id, correlation, reply), (original.message_id(), original.correlation_id(), original.reply_to()));
+        let headers = copy.headers().as_ref().unwrap().inner();
+        assert_eq!(headers.get("traceparent"), Some(&text("00-1-2-01")));
+        assert_eq!(headers.get(REASON_HEADER), Some(&text("why")));
+    }
+}

@@ -1,0 +1,112 @@
+//! Errors say what was tried, what happened and what to do; and they end with the right status.
+
+use crate::support::{Lab, fixtures, service};
+
+/// Runs `worker` with a changed configuration; it has to refuse to start.
+async fn refused(lab: &Lab, arguments: &[&str], status: i32) -> String {
+    let ended = lab.run(&[&["worker", "--log", "off"][..], arguments].concat()).await;
+    assert_eq!(ended.status, status, "{}", ended.stderr);
+    assert!(ended.stdout.is_empty(), "{}", ended.stdout);
+    assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+    // Passwords of the services must not be in any of them.
+    for secret in ["TEST_AMQP_URL", "TEST_POSTGRES_URL"] {
+        let url: url::Url = service(secret).parse().unwrap();
+        assert!(!ended.stderr.contains(url.password().unwrap()), "{}", ended.stderr);
+    }
+    ended.stderr
+}
+
+fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "\"{part}\" is missing in:\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_refuses_us() {
+    let lab = Lab::new().await;
+    let mut url: url::Url = service("TEST_AMQP_URL").parse().unwrap();
+    let nowhere = format!("{}nowhere", service("TEST_AMQP_URL").trim_end_matches("%2f"));
+    contains(&refused(&lab, &["--queue", &nowhere], 1).await, &["nowhere", "refuses us", "hint: check user, password"]);
+    url.set_password(Some("wrong")).unwrap();
+    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["refuses us", "ACCESS_REFUSED", "hint:"]);
+    url.set_port(Some(1)).unwrap();
+    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["cannot be reached", "127.0.0.1:1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_there_with_other_arguments() {
+    use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+    use lapin::types::{AMQPValue, FieldTable};
+    let lab = Lab::new().await;
+    let queue = lab.topology.lane(pixwarden::job::Lane::Live);
+    lab.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    lab.channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
+    let words = refused(&lab, &[], 1).await;
+    contains(&words, &[&queue, "the broker has", "Pixwarden declares", "hint: delete it"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_is_not_usable() {
+    let lab = Lab::new().await;
+    let mut url: url::Url = lab.ledger_url.parse().unwrap();
+    url.set_password(Some("wrong")).unwrap();
+    contains(&refused(&lab, &["--ledger", url.as_str()], 1).await, &["cannot be opened", "password authentication failed"]);
+    sqlx::query("DROP TABLE _sqlx_migrations").execute(&lab.db).await.unwrap();
+    contains(&refused(&lab, &[], 1).await, &["schema is at version 0", "hint: run `pixwarden migrate`"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_not_there_is_told_by_check_and_pauses_intake() {
+    let mut lab = Lab::new().await;
+    let check = lab.run(&["check", "--bucket", "no-such-bucket"]).await;
+    assert_eq!(check.status, 1);
+    contains(&check.stdout, &["FAILED  objects", "no-such-bucket"]);
+    lab.bucket = "no-such-bucket".into();
+    let worker = lab.started_worker().await;
+    lab.job(pixwarden::job::Lane::Live, serde_json::json!("s3://no-such-bucket/k")).await;
+    let since = std::time::Instant::now();
+    while !worker.log().contains("intake is paused") {
+        assert!(since.elapsed().as_secs() < 30, "{}", worker.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    contains(&worker.log(), &["there is no bucket"]);
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 0, "nobody's job has failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detector_or_a_policy_is_not_in_order() {
+    let mut lab = Lab::new().await;
+    let folder = lab.folder.path().join("no-labels");
+    std::fs::create_dir(&folder).unwrap();
+    let good = fixtures().join("detectors/spread-nhwc");
+    std::fs::copy(good.join("model.onnx"), folder.join("model.onnx")).unwrap();
+    std::fs::write(folder.join("config.json"), "{}").unwrap();
+    let path = folder.to_str().unwrap().to_owned();
+    contains(&refused(&lab, &["--detector", &path], 2).await, &["no-labels", "`id2label` in config.json", "no labels found"]);
+    contains(&refused(&lab, &["--detector", "/nowhere/at/all"], 2).await, &["/nowhere/at/all", "no such folder"]);
+    contains(&refused(&lab, &["--label", "by ai"], 2).await, &["\"by ai\"", "labels of spread-nhwc are", "\"by AI\""]);
+    contains(&refused(&lab, &["--prefetch", "3"], 2).await, &["worker.prefetch", "hint: raise it to"]);
+    lab.extra = "[[policy.rules]]\ndetector = \"spread\"\nlabel = \"by AI\"\nreview_at = 0.5\nflag_at = 0.9".into();
+    contains(&refused(&lab, &[], 2).await, &["names the detector \"spread\"", "\"spread-nhwc\""]);
+    lab.extra = "[worker]\natempts = 3".into();
+    contains(&refused(&lab, &[], 2).await, &["no option `worker.atempts`", "did you mean `worker.attempts`"]);
+    lab.extra = String::new();
+    lab.bucket = String::new();
+    contains(&refused(&lab, &[], 2).await, &["`buckets`", "an entry has no name"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_or_the_device_cannot_be_had() {
+    let lab = Lab::new().await;
+    let mut command = lab.command();
+    command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").arg("--config").arg(lab.config()).arg("worker");
+    let ended = crate::support::Ended::of(command).await;
+    assert_eq!(ended.status, 1);
+    contains(&ended.stderr, &["/nowhere/libonnxruntime.so", "cannot be loaded", "ORT_DYLIB_PATH"]);
+    contains(&refused(&lab, &["--device", "cuda"], 1).await, &["device = \"cuda\"", "cannot be had", "hint:"]);
+}

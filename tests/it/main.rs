@@ -1,0 +1,13 @@
+//! Integration tests against a real RabbitMQ, a real Postgres, real S3 servers and a real ONNX Runtime.
+//!
+//! `tests/services/run` starts them and says in `TEST_*` where they are. Each test has a prefix, a database and buckets
+//! of its own; the worker under test is the real binary in a process of its own.
+
+mod support;
+
+mod errors;
+mod faults;
+mod lanes;
+mod memory;
+mod messages;
+mod throughput;

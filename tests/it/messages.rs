@@ -1,0 +1,239 @@
+//! Single messages and what has to come of them.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use pixwarden::job::Lane;
+use serde_json::json;
+
+use crate::support::{Lab, good_image, judged_fixtures};
+
+fn with_id(id: &str) -> BasicProperties {
+    BasicProperties::default().with_message_id(id.into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_records_in_one_message_are_three_verdicts() {
+    let lab = Lab::new().await;
+    let worker = lab.started_worker().await;
+    let mut records = Vec::new();
+    for i in 0..3 {
+        let etag = lab.put(&format!("a {i}.jpg"), good_image()).await;
+        records.push(json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": lab.bucket},
+            "object": {"key": format!("a+{i}.jpg"), "eTag": etag, "sequencer": "0A"}}}));
+    }
+    records.push(json!({"eventName": "ObjectRemoved:Delete", "s3": {"bucket": {"name": lab.bucket}, "object": {"key": "a+0.jpg"}}}));
+    lab.publish(Lane::Live, json!({"Records": records}).to_string(), with_id("one-for-all")).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed'", 3, &worker).await;
+    lab.until_settled().await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_overwritten_twice_is_a_verdict_a_state() {
+    let lab = Lab::new().await;
+    let worker = lab.started_worker().await;
+    let images = judged_fixtures();
+    let good: Vec<_> = images.iter().filter(|f| f.outcome == "passed").collect();
+    let record = |etag: &str| {
+        json!({"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": lab.bucket},
+            "object": {"key": "k.jpg", "eTag": etag}}}]})
+    };
+    for (n, image) in (1..).zip([good[0], good[1]]) {
+        let etag = lab.put("k.jpg", image.bytes.clone()).await;
+        lab.job(Lane::Live, record(&etag)).await;
+        lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed'", n, &worker).await;
+    }
+    // A late announcement of the first state: the object has changed since, and that job already has its verdict.
+    let stale = lab.s3.put_object().bucket(&lab.bucket).key("k.jpg").body(good[2].bytes.clone().into()).send().await.unwrap();
+    assert!(stale.e_tag().is_some());
+    let never_seen = record("00000000000000000000000000000000");
+    lab.job(Lane::Live, never_seen).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'missing' AND reason LIKE '%has changed%'", 1, &worker).await;
+    assert_eq!(lab.count("SELECT count(DISTINCT etag) FROM verdicts").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_fetched_as_it_was() {
+    let lab = Lab::with_store("TEST_MOTO_ENDPOINT").await;
+    let versioning = aws_sdk_s3::types::VersioningConfiguration::builder()
+        .status(aws_sdk_s3::types::BucketVersioningStatus::Enabled)
+        .build();
+    lab.s3.put_bucket_versioning().bucket(&lab.bucket).versioning_configuration(versioning).send().await.unwrap();
+    let images = judged_fixtures();
+    let find = |outcome: &str| images.iter().find(|f| f.outcome == outcome).unwrap().bytes.clone();
+    let mut versions = Vec::new();
+    for bytes in [find("flagged"), find("passed")] {
+        let put = lab.s3.put_object().bucket(&lab.bucket).key("k").body(bytes.into()).send().await.unwrap();
+        versions.push(put.version_id().unwrap().to_owned());
+    }
+    let worker = lab.started_worker().await;
+    for (id, version) in [("first", versions[0].as_str()), ("second", versions[1].as_str()), ("none", "no-such-version")] {
+        lab.job(Lane::Live, json!({"id": id, "image": {"bucket": lab.bucket, "key": "k", "version_id": version}})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", 3, &worker).await;
+    let outcomes = lab.outcomes().await;
+    assert_eq!((outcomes["first"].as_str(), outcomes["second"].as_str()), ("flagged", "passed"));
+    assert_eq!(outcomes["none"], "missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_job_twice_is_one_verdict_and_one_event() {
+    let lab = Lab::new().await;
+    let listener = lab.listen().await;
+    let flagged = judged_fixtures().into_iter().find(|f| f.outcome == "flagged").unwrap().bytes;
+    lab.put("f.jpg", flagged).await;
+    let worker = lab.started_worker().await;
+    for _ in 0..5 {
+        lab.job(Lane::Live, json!({"id": "once", "image": format!("s3://{}/f.jpg", lab.bucket)})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", 1, &worker).await;
+    lab.until_settled().await;
+    lab.until_published(&worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1);
+    assert_eq!(lab.waiting(&listener).await, 1);
+    assert_eq!(lab.waiting(&lab.topology.flagged()).await, 1, "kept for whoever listens later");
+    assert_eq!(lab.waiting(&lab.topology.dead()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_id_for_another_image_is_dead_lettered() {
+    let lab = Lab::new().await;
+    lab.put("a.jpg", good_image()).await;
+    lab.put("b.jpg", good_image()).await;
+    let worker = lab.started_worker().await;
+    lab.job(Lane::Live, json!({"id": "x", "image": format!("s3://{}/a.jpg", lab.bucket)})).await;
+    lab.until("SELECT count(*) FROM verdicts", 1, &worker).await;
+    lab.job(Lane::Live, json!({"id": "x", "image": format!("s3://{}/b.jpg", lab.bucket)})).await;
+    let (body, properties) = lab.next(&lab.topology.dead()).await;
+    assert_eq!(body["id"], "x");
+    let headers = format!("{:?}", properties.headers());
+    assert!(headers.contains("id_conflict"), "{headers}");
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE key = 'a.jpg'").await, 1);
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_sent_whatever_the_outcome_but_never_to_our_own_queues() {
+    let lab = Lab::new().await;
+    lab.put("a.jpg", good_image()).await;
+    let worker = lab.started_worker().await;
+    let queue = lab.listen().await;
+    let body = |id: &str| json!({"id": id, "image": format!("s3://{}/a.jpg", lab.bucket)}).to_string();
+    let properties = with_id("m").with_correlation_id("c-1".into()).with_reply_to(queue.as_str().into());
+    lab.publish(Lane::Live, body("wanted"), properties).await;
+    let (event, properties) = lab.next(&queue).await;
+    assert_eq!(event["type"], "io.pixwarden.image.passed.v1");
+    assert_eq!(event["data"]["job_id"], "wanted");
+    assert_eq!(properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
+    assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/cloudevents+json");
+
+    let looped = BasicProperties::default().with_reply_to(lab.topology.lane(Lane::Live).as_str().into());
+    lab.publish(Lane::Live, body("looped"), looped).await;
+    lab.until("SELECT count(*) FROM verdicts", 2, &worker).await;
+    lab.until_settled().await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 2);
+    assert_eq!(lab.waiting(&lab.topology.dead()).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_a_listener_waits_in_the_outbox_and_holds_up_nothing() {
+    let mut lab = Lab::new().await;
+    lab.extra = "[outbox]\nsweep_ms = 200".into();
+    lab.put("junk", b"not an image".to_vec()).await;
+    let worker = lab.started_worker().await;
+    // image.failed has no queue until somebody binds one.
+    lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/junk", lab.bucket)})).await;
+    lab.until("SELECT count(*) FROM outbox WHERE last_error LIKE '%no queue is bound%'", 1, &worker).await;
+    lab.until_settled().await;
+    let listener = lab.listen().await;
+    sqlx::query("UPDATE outbox SET due_at = now()").execute(&lab.db).await.unwrap();
+    let (event, _) = lab.next(&listener).await;
+    assert_eq!(event["data"]["outcome"], "undecodable");
+    lab.until_published(&worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_content_takes_over_earlier_scores() {
+    let lab = Lab::new().await;
+    let image = good_image();
+    for key in ["a", "b"] {
+        lab.put(key, image.clone()).await;
+    }
+    let worker = lab.started_worker().await;
+    for (n, key) in (1..).zip(["a", "b"]) {
+        lab.job(Lane::Live, json!({"id": key, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+        lab.until("SELECT count(*) FROM verdicts", n, &worker).await;
+    }
+    let equal = "SELECT count(*) FROM verdicts a JOIN verdicts b ON b.reused_from = a.id
+                 WHERE a.job_id = 'a' AND a.scores = b.scores AND a.score = b.score AND a.outcome = b.outcome
+                     AND a.width = b.width AND a.format = b.format";
+    assert_eq!(lab.count(equal).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_job_is_replaced_by_a_later_delivery_that_succeeds() {
+    let mut lab = Lab::new().await;
+    lab.detectors = format!("{:?}", crate::support::fixtures().join("detectors/nan"));
+    lab.listen().await;
+    let folder = crate::support::fixtures();
+    lab.put("k", std::fs::read(folder.join("images/png-bright-red-0.png")).unwrap()).await;
+    let worker = lab.started_worker().await;
+    let body = json!({"id": "j", "image": format!("s3://{}/k", lab.bucket)});
+    lab.job(Lane::Live, body.clone()).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'failed' AND reason LIKE '%not a probability%'", 1, &worker).await;
+    let (dead, _) = lab.next(&lab.topology.dead()).await;
+    assert_eq!(dead, body, "only a failed job is dead-lettered, as it came");
+    lab.put("k", good_image()).await;
+    lab.job(Lane::Live, dead).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome <> 'failed'", 1, &worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1);
+    // And nothing but a failed one ever is.
+    lab.put("k", b"junk".to_vec()).await;
+    lab.job(Lane::Live, body).await;
+    lab.until_settled().await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome IN ('undecodable', 'failed')").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enqueue_and_dead_list_do_what_they_say() {
+    let lab = Lab::new().await;
+    lab.put("a b.jpg", good_image()).await;
+    let worker = lab.started_worker().await;
+    let uri = format!("s3://{}/a b.jpg", lab.bucket);
+    let sent = lab.run(&["enqueue", "--lane", "backfill", &uri]).await.expect_ok();
+    assert!(sent.stdout.is_empty(), "data only goes to stdout");
+    lab.until("SELECT count(*) FROM verdicts WHERE lane = 'backfill' AND outcome = 'passed'", 1, &worker).await;
+
+    for i in 0..3 {
+        lab.publish(Lane::Live, format!("junk {i}"), BasicProperties::default()).await;
+    }
+    lab.until_settled().await;
+    // Looking never consumes, however often.
+    for _ in 0..3 {
+        let listed = lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok();
+        let lines: Vec<serde_json::Value> = listed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.iter().map(|line| line["body"].as_str().unwrap()).collect::<Vec<_>>(), ["junk 0", "junk 1", "junk 2"]);
+        assert!(lines[0]["reason"].as_str().unwrap().contains("neither JSON nor s3://"));
+    }
+    let check = lab.run(&["check"]).await.expect_ok();
+    assert_eq!(check.stdout.lines().filter(|line| line.starts_with("ok")).count(), 5, "{}", check.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_finishes_what_is_inside_and_returns_the_rest() {
+    let lab = Lab::new().await;
+    let image = good_image();
+    lab.put("k", image).await;
+    for i in 0..500 {
+        lab.job(Lane::Backfill, json!({"id": format!("j{i}"), "image": format!("s3://{}/k", lab.bucket)})).await;
+    }
+    let mut worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts", 20, &worker).await;
+    let status = worker.terminate().await;
+    assert!(status.success(), "{}", worker.log());
+    let done = lab.count("SELECT count(*) FROM verdicts").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let waiting = i64::from(lab.waiting(&lab.topology.lane(Lane::Backfill)).await);
+    assert_eq!(done + waiting, 500, "every job is done or waits");
+}

@@ -1,0 +1,408 @@
+//! One test's world: a prefix on the broker, a database, buckets, the fixtures, and workers as processes.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use aws_sdk_s3::config::{Credentials, Region};
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection};
+use pixwarden::broker::{self, Message, Publisher, Topology};
+use pixwarden::config::SecretUrl;
+use pixwarden::job::Lane;
+use serde_json::Value;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+/// What `tests/services/run` exports.
+pub fn service(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests with `make test`"))
+}
+
+pub struct Lab {
+    pub prefix: String,
+    pub topology: Topology,
+    pub connection: Connection,
+    pub channel: Channel,
+    pub publisher: Publisher,
+    pub db: PgPool,
+    pub ledger_url: String,
+    pub s3: aws_sdk_s3::Client,
+    pub bucket: String,
+    pub folder: tempfile::TempDir,
+    /// Lines of TOML added to every worker's configuration.
+    pub extra: String,
+    pub detectors: String,
+    pub endpoint: String,
+}
+
+impl Lab {
+    /// A world whose worker has the detector `spread-nhwc` and whose store is Garage.
+    pub async fn new() -> Self {
+        Self::with_store("TEST_S3_ENDPOINT").await
+    }
+
+    pub async fn with_store(endpoint: &str) -> Self {
+        let name = format!("it-{}", Uuid::new_v4().simple());
+        let amqp = SecretUrl::from(service("TEST_AMQP_URL"));
+        let connection = broker::connect(&amqp, "test").await.unwrap();
+        let topology = Topology::new(&name, true);
+        topology.declare(&connection).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+
+        let admin = PgPoolOptions::new().connect(&service("TEST_POSTGRES_URL")).await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&admin).await.unwrap();
+        let mut url: url::Url = service("TEST_POSTGRES_URL").parse().unwrap();
+        url.set_path(&name);
+        let db = PgPoolOptions::new().max_connections(4).connect(url.as_str()).await.unwrap();
+
+        let endpoint = service(endpoint);
+        let s3 = client(&endpoint);
+        s3.create_bucket().bucket(&name).send().await.unwrap();
+        let detectors = format!("{:?}", fixtures().join("detectors/spread-nhwc"));
+        let lab = Self {
+            publisher: Publisher::new(amqp, "test"),
+            bucket: name.clone(),
+            prefix: name,
+            topology,
+            connection,
+            channel,
+            db,
+            ledger_url: url.to_string(),
+            s3,
+            folder: tempfile::tempdir().unwrap(),
+            extra: String::new(),
+            detectors,
+            endpoint,
+        };
+        lab.run(&["migrate"]).await.expect_ok();
+        lab
+    }
+
+    /// The configuration file of this world's workers.
+    pub fn config(&self) -> PathBuf {
+        let path = self.folder.path().join("pixwarden.toml");
+        let text = format!(
+            "queue = {:?}\nledger = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
+             [policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
+            service("TEST_AMQP_URL"),
+            self.ledger_url,
+            self.prefix,
+            self.bucket,
+            self.detectors,
+            self.endpoint,
+            self.extra
+        );
+        // The extra lines may continue a table that is there already.
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pixwarden"));
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("ORT_DYLIB_PATH", service("ORT_DYLIB_PATH"))
+            .env("AWS_ACCESS_KEY_ID", service("TEST_S3_ACCESS_KEY"))
+            .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_SECRET_KEY"))
+            .env("AWS_REGION", service("TEST_S3_REGION"))
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .current_dir(self.folder.path())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Ended {
+        let mut command = self.command();
+        command.arg("--config").arg(self.config()).args(arguments);
+        Ended::of(command).await
+    }
+
+    /// Starts a worker. Its log goes to a file in the world's folder and is shown when the test fails.
+    pub fn worker(&self) -> Worker {
+        let log = self.folder.path().join("worker.log");
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command();
+        command.arg("--config").arg(self.config()).arg("worker").stderr(Stdio::from(out)).stdout(Stdio::null());
+        Worker { child: command.spawn().unwrap(), log }
+    }
+
+    /// Starts a worker and waits until it consumes.
+    pub async fn started_worker(&self) -> Worker {
+        let mut worker = self.worker();
+        let since = Instant::now();
+        loop {
+            let consuming = broker::depth(&self.connection, &self.topology.lane(Lane::Live)).await.unwrap();
+            if consuming.is_some_and(|(_, consumers)| consumers > 0) {
+                return worker;
+            }
+            if let Some(status) = worker.child.try_wait().unwrap() {
+                panic!("the worker ended with {status}:\n{}", worker.log());
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "the worker does not consume:\n{}", worker.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stores an object and returns its `ETag`.
+    pub async fn put(&self, key: &str, bytes: Vec<u8>) -> String {
+        let put = self.s3.put_object().bucket(&self.bucket).key(key).body(bytes.into()).send().await.unwrap();
+        put.e_tag().unwrap().trim_matches('"').to_owned()
+    }
+
+    pub async fn publish(&self, lane: Lane, body: impl AsRef<[u8]>, properties: BasicProperties) {
+        let (exchange, payload) = (self.topology.jobs(), body.as_ref());
+        self.publisher
+            .publish(Message { exchange: &exchange, routing_key: lane.as_str(), payload, properties })
+            .await
+            .unwrap();
+    }
+
+    pub async fn job(&self, lane: Lane, body: Value) {
+        self.publish(lane, body.to_string(), BasicProperties::default()).await;
+    }
+
+    /// Binds a queue of our own to every event.
+    pub async fn listen(&self) -> String {
+        let queue = format!("listener-{}", self.prefix);
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let (name, exchange) = (queue.as_str().into(), self.topology.events().as_str().into());
+        self.channel.queue_bind(name, exchange, "image.#".into(), QueueBindOptions::default(), FieldTable::default()).await.unwrap();
+        queue
+    }
+
+    /// Takes everything out of a queue: payloads with properties.
+    pub async fn drain(&self, queue: &str) -> Vec<(Value, BasicProperties)> {
+        let channel = self.connection.create_channel().await.unwrap();
+        let mut messages = Vec::new();
+        while let Some(message) = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap() {
+            let body = String::from_utf8_lossy(&message.delivery.data).into_owned();
+            let body = serde_json::from_str(&body).unwrap_or(Value::String(body));
+            messages.push((body, message.delivery.properties));
+        }
+        messages
+    }
+
+    /// The next message of a queue.
+    pub async fn next(&self, queue: &str) -> (Value, BasicProperties) {
+        let channel = self.connection.create_channel().await.unwrap();
+        let options = BasicConsumeOptions::default();
+        let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+        let message = tokio::time::timeout(Duration::from_secs(60), consumer.next()).await;
+        let message = message.expect("no message within a minute").unwrap().unwrap();
+        message.acker.ack(BasicAckOptions::default()).await.unwrap();
+        (serde_json::from_slice(&message.data).unwrap(), message.properties)
+    }
+
+    /// Messages in a queue, ready or not.
+    pub async fn waiting(&self, queue: &str) -> u32 {
+        broker::depth(&self.connection, queue).await.unwrap().map_or(0, |(messages, _)| messages)
+    }
+
+    pub async fn count(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap()
+    }
+
+    /// Waits until a query counts at least so many.
+    pub async fn until(&self, query: &'static str, at_least: i64, worker: &Worker) {
+        let since = Instant::now();
+        loop {
+            // Some tests restart the database while they wait.
+            let found: i64 = sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap_or(-1);
+            if found >= at_least {
+                return;
+            }
+            assert!(
+                since.elapsed() < Duration::from_secs(200),
+                "{found} instead of {at_least} after {:?}: {query}\n{}",
+                since.elapsed(),
+                worker.log()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until the lanes and delay queues are empty, unacknowledged messages included.
+    pub async fn until_settled(&self) {
+        let since = Instant::now();
+        loop {
+            let listed = control(&["rabbitmq", "list-queues", &self.prefix]);
+            let open: Vec<&str> = listed
+                .lines()
+                .filter(|line| {
+                    let cells: Vec<&str> = line.split('\t').collect();
+                    let ours = cells[0].contains(".jobs.") || cells[0].contains(".delay.");
+                    ours && cells[1..3].iter().any(|n| *n != "0")
+                })
+                .collect();
+            if open.is_empty() {
+                return;
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "not settled: {open:?}");
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    /// Waits until every outbox row is published.
+    pub async fn until_published(&self, worker: &Worker) {
+        self.until("SELECT (count(*) = 0)::int::bigint FROM outbox WHERE published_at IS NULL", 1, worker).await;
+    }
+
+    pub async fn outcomes(&self) -> HashMap<String, String> {
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT job_id, outcome FROM verdicts").fetch_all(&self.db).await.unwrap();
+        rows.into_iter().collect()
+    }
+}
+
+pub fn client(endpoint: &str) -> aws_sdk_s3::Client {
+    let credentials = Credentials::new(service("TEST_S3_ACCESS_KEY"), service("TEST_S3_SECRET_KEY"), None, None, "tests");
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(aws_smithy_http_client::tls::Provider::Rustls(
+            aws_smithy_http_client::tls::rustls_provider::CryptoMode::Ring,
+        ))
+        .build_https();
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+        .http_client(http)
+        .endpoint_url(endpoint)
+        .region(Region::new(service("TEST_S3_REGION")))
+        .credentials_provider(credentials)
+        .force_path_style(true)
+        .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
+}
+
+/// A worker's process.
+pub struct Worker {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Worker {
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn terminate(&mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().unwrap().to_string();
+        Command::new("kill").arg(&pid).status().await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("the worker does not end:\n{}", self.log())).unwrap()
+    }
+
+    /// The most memory it ever had resident.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+/// A command that has ended.
+pub struct Ended {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub async fn of(mut command: Command) -> Self {
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
+        let output = output.expect("the command does not end").unwrap();
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    pub fn expect_ok(self) -> Self {
+        assert_eq!(self.status, 0, "{}{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+/// Runs a fault command of the services.
+pub fn control(arguments: &[&str]) -> String {
+    let output = std::process::Command::new(service("TEST_SERVICES")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// As [`control`], off the runtime's threads.
+pub async fn fault(arguments: &'static [&'static str]) {
+    tokio::task::spawn_blocking(move || control(arguments)).await.unwrap();
+}
+
+/// Images, detectors and the reference's verdicts on them; made once a run of the services.
+pub fn fixtures() -> PathBuf {
+    let folder = Path::new(&service("TEST_SERVICES_STATE")).parent().unwrap().join("fixtures");
+    if !folder.is_dir() {
+        let making = tempfile::tempdir_in(folder.parent().unwrap()).unwrap();
+        let made = std::process::Command::new(service("TEST_PYTHON"))
+            .args(["-m", "reference", "make"])
+            .arg(making.path().join("made"))
+            .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        // Another test may have been faster; its fixtures are the same.
+        drop(std::fs::rename(making.path().join("made"), &folder));
+    }
+    folder
+}
+
+/// One fixture and what the reference makes of it.
+#[derive(Clone)]
+pub struct Fixture {
+    pub bytes: Vec<u8>,
+    /// Under the detector `spread-nhwc`, with the thresholds 0.5 and 0.9.
+    pub outcome: String,
+}
+
+/// Every fixture whose outcome does not hang on a threshold.
+pub fn judged_fixtures() -> Vec<Fixture> {
+    let folder = fixtures();
+    let expected = std::fs::read_to_string(folder.join("expected.jsonl")).unwrap();
+    expected
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| !line["near_threshold"].as_array().unwrap().iter().any(|d| d == "spread-nhwc"))
+        .map(|line| Fixture {
+            bytes: std::fs::read(folder.join(line["file"].as_str().unwrap())).unwrap(),
+            outcome: match line["undecodable"].as_bool().unwrap() {
+                true => "undecodable".into(),
+                false => line["outcomes"]["spread-nhwc"].as_str().unwrap().into(),
+            },
+        })
+        .collect()
+}
+
+/// A good image's bytes.
+pub fn good_image() -> Vec<u8> {
+    judged_fixtures().into_iter().find(|fixture| fixture.outcome == "passed").unwrap().bytes
+}
+
+/// Prints a figure; shown with `--no-capture`, and kept where a test's output is.
+pub fn figure(words: &str) {
+    writeln!(std::io::stdout(), "figure: {words}").unwrap();
+}

@@ -1,0 +1,306 @@
+"""Private instances of the services that Pixwarden works with, for its tests.
+
+Every instance lives in one folder, listens on the loopback interface alone, and shares nothing with what the machine
+runs already: its own ports, data, passwords and, for RabbitMQ, its own Erlang cookie and port mapper.
+"""
+
+import secrets
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from service import (
+    LOOPBACK,
+    STATE_VARIABLE,
+    Ports,
+    Service,
+    ServiceError,
+    answers_http,
+    as_user,
+    exchange,
+    executable,
+    kill_marked,
+    say,
+    state_file,
+    unprivileged_user,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / ".tools"
+
+
+class PortMapper(Service):
+    """epmd, by which RabbitMQ and its command line tools find each other; the machine's own stays untouched."""
+
+    name = "epmd"
+
+    def command(self):
+        return [executable("epmd"), "-address", LOOPBACK, "-port", self.port]
+
+
+class RabbitMq(Service):
+    name = "rabbitmq"
+    # Debian's programs in /usr/sbin change to the user and the folders of the system's broker.
+    PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+    USER = "pixwarden"
+
+    def __init__(self, run, port, distribution_port, mapper):
+        super().__init__(run, port)
+        self.distribution_port = distribution_port
+        self.mapper = mapper
+        self.password = secrets.token_hex(12)
+
+    def prepare(self):
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n"
+            f"default_user = {self.USER}\n"
+            f"default_pass = {self.password}\n"
+        )
+        # A quorum queue's counts are as old as its last tick, five seconds at worst by default.
+        (self.folder / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 250}]}].\n")
+        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "environment.conf").touch()
+
+    def launch(self):
+        # Erlang would start a port mapper by itself, one that belongs to nobody.
+        self.mapper.start()
+        super().launch()
+
+    def command(self):
+        return [executable("rabbitmq-server", self.PROGRAMS)]
+
+    def variables(self):
+        return {
+            "ERL_EPMD_PORT": str(self.mapper.port),
+            "RABBITMQ_NODENAME": "pixwarden@localhost",
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # 0 lets the system choose, so any number of command line tools can run at a time.
+            "RABBITMQ_CTL_DIST_PORT_MIN": "0",
+            "RABBITMQ_CTL_DIST_PORT_MAX": "0",
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "environment.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_LOGS": "-",
+            # The script then becomes the broker instead of waiting for it, and signals reach it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def is_ready(self):
+        # A broker listens once it has booted, and answers the protocol header with connection.start, a method frame of
+        # class 10, method 10 (AMQP 0-9-1, sections 1.4.2.1 and 2.3.5).
+        answer = exchange(self.port, b"AMQP\x00\x00\x09\x01", 11)
+        return answer[:1] == b"\x01" and answer[7:] == b"\x00\x0a\x00\x0a"
+
+    def exports(self):
+        return {"TEST_AMQP_URL": f"amqp://{self.USER}:{self.password}@{LOOPBACK}:{self.port}/%2f"}
+
+    def stop_app(self):
+        self._control("stop_app")
+
+    def start_app(self):
+        self._control("start_app")
+        self.await_ready()
+
+    def close_connections(self):
+        self._control("close_all_connections", "closed by a test")
+
+    def list_queues(self, prefix):
+        columns = ["name", "messages_ready", "messages_unacknowledged", "consumers"]
+        listing = self._control("list_queues", "--no-table-headers", *columns)
+        return "\n".join(line for line in listing.splitlines() if line.startswith(prefix))
+
+    def _control(self, *arguments):
+        command = [executable("rabbitmqctl", self.PROGRAMS), "--quiet", *arguments]
+        try:
+            result = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=self.environment(), timeout=60
+            )
+        except subprocess.TimeoutExpired:
+            raise ServiceError(f"rabbitmqctl {arguments[0]} did not end within 60 s{self.end_of_log()}") from None
+        if result.returncode != 0:
+            raise ServiceError(f"rabbitmqctl {arguments[0]} failed:\n{result.stderr or result.stdout}")
+        return result.stdout
+
+
+class PostgreSql(Service):
+    """PostgreSQL as it is set up for production: a commit is on disk when it returns."""
+
+    name = "postgres"
+    # Fast shutdown: open transactions are rolled back and clients disconnected.
+    stop_signal = signal.SIGINT
+    # Immediate shutdown: no checkpoint, so the next start recovers as after a crash. SIGKILL would leave shared memory
+    # behind, which is in no folder.
+    quick_signal = signal.SIGQUIT
+    SUPERUSER = "pixwarden"
+
+    def __init__(self, run, port):
+        super().__init__(run, port)
+        self.password = secrets.token_hex(12)
+        self.user = unprivileged_user()
+        self.programs = sorted(
+            Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True
+        )
+
+    def prepare(self):
+        password_file = self.folder / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(self.password)
+        if self.user:
+            for path in (self.folder, password_file):
+                shutil.chown(path, self.user)
+        options = ["--pgdata=data", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+        options += [f"--username={self.SUPERUSER}", "--pwfile=password", "--auth=scram-sha-256"]
+        result = subprocess.run(
+            [executable("initdb", *self.programs), *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.environment(),
+            timeout=self.start_limit_s,
+            **as_user(self.user),
+        )
+        if result.returncode != 0:
+            raise ServiceError(f"initdb failed:\n{result.stdout}{result.stderr}")
+
+    def command(self):
+        settings = {
+            "listen_addresses": LOOPBACK,
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 200,
+        }
+        return [executable("postgres", *self.programs), "-D", self.folder / "data"] + [
+            part for name, value in settings.items() for part in ("-c", f"{name}={value}")
+        ]
+
+    def is_ready(self):
+        ready = [executable("pg_isready", *self.programs), "--quiet", "-h", LOOPBACK, "-p", str(self.port), "-t", "2"]
+        return subprocess.run(ready, env=self.environment()).returncode == 0
+
+    def exports(self):
+        return {"TEST_POSTGRES_URL": f"postgres://{self.SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/postgres"}
+
+
+class Garage(Service):
+    """Garage, an S3 server that checks signatures and permissions and keeps its objects over a restart."""
+
+    name = "s3"
+    # Its orderly stop serves open connections for ten more seconds, which is not what a test means by stopped.
+    stop_signal = signal.SIGKILL
+    REGION = "garage"
+
+    def __init__(self, run, port, rpc_port):
+        super().__init__(run, port)
+        self.rpc_port = rpc_port
+        self.access_key = f"GK{secrets.token_hex(12)}"
+        self.secret_key = secrets.token_hex(32)
+
+    def prepare(self):
+        (self.folder / "garage.toml").write_text(
+            f"""metadata_dir = "{self.folder}/metadata"
+data_dir = "{self.folder}/data"
+db_engine = "sqlite"
+replication_factor = 1
+rpc_bind_addr = "{LOOPBACK}:{self.rpc_port}"
+rpc_public_addr = "{LOOPBACK}:{self.rpc_port}"
+rpc_secret = "{secrets.token_hex(32)}"
+
+[s3_api]
+s3_region = "{self.REGION}"
+api_bind_addr = "{LOOPBACK}:{self.port}"
+"""
+        )
+
+    def command(self):
+        # These options make a layout of one node and a key that may create buckets.
+        garage = executable("garage", TOOLS / "garage" / "bin")
+        return [garage, "-c", self.folder / "garage.toml", "server", "--single-node", "--default-access-key"]
+
+    def variables(self):
+        return {"GARAGE_DEFAULT_ACCESS_KEY": self.access_key, "GARAGE_DEFAULT_SECRET_KEY": self.secret_key}
+
+    def is_ready(self):
+        return answers_http(self.port, "/")
+
+    def exports(self):
+        return {
+            "TEST_S3_ENDPOINT": f"http://{LOOPBACK}:{self.port}",
+            "TEST_S3_REGION": self.REGION,
+            "TEST_S3_ACCESS_KEY": self.access_key,
+            "TEST_S3_SECRET_KEY": self.secret_key,
+        }
+
+
+class Moto(Service):
+    """moto's S3 server, in memory, where a test needs object versions."""
+
+    name = "moto"
+
+    def command(self):
+        return [executable("moto_server", TOOLS / "venv" / "bin"), "-H", LOOPBACK, "-p", self.port]
+
+    def is_ready(self):
+        return answers_http(self.port, "/moto-api/")
+
+    def exports(self):
+        return {"TEST_MOTO_ENDPOINT": f"http://{LOOPBACK}:{self.port}"}
+
+
+class Run:
+    """All the services of one run, in its folder."""
+
+    def __init__(self, folder, check):
+        """`check` is called while something is waited for, and raises where the run is to end."""
+        self.folder = folder
+        self.state = state_file(folder)
+        self.check = check
+        self._ports = ports = Ports()
+        mapper = PortMapper(self, ports.take())
+        self.services = [
+            mapper,
+            RabbitMq(self, ports.take(), ports.take(), mapper),
+            Moto(self, ports.take()),
+            PostgreSql(self, ports.take()),
+            Garage(self, ports.take(), ports.take()),
+        ]
+
+    def start(self):
+        # RabbitMQ takes longest and is launched early; the others start in its shadow.
+        for service in self.services:
+            service.folder.mkdir()
+            service.prepare()
+            service.launch()
+        for service in self.services:
+            service.await_ready()
+
+    def environment(self):
+        """What the tests get."""
+        variables = {STATE_VARIABLE: str(self.state), "TEST_SERVICES": str(ROOT / "tests" / "services" / "control")}
+        for service in self.services:
+            variables.update(service.exports())
+        return variables
+
+    def status(self):
+        return "\n".join(
+            f"{service.name}\t{'running' if service.is_running() else 'stopped'}\t{LOOPBACK}:{service.port}"
+            for service in self.services
+        )
+
+    def report_crashes(self):
+        for service in self.services:
+            if service.wanted and not service.is_running():
+                service.wanted = False
+                say(f"{service.name} ended by itself, {service.how_it_ended()}{service.end_of_log()}")
+
+    def end(self):
+        for service in self.services:
+            service.end()
+        for service in self.services:
+            service.await_end()
+        kill_marked(self.state)
