@@ -19,7 +19,9 @@ help: ## list the targets
 demo: ## screen sample images with the bundled detector; needs no broker, database or object store
 	@tests/services/get build runtime
 	cargo build --locked --bins $(TEST_FEATURES)
-	$(PIXWARDEN) scan models/samples
+	$(PIXWARDEN) scan --format table models/samples
+	@echo "The bundled detector knows 32x32 thumbnails only: this shows the machinery, and the scores mean nothing."
+	@echo "Real use needs a real detector: scan --detector DIR, a Hugging Face or timm image classifier exported to ONNX."
 
 test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	@tests/services/get build runtime python services nextest

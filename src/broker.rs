@@ -6,14 +6,15 @@
 
 use std::time::{Duration, Instant};
 
-use lapin::message::BasicReturnMessage;
+use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::config::SecretUrl;
 use crate::job::{Lane, Outcome};
@@ -30,6 +31,8 @@ const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
 /// Says why a message lies among the dead letters.
 pub const REASON_HEADER: &str = "x-pixwarden-reason";
+/// The id a dead-lettered job has failed under, where it was derived; kept by a replay.
+pub const JOB_ID_HEADER: &str = "x-pixwarden-job-id";
 /// How often a job has failed so far.
 pub const ATTEMPT_HEADER: &str = "x-pixwarden-attempt";
 
@@ -45,7 +48,9 @@ pub enum BrokerError {
         error: String,
     },
     /// User, password or virtual host are not accepted.
-    #[error("the broker at {url} refuses us: {error}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it")]
+    #[error(
+        "the broker at {url} refuses us: {error}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it"
+    )]
     Refused {
         /// Without its password.
         url: String,
@@ -53,7 +58,9 @@ pub enum BrokerError {
         error: String,
     },
     /// A queue or exchange is there with another argument.
-    #[error("{kind} \"{name}\" is there with another `{argument}`: the broker has {existing}, Pixwarden declares {ours}\n  hint: delete it once it is empty and nobody uses it, or choose another `prefix`")]
+    #[error(
+        "{kind} \"{name}\" is there with another `{argument}`: the broker has {existing}, Pixwarden declares {ours}\n  hint: delete it once it is empty and nobody uses it, or choose another `prefix`"
+    )]
     Mismatch {
         /// `queue` or `exchange`.
         kind: String,
@@ -336,26 +343,33 @@ pub struct Message<'a> {
 
 /// Publishes with confirms and `mandatory`, on a connection of its own: a broker in alarm stops reading from
 /// connections that publish, and acknowledgements must not wait behind that.
+///
+/// Each channel has one unconfirmed message at a time. lapin gives a returned message to whatever confirm comes next on
+/// its channel, and the broker confirms many at once: with more in flight a lost event would be taken for published,
+/// and a published copy for lost. Many channels make up for it.
 pub struct Publisher {
     url: SecretUrl,
     name: &'static str,
+    room: Semaphore,
     link: Mutex<Link>,
 }
 
 #[derive(Default)]
 struct Link {
-    open: Option<(Connection, Channel)>,
-    /// Which connection this is, so that a late failure of an old one does not close a new one.
+    connection: Option<Connection>,
+    /// Channels of this connection that nobody publishes on now.
+    idle: Vec<Channel>,
+    /// Which connection this is, so that a late failure on an old one does not close a new one.
     generation: u64,
     pauses: Pauses,
     failed: Option<(Instant, BrokerError)>,
 }
 
 impl Publisher {
-    /// Connects on first use, and again after a loss.
+    /// Connects on first use, and again after a loss; up to `channels` messages are on their way at a time.
     #[must_use]
-    pub fn new(url: SecretUrl, name: &'static str) -> Self {
-        Self { url, name, link: Mutex::default() }
+    pub fn new(url: SecretUrl, name: &'static str, channels: usize) -> Self {
+        Self { url, name, room: Semaphore::new(channels.max(1)), link: Mutex::default() }
     }
 
     /// Publishes one message and waits until the broker has taken responsibility for it.
@@ -365,23 +379,29 @@ impl Publisher {
     pub async fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         let name = |name: &str| ShortString::try_new(name).map_err(|_| PublishError::Name);
         let (exchange, routing_key) = (name(message.exchange)?, name(message.routing_key)?);
-        let (generation, channel) = self.channel().await?;
+        let _place = self.room.acquire().await;
+        let (generation, channel) = self.check_out().await?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = message.properties.with_delivery_mode(2);
         let confirmed = answered("confirming a message", async {
             channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await
         });
-        match confirmed.await {
-            Ok(Confirmation::Ack(None)) => Ok(()),
-            // Confirmed and returned: the broker has dropped it.
-            Ok(Confirmation::Ack(Some(returned))) => Err(unroutable(message.exchange, &returned)),
-            Ok(Confirmation::Nack(Some(returned))) => Err(unroutable(message.exchange, &returned)),
-            Ok(Confirmation::Nack(None) | Confirmation::NotRequested) => Err(PublishError::Nacked),
+        let confirmation = match confirmed.await {
+            Ok(confirmation) => confirmation,
             Err(e) => {
-                // A confirm that never came leaves a channel nobody can trust.
+                // A confirm that never came leaves a connection nobody can trust.
                 self.drop_link(generation).await;
-                Err(e.into())
+                return Err(e.into());
             }
+        };
+        self.check_in(generation, channel).await;
+        match confirmation {
+            Confirmation::Ack(None) => Ok(()),
+            // Confirmed and returned: the broker has dropped it.
+            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                Err(unroutable(message.exchange, &returned))
+            }
+            Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Nacked),
         }
     }
 
@@ -390,60 +410,74 @@ impl Publisher {
     /// # Errors
     /// When there is none.
     pub async fn ready(&self) -> Result<(), BrokerError> {
-        self.channel().await.map(drop)
+        let (generation, channel) = self.check_out().await?;
+        self.check_in(generation, channel).await;
+        Ok(())
     }
 
     /// Closes the connection, if there is one.
     pub async fn close(&self) {
-        if let Some((connection, _)) = self.link.lock().await.open.take()
+        if let Some(connection) = self.link.lock().await.connection.take()
             && let Err(e) = answered("closing", connection.close(200, "done".into())).await
         {
             tracing::debug!(error = %e, "closing the publishing connection failed");
         }
     }
 
-    async fn channel(&self) -> Result<(u64, Channel), BrokerError> {
+    async fn check_out(&self) -> Result<(u64, Channel), BrokerError> {
         let mut link = self.link.lock().await;
-        if let Some((connection, channel)) = &link.open
-            && connection.status().connected()
-            && channel.status().connected()
-        {
-            return Ok((link.generation, channel.clone()));
+        let link = &mut *link;
+        while let Some(channel) = link.idle.pop() {
+            if channel.status().connected() {
+                return Ok((link.generation, channel));
+            }
         }
-        link.open = None;
+        if let Some(connection) = link.connection.take_if(|connection| !connection.status().connected()) {
+            drop(connection);
+        }
+        if let Some(connection) = &link.connection {
+            return Ok((link.generation, confirming(connection).await?));
+        }
         // While the broker is away, everybody is told at once instead of queueing for a connection.
         if let Some((until, error)) = &link.failed
             && Instant::now() < *until
         {
             return Err(error.clone());
         }
-        match self.open().await {
+        let opened = match connect(&self.url, self.name).await {
+            Ok(connection) => confirming(&connection).await.map(|channel| (connection, channel)),
+            Err(e) => Err(e),
+        };
+        match opened {
             Ok((connection, channel)) => {
                 link.pauses.reset();
                 link.failed = None;
                 link.generation += 1;
-                link.open = Some((connection, channel.clone()));
+                link.connection = Some(connection);
                 Ok((link.generation, channel))
             }
             Err(e) => {
-                link.failed = Some((Instant::now() + link.pauses.next(), e.clone()));
+                link.failed = Some((Instant::now() + link.pauses.longer(), e.clone()));
                 Err(e)
             }
         }
     }
 
-    async fn open(&self) -> Result<(Connection, Channel), BrokerError> {
-        let connection = connect(&self.url, self.name).await?;
-        let channel = answered("opening a channel", connection.create_channel()).await?;
-        answered("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok((connection, channel))
+    async fn check_in(&self, generation: u64, channel: Channel) {
+        let mut link = self.link.lock().await;
+        if link.generation == generation {
+            link.idle.push(channel);
+        }
     }
 
     /// Forgets a connection, unless it has been replaced already.
     async fn drop_link(&self, generation: u64) {
         let mut link = self.link.lock().await;
-        let current = link.generation == generation;
-        if let Some((connection, _)) = link.open.take_if(|_| current) {
+        if link.generation != generation {
+            return;
+        }
+        link.idle.clear();
+        if let Some(connection) = link.connection.take() {
             // A silent broker would let this wait; nobody needs its answer.
             drop(tokio::spawn(async move {
                 if let Err(e) = answered("closing", connection.close(320, "lost".into())).await {
@@ -451,6 +485,43 @@ impl Publisher {
                 }
             }));
         }
+    }
+}
+
+async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
+    let channel = answered("opening a channel", connection.create_channel()).await?;
+    answered("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
+/// Messages of a queue, for looking only: none is acknowledged, and all go back when the connection is closed.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<(Vec<Delivery>, u32), BrokerError> {
+    let channel = answered("opening a channel", connection.create_channel()).await?;
+    let (mut seen, mut left) = (Vec::new(), 0);
+    while seen.len() < limit {
+        let got = answered("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
+        let Some(message) = got.await? else { break };
+        left = message.message_count;
+        seen.push(message.delivery);
+    }
+    // Closed, so that every message is back before anybody looks again.
+    answered("closing a channel", channel.close(200, "looked".into())).await?;
+    Ok((seen, left))
+}
+
+/// A header as text or number.
+#[must_use]
+pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
+    match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        AMQPValue::LongUInt(n) => Some(n.to_string()),
+        AMQPValue::LongInt(n) => Some(n.to_string()),
+        AMQPValue::LongLongInt(n) => Some(n.to_string()),
+        _ => None,
     }
 }
 
@@ -470,7 +541,10 @@ mod tests {
     fn a_queue_with_other_arguments_is_told_by_queue_argument_and_both_values() {
         let words = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'pixwarden.delay.live.1s' in vhost '/': received the value '1000' of type 'signedint' but current is none";
         let Some(BrokerError::Mismatch { kind, name, argument, existing, ours }) = mismatch(words) else { panic!() };
-        assert_eq!((kind.as_str(), name.as_str(), argument.as_str()), ("queue", "pixwarden.delay.live.1s", "x-message-ttl"));
+        assert_eq!(
+            (kind.as_str(), name.as_str(), argument.as_str()),
+            ("queue", "pixwarden.delay.live.1s", "x-message-ttl")
+        );
         assert_eq!((ours.as_str(), existing.as_str()), ("the value '1000' of type 'signedint'", "none"));
         assert!(mismatch("NOT_FOUND - no queue 'x' in vhost '/'").is_none());
     }

@@ -116,7 +116,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     if let Command::Worker(arguments) = &cli.command {
         arguments.overlay(&mut overlay);
     }
-    let config = load(&overlay, std::env::vars())?;
+    // A variable that is not UTF-8 is none of ours.
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let config = load(&overlay, variables)?;
     crate::telemetry::start(&config.log)
         .map_err(|e| ConfigError::Invalid { option: "log.filter".into(), what: e.to_string() })?;
     // The runtime only waits; decoding and inference have threads of their own.

@@ -230,7 +230,14 @@ pub struct InferenceConfig {
 
 impl Default for InferenceConfig {
     fn default() -> Self {
-        Self { device: Device::Auto, runtime: String::new(), max_batch: 32, max_run_ms: 500, threads: 0, gpu_memory_bytes: 0 }
+        Self {
+            device: Device::Auto,
+            runtime: String::new(),
+            max_batch: 32,
+            max_run_ms: 500,
+            threads: 0,
+            gpu_memory_bytes: 0,
+        }
     }
 }
 
@@ -307,7 +314,10 @@ pub struct EventsConfig {
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { publish: vec!["image.flagged".into(), "image.review".into(), "image.failed".into()], default_queue: true }
+        Self {
+            publish: vec!["image.flagged".into(), "image.review".into(), "image.failed".into()],
+            default_queue: true,
+        }
     }
 }
 
@@ -325,7 +335,7 @@ pub struct OutboxConfig {
 
 impl Default for OutboxConfig {
     fn default() -> Self {
-        Self { keep_days: 7, sweep_ms: 5_000, in_flight: 256 }
+        Self { keep_days: 7, sweep_ms: 5_000, in_flight: 64 }
     }
 }
 

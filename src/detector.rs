@@ -121,19 +121,17 @@ impl Detector {
         let folder = source.folder;
         let shown = folder.display().to_string();
         let in_file = |what: String| PackageError::File { folder: shown.clone(), what };
-        let in_field = |e: FieldError| PackageError::Field {
-            folder: shown.clone(),
-            file: e.file,
-            field: e.field,
-            what: e.what,
-        };
+        let in_field =
+            |e: FieldError| PackageError::Field { folder: shown.clone(), file: e.file, field: e.field, what: e.what };
 
         if !folder.is_dir() {
             return Err(in_file("there is no such folder".into()));
         }
         let name = match source.name {
             Some(name) => name.to_owned(),
-            None => folder_name(folder).ok_or_else(|| in_file("the folder has no name; give one with `name`".into()))?,
+            None => {
+                folder_name(folder).ok_or_else(|| in_file("the folder has no name; give one with `name`".into()))?
+            }
         };
         let model = ["model.onnx", "onnx/model.onnx"]
             .iter()
@@ -156,8 +154,7 @@ impl Detector {
             )));
         }
         let activation = stated_activation(&config, multi_label).map_err(&in_field)?;
-        let (geometry, normalisation) =
-            preprocessing::resolve(&config, preprocessor.as_ref()).map_err(&in_field)?;
+        let (geometry, normalisation) = preprocessing::resolve(&config, preprocessor.as_ref()).map_err(&in_field)?;
 
         let bytes = std::fs::read(&model).map_err(|e| in_file(format!("cannot read {}: {e}", model.display())))?;
         let model_sha256 = hex::encode(Sha256::digest(&bytes));

@@ -328,7 +328,8 @@ mod tests {
         assert_eq!(id, derived.id(Some("e1"), &digests));
         assert_ne!(id, derived.id(Some("e2"), &digests), "another state of the object");
         assert_ne!(id, derived.id(Some("e1"), &Digests::new()), "other detectors");
-        let announced = job(Identity::Derived { sequencer: None }, ImageRef { etag: Some("e1".into()), ..image.clone() });
+        let announced =
+            job(Identity::Derived { sequencer: None }, ImageRef { etag: Some("e1".into()), ..image.clone() });
         assert_eq!(id, announced.id(None, &digests), "an ETag announced or fetched is the same state");
         assert_eq!(job(Identity::Given("x".into()), image).id(Some("e1"), &digests), "x");
     }

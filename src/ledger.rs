@@ -62,7 +62,8 @@ impl Known {
     /// whatever was there.
     #[must_use]
     pub fn answers(&self, image: &ImageRef) -> bool {
-        let agrees = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || found.is_none() || wanted == found;
+        let agrees =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || found.is_none() || wanted == found;
         self.image.bucket == image.bucket
             && self.image.key == image.key
             && agrees(&image.version_id, &self.image.version_id)
@@ -91,7 +92,9 @@ pub enum LedgerError {
     #[error("the ledger refuses the row: {0}")]
     Refused(String),
     /// The schema is older than this program.
-    #[error("the ledger's schema is at version {found}, and this program needs {needed}\n  hint: run `pixwarden migrate`, or start the worker with --migrate")]
+    #[error(
+        "the ledger's schema is at version {found}, and this program needs {needed}\n  hint: run `pixwarden migrate`, or start the worker with --migrate"
+    )]
     Schema {
         /// 0: there is none.
         found: i64,
@@ -124,13 +127,22 @@ pub trait Ledger: Send + Sync {
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError>;
 
     /// Scores made from content of this SHA-256 by exactly these detectors.
-    async fn find_scores(&self, sha256: [u8; 32], detectors: &Digests) -> Result<Option<Reusable>, LedgerError>;
+    ///
+    /// Of an animation the scores of one frame are kept, the most severe one under the policy of that day; they are
+    /// found again under that same policy only.
+    async fn find_scores(
+        &self,
+        sha256: [u8; 32],
+        detectors: &Digests,
+        policy_sha256: &str,
+    ) -> Result<Option<Reusable>, LedgerError>;
 
     /// Commits all entries in one transaction, or none; no two may have the same id. One answer an entry, in order.
     async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError>;
 
-    /// Records, durably and before the work, that a suspect is being screened alone; returns how often that was begun.
-    async fn begin_alone(&self, id: Uuid) -> Result<u32, LedgerError>;
+    /// Records, durably and before the work, that `process` screens a suspect alone; returns how many processes have
+    /// begun that. One that begins it again has not died of it.
+    async fn begin_alone(&self, id: Uuid, process: Uuid) -> Result<u32, LedgerError>;
 
     /// Takes that back: the process lives.
     async fn end_alone(&self, id: Uuid) -> Result<(), LedgerError>;

@@ -1,13 +1,52 @@
-//! map
+//! Pixwarden screens images: jobs from RabbitMQ, objects from S3, scores from ONNX detectors, verdicts in Postgres,
+//! events back to RabbitMQ.
+//!
+//! # The way of a job
+//!
+//! ```text
+//!  queue ─▶ accept ─▶ admit ─▶ blob ─▶ decode ─▶ prepare ─▶ gather ─▶ infer ─▶ judge ─▶ persist ─▶ publish ─▶ settle
+//!           message   the      object  bytes →   resize,    single →  scores   policy   verdict    outbox →   ack, retry,
+//!           → job     gate     → bytes pixels    crop       batch              → word   + event    event      dead letter
+//! ```
+//!
+//! The whole way is told by [`worker`], in the straight functions `live`, `answer`, `verdict_on` and `conclude`.
+//!
+//! # The map, in reading order
+//!
+//! | module | what it is for | what it must never know |
+//! |---|---|---|
+//! | [`job`] | the words: job, lane, outcome, scores, verdict; `job::forms` reads messages | any service |
+//! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
+//! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
+//! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
+//! | [`policy`] | rules, checked against the detectors that are there | scores |
+//! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
+//! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
+//! | [`ledger`] | what a ledger promises; `ledger::postgres` keeps it | why something is stored |
+//! | [`retry`] | when to try again | what is tried |
+//! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
+//! | [`commands`] | one file a subcommand, thin | |
+//! | [`telemetry`] | logs | |
+//!
+//! # What is deliberately absent, and checked by `tests/it/invariants.rs`
+//!
+//! - A stage of `screen/` or `worker/` does not import another stage; `screen` and `worker` put them together. (The
+//!   exceptions are words: `Pixels`, `Delivery`, `Permit`, `Dependency`.)
+//! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in `worker/blob.rs`,
+//!   queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,
+//!   `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
+//! - `screen/` names no service at all.
+//! - Nothing is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
+
 pub mod broker;
 pub mod commands;
 pub mod config;
 pub mod detector;
 pub mod job;
-pub mod retry;
 pub mod lanes;
 pub mod ledger;
 pub mod policy;
+pub mod retry;
 pub mod screen;
 pub mod telemetry;
 pub mod worker;

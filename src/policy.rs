@@ -76,7 +76,9 @@ pub enum PolicyError {
         example: String,
     },
     /// No label for the default rule.
-    #[error("policy: none of the labels of {detector} ({labels}) is known to mean what should be flagged\n  hint: name it with --label")]
+    #[error(
+        "policy: none of the labels of {detector} ({labels}) is known to mean what should be flagged\n  hint: name it with --label"
+    )]
     NoUsualLabel {
         /// The detector.
         detector: String,
@@ -84,7 +86,9 @@ pub enum PolicyError {
         labels: String,
     },
     /// Thresholds out of range or in the wrong order.
-    #[error("policy: the rule for {detector}, \"{label}\" needs 0 <= review_at <= flag_at <= 1, but has review_at = {review_at}, flag_at = {flag_at}")]
+    #[error(
+        "policy: the rule for {detector}, \"{label}\" needs 0 <= review_at <= flag_at <= 1, but has review_at = {review_at}, flag_at = {flag_at}"
+    )]
     Thresholds {
         /// The rule's detector.
         detector: String,
@@ -110,10 +114,11 @@ impl Policy {
         let rules = if is_default { vec![default_rule(config, judged[0])?] } else { configured(config) };
 
         for rule in &rules {
-            let detector = detectors.iter().find(|d| d.name == rule.detector).ok_or_else(|| PolicyError::UnknownDetector {
-                detector: rule.detector.clone(),
-                known: quoted(detectors.iter().map(|d| d.name.as_str())),
-            })?;
+            let detector =
+                detectors.iter().find(|d| d.name == rule.detector).ok_or_else(|| PolicyError::UnknownDetector {
+                    detector: rule.detector.clone(),
+                    known: quoted(detectors.iter().map(|d| d.name.as_str())),
+                })?;
             if detector.shadow {
                 return Err(PolicyError::Shadow { detector: detector.name.clone() });
             }
@@ -215,7 +220,8 @@ pub(crate) mod tests {
     #[test]
     fn a_policy_never_fails_open() {
         let d = [detector("d", &["by human", "by AI"])];
-        let error = |config: &PolicyConfig, detectors: &[Detector]| Policy::resolve(config, detectors, true).unwrap_err();
+        let error =
+            |config: &PolicyConfig, detectors: &[Detector]| Policy::resolve(config, detectors, true).unwrap_err();
         assert!(matches!(error(&rule("e", "by AI", 0.5, 0.9), &d), PolicyError::UnknownDetector { .. }));
         assert!(matches!(error(&rule("d", "by ai", 0.5, 0.9), &d), PolicyError::UnknownLabel { .. }));
         for (review_at, flag_at) in [(0.9, 0.5), (-0.1, 0.5), (0.5, 1.1), (f32::NAN, 0.9), (0.5, f32::NAN)] {
@@ -224,7 +230,10 @@ pub(crate) mod tests {
         let two = [d[0].clone(), detector("e", &["x", "y"])];
         assert!(matches!(error(&rule("d", "by AI", 0.5, 0.9), &two), PolicyError::Unjudged { .. }));
         assert!(matches!(error(&PolicyConfig::default(), &two), PolicyError::Unjudged { .. }));
-        assert!(matches!(error(&PolicyConfig::default(), &[detector("e", &["x", "y"])]), PolicyError::NoUsualLabel { .. }));
+        assert!(matches!(
+            error(&PolicyConfig::default(), &[detector("e", &["x", "y"])]),
+            PolicyError::NoUsualLabel { .. }
+        ));
         assert!(matches!(
             Policy::resolve(&PolicyConfig::default(), &d, false).unwrap_err(),
             PolicyError::Unjudged { .. }

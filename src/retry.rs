@@ -48,7 +48,7 @@ impl Default for Pauses {
 
 impl Pauses {
     /// The next, longer pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn longer(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(Duration::from_secs(10))
     }
 
@@ -74,7 +74,9 @@ where
         let attempt = operation();
         let transient = &transient;
         async move {
-            attempt.await.map_err(|e| if transient(&e) { backoff::Error::transient(e) } else { backoff::Error::permanent(e) })
+            attempt
+                .await
+                .map_err(|e| if transient(&e) { backoff::Error::transient(e) } else { backoff::Error::permanent(e) })
         }
     })
     .await
@@ -101,11 +103,14 @@ mod tests {
     #[tokio::test]
     async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
         let mut tries = 0;
-        let result: Result<(), u8> = briefly(|e| *e == 1, || {
-            tries += 1;
-            let result = if tries < 3 { Err(1) } else { Err(2) };
-            async move { result }
-        })
+        let result: Result<(), u8> = briefly(
+            |e| *e == 1,
+            || {
+                tries += 1;
+                let result = if tries < 3 { Err(1) } else { Err(2) };
+                async move { result }
+            },
+        )
         .await;
         assert_eq!((result, tries), (Err(2), 3));
     }

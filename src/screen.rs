@@ -181,7 +181,10 @@ impl Screen {
         }
         let decoded = self.decoders.decode(lane, bytes, geometries.into()).await?;
 
-        let pairs = decoded.frames.iter().flat_map(|frame| engines.iter().zip(&which).map(|(e, i)| (*e, Arc::clone(&frame[*i]))));
+        let pairs = decoded
+            .frames
+            .iter()
+            .flat_map(|frame| engines.iter().zip(&which).map(|(e, i)| (*e, Arc::clone(&frame[*i]))));
         let rows = futures_util::future::try_join_all(pairs.map(|(engine, pixels)| engine.score(lane, pixels))).await?;
         let mut rows = rows.into_iter();
         let frames: Vec<Scores> = decoded
@@ -194,7 +197,9 @@ impl Screen {
         let scores = frames.into_iter().nth(index).unwrap_or_default();
         let first = decoded.frames.first();
         let shown = first
-            .map(|frame| engines.iter().zip(&which).map(|(e, i)| (e.detector.name.clone(), Arc::clone(&frame[*i]))).collect())
+            .map(|frame| {
+                engines.iter().zip(&which).map(|(e, i)| (e.detector.name.clone(), Arc::clone(&frame[*i]))).collect()
+            })
             .unwrap_or_default();
         Ok(Sight { seen: decoded.seen, scores, judgement, shown })
     }

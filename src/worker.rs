@@ -25,7 +25,7 @@ use tracing::Instrument;
 use crate::broker::{BrokerError, Publisher, Topology};
 use crate::config::{Config, ConfigError};
 use crate::job::forms::{self, Malformed, Reading};
-use crate::job::{Digests, Job, Judgement, Lane, Outcome, Scores, Seen, Verdict, verdict_id};
+use crate::job::{Digests, Identity, Job, Judgement, Lane, Outcome, Scores, Seen, Verdict, verdict_id};
 use crate::ledger::{self, Committed, Entry, Ledger, LedgerError, OpenError};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, StartError, Unseen, decode, judge};
@@ -50,6 +50,8 @@ struct Worker {
     settle: Settle,
     /// Whoever is screened holds it with others; a suspect holds it alone.
     company: RwLock<()>,
+    /// This process among those that screen suspects.
+    process: uuid::Uuid,
     stop: CancellationToken,
 }
 
@@ -103,16 +105,19 @@ impl Worker {
     async fn live(&self, delivery: Delivery) {
         let order = Order::of(&delivery);
         let settlement = match forms::read(&delivery.body, delivery.message_id()) {
-            // A panic costs one attempt of one job.
-            Ok(Reading::Job(job)) => AssertUnwindSafe(self.answer(&job, &order)).catch_unwind().await.unwrap_or_else(|_| {
-                Settlement::Retry { failures: order.failures + 1, reason: "the worker panicked over it".into() }
-            }),
+            Ok(Reading::Job(mut job)) => {
+                // A replayed dead letter keeps the id it failed under.
+                if let Some(id) = delivery.job_id() {
+                    job.identity = Identity::Given(id);
+                }
+                self.answer(&job, &order).await
+            }
             Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
             Ok(Reading::Nothing(why)) => {
                 tracing::info!(why, "message asks for nothing");
                 Settlement::Ack
             }
-            Err(Malformed(reason)) => Settlement::DeadLetter { reason },
+            Err(Malformed(reason)) => Settlement::DeadLetter { reason, job_id: None },
         };
         self.settle.settle(delivery, settlement).await;
     }
@@ -121,11 +126,13 @@ impl Worker {
     async fn answer(&self, job: &Job, order: &Order) -> Settlement {
         let deadline = Instant::now() + Duration::from_millis(self.config.worker.hold_ms);
         let verdict = loop {
-            let trouble = match self.verdict_on(job, order).await {
-                Ok(Answer::Verdict(verdict)) => break verdict,
-                Ok(Answer::Known) => return Settlement::Ack,
-                Ok(Answer::Conflict) => return conflict(),
-                Err(trouble) => trouble,
+            // A panic costs one attempt of one job.
+            let trouble = match AssertUnwindSafe(self.verdict_on(job, order)).catch_unwind().await {
+                Ok(Ok(Answer::Verdict(verdict))) => break verdict,
+                Ok(Ok(Answer::Known)) => return Settlement::Ack,
+                Ok(Ok(Answer::Conflict)) => return conflict(),
+                Ok(Err(trouble)) => trouble,
+                Err(_) => Trouble::Attempt("the worker panicked over it".into()),
             };
             match settle::remedy(trouble, order.failures, &self.config.worker) {
                 Remedy::Hold(dependency, reason) => {
@@ -163,6 +170,10 @@ impl Worker {
             }
         }
 
+        // While something is broken, nobody need find that out anew.
+        if let Some((dependency, reason)) = self.health.first_broken() {
+            return Err(Trouble::Broken(dependency, reason));
+        }
         let _entered = self.admit.jobs.enter(order.lane, 1).await.map_err(|_| Trouble::Leaving)?;
         let blob = match self.fetcher.fetch(&job.image, order.lane, &self.admit).await {
             Ok(blob) => blob,
@@ -186,7 +197,11 @@ impl Worker {
         };
 
         if self.config.worker.reuse_scores
-            && let Some(earlier) = self.ledger.find_scores(blob.sha256, &digests).await.map_err(ledger_trouble)?
+            && let Some(earlier) = self
+                .ledger
+                .find_scores(blob.sha256, &digests, &self.screen.policy().reference.sha256)
+                .await
+                .map_err(ledger_trouble)?
         {
             let judgement = judge::judge(self.screen.policy(), &earlier.scores);
             found.seen = Some(earlier.seen);
@@ -218,14 +233,20 @@ impl Worker {
             return seen(self.screen.look(order.lane, bytes, digests).await);
         }
         let _alone = self.company.write().await;
-        let deaths = self.ledger.begin_alone(id).await.map_err(ledger_trouble)?.saturating_sub(1);
-        if deaths >= self.config.worker.deaths {
-            self.ledger.end_alone(id).await.map_err(ledger_trouble)?;
-            return Ok(Look::Deadly(deaths));
+        let deaths = self.ledger.begin_alone(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1);
+        let look = if deaths >= self.config.worker.deaths {
+            Ok(Look::Deadly(deaths))
+        } else {
+            seen(self.screen.look(order.lane, bytes, digests).await)
+        };
+        // Whoever breaks the session ends the process, and that counts. The rest lives on; if the ledger cannot be told
+        // so now, beginning again with this process costs nothing.
+        if !matches!(look, Err(Trouble::Leaving))
+            && let Err(e) = self.ledger.end_alone(id).await
+        {
+            tracing::warn!(error = %e, "a suspicion could not be taken back");
         }
-        let sight = self.screen.look(order.lane, bytes, digests).await;
-        self.ledger.end_alone(id).await.map_err(ledger_trouble)?;
-        seen(sight)
+        look
     }
 
     /// Commits a verdict with its event, and only then hands the event over.
@@ -238,10 +259,11 @@ impl Worker {
                 Err(LedgerError::Refused(why)) if !refused => {
                     // Whatever the database cannot store is the sender's, and most likely the metadata.
                     refused = true;
-                    let judgement = Judgement::unscored(Outcome::Failed, format!("the ledger refuses the verdict: {why}"));
+                    let judgement =
+                        Judgement::unscored(Outcome::Failed, format!("the ledger refuses the verdict: {why}"));
                     entry = self.entry(Verdict { metadata: None, judgement, ..entry.verdict }, order);
                 }
-                Err(LedgerError::Refused(reason)) => return Settlement::DeadLetter { reason },
+                Err(LedgerError::Refused(reason)) => return Settlement::DeadLetter { reason, job_id: None },
                 Err(e) => {
                     if !self.hold(Dependency::Ledger, &e.to_string(), &job.image.bucket, deadline).await {
                         return Settlement::Return;
@@ -250,14 +272,17 @@ impl Worker {
             }
         };
         let verdict = &entry.verdict;
+        let outcome = verdict.judgement.outcome;
         match committed {
             Committed::Known(known) if !known.answers(&job.image) => return conflict(),
+            // What was decided first stands; this verdict was never there.
+            Committed::Known(known) if known.outcome != outcome => return Settlement::Ack,
             Committed::Known(_) => {}
             Committed::Written(event) => {
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }
-                let Judgement { outcome, reason, score, .. } = &verdict.judgement;
+                let Judgement { reason, score, .. } = &verdict.judgement;
                 tracing::info!(
                     job_id = verdict.job_id, image = verdict.image.uri(), %outcome, reason, score,
                     lane = %verdict.lane, attempts = verdict.attempts, reused = verdict.reused_from.is_some(),
@@ -266,10 +291,15 @@ impl Worker {
             }
         }
         if let Some(queue) = &order.reply_to {
-            self.publish.reply(queue, &publish::event(verdict, order.correlation_id.as_deref(), &self.config.prefix)).await;
+            self.publish
+                .reply(queue, &publish::event(verdict, order.correlation_id.as_deref(), &self.config.prefix))
+                .await;
         }
-        match verdict.judgement.outcome {
-            Outcome::Failed => Settlement::DeadLetter { reason: verdict.judgement.reason.clone().unwrap_or_default() },
+        match outcome {
+            Outcome::Failed => Settlement::DeadLetter {
+                reason: verdict.judgement.reason.clone().unwrap_or_default(),
+                job_id: Some(verdict.job_id.clone()),
+            },
             _ => Settlement::Ack,
         }
     }
@@ -306,7 +336,15 @@ impl Worker {
         self.record(job, order, &digests, Found::default(), Judgement::unscored(Outcome::Failed, reason))
     }
 
-    fn unscored(&self, job: &Job, order: &Order, digests: &Digests, found: Found, outcome: Outcome, why: String) -> Answer {
+    fn unscored(
+        &self,
+        job: &Job,
+        order: &Order,
+        digests: &Digests,
+        found: Found,
+        outcome: Outcome,
+        why: String,
+    ) -> Answer {
         self.verdict(job, order, digests, found, Judgement::unscored(outcome, why))
     }
 
@@ -333,7 +371,7 @@ impl Worker {
             policy: self.screen.policy().reference.clone(),
             metadata: job.metadata.clone(),
             reused_from: found.reused_from,
-            attempts: order.failures + 1,
+            attempts: order.failures.saturating_add(1),
             received_at: order.received_at,
             decided_at: OffsetDateTime::now_utc(),
         }
@@ -358,7 +396,8 @@ fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
 }
 
 fn conflict() -> Settlement {
-    Settlement::DeadLetter { reason: "id_conflict: the job's id belongs to a job for another image".into() }
+    let reason = "id_conflict: the job's id belongs to a job for another image".into();
+    Settlement::DeadLetter { reason, job_id: None }
 }
 
 /// A look-up has no row to refuse, so whatever goes wrong is the ledger's.
@@ -415,7 +454,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
     };
     let connection = accept.open().await?;
 
-    let publisher = Arc::new(Publisher::new(queue, "publishing"));
+    let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
     let (persist, writing) = Persist::new(Arc::clone(&ledger));
     let (publish, publishing) = Publish::new(
         Arc::clone(&publisher),
@@ -434,6 +473,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         },
         settle: Settle::new(Arc::clone(&publisher), topology),
         company: RwLock::new(()),
+        process: uuid::Uuid::new_v4(),
         stop: stop.clone(),
         ledger: Arc::clone(&ledger),
         config,
@@ -471,7 +511,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
     let drained = tokio::time::timeout(drain, async {
         stop.cancel();
         worker.admit.close();
-        let connection = accepting.await.ok().flatten();
+        let open = accepting.await.ok().flatten();
         lives.close();
         lives.wait().await;
         // Dropping the last way in ends the tasks behind; the sessions and decoders end with the screen.
@@ -481,10 +521,8 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
             tracing::error!("a task panicked while draining");
         }
         publisher.close().await;
-        if let Some(connection) = connection
-            && let Err(e) = connection.close(200, "drained".into()).await
-        {
-            tracing::debug!(error = %e, "closing the consuming connection failed");
+        if let Some(open) = open {
+            open.close().await;
         }
         ledger.close().await;
     });

@@ -51,6 +51,7 @@ CREATE INDEX outbox_published ON outbox (published_at) WHERE published_at IS NOT
 -- Redelivered jobs that are being screened alone. A row left behind means that the process died over its job.
 CREATE TABLE suspects (
     id         uuid PRIMARY KEY,                  -- the verdict's
-    starts     integer NOT NULL,
+    starts     integer NOT NULL,                  -- by how many processes
+    process    uuid NOT NULL,                     -- the last of them
     started_at timestamptz NOT NULL DEFAULT now()
 );

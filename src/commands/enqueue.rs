@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::job::{ImageRef, Lane};
 
 /// Messages whose confirmation is awaited at a time.
-const IN_FLIGHT: usize = 256;
+const IN_FLIGHT: usize = 64;
 
 /// Options of `enqueue`.
 #[derive(Debug, Args)]
@@ -33,45 +33,43 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let connection = connect(&url, "enqueue").await?;
     topology.declare(&connection).await?;
     let send = Send {
-        publisher: Arc::new(Publisher::new(url, "enqueue")),
+        publisher: Arc::new(Publisher::new(url, "enqueue", IN_FLIGHT)),
         exchange: topology.jobs(),
         lane: arguments.lane,
     };
 
-    let mut pending = FuturesUnordered::new();
-    let mut sent = 0u64;
-    if arguments.references == ["-"] {
-        let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        let mut number = 0u64;
-        while let Some(line) = lines.next_line().await.context("reading stdin")? {
-            number += 1;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let image = reference(&line).with_context(|| format!("line {number}, after {sent} jobs were published"))?;
-            pending.push(send.job(image));
-            if pending.len() >= IN_FLIGHT {
-                sent += confirmed(pending.next().await)?;
-            }
-        }
+    let references: BoxStream<'_, anyhow::Result<ImageRef>> = if arguments.references == ["-"] {
+        from_stdin().boxed()
     } else {
-        for text in &arguments.references {
-            pending.push(send.job(reference(text)?));
-            if pending.len() >= IN_FLIGHT {
-                sent += confirmed(pending.next().await)?;
-            }
-        }
+        stream::iter(&arguments.references).map(|text| reference(text)).boxed()
+    };
+    // Each is published as it comes, so that a slow pipe is not held back.
+    let mut jobs = references.map(|image| async { send.job(image?).await }).buffer_unordered(IN_FLIGHT);
+    let mut sent = 0u64;
+    while let Some(done) = jobs.next().await {
+        done.with_context(|| format!("{sent} jobs were published before"))?;
+        sent += 1;
     }
-    while let Some(result) = pending.next().await {
-        sent += confirmed(Some(result))?;
-    }
+    drop(jobs);
     send.publisher.close().await;
     eprintln!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, send.exchange, send.lane);
     Ok(0)
 }
 
-fn confirmed(result: Option<anyhow::Result<()>>) -> anyhow::Result<u64> {
-    result.transpose().map(|done| u64::from(done.is_some()))
+/// One reference a line; empty lines are skipped.
+fn from_stdin() -> impl Stream<Item = anyhow::Result<ImageRef>> {
+    let lines = BufReader::new(tokio::io::stdin()).lines();
+    stream::unfold((lines, 1u64), |(mut lines, number)| async move {
+        let line = lines.next_line().await.context("reading stdin").transpose()?;
+        Some(((number, line), (lines, number + 1)))
+    })
+    .filter_map(|(number, line)| async move {
+        match line {
+            Ok(line) if line.trim().is_empty() => None,
+            Ok(line) => Some(reference(&line).with_context(|| format!("line {number}"))),
+            Err(e) => Some(Err(e)),
+        }
+    })
 }
 
 /// Reads `s3://bucket/key` or a line of a Rekognition manifest.

@@ -76,6 +76,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         }
     }
     output.finish()?;
+    let counts_failed = counts.contains_key(&Outcome::Failed);
     let counts: Vec<_> = counts.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
     eprintln!("{images} images: {}", if counts.is_empty() { "none".into() } else { counts.join(", ") });
     let reached = match arguments.fail_on {
@@ -83,7 +84,8 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         Some(FailOn::Flagged) => worst >= Outcome::Flagged,
         None => false,
     };
-    Ok(if reached { 3 } else { u8::from(unreadable > 0) })
+    let failed = counts_failed || unreadable > 0;
+    Ok(if reached { 3 } else { u8::from(failed) })
 }
 
 /// Every file beneath the paths: paths in the order given, folders by name.
@@ -100,7 +102,7 @@ fn files(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<PathBuf>> {
 /// What was found in one file.
 struct Report {
     image: String,
-    sha256: String,
+    sha256: Option<String>,
     bytes: u64,
     sight: Option<Sight>,
     judgement: Judgement,
@@ -128,17 +130,22 @@ impl Report {
     }
 }
 
-async fn report(file: anyhow::Result<PathBuf>, max_bytes: u64, screen: &Screen, digests: &Digests) -> anyhow::Result<Report> {
+async fn report(
+    file: anyhow::Result<PathBuf>,
+    max_bytes: u64,
+    screen: &Screen,
+    digests: &Digests,
+) -> anyhow::Result<Report> {
     let path = file?;
     let image = path.display().to_string();
     let length = tokio::fs::metadata(&path).await.with_context(|| format!("reading {image}"))?.len();
     if length > max_bytes {
         let why = format!("the file has {length} bytes, the limit is {max_bytes}");
         let judgement = Judgement::unscored(Outcome::Rejected, why);
-        return Ok(Report { image, sha256: String::new(), bytes: length, sight: None, judgement, shown: Vec::new() });
+        return Ok(Report { image, sha256: None, bytes: length, sight: None, judgement, shown: Vec::new() });
     }
     let bytes = Bytes::from(tokio::fs::read(&path).await.with_context(|| format!("reading {image}"))?);
-    let sha256 = hex::encode(Sha256::digest(&bytes));
+    let sha256 = Some(hex::encode(Sha256::digest(&bytes)));
     let length = bytes.len() as u64;
     let (sight, judgement) = match screen.look(Lane::Live, bytes, digests).await {
         Ok(sight) => (Some(sight.clone()), sight.judgement),
@@ -153,7 +160,7 @@ fn save(folder: &Path, report: &Report) -> anyhow::Result<()> {
     for (detector, pixels) in &report.shown {
         let folder = folder.join(detector);
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let file = folder.join(format!("{}.png", report.sha256));
+        let file = folder.join(format!("{}.png", report.sha256.as_deref().unwrap_or_default()));
         decode::save_png(&file, pixels).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())

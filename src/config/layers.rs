@@ -29,12 +29,14 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("{path} is not valid TOML: {error}")]
+    #[error("{path}, line {line}, is not valid TOML: {what}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        error: toml::de::Error,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong there. Not the line itself, which may hold a password.
+        what: String,
     },
     /// A key that does not exist.
     #[error("{origin}: there is no option `{key}`{}", hint(nearest))]
@@ -110,7 +112,11 @@ pub fn load(overlay: &Overlay, environment: impl Iterator<Item = (String, String
     let path = overlay.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     match std::fs::read_to_string(&path) {
         Ok(text) => {
-            let file: Table = toml::from_str(&text).map_err(|error| ConfigError::Syntax { path: path.clone(), error })?;
+            let file: Table = toml::from_str(&text).map_err(|error| {
+                let start = error.span().map_or(0, |span| span.start);
+                let line = text.get(..start).unwrap_or_default().lines().count().max(1);
+                ConfigError::Syntax { path: path.clone(), line, what: error.message().to_owned() }
+            })?;
             refuse_unknown(&file, &defaults, "", &path)?;
             merge(&mut merged, file);
         }
@@ -121,7 +127,8 @@ pub fn load(overlay: &Overlay, environment: impl Iterator<Item = (String, String
     for (key, value) in &overlay.values {
         set(&mut merged, key, value.clone());
     }
-    let config: Config = Value::Table(merged).try_into().map_err(|e: toml::de::Error| ConfigError::Type(e.to_string()))?;
+    let config: Config =
+        Value::Table(merged).try_into().map_err(|e: toml::de::Error| ConfigError::Type(e.message().to_owned()))?;
     config.check()?;
     Ok(config)
 }
@@ -224,10 +231,8 @@ fn apply_environment(
     defaults: &Table,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<(), ConfigError> {
-    let names: Vec<(String, String, Value)> = leaves(defaults, "")
-        .into_iter()
-        .map(|(path, default)| (variable(&path), path, default))
-        .collect();
+    let names: Vec<(String, String, Value)> =
+        leaves(defaults, "").into_iter().map(|(path, default)| (variable(&path), path, default)).collect();
     for (name, text) in environment {
         if !name.starts_with("PIXWARDEN_") || name == "PIXWARDEN_CONFIG" {
             continue;
@@ -235,7 +240,8 @@ fn apply_environment(
         let Some((_, path, default)) = names.iter().find(|(known, ..)| *known == name) else {
             // Not an error: orchestrators inject variables of their own, such as PIXWARDEN_PORT for a service.
             let nearest = nearest(&name, names.iter().map(|(known, ..)| known.clone()).collect());
-            tracing::warn!(name, nearest, "no option belongs to this environment variable; it is ignored");
+            let meant = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+            eprintln!("warning: no option belongs to the variable {name}, it is ignored{meant}");
             continue;
         };
         set(merged, path, typed(&name, &text, default)?);
@@ -249,13 +255,18 @@ pub(super) fn variable(path: &str) -> String {
 }
 
 fn typed(name: &str, text: &str, default: &Value) -> Result<Value, ConfigError> {
-    let wrong = |kind: &str| ConfigError::Invalid { option: name.to_owned(), what: format!("\"{text}\" is not {kind}") };
+    let wrong =
+        |kind: &str| ConfigError::Invalid { option: name.to_owned(), what: format!("\"{text}\" is not {kind}") };
     Ok(match default {
         Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
         Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
         Value::Boolean(_) => Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?),
         Value::Array(_) => Value::Array(
-            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(|item| Value::String(item.into())).collect(),
+            text.split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(|item| Value::String(item.into()))
+                .collect(),
         ),
         _ => Value::String(text.to_owned()),
     })
@@ -286,7 +297,8 @@ mod tests {
         write!(file, "prefix = \"file\"\n[worker]\nattempts = 7\ndeaths = 2\n").unwrap();
         let mut overlay = Overlay { file: Some(file.path().to_owned()), values: Vec::new() };
         overlay.set("worker.deaths", Some(9));
-        let environment = [("PIXWARDEN_PREFIX", "environment"), ("PIXWARDEN_BUCKETS", "a, b"), ("PIXWARDEN_WORKER_DEATHS", "8")];
+        let environment =
+            [("PIXWARDEN_PREFIX", "environment"), ("PIXWARDEN_BUCKETS", "a, b"), ("PIXWARDEN_WORKER_DEATHS", "8")];
         let config = load(&overlay, environment.iter().map(|(k, v)| ((*k).into(), (*v).into()))).unwrap();
         assert_eq!(config.prefix, "environment");
         assert_eq!((config.worker.attempts, config.worker.deaths), (7, 9));

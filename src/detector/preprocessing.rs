@@ -244,7 +244,10 @@ impl HuggingFace<'_> {
         if !self.switch("do_center_crop", self.class().starts_with("CLIP"))? {
             return Ok(None);
         }
-        let size = self.0.get("crop_size").ok_or_else(|| self.refuse("crop_size", "it is missing, and `do_center_crop` is on"))?;
+        let size = self
+            .0
+            .get("crop_size")
+            .ok_or_else(|| self.refuse("crop_size", "it is missing, and `do_center_crop` is on"))?;
         let invalid = || self.refuse("crop_size", format!("{size} is not understood"));
         match size {
             Value::Object(fields) => {
@@ -265,18 +268,25 @@ impl HuggingFace<'_> {
             Some(5) => Ok(Filter::Hamming),
             Some(code) => Err(self.refuse("resample", format!("{code} is not one of PIL's codes 0 to 5"))),
             None if !self.switch("do_resize", true)? => Ok(Filter::Nearest),
-            None => Err(self.refuse("resample", "it is missing, and its default differs between processors; give PIL's code")),
+            None => {
+                Err(self
+                    .refuse("resample", "it is missing, and its default differs between processors; give PIL's code"))
+            }
         }
     }
 
     fn normalisation(&self) -> Result<Normalisation, FieldError> {
         if self.switch("rescale_offset", false)? {
-            return Err(self.refuse("rescale_offset", "it is not supported; fold it into the graph or into `image_mean`"));
+            return Err(
+                self.refuse("rescale_offset", "it is not supported; fold it into the graph or into `image_mean`")
+            );
         }
         let scale = if self.switch("do_rescale", true)? {
             match self.0.get("rescale_factor").filter(|v| !v.is_null()) {
                 None => 1.0 / 255.0,
-                Some(value) => value.as_f64().ok_or_else(|| self.refuse("rescale_factor", format!("{value} is not a number")))?,
+                Some(value) => {
+                    value.as_f64().ok_or_else(|| self.refuse("rescale_factor", format!("{value} is not a number")))?
+                }
             }
         } else {
             1.0
@@ -358,12 +368,16 @@ mod tests {
 
     #[test]
     fn timm_scales_by_crop_pct_rounded_down() {
-        let (geometry, _) = timm(r#"{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.9, "interpolation": "bicubic"}}"#).unwrap();
+        let (geometry, _) =
+            timm(r#"{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.9, "interpolation": "bicubic"}}"#)
+                .unwrap();
         assert_eq!(geometry.resize, Resize::ShortestEdge(248));
         assert_eq!((geometry.width, geometry.height, geometry.filter), (224, 224, Filter::Bicubic));
         let (flat, _) = timm(r#"{"input_size": [3, 96, 64], "crop_pct": 1.0, "crop_mode": "squash"}"#).unwrap();
         assert_eq!(flat.resize, Resize::Exact { width: 64, height: 96 });
-        let (border, _) = timm(r#"{"input_size": [3, 96, 96], "crop_pct": 1.0, "crop_mode": "border", "mean": 0.5, "std": 0.5}"#).unwrap();
+        let (border, _) =
+            timm(r#"{"input_size": [3, 96, 96], "crop_pct": 1.0, "crop_mode": "border", "mean": 0.5, "std": 0.5}"#)
+                .unwrap();
         assert_eq!(border.resize, Resize::LongestEdge { edge: 96, fill: [128; 3] });
     }
 
@@ -373,11 +387,14 @@ mod tests {
         let geometry = |fields: &str| hugging_face(&format!("{{{fields}, {rest}}}")).map(|(geometry, _)| geometry);
         let vit = geometry(r#""image_processor_type": "ViTImageProcessor", "size": 224"#).unwrap();
         assert_eq!(vit.resize, Resize::Exact { width: 224, height: 224 });
-        let clip = geometry(r#""feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224"#).unwrap();
+        let clip =
+            geometry(r#""feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224"#).unwrap();
         assert_eq!((clip.resize, clip.width), (Resize::ShortestEdge(224), 224));
-        let small = geometry(r#""image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}"#).unwrap();
+        let small =
+            geometry(r#""image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}"#).unwrap();
         assert_eq!((small.resize, small.width), (Resize::ShortestEdge(256), 224));
-        let large = geometry(r#""image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}"#).unwrap();
+        let large =
+            geometry(r#""image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}"#).unwrap();
         assert_eq!(large.resize, Resize::Exact { width: 384, height: 384 });
         assert_eq!(geometry(r#""size": {"shortest_edge": 224}"#).unwrap_err().field, "crop_size");
     }

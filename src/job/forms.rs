@@ -142,7 +142,9 @@ fn s3_records(records: &[Value]) -> Result<Reading, Malformed> {
     match records.as_slice() {
         [] => Ok(Reading::Nothing("no record of a created object")),
         [record] => s3_record(record),
-        several => Ok(Reading::Several(several.iter().map(|record| json!({"Records": [record]}).to_string()).collect())),
+        several => {
+            Ok(Reading::Several(several.iter().map(|record| json!({"Records": [record]}).to_string()).collect()))
+        }
     }
 }
 
@@ -155,7 +157,8 @@ fn s3_record(record: &Value) -> Result<Reading, Malformed> {
     let Ok(key) = percent_decode_str(&key.replace('+', " ")).decode_utf8().map(std::borrow::Cow::into_owned) else {
         return malformed("`s3.object.key` is not form-encoded UTF-8");
     };
-    let image = ImageRef { bucket, key, version_id: text(&object["versionId"]), etag: text(&object["eTag"]).map(unquoted) };
+    let image =
+        ImageRef { bucket, key, version_id: text(&object["versionId"]), etag: text(&object["eTag"]).map(unquoted) };
     job(Identity::Derived { sequencer: text(&object["sequencer"]) }, image, None, None)
 }
 
@@ -170,7 +173,8 @@ fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
         return malformed("an EventBridge event without `detail.bucket.name` or `detail.object.key`");
     };
     let found = &detail["object"];
-    let image = ImageRef { bucket, key, version_id: text(&found["version-id"]), etag: text(&found["etag"]).map(unquoted) };
+    let image =
+        ImageRef { bucket, key, version_id: text(&found["version-id"]), etag: text(&found["etag"]).map(unquoted) };
     job(Identity::Derived { sequencer: text(&found["sequencer"]) }, image, None, None)
 }
 
@@ -207,10 +211,16 @@ fn identity(in_body: Option<&str>, message_id: Option<&str>) -> Result<Identity,
         (None, Some(id)) => ("the message_id", id),
         (None, None) => return Ok(Identity::Derived { sequencer: None }),
     };
-    if id.is_empty() || id.len() > MAX_ID_CHARS || !id.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+    if !is_id(id) {
         return malformed(format!("{field} is not 1 to {MAX_ID_CHARS} printable ASCII characters"));
     }
     Ok(Identity::Given(id.to_owned()))
+}
+
+/// Whether a text may be a job's id.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    (1..=MAX_ID_CHARS).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 /// The last checks, the same for every form.
@@ -225,6 +235,11 @@ fn job(
     }
     if image.key.is_empty() || image.key.len() > MAX_KEY_BYTES {
         return malformed(format!("the key is not 1 to {MAX_KEY_BYTES} bytes long"));
+    }
+    // Both travel in HTTP requests, where other characters have no place.
+    let visible = |text: &String| text.len() <= MAX_KEY_BYTES && text.bytes().all(|b| b.is_ascii_graphic());
+    if !image.etag.as_ref().is_none_or(visible) || !image.version_id.as_ref().is_none_or(visible) {
+        return malformed(format!("an ETag or a version id is not up to {MAX_KEY_BYTES} visible ASCII characters"));
     }
     if metadata.as_ref().is_some_and(|m| m.to_string().len() > MAX_METADATA_BYTES) {
         return malformed(format!("`metadata` is larger than {MAX_METADATA_BYTES} bytes"));
@@ -334,7 +349,8 @@ mod tests {
 
     #[test]
     fn several_records_become_a_message_each_and_other_events_nothing() {
-        let record = |key: &str, name: &str| json!({"eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key}}});
+        let record =
+            |key: &str, name: &str| json!({"eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key}}});
         let body = json!({"Records": [record("1", "ObjectCreated:Put"), record("2", "ObjectRemoved:Delete"), record("3", "ObjectCreated:Copy")]});
         let Ok(Reading::Several(bodies)) = read(body.to_string().as_bytes(), None) else { panic!() };
         assert_eq!(bodies.iter().map(|body| one(body).image.key).collect::<Vec<_>>(), ["1", "3"]);
@@ -358,6 +374,8 @@ mod tests {
             (r#""https://x/y""#, "is not s3://bucket/key"),
             (r#"{"image": {"bucket": "b"}}"#, "needs `bucket` and `key`"),
             (r#"{"image": 3}"#, "neither a string nor an object"),
+            (r#"{"image": {"bucket": "b", "key": "k", "etag": "ü"}}"#, "visible ASCII"),
+            (r#"{"image": {"bucket": "b", "key": "k", "version_id": "a b"}}"#, "visible ASCII"),
             (r#"{"image": "s3://b/k", "id": ""}"#, "printable ASCII"),
             (r#"{"image": "s3://b/k", "id": "ü"}"#, "printable ASCII"),
             (r#"{"image": "s3://b/k", "detectors": []}"#, "at least one name"),
@@ -366,7 +384,10 @@ mod tests {
             (r#"{"image": "s3://b/k\u0000"}"#, "U+0000"),
             (r#"{"Records": [{}]}"#, "eventName"),
             (r#"{"Records": [{"eventName": "ObjectCreated:Put"}]}"#, "s3.bucket.name"),
-            (r#"{"specversion": "1.0", "type": "io.pixwarden.image.flagged.v1", "data": {"image": "s3://b/k"}}"#, "would loop"),
+            (
+                r#"{"specversion": "1.0", "type": "io.pixwarden.image.flagged.v1", "data": {"image": "s3://b/k"}}"#,
+                "would loop",
+            ),
             (r#"{"specversion": "1.0", "type": "x", "data": {"specversion": "1.0", "data": {}}}"#, "no form of job"),
         ] {
             assert!(reason(body).contains(says), "{body}: {}", reason(body));
@@ -379,7 +400,8 @@ mod tests {
     }
 
     /// What S3 leaves unencoded in a notification's key.
-    const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b' ');
+    const FORM: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b' ');
 
     proptest! {
         #[test]

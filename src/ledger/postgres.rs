@@ -32,8 +32,7 @@ const CONNECTIONS: u32 = 8;
 const PRUNE_BATCH: i64 = 5_000;
 
 /// Every version, oldest first. A new one only adds: the old program runs beside it during an upgrade.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
 
 /// The ledger in Postgres.
 pub struct Postgres {
@@ -87,7 +86,13 @@ impl Ledger for Postgres {
     async fn migrate(&self) -> Result<i64, LedgerError> {
         let migrations = MIGRATIONS
             .map(|(version, name, sql)| {
-                Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false)
+                Migration::new(
+                    version,
+                    Cow::Borrowed(name),
+                    MigrationType::Simple,
+                    AssertSqlSafe(sql).into_sql_str(),
+                    false,
+                )
             })
             .to_vec();
         let mut migrator = Migrator::with_migrations(migrations);
@@ -104,8 +109,9 @@ impl Ledger for Postgres {
         let found = self
             .run(ANSWER, |c| {
                 Box::pin(async move {
-                    let exists: bool =
-                        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut *c).await?;
+                    let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+                        .fetch_one(&mut *c)
+                        .await?;
                     if !exists {
                         return Ok(0);
                     }
@@ -133,18 +139,23 @@ impl Ledger for Postgres {
         Ok(found.into_iter().next().map(|(_, known)| known))
     }
 
-    async fn find_scores(&self, sha256: [u8; 32], detectors: &Digests) -> Result<Option<Reusable>, LedgerError> {
-        let detectors = Json(detectors.clone());
+    async fn find_scores(
+        &self,
+        sha256: [u8; 32],
+        detectors: &Digests,
+        policy_sha256: &str,
+    ) -> Result<Option<Reusable>, LedgerError> {
+        let (detectors, policy) = (Json(detectors.clone()), policy_sha256.to_owned());
         let row = self
             .run(ANSWER, move |c| {
                 // The first condition is the index's; the second tells equal detectors from others.
                 let query = sqlx::query(
                     "SELECT id, format, width, height, frames, scores FROM verdicts
                      WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
-                         AND outcome <> 'failed'
+                         AND outcome <> 'failed' AND (frames = 1 OR policy->>'sha256' = $3)
                      LIMIT 1",
                 );
-                Box::pin(query.bind(sha256.to_vec()).bind(detectors).fetch_optional(c))
+                Box::pin(query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c))
             })
             .await?;
         row.as_ref().map(reusable).transpose().map_err(|e| explain(&e)).map(Option::flatten)
@@ -165,7 +176,9 @@ impl Ledger for Postgres {
             let id = entry.verdict.id;
             if let Some(payload) = written.get(&id) {
                 let event = entry.event.as_ref().zip(payload.as_ref());
-                return Ok(Committed::Written(event.map(|(event, payload)| Event { payload: payload.clone(), ..event.clone() })));
+                return Ok(Committed::Written(
+                    event.map(|(event, payload)| Event { payload: payload.clone(), ..event.clone() }),
+                ));
             }
             let found = known.remove(&id).map(Committed::Known);
             found.ok_or_else(|| LedgerError::Down(format!("verdict {id} was neither written nor found")))
@@ -173,22 +186,26 @@ impl Ledger for Postgres {
         entries.iter().map(answer).collect()
     }
 
-    async fn begin_alone(&self, id: Uuid) -> Result<u32, LedgerError> {
+    async fn begin_alone(&self, id: Uuid, process: Uuid) -> Result<u32, LedgerError> {
         let starts: i32 = self
             .run(ANSWER, move |c| {
                 let query = sqlx::query_scalar(
-                    "INSERT INTO suspects (id, starts) VALUES ($1, 1)
-                     ON CONFLICT (id) DO UPDATE SET starts = suspects.starts + 1, started_at = now()
+                    "INSERT INTO suspects (id, starts, process) VALUES ($1, 1, $2)
+                     ON CONFLICT (id) DO UPDATE SET
+                         starts = suspects.starts + (suspects.process <> excluded.process)::integer,
+                         process = excluded.process, started_at = now()
                      RETURNING starts",
                 );
-                Box::pin(query.bind(id).fetch_one(c))
+                Box::pin(query.bind(id).bind(process).fetch_one(c))
             })
             .await?;
         Ok(u32::try_from(starts).unwrap_or(0))
     }
 
     async fn end_alone(&self, id: Uuid) -> Result<(), LedgerError> {
-        self.run(ANSWER, move |c| Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(id).execute(c))).await.map(drop)
+        self.run(ANSWER, move |c| Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(id).execute(c)))
+            .await
+            .map(drop)
     }
 
     async fn lease_events(&self, limit: u32) -> Result<Vec<Event>, LedgerError> {
@@ -446,7 +463,8 @@ async fn known(c: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Known)>,
 
 fn reusable(row: &PgRow) -> Result<Option<Reusable>, sqlx::Error> {
     let format: Option<String> = row.try_get("format")?;
-    let size = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i32>, _>(column)?.and_then(|n| u32::try_from(n).ok()));
+    let size =
+        |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i32>, _>(column)?.and_then(|n| u32::try_from(n).ok()));
     let (Some(format), Some(width), Some(height), Some(frames)) =
         (format.as_deref().and_then(crate::job::format_name), size("width")?, size("height")?, size("frames")?)
     else {

@@ -104,9 +104,11 @@ fn decode(
     let mut take = |frame: &Frame| {
         let prepared: Result<Vec<_>, _> = geometries
             .iter()
-            .map(|geometry| preparer.prepare(&frame.rgb, frame.width, frame.height, frame.orientation, geometry).map(Arc::new))
+            .map(|geometry| {
+                preparer.prepare(&frame.rgb, frame.width, frame.height, frame.orientation, geometry).map(Arc::new)
+            })
             .collect();
-        frames.push(prepared.map_err(|e| Undecodable(format!("the image cannot be resized: {e}")))?);
+        frames.push(prepared.map_err(|e| Undecodable(e.to_string()))?);
         Ok(())
     };
     let mut context = Context { limits, budget, take: &mut take };
@@ -118,6 +120,9 @@ fn decode(
         Format::Gif => animated::gif(bytes, &mut context),
         Format::WebP => animated::webp(bytes, &mut context),
     }?;
+    if frames.is_empty() {
+        return Err(Undecodable::new("damaged: it holds no image"));
+    }
     Ok(Decoded { seen, frames })
 }
 
@@ -142,7 +147,10 @@ impl Format {
             [b'R', b'I', b'F', b'F', ..] if brand == b"WEBP" => Self::WebP,
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Self::Gif,
             [b'B', b'M', ..] => Self::Bmp,
-            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Self::Tiff,
+            [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => {
+                return Err(Undecodable::new("unsupported format: BigTIFF"));
+            }
             [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
                 return Err(Undecodable(match brand {
                     b"avif" | b"avis" => "unsupported format: AVIF".into(),
@@ -296,7 +304,9 @@ mod tests {
     }
 
     fn encoded(format: image::ImageFormat) -> Vec<u8> {
-        let image = image::RgbImage::from_fn(64, 48, |x, y| image::Rgb([x as u8 * 3, y as u8 * 5, (x * y) as u8]));
+        let image = image::RgbImage::from_fn(64, 48, |x, y| {
+            image::Rgb([x * 3, y * 5, x * y].map(|sample| u8::try_from(sample % 256).unwrap()))
+        });
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
@@ -326,7 +336,10 @@ mod tests {
             let whole = encoded(format);
             for tenth in 0..10 {
                 let cut = &whole[..whole.len() * tenth / 10];
-                assert!(decode_with(cut, &DecodeConfig::default()).is_err(), "{name} cut at {tenth}/10 passed as whole");
+                assert!(
+                    decode_with(cut, &DecodeConfig::default()).is_err(),
+                    "{name} cut at {tenth}/10 passed as whole"
+                );
             }
             let almost = &whole[..whole.len() - 1];
             // BMP and TIFF carry padding or directories whose last byte no pixel needs.

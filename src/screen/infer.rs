@@ -61,7 +61,9 @@ pub enum InferError {
     )]
     Library(String),
     /// The device that was asked for cannot be had.
-    #[error("device = \"{device}\" was asked for, but cannot be had: {error}\n  hint: install onnxruntime-gpu and its CUDA libraries, or set `inference.device` to \"auto\" or \"cpu\"")]
+    #[error(
+        "device = \"{device}\" was asked for, but cannot be had: {error}\n  hint: install onnxruntime-gpu and its CUDA libraries, or set `inference.device` to \"auto\" or \"cpu\""
+    )]
     Device {
         /// As configured.
         device: &'static str,
@@ -177,8 +179,8 @@ impl Engine {
                     Ok((session, activation, max_batch)) => {
                         queue.with(|gather| *gather = Gather::new(max_batch));
                         drop(report.send(Ok(Warm { max_batch, place: session.place().to_owned() })));
+                        let _last_words = LastWords { queue: &queue, detector: &detector, broken: &broken };
                         Worker { session, activation, queue: &queue, detector: &detector, broken: &broken }.work();
-                        queue.with(Gather::abandon);
                     }
                 }
             }
@@ -214,7 +216,11 @@ impl Drop for Engine {
 }
 
 /// Finds out what the output means and how large a batch may be, by running blank images.
-fn warm_up(session: &mut dyn Session, detector: &Detector, config: &InferenceConfig) -> Result<(Activation, usize), InferError> {
+fn warm_up(
+    session: &mut dyn Session,
+    detector: &Detector,
+    config: &InferenceConfig,
+) -> Result<(Activation, usize), InferError> {
     let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
     let mut run = |shade: u8, size: usize| {
         let started = Instant::now();
@@ -239,7 +245,10 @@ fn warm_up(session: &mut dyn Session, detector: &Detector, config: &InferenceCon
     let mut run = |size: usize| {
         let started = Instant::now();
         let batch = vec![plain(detector, 127); size];
-        session.run(&batch).map(|_| started.elapsed()).map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))
+        session
+            .run(&batch)
+            .map(|_| started.elapsed())
+            .map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))
     };
     let mut max_batch = 1;
     while max_batch < most {
@@ -247,7 +256,10 @@ fn warm_up(session: &mut dyn Session, detector: &Detector, config: &InferenceCon
         if bound.is_some_and(|bound| run(max_batch).is_ok_and(|took| took * 2 > bound)) {
             break;
         }
-        run(next)?;
+        // A batch that does not fit is no reason not to start.
+        if run(next).is_err() {
+            break;
+        }
         max_batch = next;
     }
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
@@ -261,8 +273,7 @@ fn activation(detector: &Detector, output: &str, rows: &[Vec<f32>]) -> Result<Ac
     let logits = if detector.multi_label { Activation::Sigmoid } else { Activation::Softmax };
     let name = output.to_ascii_lowercase();
     let outside = rows.iter().flatten().any(|x| !(0.0..=1.0).contains(x));
-    let not_exclusive = !detector.multi_label && rows.iter().any(|row| (row.iter().sum::<f32>() - 1.0).abs() > 1e-3);
-    if name.contains("logit") || outside || not_exclusive {
+    if name.contains("logit") || outside {
         Ok(logits)
     } else if name.contains("prob") || name.contains("softmax") || name.contains("sigmoid") {
         Ok(Activation::Identity)
@@ -294,6 +305,22 @@ fn activate(activation: Activation, row: &mut [f32]) {
 fn plain(detector: &Detector, shade: u8) -> Arc<Pixels> {
     let (width, height) = (detector.geometry.width, detector.geometry.height);
     Arc::new(Pixels { width, height, data: vec![shade; width as usize * height as usize * 3] })
+}
+
+/// Whatever ends the session's thread, a panic included: nobody waits for it any more.
+struct LastWords<'a> {
+    queue: &'a Queue,
+    detector: &'a Detector,
+    broken: &'a watch::Sender<Option<String>>,
+}
+
+impl Drop for LastWords<'_> {
+    fn drop(&mut self) {
+        self.queue.with(Gather::abandon);
+        if std::thread::panicking() {
+            self.broken.send_replace(Some(format!("the session's thread of {} panicked", self.detector.name)));
+        }
+    }
 }
 
 struct Worker<'a> {
@@ -348,7 +375,9 @@ impl Worker<'_> {
                 Ok(())
             }
             Err(again) => {
-                self.session.run(&[plain(self.detector, 127)]).map_err(|e| format!("{error}; on a blank image: {e}"))?;
+                self.session
+                    .run(&[plain(self.detector, 127)])
+                    .map_err(|e| format!("{error}; on a blank image: {e}"))?;
                 drop(item.reply.send(Err(Unscored::Item(again.to_string()))));
                 Ok(())
             }
@@ -363,7 +392,6 @@ mod tests {
 
     /// Fails on any batch that holds a pixel of the value 66, or on all once `dead`.
     struct Faulty {
-        runs: Arc<Mutex<Vec<usize>>>,
         memory: usize,
         dies_on: Option<u8>,
         dead: bool,
@@ -371,7 +399,6 @@ mod tests {
 
     impl Session for Faulty {
         fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
-            self.runs.lock().unwrap().push(batch.len());
             self.dead |= batch.iter().any(|p| Some(p.data[0]) == self.dies_on);
             if self.dead || batch.iter().any(|p| p.data[0] == 66) {
                 return Err(SessionError::Other("bad item".into()));
@@ -399,15 +426,13 @@ mod tests {
         }
     }
 
-    fn engine(memory: usize, dies_on: Option<u8>) -> (Engine, Arc<Mutex<Vec<usize>>>, watch::Receiver<Option<String>>) {
-        let runs = Arc::new(Mutex::new(Vec::new()));
+    fn engine(memory: usize, dies_on: Option<u8>) -> (Engine, watch::Receiver<Option<String>>) {
         let (broken, is_broken) = watch::channel(None);
-        let session = Faulty { runs: Arc::clone(&runs), memory: 64, dies_on, dead: false };
         let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
         let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, move || {
-            Ok(Box::new(Faulty { memory, ..session }))
+            Ok(Box::new(Faulty { memory, dies_on, dead: false }))
         });
-        (engine.unwrap(), runs, is_broken)
+        (engine.unwrap(), is_broken)
     }
 
     fn shade(value: u8) -> Arc<Pixels> {
@@ -416,7 +441,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_item_stands_alone_in_the_end() {
-        let (engine, _, broken) = engine(64, None);
+        let (engine, broken) = engine(64, None);
         let jobs = (60..70u8).map(|value| engine.score(Lane::Live, shade(value)));
         let results = futures_util::future::join_all(jobs).await;
         for (value, result) in (60..70u8).zip(results) {
@@ -427,7 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_that_dies_says_so_and_answers_nobody_wrongly() {
-        let (engine, _, broken) = engine(64, Some(7));
+        let (engine, broken) = engine(64, Some(7));
         let jobs = [1, 7, 2].map(|value| engine.score(Lane::Live, shade(value)));
         for result in futures_util::future::join_all(jobs).await.into_iter().skip(1) {
             assert!(matches!(result, Err(Unscored::Broken(_))), "{result:?}");
@@ -441,7 +466,7 @@ mod tests {
         let (broken, _) = watch::channel(None);
         let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
         let refused = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || {
-            Ok(Box::new(Faulty { runs: Arc::default(), memory: 0, dies_on: None, dead: false }))
+            Ok(Box::new(Faulty { memory: 0, dies_on: None, dead: false }))
         });
         assert!(refused.is_err());
     }

@@ -1,5 +1,7 @@
 //! Scores → outcome. Pure: the same scores under the same policy are judged the same, today and in a year.
 
+use std::cmp::Ordering;
+
 use crate::job::{Judgement, Outcome, Scores};
 use crate::policy::{Policy, Rule};
 
@@ -19,7 +21,7 @@ pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
         let score = *scores.get(&rule.detector)?.get(&rule.label)?;
         Some((apply(rule, score), score, rule))
     });
-    match judged.max_by(|a, b| (a.0, a.1).partial_cmp(&(b.0, b.1)).unwrap_or(std::cmp::Ordering::Equal)) {
+    match judged.max_by(|a, b| (a.0, a.1).partial_cmp(&(b.0, b.1)).unwrap_or(Ordering::Equal)) {
         Some((outcome, score, rule)) => Judgement {
             outcome,
             reason: reason(outcome, score, rule),
@@ -30,20 +32,13 @@ pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
     }
 }
 
-/// Judges every frame and returns the most severe one: its index and judgement.
-///
-/// # Panics
-/// When there is no frame: an image that could be decoded has at least one.
+/// Judges every frame and returns the most severe one: its index and judgement. No frame at all is no pass either.
 #[must_use]
 pub fn most_severe(policy: &Policy, frames: &[Scores]) -> (usize, Judgement) {
-    frames
-        .iter()
-        .map(|scores| judge(policy, scores))
-        .enumerate()
-        // `max_by` keeps the last of equals; reversed, the first frame stands.
-        .rev()
-        .max_by(|(_, a), (_, b)| severity(a).partial_cmp(&severity(b)).unwrap_or(std::cmp::Ordering::Equal))
-        .expect("a decoded image has at least one frame")
+    let judged = frames.iter().map(|scores| judge(policy, scores)).enumerate();
+    // `max_by` keeps the last of equals; reversed, the first frame stands.
+    let worst = judged.rev().max_by(|(_, a), (_, b)| severity(a).partial_cmp(&severity(b)).unwrap_or(Ordering::Equal));
+    worst.unwrap_or_else(|| (0, Judgement::unscored(Outcome::Failed, "no frame was scored")))
 }
 
 /// Failing outranks everything: a frame that could not be judged must not hide behind one that passed.
@@ -72,8 +67,6 @@ fn reason(outcome: Outcome, score: f32, rule: &Rule) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -86,7 +79,7 @@ mod tests {
     fn scores(entries: &[(&str, &str, f32)]) -> Scores {
         let mut scores = Scores::new();
         for (detector, label, p) in entries {
-            scores.entry((*detector).into()).or_insert_with(BTreeMap::new).insert((*label).into(), *p);
+            scores.entry((*detector).into()).or_default().insert((*label).into(), *p);
         }
         scores
     }
@@ -98,7 +91,13 @@ mod tests {
     #[test]
     fn a_threshold_is_reached_by_being_equal() {
         let policy = policy(vec![rule("d", "ai", 0.5, 0.9)]);
-        for (p, outcome) in [(0.0, Outcome::Passed), (0.499_999, Outcome::Passed), (0.5, Outcome::Review), (0.9, Outcome::Flagged), (1.0, Outcome::Flagged)] {
+        for (p, outcome) in [
+            (0.0, Outcome::Passed),
+            (0.499_999, Outcome::Passed),
+            (0.5, Outcome::Review),
+            (0.9, Outcome::Flagged),
+            (1.0, Outcome::Flagged),
+        ] {
             assert_eq!(judge(&policy, &scores(&[("d", "ai", p)])).outcome, outcome, "{p}");
         }
     }

@@ -9,6 +9,20 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOpt
 
 use crate::detector::{CropRounding, Filter, Geometry, Resize};
 
+/// The largest result of a pass. Only an extreme shape comes near: it is resized far beyond the crop.
+const MAX_PASS_BYTES: u64 = 64 << 20;
+
+/// Why a frame cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Too long and thin.
+    #[error("over the decode limits: resized to {0}x{1} it would take too much memory")]
+    Shape(u32, u32),
+    /// The resizer refuses the sizes; they have been checked, so that would be a mistake of ours.
+    #[error("the image cannot be resized: {0}")]
+    Resize(#[from] ResizeError),
+}
+
 /// What one detector sees of one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels {
@@ -37,7 +51,7 @@ impl Preparer {
     /// Prepares a frame whose EXIF orientation is `orientation` (1 to 8).
     ///
     /// # Errors
-    /// When the resizer refuses the sizes; they have been checked, so that would be a mistake of ours.
+    /// When the image is so long and thin that its resized form would not fit in memory.
     pub(super) fn prepare(
         &mut self,
         rgb: &[u8],
@@ -45,7 +59,7 @@ impl Preparer {
         height: u32,
         orientation: u8,
         geometry: &Geometry,
-    ) -> Result<Pixels, ResizeError> {
+    ) -> Result<Pixels, PrepareError> {
         let lying = orientation >= 5;
         let upright = if lying { (height, width) } else { (width, height) };
         let target = target(upright, geometry.resize);
@@ -61,9 +75,17 @@ impl Preparer {
     }
 
     /// Resizes along one axis, or hands the view on where nothing changes.
-    fn pass<'a>(&mut self, source: View<'a>, (width, height): (u32, u32), filter: Filter) -> Result<View<'a>, ResizeError> {
+    fn pass<'a>(
+        &mut self,
+        source: View<'a>,
+        (width, height): (u32, u32),
+        filter: Filter,
+    ) -> Result<View<'a>, PrepareError> {
         if (source.width, source.height) == (width, height) {
             return Ok(source);
+        }
+        if u64::from(width) * u64::from(height) * 3 > MAX_PASS_BYTES {
+            return Err(PrepareError::Shape(width, height));
         }
         let from = ImageRef::new(source.width, source.height, &source.data, PixelType::U8x3)
             .map_err(|_| ResizeError::SrcCroppingError(fast_image_resize::CropBoxError::SizeIsOutOfImageBoundaries))?;
@@ -219,8 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_of_pixels_does_not_take_all_memory() {
+        let geometry = geometry(Resize::ShortestEdge(224), 224, 224);
+        let thin = Preparer::default().prepare(&vec![0; 16_384 * 3], 16_384, 1, 1, &geometry);
+        assert!(matches!(thin, Err(PrepareError::Shape(..))));
+    }
+
+    #[test]
     fn a_crop_is_centred_with_the_library_s_rounding() {
-        for (edge, crop, half_to_even, down) in [(10, 8, 1, 1), (9, 8, 0, 0), (11, 8, 2, 1), (13, 8, 2, 2), (8, 11, -1, -2)] {
+        for (edge, crop, half_to_even, down) in
+            [(10, 8, 1, 1), (9, 8, 0, 0), (11, 8, 2, 1), (13, 8, 2, 2), (8, 11, -1, -2)]
+        {
             assert_eq!(offset(edge, crop, CropRounding::HalfToEven), half_to_even, "{edge} {crop}");
             assert_eq!(offset(edge, crop, CropRounding::Down), down, "{edge} {crop}");
         }

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Dependency;
-use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, Topology, answered, connect, depth};
+use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth};
 use crate::config::SecretUrl;
-use crate::job::Lane;
+use crate::job::{Lane, forms};
 use crate::retry::Pauses;
 
 /// A backlog without a delivery for this long means that the consumer has gone silent.
@@ -67,6 +67,15 @@ impl Delivery {
         }
     }
 
+    /// The id of the verdict that a replayed dead letter failed with.
+    #[must_use]
+    pub fn job_id(&self) -> Option<String> {
+        match self.properties.headers().as_ref()?.inner().get(JOB_ID_HEADER)? {
+            AMQPValue::LongString(id) if forms::is_id(&id.to_string()) => Some(id.to_string()),
+            _ => None,
+        }
+    }
+
     /// The sender's message id.
     #[must_use]
     pub fn message_id(&self) -> Option<&str> {
@@ -96,6 +105,23 @@ impl Delivery {
     }
 }
 
+/// A connection whose consumers are cancelled. Its channels stay open until everything is settled: lapin closes one when
+/// its last handle is dropped, and acknowledgements on it would go nowhere.
+pub struct Open {
+    connection: Connection,
+    channels: Vec<(Lane, Channel)>,
+}
+
+impl Open {
+    /// Closes it, once everything is settled.
+    pub async fn close(self) {
+        if let Err(e) = answered("closing", self.connection.close(200, "drained".into())).await {
+            tracing::debug!(error = %e, "closing the consuming connection failed");
+        }
+        drop(self.channels);
+    }
+}
+
 /// The consuming side.
 pub struct Accept {
     /// The broker.
@@ -122,8 +148,13 @@ impl Accept {
     }
 
     /// Hands deliveries to `take` until the worker drains, reconnecting as often as it must. `in_flight` tells how many
-    /// of them are not settled yet. Returns the connection, on which the rest is settled.
-    pub async fn run(mut self, first: Connection, take: impl Fn(Delivery), in_flight: impl Fn() -> usize) -> Option<Connection> {
+    /// of them are not settled yet. Returns what the rest is to be settled on.
+    pub async fn run(
+        mut self,
+        first: Connection,
+        take: impl Fn(Delivery),
+        in_flight: impl Fn() -> usize,
+    ) -> Option<Open> {
         let mut connection = Some(first);
         let mut pauses = Pauses::default();
         loop {
@@ -135,7 +166,7 @@ impl Accept {
                 Ok(connection) => {
                     let began = Instant::now();
                     match self.consume(&connection, &take, &in_flight).await {
-                        Ok(()) => return Some(connection),
+                        Ok(channels) => return Some(Open { connection, channels }),
                         Err(e) => {
                             // One that held for a while starts the pauses anew.
                             if began.elapsed() > SILENCE {
@@ -148,16 +179,19 @@ impl Accept {
                 }
                 Err(e) => e,
             };
-            let pause = pauses.next();
+            let pause = pauses.longer();
             tracing::warn!(error = %lost, pause_ms = pause.as_millis(), "the broker is lost, connecting anew");
-            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return None;
-            }
+            self.stop.run_until_cancelled(tokio::time::sleep(pause)).await?;
         }
     }
 
-    /// Consumes on one connection, in turns of open intake. `Ok` means that the worker drains.
-    async fn consume(&mut self, connection: &Connection, take: &impl Fn(Delivery), in_flight: &impl Fn() -> usize) -> Result<(), BrokerError> {
+    /// Consumes on one connection, in turns of open intake, until the worker drains.
+    async fn consume(
+        &mut self,
+        connection: &Connection,
+        take: &impl Fn(Delivery),
+        in_flight: &impl Fn() -> usize,
+    ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
         let mut channels = Vec::new();
         for lane in Lane::ALL {
             let channel = answered("opening a channel", connection.create_channel()).await?;
@@ -176,7 +210,7 @@ impl Accept {
                 }
             }
         }
-        Ok(())
+        Ok(channels)
     }
 
     /// Consumes both lanes until intake pauses or the worker drains, and then cancels the consumers and takes what was
@@ -199,7 +233,7 @@ impl Accept {
         tracing::info!(prefetch = self.prefetch, "consuming");
         let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
-        let mut last = Instant::now();
+        let mut last = [Instant::now(); 2];
         let mut look = tokio::time::interval(LOOK);
         loop {
             let (lane, delivery) = tokio::select! {
@@ -210,14 +244,16 @@ impl Accept {
                 delivery = from_backfill.next() => (*backfill, delivery),
                 _ = look.tick() => {
                     still_open(connection, channels)?;
-                    if last.elapsed() > SILENCE && in_flight() == 0 {
-                        self.not_silent(connection).await?;
-                        last = Instant::now();
+                    for (lane, last) in Lane::ALL.into_iter().zip(&mut last) {
+                        if last.elapsed() > SILENCE && in_flight() < usize::from(self.prefetch) {
+                            self.not_silent(connection, lane).await?;
+                            *last = Instant::now();
+                        }
                     }
                     continue;
                 }
             };
-            last = Instant::now();
+            last[usize::from(lane == Lane::Backfill)] = Instant::now();
             take(Delivery::new(lane, arrived(delivery)?));
         }
         for (lane, channel) in channels {
@@ -233,16 +269,14 @@ impl Accept {
     }
 
     /// An error if there is a backlog: nothing has come for a while, although there was room.
-    async fn not_silent(&self, connection: &Connection) -> Result<(), BrokerError> {
-        for lane in Lane::ALL {
-            let queue = self.topology.lane(lane);
-            if let Some((messages, _)) = depth(connection, &queue).await?
-                && messages > 0
-            {
-                return Err(BrokerError::Protocol(format!("{messages} messages wait in {queue}, and none was delivered")));
+    async fn not_silent(&self, connection: &Connection, lane: Lane) -> Result<(), BrokerError> {
+        let queue = self.topology.lane(lane);
+        match depth(connection, &queue).await? {
+            Some((messages, _)) if messages > 0 => {
+                Err(BrokerError::Protocol(format!("{messages} messages wait in {queue}, and none was delivered")))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

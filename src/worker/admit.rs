@@ -136,17 +136,17 @@ impl Shared {
     }
 
     fn next(&self, state: &mut State) -> Option<Waiter> {
-        let fits = |lane: Lane| {
-            state.waiting.front(lane).is_some_and(|waiter| {
-                let room = state.taken + waiter.amount <= self.total;
-                room && (lane == Lane::Live || state.taken_by_backfill + waiter.amount <= self.backfill_total)
-            })
-        };
+        let amount = |lane: Lane| state.waiting.front(lane).map(|waiter| waiter.amount);
+        let room = |amount: u64| state.taken + amount <= self.total;
         let turn = state.waiting.turn()?;
+        let wanted = amount(turn)?;
         let lane = match turn {
-            _ if fits(turn) => turn,
-            // Backfill has had its part; live need not wait for it. The other way round would starve a large live job.
-            Lane::Backfill if fits(Lane::Live) => Lane::Live,
+            // Backfill has had its part; live need not wait for it.
+            Lane::Backfill if state.taken_by_backfill + wanted > self.backfill_total => {
+                amount(Lane::Live).filter(|wanted| room(*wanted)).map(|_| Lane::Live)?
+            }
+            // Nobody overtakes whose turn it is, or a large job would wait for ever.
+            _ if room(wanted) => turn,
             _ => return None,
         };
         state.waiting.take(lane)

@@ -3,7 +3,8 @@
 //! The only file that names the S3 SDK. What a store says is sorted here into what it means for the job; whether an
 //! unclear failure is the object's or the store's is told by asking the store for something else.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region};
@@ -101,6 +102,8 @@ pub struct Fetcher {
     store: Box<dyn Store>,
     allowed: Vec<WildMatch>,
     limits: StorageConfig,
+    /// The bucket that answered last.
+    answered: Mutex<Option<String>>,
 }
 
 impl Fetcher {
@@ -120,13 +123,20 @@ impl Fetcher {
             return Err(ConfigError::Invalid { option: "objects".into(), what });
         }
         let allowed = config.buckets.iter().map(|bucket| WildMatch::new(bucket.pattern())).collect();
-        Ok(Self { store: Box::new(S3::new(config).await), allowed, limits: config.storage.clone() })
+        Ok(Self {
+            store: Box::new(S3::new(config).await),
+            allowed,
+            limits: config.storage.clone(),
+            answered: Mutex::default(),
+        })
     }
 
-    /// Whether jobs may name this bucket.
+    /// Whether jobs may name this bucket. Characters that no bucket has are refused whatever the pattern: in the place
+    /// of a bucket they could mean another kind of address.
     #[must_use]
     pub fn allows(&self, bucket: &str) -> bool {
-        self.allowed.iter().any(|pattern| pattern.matches(bucket))
+        let plain = bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        plain && self.allowed.iter().any(|pattern| pattern.matches(bucket))
     }
 
     /// The buckets that are allowed by name.
@@ -134,56 +144,75 @@ impl Fetcher {
         self.allowed.iter().map(ToString::to_string).filter(|pattern| !pattern.contains('*'))
     }
 
-    /// Asks whether the store answers for a bucket.
+    /// Asks whether the store answers: for a bucket that is allowed by name, or else for one that did answer before. A
+    /// bucket that a job has made up says nothing about the store.
     ///
     /// # Errors
     /// Why it does not, in one line.
     pub async fn probe(&self, bucket: &str) -> Result<(), String> {
-        self.store.probe(bucket).await
+        let named = self.named_buckets().any(|name| name == bucket);
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = if named { bucket } else { answered.as_deref().unwrap_or(bucket) };
+        self.store.probe(asked).await
     }
 
     /// Fetches an object whole.
+    ///
+    /// A failure may be the object's or the store's. If the store answers for something else, the object is tried once
+    /// more, as the store may have come back just now; only then it is the object's.
     ///
     /// # Errors
     /// Sorted by what it means for the job.
     pub async fn fetch(&self, image: &ImageRef, lane: Lane, admit: &Admit) -> Result<Blob, FetchError> {
         let _download = admit.downloads.enter(lane, 1).await?;
-        let deadline = Duration::from_millis(self.limits.deadline_ms);
-        let object = match tokio::time::timeout(deadline, self.store.open(image)).await {
+        let mut tried_again = false;
+        loop {
+            let why = match self.once(image, lane, admit).await? {
+                Ok(blob) => {
+                    *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
+                    return Ok(blob);
+                }
+                Err(why) => why,
+            };
+            if let Err(store) = self.probe(&image.bucket).await {
+                return Err(FetchError::Down(format!("{why}; {store}")));
+            }
+            if tried_again {
+                return Err(FetchError::Failed(why));
+            }
+            tried_again = true;
+        }
+    }
+
+    /// One try, under one deadline. The inner error is unclear.
+    async fn once(&self, image: &ImageRef, lane: Lane, admit: &Admit) -> Result<Result<Blob, String>, FetchError> {
+        let allowed = Duration::from_millis(self.limits.deadline_ms);
+        let late = || Ok(Err(format!("the object did not arrive within {} ms", allowed.as_millis())));
+        let began = Instant::now();
+        let object = match tokio::time::timeout(allowed, self.store.open(image)).await {
             Ok(Ok(object)) => object,
             Ok(Err(StoreError::Missing(why))) => return Err(FetchError::Missing(why)),
             Ok(Err(StoreError::Denied(why))) => return Err(FetchError::Failed(why)),
             Ok(Err(StoreError::Down(why))) => return Err(FetchError::Down(why)),
-            Ok(Err(StoreError::Unclear(why))) => return Err(self.whose_fault(image, why).await),
-            Err(_) => return Err(self.whose_fault(image, late(deadline)).await),
+            Ok(Err(StoreError::Unclear(why))) => return Ok(Err(why)),
+            Err(_) => return late(),
         };
+        let left = allowed.saturating_sub(began.elapsed());
         let max = self.limits.max_object_bytes;
         if object.length > max {
             let why = format!("the object has {} bytes, the limit is {max}", object.length);
             return Err(FetchError::TooLarge(why, object.etag));
         }
+        // Waiting for memory is not the store's time.
         let permit = admit.bytes.enter(lane, object.length).await?;
-        match tokio::time::timeout(deadline, read(object.body, object.length)).await {
+        match tokio::time::timeout(left, read(object.body, object.length)).await {
             Ok(Ok((bytes, sha256))) => {
-                Ok(Blob { bytes, sha256, etag: object.etag, version_id: object.version_id, permit })
+                Ok(Ok(Blob { bytes, sha256, etag: object.etag, version_id: object.version_id, permit }))
             }
-            Ok(Err(why)) => Err(self.whose_fault(image, why).await),
-            Err(_) => Err(self.whose_fault(image, late(deadline)).await),
+            Ok(Err(why)) => Ok(Err(why)),
+            Err(_) => late(),
         }
     }
-
-    /// A failure that may be the object's or the store's: if the store does not answer for anything else either, it is
-    /// the store's.
-    async fn whose_fault(&self, image: &ImageRef, why: String) -> FetchError {
-        match self.store.probe(&image.bucket).await {
-            Ok(()) => FetchError::Failed(why),
-            Err(store) => FetchError::Down(format!("{why}; {store}")),
-        }
-    }
-}
-
-fn late(deadline: Duration) -> String {
-    format!("the object did not arrive within {} ms", deadline.as_millis())
 }
 
 /// Reads a body to its announced end, hashing on the way. A body cut short has been seen to end like a whole one.
@@ -258,7 +287,8 @@ impl S3 {
             }
         }
         clients.push((WildMatch::new("*"), client(&storage.region, &storage.endpoint, storage.path_style)));
-        let named = config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
+        let named =
+            config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
         Self { clients, named }
     }
 
@@ -271,28 +301,37 @@ impl S3 {
     fn sort(&self, image: &ImageRef, error: &SdkError<GetObjectError>) -> StoreError {
         let words = one_line(error);
         let SdkError::ServiceError(service) = error else {
-            // Without a usable configuration no request is ever made.
-            let hopeless = matches!(error, SdkError::ConstructionFailure(_));
-            return if hopeless { StoreError::Down(words) } else { StoreError::Unclear(words) };
+            return StoreError::Unclear(words);
         };
+        let named = self.named.contains(&image.bucket);
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
         let message = service.err().message().unwrap_or_default();
         match (code, status) {
-            ("NoSuchBucket", _) if self.named.contains(&image.bucket) => {
-                StoreError::Down(format!("there is no bucket \"{}\"", image.bucket))
-            }
+            ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{}\"", image.bucket)),
             // Allowed by a wildcard only: then the name was the job's.
             ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{}\"", image.bucket)),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
-            ("PreconditionFailed", _) | (_, 412) => {
-                StoreError::Missing("the object has changed since the job was made: its ETag differs".into())
+            // Nothing but our own If-Match has this answer, whoever gives it.
+            (_, 412) => StoreError::Missing("the object has changed since the job was made: its ETag differs".into()),
+            ("MethodNotAllowed", _) => StoreError::Missing("the object has been deleted".into()),
+            // By the store's own code only: a proxy that answers 404 knows nothing of objects.
+            ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
+            // A bucket that a job has made up may lie anywhere.
+            ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
+                StoreError::Denied(format!("the bucket is not where this store is: {words}"))
             }
-            (_, 405) => StoreError::Missing("the object has been deleted".into()),
-            ("NoSuchKey", _) | (_, 404) => StoreError::Missing("there is no such object".into()),
             (
-                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"
-                | "RequestTimeTooSkewed" | "PermanentRedirect" | "AuthorizationHeaderMalformed" | "NotSignedUp"
-                | "AccountProblem" | "InvalidSecurity",
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "ExpiredToken"
+                | "InvalidToken"
+                | "TokenRefreshRequired"
+                | "RequestTimeTooSkewed"
+                | "PermanentRedirect"
+                | "AuthorizationHeaderMalformed"
+                | "NotSignedUp"
+                | "AccountProblem"
+                | "InvalidSecurity",
                 _,
             ) => StoreError::Down(format!("the store does not accept our credentials: {words}")),
             // Garage has no codes of its own for an unknown key and a wrong secret.

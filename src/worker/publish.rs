@@ -105,7 +105,8 @@ impl Publish {
             topology: topology.clone(),
             announced: events.publish.clone().into(),
         };
-        let deliver = Deliver { publisher: Arc::clone(&publisher), ledger: Arc::clone(&ledger), exchange: topology.events() };
+        let deliver =
+            Deliver { publisher: Arc::clone(&publisher), ledger: Arc::clone(&ledger), exchange: topology.events() };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
         let tasks = async move {
             tokio::join!(deliver.run(receiver, in_flight), sweep(publisher, ledger, sender, outbox, stop));
@@ -139,9 +140,8 @@ impl Publish {
 }
 
 async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
-    let mut properties = BasicProperties::default()
-        .with_content_type(CONTENT_TYPE.into())
-        .with_message_id(event.id.to_string().into());
+    let mut properties =
+        BasicProperties::default().with_content_type(CONTENT_TYPE.into()).with_message_id(event.id.to_string().into());
     if let Ok(id) = lapin::types::ShortString::try_new(event.correlation_id.as_str()) {
         properties = properties.with_correlation_id(id);
     }
@@ -182,7 +182,7 @@ impl Deliver {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
             Ok(()) => drop(arrived.send(event.id).await),
             Err(e) => {
-                tracing::warn!(event = %event.id, routing_key = event.routing_key, error = %e, "event stays in the outbox");
+                tracing::debug!(event = %event.id, routing_key = event.routing_key, error = %e, "event stays in the outbox");
                 if let Err(e) = self.ledger.note_unpublished(event.id, &e.to_string()).await {
                     tracing::debug!(error = %e, "the reason could not be noted");
                 }
@@ -219,18 +219,27 @@ async fn sweep(
             tracing::debug!(error = %e, "no broker, nothing is swept");
             continue;
         }
-        match ledger.lease_events(SWEEP).await {
-            Ok(due) => {
-                if !due.is_empty() {
-                    tracing::info!(events = due.len(), "publishing events that were left");
+        // Until nothing is due any more: a long absence of the broker leaves many.
+        loop {
+            let due = match ledger.lease_events(SWEEP).await {
+                Ok(due) => due,
+                Err(e) => {
+                    tracing::debug!(error = %e, "the outbox cannot be read");
+                    break;
                 }
-                for event in due {
-                    if events.send(event).await.is_err() {
-                        return;
-                    }
+            };
+            let events_due = due.len();
+            if events_due > 0 {
+                tracing::info!(events = events_due, "publishing events that were left");
+            }
+            for event in due {
+                if events.send(event).await.is_err() {
+                    return;
                 }
             }
-            Err(e) => tracing::debug!(error = %e, "the outbox cannot be read"),
+            if events_due < SWEEP as usize || stop.is_cancelled() {
+                break;
+            }
         }
         if let Err(e) = ledger.prune_outbox(keep).await {
             tracing::debug!(error = %e, "the outbox cannot be pruned");
@@ -245,7 +254,7 @@ mod tests {
     use super::*;
     use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, verdict_id};
 
-    pub(crate) fn verdict() -> Verdict {
+    fn verdict() -> Verdict {
         Verdict {
             id: verdict_id("job-1"),
             job_id: "job-1".into(),

@@ -4,6 +4,7 @@
 //! acknowledged, so that a crash between the two doubles a message and never loses one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
@@ -11,12 +12,15 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::accept::Delivery;
 use super::health::Dependency;
-use crate::broker::{ATTEMPT_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text};
+use crate::broker::{ATTEMPT_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text};
 use crate::config::WorkerConfig;
 use crate::retry;
 
 /// Headers are for people; a broker's frame is not for essays.
 const MAX_REASON_CHARS: usize = 500;
+
+/// Pause before a message goes back because its copy could not be published.
+const BEFORE_RETURN: Duration = Duration::from_secs(2);
 
 /// How a delivery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub enum Settlement {
     DeadLetter {
         /// Why, for whoever looks at them.
         reason: String,
+        /// The id of the `failed` verdict, which a replay has to find again.
+        job_id: Option<String>,
     },
     /// Several records: each becomes a message of its own.
     Split(Vec<String>),
@@ -69,10 +75,12 @@ pub fn remedy(trouble: Trouble, failures: u32, config: &WorkerConfig) -> Remedy 
     match trouble {
         Trouble::Broken(dependency, reason) => Remedy::Hold(dependency, reason),
         Trouble::Leaving => Remedy::Settle(Settlement::Return),
-        Trouble::Attempt(reason) if failures + 1 >= config.attempts => {
-            Remedy::GiveUp(format!("given up after {} attempts: {reason}", failures + 1))
-        }
-        Trouble::Attempt(reason) => Remedy::Settle(Settlement::Retry { failures: failures + 1, reason }),
+        Trouble::Attempt(reason) => match failures.saturating_add(1) {
+            failures if failures >= config.attempts => {
+                Remedy::GiveUp(format!("given up after {failures} attempts: {reason}"))
+            }
+            failures => Remedy::Settle(Settlement::Retry { failures, reason }),
+        },
     }
 }
 
@@ -91,22 +99,19 @@ impl Settle {
 
     /// Settles a delivery. If a copy cannot be published, the original goes back to its queue.
     pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
-        let span = tracing::info_span!("settle", lane = %delivery.lane, tag = delivery.tag());
-        let _in_span = span.enter();
         let copied = match &settlement {
             Settlement::Ack | Settlement::Return => Ok(()),
             Settlement::Retry { failures, reason } => {
                 let queue = self.topology.delay(delivery.lane, retry::rung(*failures));
                 tracing::info!(reason, failures, queue, "job is retried later");
-                let headers = [
-                    (ATTEMPT_HEADER, AMQPValue::LongUInt(*failures)),
-                    (REASON_HEADER, text(&shortened(reason))),
-                ];
+                let headers =
+                    [(ATTEMPT_HEADER, AMQPValue::LongUInt(*failures)), (REASON_HEADER, text(&shortened(reason)))];
                 self.copy(&delivery, "", &queue, &headers).await
             }
-            Settlement::DeadLetter { reason } => {
-                tracing::warn!(reason, "message is dead-lettered");
-                let headers = [(REASON_HEADER, text(&shortened(reason)))];
+            Settlement::DeadLetter { reason, job_id } => {
+                tracing::warn!(reason, job_id, "message is dead-lettered");
+                let mut headers = vec![(REASON_HEADER, text(&shortened(reason)))];
+                headers.extend(job_id.iter().map(|id| (JOB_ID_HEADER, text(id))));
                 self.copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
@@ -116,6 +121,8 @@ impl Settle {
             (_, Ok(())) => delivery.acker().ack(BasicAckOptions::default()).await,
             (_, Err(e)) => {
                 tracing::warn!(error = %e, "a copy could not be published, the message goes back to its queue");
+                // It will be here again at once, and must not go round at the speed of the processor.
+                tokio::time::sleep(BEFORE_RETURN).await;
                 delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await
             }
         };
@@ -155,7 +162,13 @@ impl Settle {
 /// The sender's properties with headers of ours. Not `expiration`, which would let the copy vanish, and not `user_id`,
 /// which the broker accepts from its owner only.
 fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
-    let mut all: FieldTable = properties.headers().clone().unwrap_or_default();
+    let mut all = FieldTable::default();
+    for (key, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+        // Further addresses of the sender's: the copy is not for them.
+        if !matches!(key.as_str(), "CC" | "BCC") {
+            all.insert(key.clone(), value.clone());
+        }
+    }
     for (key, value) in headers {
         all.insert((*key).into(), value.clone());
     }
@@ -216,6 +229,7 @@ mod tests {
     fn a_copy_keeps_what_the_sender_said_and_drops_what_would_lose_it() {
         let mut headers = FieldTable::default();
         headers.insert("traceparent".into(), text("00-1-2-01"));
+        headers.insert("CC".into(), text("elsewhere"));
         let original = BasicProperties::default()
             .with_headers(headers)
             .with_message_id("m".into())
@@ -232,5 +246,6 @@ mod tests {
         let headers = copy.headers().as_ref().unwrap().inner();
         assert_eq!(headers.get("traceparent"), Some(&text("00-1-2-01")));
         assert_eq!(headers.get(REASON_HEADER), Some(&text("why")));
+        assert_eq!(headers.get("CC"), None);
     }
 }

@@ -55,7 +55,10 @@ async fn the_ledger_is_not_usable() {
     let lab = Lab::new().await;
     let mut url: url::Url = lab.ledger_url.parse().unwrap();
     url.set_password(Some("wrong")).unwrap();
-    contains(&refused(&lab, &["--ledger", url.as_str()], 1).await, &["cannot be opened", "password authentication failed"]);
+    contains(
+        &refused(&lab, &["--ledger", url.as_str()], 1).await,
+        &["cannot be opened", "password authentication failed"],
+    );
     sqlx::query("DROP TABLE _sqlx_migrations").execute(&lab.db).await.unwrap();
     contains(&refused(&lab, &[], 1).await, &["schema is at version 0", "hint: run `pixwarden migrate`"]);
 }
@@ -87,7 +90,10 @@ async fn a_detector_or_a_policy_is_not_in_order() {
     std::fs::copy(good.join("model.onnx"), folder.join("model.onnx")).unwrap();
     std::fs::write(folder.join("config.json"), "{}").unwrap();
     let path = folder.to_str().unwrap().to_owned();
-    contains(&refused(&lab, &["--detector", &path], 2).await, &["no-labels", "`id2label` in config.json", "no labels found"]);
+    contains(
+        &refused(&lab, &["--detector", &path], 2).await,
+        &["no-labels", "`id2label` in config.json", "no labels found"],
+    );
     contains(&refused(&lab, &["--detector", "/nowhere/at/all"], 2).await, &["/nowhere/at/all", "no such folder"]);
     contains(&refused(&lab, &["--label", "by ai"], 2).await, &["\"by ai\"", "labels of spread-nhwc are", "\"by AI\""]);
     contains(&refused(&lab, &["--prefetch", "3"], 2).await, &["worker.prefetch", "hint: raise it to"]);

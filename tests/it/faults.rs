@@ -49,7 +49,7 @@ async fn under_load(faults: impl AsyncFnOnce(&Lab, &Worker)) {
     });
     lab.until("SELECT count(*) FROM verdicts", 20, &worker).await;
     faults(&lab, &worker).await;
-    drop(stop.send(()));
+    stop.send(()).unwrap();
     let sent = loading.await.unwrap();
     lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed' AND attempts = 1", sent, &worker).await;
     assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, sent);

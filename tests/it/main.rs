@@ -3,10 +3,13 @@
 //! `tests/services/run` starts them and says in `TEST_*` where they are. Each test has a prefix, a database and buckets
 //! of its own; the worker under test is the real binary in a process of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 mod support;
 
 mod errors;
 mod faults;
+mod invariants;
 mod lanes;
 mod memory;
 mod messages;

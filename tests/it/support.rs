@@ -1,7 +1,6 @@
 //! One test's world: a prefix on the broker, a database, buckets, the fixtures, and workers as processes.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -40,15 +39,21 @@ pub struct Lab {
     pub extra: String,
     pub detectors: String,
     pub endpoint: String,
+    pub region: String,
 }
 
 impl Lab {
     /// A world whose worker has the detector `spread-nhwc` and whose store is Garage.
     pub async fn new() -> Self {
-        Self::with_store("TEST_S3_ENDPOINT").await
+        Self::with_store("TEST_S3_ENDPOINT", &service("TEST_S3_REGION")).await
     }
 
-    pub async fn with_store(endpoint: &str) -> Self {
+    /// A world whose store keeps versions, which Garage does not.
+    pub async fn with_versions() -> Self {
+        Self::with_store("TEST_MOTO_ENDPOINT", "us-east-1").await
+    }
+
+    async fn with_store(endpoint: &str, region: &str) -> Self {
         let name = format!("it-{}", Uuid::new_v4().simple());
         let amqp = SecretUrl::from(service("TEST_AMQP_URL"));
         let connection = broker::connect(&amqp, "test").await.unwrap();
@@ -63,11 +68,11 @@ impl Lab {
         let db = PgPoolOptions::new().max_connections(4).connect(url.as_str()).await.unwrap();
 
         let endpoint = service(endpoint);
-        let s3 = client(&endpoint);
+        let s3 = client(&endpoint, region);
         s3.create_bucket().bucket(&name).send().await.unwrap();
         let detectors = format!("{:?}", fixtures().join("detectors/spread-nhwc"));
         let lab = Self {
-            publisher: Publisher::new(amqp, "test"),
+            publisher: Publisher::new(amqp, "test", 64),
             bucket: name.clone(),
             prefix: name,
             topology,
@@ -80,6 +85,7 @@ impl Lab {
             extra: String::new(),
             detectors,
             endpoint,
+            region: region.to_owned(),
         };
         lab.run(&["migrate"]).await.expect_ok();
         lab
@@ -112,7 +118,7 @@ impl Lab {
             .env("ORT_DYLIB_PATH", service("ORT_DYLIB_PATH"))
             .env("AWS_ACCESS_KEY_ID", service("TEST_S3_ACCESS_KEY"))
             .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_SECRET_KEY"))
-            .env("AWS_REGION", service("TEST_S3_REGION"))
+            .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .current_dir(self.folder.path())
             .kill_on_drop(true);
@@ -131,7 +137,12 @@ impl Lab {
         let log = self.folder.path().join("worker.log");
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.command();
-        command.arg("--config").arg(self.config()).arg("worker").stderr(Stdio::from(out)).stdout(Stdio::null());
+        command
+            .arg("--config")
+            .arg(self.config())
+            .args(["worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn"])
+            .stderr(Stdio::from(out))
+            .stdout(Stdio::null());
         Worker { child: command.spawn().unwrap(), log }
     }
 
@@ -176,7 +187,10 @@ impl Lab {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
         let (name, exchange) = (queue.as_str().into(), self.topology.events().as_str().into());
-        self.channel.queue_bind(name, exchange, "image.#".into(), QueueBindOptions::default(), FieldTable::default()).await.unwrap();
+        self.channel
+            .queue_bind(name, exchange, "image.#".into(), QueueBindOptions::default(), FieldTable::default())
+            .await
+            .unwrap();
         queue
     }
 
@@ -196,7 +210,8 @@ impl Lab {
     pub async fn next(&self, queue: &str) -> (Value, BasicProperties) {
         let channel = self.connection.create_channel().await.unwrap();
         let options = BasicConsumeOptions::default();
-        let mut consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+        let mut consumer =
+            channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
         let message = tokio::time::timeout(Duration::from_secs(60), consumer.next()).await;
         let message = message.expect("no message within a minute").unwrap().unwrap();
         message.acker.ack(BasicAckOptions::default()).await.unwrap();
@@ -232,7 +247,7 @@ impl Lab {
     }
 
     /// Waits until the lanes and delay queues are empty, unacknowledged messages included.
-    pub async fn until_settled(&self) {
+    pub async fn until_settled(&self, worker: &Worker) {
         let since = Instant::now();
         loop {
             let listed = control(&["rabbitmq", "list-queues", &self.prefix]);
@@ -247,7 +262,7 @@ impl Lab {
             if open.is_empty() {
                 return;
             }
-            assert!(since.elapsed() < Duration::from_secs(60), "not settled: {open:?}");
+            assert!(since.elapsed() < Duration::from_secs(60), "not settled: {open:?}\n{}", worker.log());
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
@@ -264,8 +279,9 @@ impl Lab {
     }
 }
 
-pub fn client(endpoint: &str) -> aws_sdk_s3::Client {
-    let credentials = Credentials::new(service("TEST_S3_ACCESS_KEY"), service("TEST_S3_SECRET_KEY"), None, None, "tests");
+pub fn client(endpoint: &str, region: &str) -> aws_sdk_s3::Client {
+    let credentials =
+        Credentials::new(service("TEST_S3_ACCESS_KEY"), service("TEST_S3_SECRET_KEY"), None, None, "tests");
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(aws_smithy_http_client::tls::Provider::Rustls(
             aws_smithy_http_client::tls::rustls_provider::CryptoMode::Ring,
@@ -275,7 +291,7 @@ pub fn client(endpoint: &str) -> aws_sdk_s3::Client {
         .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
         .http_client(http)
         .endpoint_url(endpoint)
-        .region(Region::new(service("TEST_S3_REGION")))
+        .region(Region::new(region.to_owned()))
         .credentials_provider(credentials)
         .force_path_style(true)
         .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired)
@@ -338,6 +354,15 @@ impl Ended {
     pub fn expect_ok(self) -> Self {
         assert_eq!(self.status, 0, "{}{}", self.stdout, self.stderr);
         self
+    }
+}
+
+/// Why a message lies among the dead letters.
+pub fn reason(properties: &BasicProperties) -> String {
+    let headers = properties.headers().clone().unwrap_or_default();
+    match headers.inner().get("x-pixwarden-reason") {
+        Some(lapin::types::AMQPValue::LongString(text)) => text.to_string(),
+        _ => String::new(),
     }
 }
 
@@ -404,5 +429,5 @@ pub fn good_image() -> Vec<u8> {
 
 /// Prints a figure; shown with `--no-capture`, and kept where a test's output is.
 pub fn figure(words: &str) {
-    writeln!(std::io::stdout(), "figure: {words}").unwrap();
+    println!("figure: {words}");
 }

@@ -9,7 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use pixwarden::job::Lane;
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Worker, figure, judged_fixtures};
+use crate::support::{Lab, Worker, figure, judged_fixtures, reason};
 
 const JOBS: usize = 2_000;
 const MALFORMED: usize = 40;
@@ -64,12 +64,17 @@ async fn plan(lab: &Lab) -> Plan {
         plan.expected.insert(identity, outcome);
         plan.messages.push((lane, message.0, message.1));
         if i % (JOBS / MALFORMED) == 0 {
-            let body = [&b"not a job"[..], b"{\"image\": 7}", b"\xff\xfe", b"{\"Records\": 1}"][i / (JOBS / MALFORMED) % 4];
+            let body =
+                [&b"not a job"[..], b"{\"image\": 7}", b"\xff\xfe", b"{\"Records\": 1}"][i / (JOBS / MALFORMED) % 4];
             plan.messages.push((lane, body.to_vec(), BasicProperties::default()));
         }
     }
     uploads.push(("too-large".into(), vec![0; 9 << 20]));
-    futures_util::stream::iter(uploads).map(|(key, bytes)| async move { lab.put(&key, bytes).await }).buffer_unordered(16).collect::<Vec<_>>().await;
+    futures_util::stream::iter(uploads)
+        .map(|(key, bytes)| async move { lab.put(&key, bytes).await })
+        .buffer_unordered(16)
+        .collect::<Vec<_>>()
+        .await;
     plan
 }
 
@@ -88,8 +93,12 @@ fn form(i: usize, bucket: &str, key: &str, id: &str) -> (String, Vec<u8>, BasicP
         2 => (id.into(), uri.into_bytes(), with_id()),
         3 => by_key(json!(uri)),
         4 => by_key(json!({"Records": [record]})),
-        5 => by_key(json!({"EventName": "s3:ObjectCreated:Put", "Key": format!("{bucket}/{key}"), "Records": [record]})),
-        6 => by_key(json!({"Type": "Notification", "TopicArn": "arn:aws:sns:x", "Message": json!({"Records": [record]}).to_string()})),
+        5 => {
+            by_key(json!({"EventName": "s3:ObjectCreated:Put", "Key": format!("{bucket}/{key}"), "Records": [record]}))
+        }
+        6 => by_key(
+            json!({"Type": "Notification", "TopicArn": "arn:aws:sns:x", "Message": json!({"Records": [record]}).to_string()}),
+        ),
         7 => by_key(json!({"detail-type": "Object Created", "source": "aws.s3", "id": "x",
             "detail": {"bucket": {"name": bucket}, "object": {"key": key, "sequencer": "1"}}})),
         _ => {
@@ -111,7 +120,7 @@ async fn publish(lab: &Lab, messages: Vec<(Lane, Vec<u8>, BasicProperties)>) {
 /// The end state that every run must reach, however it went.
 async fn check(lab: &Lab, expected: &HashMap<String, &str>, listener: &str, worker: &Worker) {
     lab.until("SELECT count(*) FROM verdicts", i64::try_from(JOBS).unwrap(), worker).await;
-    lab.until_settled().await;
+    lab.until_settled(worker).await;
     lab.until_published(worker).await;
 
     let rows: Vec<(String, String, String, Option<String>)> =
@@ -137,7 +146,9 @@ async fn check(lab: &Lab, expected: &HashMap<String, &str>, listener: &str, work
         sqlx::query_as("SELECT id, outcome FROM verdicts WHERE outcome <> 'passed'").fetch_all(&lab.db).await.unwrap();
     let owed: HashSet<String> = owed
         .iter()
-        .map(|(id, outcome)| pixwarden::job::event_id(*id, pixwarden::job::Outcome::parse(outcome).unwrap()).to_string())
+        .map(|(id, outcome)| {
+            pixwarden::job::event_id(*id, pixwarden::job::Outcome::parse(outcome).unwrap()).to_string()
+        })
         .collect();
     let outbox: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT event_id FROM outbox").fetch_all(&lab.db).await.unwrap();
     assert_eq!(outbox.iter().map(ToString::to_string).collect::<HashSet<_>>(), owed);
@@ -152,11 +163,7 @@ async fn check(lab: &Lab, expected: &HashMap<String, &str>, listener: &str, work
     assert_eq!(received.keys().cloned().collect::<HashSet<_>>(), owed);
 
     let dead = lab.drain(&lab.topology.dead()).await;
-    let reasons: Vec<String> = dead
-        .iter()
-        .map(|(_, properties)| format!("{:?}", properties.headers().as_ref().unwrap().inner().get("x-pixwarden-reason")))
-        .collect();
-    assert!(reasons.iter().all(|reason| reason.starts_with("Some")), "{reasons:?}");
+    assert!(dead.iter().all(|(_, properties)| !reason(properties).is_empty()));
     assert!(dead.len() >= MALFORMED, "{} of {MALFORMED} malformed messages are dead letters", dead.len());
     let bodies: Vec<_> = dead.iter().map(|(body, _)| body.to_string()).collect();
     assert!(bodies.iter().all(|body| !body.contains("job-")), "a job is among the dead letters: {bodies:?}");

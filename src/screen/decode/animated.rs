@@ -8,18 +8,22 @@ use std::io::Cursor;
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{AnimationDecoder, Frames, ImageDecoder};
 
-use super::still::{explain, limits, still};
+use super::still::{explain, header_limits, limits, still};
 use super::{Context, Frame, Undecodable, rgb};
 use crate::job::Seen;
 
 pub(super) fn gif(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
-    let count = count_gif_frames(bytes)?;
+    let layout = GifLayout::of(bytes)?;
+    // A frame may be larger than the screen it is drawn on, and the decoder would allocate all of it.
+    let grant = context.admit(layout.width, layout.height, 5)?;
     let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(|e| explain("GIF", &e))?;
-    if count == 1 {
+    drop(grant);
+    if layout.frames == 1 {
         return still("GIF", "gif", Ok(decoder), context);
     }
-    let size = decoder.dimensions();
-    frames("GIF", "gif", Animation { size, count }, || decoder.into_frames(), context)
+    let (size, largest) = (decoder.dimensions(), (layout.width, layout.height));
+    let animation = Animation { size, largest, count: layout.frames, pixels: layout.pixels };
+    frames("GIF", "gif", animation, || decoder.into_frames(), context)
 }
 
 pub(super) fn webp(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
@@ -29,19 +33,32 @@ pub(super) fn webp(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Unde
         return still("WebP", "webp", Ok(decoder), context);
     }
     let size = decoder.dimensions();
-    frames("WebP", "webp", Animation { size, count }, || decoder.into_frames(), context)
+    frames("WebP", "webp", Animation::of(size, count), || decoder.into_frames(), context)
 }
 
 pub(super) fn apng(bytes: &[u8], count: u32, context: &mut Context<'_>) -> Result<Seen, Undecodable> {
-    let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits(context)).map_err(|e| explain("PNG", &e))?;
+    let mut decoder = PngDecoder::with_limits(Cursor::new(bytes), header_limits()).map_err(|e| explain("PNG", &e))?;
     let size = decoder.dimensions();
+    decoder.set_limits(limits(context)).map_err(|e| explain("PNG", &e))?;
     let decoder = decoder.apng().map_err(|e| explain("PNG", &e))?;
-    frames("PNG", "png", Animation { size, count }, || decoder.into_frames(), context)
+    frames("PNG", "png", Animation::of(size, count), || decoder.into_frames(), context)
 }
 
 struct Animation {
     size: (u32, u32),
+    /// Of the largest frame, or of the canvas where that is larger.
+    largest: (u32, u32),
     count: u32,
+    /// Over all frames.
+    pixels: u64,
+}
+
+impl Animation {
+    /// One whose frames lie within their canvas.
+    fn of(size: (u32, u32), count: u32) -> Self {
+        let pixels = u64::from(size.0) * u64::from(size.1) * u64::from(count);
+        Self { size, largest: size, count, pixels }
+    }
 }
 
 fn frames<'a>(
@@ -51,10 +68,12 @@ fn frames<'a>(
     open: impl FnOnce() -> Frames<'a>,
     context: &mut Context<'_>,
 ) -> Result<Seen, Undecodable> {
-    let Animation { size: (width, height), count } = animation;
+    let Animation { size: (width, height), largest, count, pixels } = animation;
+    if count == 0 {
+        return Err(Undecodable(format!("damaged {name}: it holds no image")));
+    }
     // The decoder's canvas and frame, RGBA, the copy handed out, and its RGB.
-    let grant = context.admit(width, height, 4 * 3 + 3)?;
-    let pixels = u64::from(width) * u64::from(height) * u64::from(count);
+    let grant = context.admit(largest.0, largest.1, 4 * 3 + 3)?;
     if pixels > context.limits.max_animation_pixels {
         return Err(Undecodable(format!(
             "over the decode limits: {count} frames of {width}x{height} are {pixels} pixels, the limit is {}",
@@ -93,9 +112,28 @@ fn spread(count: u32, most: u32) -> Vec<u32> {
     (0..=steps).filter_map(|i| u32::try_from(i * last / steps).ok()).collect()
 }
 
-/// Counts image descriptors by walking the blocks of a GIF (CompuServe GIF89a, §20–27), to the trailer.
-fn count_gif_frames(bytes: &[u8]) -> Result<u32, Undecodable> {
-    let walk = || -> Option<u32> {
+/// What the blocks of a GIF say before it is decoded.
+struct GifLayout {
+    frames: u32,
+    /// Of the screen and every frame.
+    width: u32,
+    height: u32,
+    /// Over all frames, each as large as the screen at least.
+    pixels: u64,
+}
+
+impl GifLayout {
+    /// Walks the blocks (CompuServe GIF89a, §17–27) to the trailer.
+    fn of(bytes: &[u8]) -> Result<Self, Undecodable> {
+        match Self::walk(bytes) {
+            None => Err(Undecodable::new("damaged GIF: the file ends before its end marker")),
+            Some(layout) if layout.frames == 0 => Err(Undecodable::new("damaged GIF: it holds no image")),
+            Some(layout) => Ok(layout),
+        }
+    }
+
+    fn walk(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?])));
         let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3usize << ((flags & 7) + 1) };
         let skip_blocks = |mut at: usize| loop {
             match *bytes.get(at)? {
@@ -103,24 +141,24 @@ fn count_gif_frames(bytes: &[u8]) -> Result<u32, Undecodable> {
                 length => at += 1 + usize::from(length),
             }
         };
+        let screen = u64::from(word(6)?) * u64::from(word(8)?);
+        let mut layout = Self { frames: 0, width: word(6)?, height: word(8)?, pixels: 0 };
         let mut at = 13 + table(*bytes.get(10)?);
-        let mut frames = 0;
         loop {
             match *bytes.get(at)? {
                 0x21 => at = skip_blocks(at + 2)?,
                 0x2C => {
-                    frames += 1;
+                    let (width, height) = (word(at + 5)?, word(at + 7)?);
+                    layout.frames += 1;
+                    layout.width = layout.width.max(width);
+                    layout.height = layout.height.max(height);
+                    layout.pixels += screen.max(u64::from(width) * u64::from(height));
                     at = skip_blocks(at + 11 + table(*bytes.get(at + 9)?))?;
                 }
-                0x3B => return Some(frames),
+                0x3B => return Some(layout),
                 _ => return None,
             }
         }
-    };
-    match walk() {
-        None => Err(Undecodable::new("damaged GIF: the file ends before its end marker")),
-        Some(0) => Err(Undecodable::new("damaged GIF: it holds no image")),
-        Some(frames) => Ok(frames),
     }
 }
 

@@ -90,6 +90,9 @@ mod tests {
 
     #[test]
     fn no_ink_is_white_and_all_black_ink_is_black() {
-        assert_eq!(from_inverted_cmyk(vec![255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255]), [255, 255, 255, 0, 0, 0, 0, 255, 255]);
+        assert_eq!(
+            from_inverted_cmyk(vec![255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, 255]),
+            [255, 255, 255, 0, 0, 0, 0, 255, 255]
+        );
     }
 }

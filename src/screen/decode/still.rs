@@ -15,16 +15,45 @@ pub(super) fn png(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undec
     if layout.frames > 1 {
         return animated::apng(bytes, layout.frames, context);
     }
-    still("PNG", "png", PngDecoder::with_limits(Cursor::new(bytes), limits(context)), context)
+    still("PNG", "png", PngDecoder::with_limits(Cursor::new(bytes), header_limits()), context)
 }
 
 pub(super) fn bmp(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
     still("BMP", "bmp", BmpDecoder::new(Cursor::new(bytes)), context)
 }
 
-/// The first page only.
+/// The first page only. JPEG inside TIFF is refused: its decoder fills in what is missing and says nothing.
 pub(super) fn tiff(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
+    const OLD_JPEG: u16 = 6;
+    const JPEG: u16 = 7;
+    if matches!(tiff_compression(bytes), Some(OLD_JPEG | JPEG)) {
+        return Err(Undecodable::new("unsupported kind of TIFF: JPEG compression"));
+    }
     still("TIFF", "tiff", TiffDecoder::new(Cursor::new(bytes)), context)
+}
+
+/// The compression tag (259) of the first directory (TIFF 6.0, section 2).
+fn tiff_compression(bytes: &[u8]) -> Option<u16> {
+    let little = bytes.first() == Some(&b'I');
+    let short = |at: usize| -> Option<u16> {
+        let pair = [*bytes.get(at)?, *bytes.get(at + 1)?];
+        Some(if little { u16::from_le_bytes(pair) } else { u16::from_be_bytes(pair) })
+    };
+    let long = |at: usize| -> Option<usize> {
+        let (a, b) = (usize::from(short(at)?), usize::from(short(at + 2)?));
+        Some(if little { b << 16 | a } else { a << 16 | b })
+    };
+    let directory = long(4)?;
+    let entries = usize::from(short(directory)?);
+    let tags = (0..entries).map(|i| directory + 2 + 12 * i);
+    tags.take_while(|at| *at < bytes.len()).find(|at| short(*at) == Some(259)).and_then(|at| short(at + 8))
+}
+
+/// What may be allocated for a PNG's header, of which a compressed colour profile is a part.
+pub(super) fn header_limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(16 << 20);
+    limits
 }
 
 /// What a decoder may allocate besides the pixels, which `Context::admit` has counted.
@@ -43,8 +72,9 @@ pub(super) fn still<D: ImageDecoder>(
 ) -> Result<Seen, Undecodable> {
     let mut decoder = decoder.map_err(|e| explain(name, &e))?;
     let ((width, height), color) = (decoder.dimensions(), decoder.color_type());
-    // The samples and, unless they are RGB already, the copy that is.
-    let grant = context.admit(width, height, u64::from(color.bytes_per_pixel()) + 3)?;
+    // The samples, and beside them either the copy in RGB or, in some decoders, a second set of samples.
+    let samples = u64::from(color.bytes_per_pixel());
+    let grant = context.admit(width, height, samples + samples.max(3))?;
     let orientation = decoder.orientation().map_or(1, image::metadata::Orientation::to_exif);
     decoder.set_limits(limits(context)).map_err(|e| explain(name, &e))?;
 

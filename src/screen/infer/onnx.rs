@@ -42,8 +42,12 @@ impl Runtime {
             .and_then(|pool| pool.with_inter_threads(1))
             .and_then(|pool| pool.with_spin_control(false))
             .map_err(|e| failed(&e))?;
-        let environment =
-            builder.with_name("pixwarden").with_telemetry(false).with_global_thread_pool(pool).build().map_err(|e| failed(&e))?;
+        let environment = builder
+            .with_name("pixwarden")
+            .with_telemetry(false)
+            .with_global_thread_pool(pool)
+            .build()
+            .map_err(|e| failed(&e))?;
         Ok(Self { environment, config: config.clone() })
     }
 
@@ -51,7 +55,9 @@ impl Runtime {
     pub(super) fn session(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
         match self.config.device {
             Device::Cpu => self.on_cpu(detector),
-            Device::Cuda => self.on_cuda(detector).map_err(|e| InferError::Device { device: "cuda", error: e.to_string() }),
+            Device::Cuda => {
+                self.on_cuda(detector).map_err(|e| InferError::Device { device: "cuda", error: e.to_string() })
+            }
             Device::Auto => match self.on_cuda(detector) {
                 Ok(session) => Ok(session),
                 Err(e) => {
@@ -92,7 +98,10 @@ impl Runtime {
         let session = builder.commit_from_file(&detector.model).map_err(|e| loading(&e))?;
 
         let [input] = session.inputs() else {
-            return Err(model(format!("the model has {} inputs, and one, the image, is supported", session.inputs().len())));
+            return Err(model(format!(
+                "the model has {} inputs, and one, the image, is supported",
+                session.inputs().len()
+            )));
         };
         let ValueType::Tensor { ty, shape, .. } = input.dtype() else {
             return Err(model("the model's input is not a tensor".into()));
@@ -136,7 +145,9 @@ fn layout(ty: TensorElementType, shape: &[i64], detector: &Detector) -> Result<(
     let fits = |dimension: i64, wanted: u32| dimension < 0 || dimension == i64::from(wanted);
     let supported = "supported are uint8 [batch, height, width, 3] and float [batch, 3, height, width]";
     let (layout, found, size_fits) = match (ty, shape) {
-        (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => (Layout::BytesNhwc, n, fits(h, height) && fits(w, width)),
+        (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => {
+            (Layout::BytesNhwc, n, fits(h, height) && fits(w, width))
+        }
         (TensorElementType::Float32, &[n, c, h, w]) if fits(c, 3) => {
             (Layout::FloatNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
         }
@@ -204,7 +215,7 @@ impl Session for Onnx {
             }
             _ => output.try_extract_tensor::<f32>().map_err(failure)?.1.to_vec(),
         };
-        if values.is_empty() || values.len() % n != 0 {
+        if values.is_empty() || !values.len().is_multiple_of(n) {
             return Err(SessionError::Other(format!("{} outputs for {n} images", values.len())));
         }
         Ok(values.chunks(values.len() / n).map(<[f32]>::to_vec).collect())
@@ -234,7 +245,12 @@ fn planes<T>(batch: &[Arc<Pixels>], n: Normalisation, into: &mut Vec<T>, convert
         for channel in 0..3 {
             let (mean, std) = (n.mean[channel], n.std[channel]);
             into.extend(
-                pixels.data.iter().skip(channel).step_by(3).map(|byte| convert((f32::from(*byte) * n.scale - mean) / std)),
+                pixels
+                    .data
+                    .iter()
+                    .skip(channel)
+                    .step_by(3)
+                    .map(|byte| convert((f32::from(*byte) * n.scale - mean) / std)),
             );
         }
     }
