@@ -178,7 +178,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Names below a prefix; `default_queue` also declares `<prefix>.flagged`.
+    /// Names below a prefix; `default_queue` also declares `PREFIX.flagged`.
     #[must_use]
     pub fn new(prefix: &str, default_queue: bool) -> Self {
         Self { prefix: prefix.to_owned(), default_queue }

@@ -45,6 +45,7 @@ enum Command {
 
 /// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Common {
     /// Configuration file [default: pixwarden.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE", env = "PIXWARDEN_CONFIG")]

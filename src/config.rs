@@ -308,7 +308,7 @@ impl Default for WorkerConfig {
 pub struct EventsConfig {
     /// The routing keys that are sent.
     pub publish: Vec<String>,
-    /// Whether the queue `<prefix>.flagged` is declared and bound to flagged and review.
+    /// Whether the queue `PREFIX.flagged` is declared and bound to flagged and review.
     pub default_queue: bool,
 }
 
@@ -363,7 +363,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info,lapin=error,ort=error".into(), format: LogFormat::Auto }
+        Self { filter: "info,lapin=off,ort=error".into(), format: LogFormat::Auto }
     }
 }
 

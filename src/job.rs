@@ -150,6 +150,26 @@ pub type Digests = BTreeMap<String, String>;
 /// Detector name → label → probability in `0..=1`.
 pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
 
+/// A probability as JSON: by its shortest decimal form that reads back as the same float32. Widened to a double it would
+/// be 0.10000000149011612.
+#[must_use]
+pub fn exact(p: f32) -> serde_json::Value {
+    serde_json::from_str(&p.to_string()).unwrap_or(serde_json::Value::Null)
+}
+
+/// All scores as JSON, each by [`exact`].
+#[must_use]
+pub fn exact_scores(scores: &Scores) -> serde_json::Value {
+    let labels = |labels: &BTreeMap<String, f32>| {
+        labels.iter().map(|(label, p)| (label.clone(), exact(*p))).collect::<serde_json::Map<_, _>>()
+    };
+    scores
+        .iter()
+        .map(|(name, by_label)| (name.clone(), serde_json::Value::from(labels(by_label))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 /// How a job ended. Every job ends in exactly one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -89,8 +89,8 @@ impl Screen {
             tracing::info!(
                 detector = rule.detector,
                 label = rule.label,
-                review_at = rule.review_at,
-                flag_at = rule.flag_at,
+                review_at = %rule.review_at,
+                flag_at = %rule.flag_at,
                 "no policy is configured, using the default rule"
             );
         }

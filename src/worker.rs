@@ -1,4 +1,4 @@
-//! The life of a delivery, told by [`Worker::live`] and [`Worker::verdict_on`]; and the start and the end of a worker.
+//! The life of a delivery, told by `Worker::live` and `Worker::verdict_on`; and the start and the end of a worker.
 //!
 //! Start: ledger, detectors, store, broker, and only then the first delivery. End: stop intake, turn back who waits,
 //! finish who is inside, publish, close; one deadline over all.
@@ -282,11 +282,11 @@ impl Worker {
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }
-                let Judgement { reason, score, .. } = &verdict.judgement;
+                let reason = &verdict.judgement.reason;
                 tracing::info!(
-                    job_id = verdict.job_id, image = verdict.image.uri(), %outcome, reason, score,
+                    job_id = verdict.job_id, image = verdict.image.uri(), %outcome, reason,
                     lane = %verdict.lane, attempts = verdict.attempts, reused = verdict.reused_from.is_some(),
-                    ms = (verdict.decided_at - verdict.received_at).whole_milliseconds(), "job is done"
+                    ms = u64::try_from((verdict.decided_at - verdict.received_at).whole_milliseconds()).unwrap_or(0), "job is done"
                 );
             }
         }

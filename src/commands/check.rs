@@ -15,6 +15,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     let mut failed = 0u32;
     let mut tell = |what: &str, finding: Finding| {
         let (mark, words) = match &finding {
+            Ok(words) if words.contains("nobody listening") => ("look  ", words),
             Ok(words) => ("ok    ", words),
             Err(words) => ("FAILED", words),
         };

@@ -6,6 +6,9 @@ use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
 
+/// Characters across, where no terminal says how many.
+const WIDTH: u16 = 120;
+
 /// How rows are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -42,7 +45,10 @@ impl Output {
         let sink = match format {
             Format::Table => {
                 let mut table = Table::new();
-                table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+                table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+                if !io::stdout().is_terminal() {
+                    table.set_width(WIDTH);
+                }
                 table.set_header(columns);
                 Sink::Table(table)
             }
@@ -57,7 +63,8 @@ impl Output {
     }
 
     pub(super) fn row(&mut self, row: &Map<String, Value>) -> io::Result<()> {
-        let cells = self.columns.iter().map(|column| cell(row.get(*column)));
+        let digits = if matches!(self.sink, Sink::Table(_)) { Digits::Few } else { Digits::All };
+        let cells = self.columns.iter().map(|column| cell(row.get(*column), digits));
         match &mut self.sink {
             Sink::Table(table) => {
                 table.add_row(cells);
@@ -82,11 +89,21 @@ impl Output {
     }
 }
 
+/// How much of a fraction is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Digits {
+    Few,
+    All,
+}
+
 /// A value as a person reads it. Control characters are escaped: what is shown may come from anybody.
-fn cell(value: Option<&Value>) -> String {
+fn cell(value: Option<&Value>, digits: Digits) -> String {
     let text = match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
+        Some(Value::Number(n)) if digits == Digits::Few && n.is_f64() => {
+            format!("{:.4}", n.as_f64().unwrap_or_default())
+        }
         Some(other) => other.to_string(),
     };
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()

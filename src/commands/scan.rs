@@ -13,11 +13,11 @@ use walkdir::WalkDir;
 
 use super::output::{Format, Output};
 use crate::config::Config;
-use crate::job::{Digests, Judgement, Lane, Outcome};
+use crate::job::{Digests, Judgement, Lane, Outcome, exact, exact_scores};
 use crate::screen::prepare::Pixels;
 use crate::screen::{Screen, Sight, Unseen, decode};
 
-const COLUMNS: [&str; 7] = ["image", "outcome", "label", "score", "format", "size", "reason"];
+const COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
 
 /// The outcome from which on `scan` exits with 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -38,7 +38,7 @@ pub struct Arguments {
     /// Exit with 3 when an image reaches this outcome
     #[arg(long, value_enum, value_name = "OUTCOME")]
     fail_on: Option<FailOn>,
-    /// Write what each detector saw of each image's first frame, as DIR/<detector>/<sha256>.png
+    /// Write what each detector saw of each image's first frame, as DIR/DETECTOR/SHA256.png
     #[arg(long, value_name = "DIR")]
     save_pixels: Option<PathBuf>,
 }
@@ -71,14 +71,18 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             }
             Err(e) => {
                 unreadable += 1;
-                eprintln!("{e:#}");
+                eprintln!("error: {e:#}");
             }
         }
     }
     output.finish()?;
     let counts_failed = counts.contains_key(&Outcome::Failed);
     let counts: Vec<_> = counts.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
-    eprintln!("{images} images: {}", if counts.is_empty() { "none".into() } else { counts.join(", ") });
+    eprintln!(
+        "{images} {}: {}",
+        if images == 1 { "image" } else { "images" },
+        if counts.is_empty() { "none".into() } else { counts.join(", ") }
+    );
     let reached = match arguments.fail_on {
         Some(FailOn::Review) => worst >= Outcome::Review,
         Some(FailOn::Flagged) => worst >= Outcome::Flagged,
@@ -94,9 +98,17 @@ fn files(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<PathBuf>> {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
             Ok(entry) => Some(Ok(entry.into_path())),
-            Err(e) => Some(Err(e.into())),
+            Err(e) => Some(Err(unreadable(&e))),
         })
     })
+}
+
+fn unreadable(error: &walkdir::Error) -> anyhow::Error {
+    let path = error.path().unwrap_or(Path::new("")).display();
+    match error.io_error() {
+        Some(e) => anyhow::anyhow!("reading {path}: {e}"),
+        None => anyhow::anyhow!("reading {path}: {error}"),
+    }
 }
 
 /// What was found in one file.
@@ -117,8 +129,8 @@ impl Report {
             ("outcome", json!(self.judgement.outcome)),
             ("reason", json!(self.judgement.reason)),
             ("label", json!(self.judgement.label)),
-            ("score", json!(self.judgement.score)),
-            ("scores", json!(self.sight.as_ref().map(|sight| &sight.scores))),
+            ("score", json!(self.judgement.score.map(exact))),
+            ("scores", json!(self.sight.as_ref().map(|sight| exact_scores(&sight.scores)))),
             ("sha256", json!(self.sha256)),
             ("format", json!(seen.map(|seen| seen.format))),
             ("width", json!(seen.map(|seen| seen.width))),

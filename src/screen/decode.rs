@@ -141,7 +141,7 @@ impl Format {
     fn of(bytes: &[u8]) -> Result<Self, Undecodable> {
         let brand = bytes.get(8..12).unwrap_or_default();
         Ok(match bytes {
-            [] => return Err(Undecodable::new("the object is empty")),
+            [] => return Err(Undecodable::new("it is empty")),
             [0xFF, 0xD8, 0xFF, ..] => Self::Jpeg,
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Self::Png,
             [b'R', b'I', b'F', b'F', ..] if brand == b"WEBP" => Self::WebP,
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn what_is_no_image_is_named() {
         for (bytes, reason) in [
-            (&b""[..], "the object is empty"),
+            (&b""[..], "it is empty"),
             (b"hello", "not an image"),
             (b"<?xml version='1.0'?><SVG></SVG>", "unsupported format: SVG"),
             (b"%PDF-1.7", "unsupported format: PDF"),

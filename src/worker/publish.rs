@@ -3,11 +3,12 @@
 //! An event is handed over straight after its commit. Whatever does not arrive stays in the outbox, and the sweeper
 //! takes it once it is due: after a crash, after the broker was away, or when at last somebody has bound a queue.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use serde_json::{Value, json};
+use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use crate::broker::{Message, PublishError, Publisher, Topology};
 use crate::config::{EventsConfig, OutboxConfig};
-use crate::job::{Verdict, event_id};
+use crate::job::{Verdict, event_id, exact, exact_scores};
 use crate::ledger::{Event, Ledger};
 
 /// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
@@ -55,12 +56,7 @@ pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> E
             "reason": verdict.judgement.reason,
             "label": verdict.judgement.label,
             "score": verdict.judgement.score.map(exact),
-            "scores": verdict.scores.as_ref().map(|scores| {
-                let labels = |labels: &std::collections::BTreeMap<String, f32>| {
-                    labels.iter().map(|(label, p)| (label.clone(), exact(*p))).collect::<serde_json::Map<_, _>>()
-                };
-                scores.iter().map(|(name, by_label)| (name.clone(), labels(by_label).into())).collect::<serde_json::Map<_, _>>()
-            }),
+            "scores": verdict.scores.as_ref().map(exact_scores),
             "detectors": verdict.detectors,
             "policy": verdict.policy,
             "metadata": verdict.metadata,
@@ -73,11 +69,6 @@ pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> E
         correlation_id: correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
     }
-}
-
-/// A float32 by its shortest decimal form that reads back as itself; `json!` would widen it to 0.10000000149.
-fn exact(p: f32) -> Value {
-    serde_json::from_str(&p.to_string()).unwrap_or(Value::Null)
 }
 
 /// The way out for events and replies.
@@ -105,8 +96,12 @@ impl Publish {
             topology: topology.clone(),
             announced: events.publish.clone().into(),
         };
-        let deliver =
-            Deliver { publisher: Arc::clone(&publisher), ledger: Arc::clone(&ledger), exchange: topology.events() };
+        let deliver = Deliver {
+            publisher: Arc::clone(&publisher),
+            ledger: Arc::clone(&ledger),
+            exchange: topology.events(),
+            unheard: Mutex::default(),
+        };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
         let tasks = async move {
             tokio::join!(deliver.run(receiver, in_flight), sweep(publisher, ledger, sender, outbox, stop));
@@ -152,6 +147,8 @@ struct Deliver {
     publisher: Arc<Publisher>,
     ledger: Arc<dyn Ledger>,
     exchange: String,
+    /// Routing keys of which it was said already that nobody is bound to them.
+    unheard: Mutex<HashSet<String>>,
 }
 
 impl Deliver {
@@ -182,6 +179,15 @@ impl Deliver {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
             Ok(()) => drop(arrived.send(event.id).await),
             Err(e) => {
+                if matches!(e, PublishError::Unroutable { .. })
+                    && self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(event.routing_key.clone())
+                {
+                    tracing::warn!(
+                        routing_key = event.routing_key,
+                        exchange = self.exchange,
+                        "nobody is bound to these events: they wait in the outbox; bind a queue, or take the key out of events.publish"
+                    );
+                }
                 tracing::debug!(event = %event.id, routing_key = event.routing_key, error = %e, "event stays in the outbox");
                 if let Err(e) = self.ledger.note_unpublished(event.id, &e.to_string()).await {
                     tracing::debug!(error = %e, "the reason could not be noted");
@@ -249,6 +255,7 @@ async fn sweep(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use time::macros::datetime;
 
     use super::*;

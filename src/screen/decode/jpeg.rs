@@ -12,11 +12,18 @@ use crate::job::Seen;
 /// More scans than any encoder writes; each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
 
+/// The decoder's words without its name, and the most usual one as a person would say it.
+fn explain(error: &turbojpeg::Error) -> Undecodable {
+    let words = error.to_string();
+    let words = words.trim_start_matches("TurboJPEG error: ").trim_start_matches("Corrupt JPEG data: ");
+    let cut = ["Premature end of JPEG file", "premature end of data segment"];
+    Undecodable::damaged("JPEG", if cut.contains(&words) { &"the file ends before the image does" } else { &words })
+}
+
 pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
-    let damaged = |e: &dyn std::fmt::Display| Undecodable::damaged("JPEG", e);
-    let mut decompressor = Decompressor::new().map_err(|e| damaged(&e))?;
-    decompressor.set_scan_limit(MAX_SCANS).map_err(|e| damaged(&e))?;
-    let header = decompressor.read_header(bytes).map_err(|e| damaged(&e))?;
+    let mut decompressor = Decompressor::new().map_err(|e| explain(&e))?;
+    decompressor.set_scan_limit(MAX_SCANS).map_err(|e| explain(&e))?;
+    let header = decompressor.read_header(bytes).map_err(|e| explain(&e))?;
     let too_large = |_| Undecodable::new("damaged JPEG: impossible dimensions");
     let (width, height) =
         (u32::try_from(header.width).map_err(too_large)?, u32::try_from(header.height).map_err(too_large)?);
@@ -37,7 +44,7 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
         Ok(()) => {}
         // The whole image was decoded; the warning says what was skipped on the way.
         Err(e) if is_harmless(&e, bytes) => {}
-        Err(e) => return Err(damaged(&e)),
+        Err(e) => return Err(explain(&e)),
     }
     let rgb = if inks { super::rgb::from_inverted_cmyk(pixels) } else { pixels };
     let orientation = layout.orientation;
