@@ -9,7 +9,8 @@
 //!           → job     gate     → bytes pixels    crop       batch              → word   + event    event      dead letter
 //! ```
 //!
-//! The whole way is told by [`worker`], in the straight functions `live`, `answer`, `verdict_on` and `conclude`.
+//! The whole way is told by [`worker`], in the straight functions `live`, `answer`, `verdict_on` and `conclude`; how a
+//! worker starts and drains is in `worker/run.rs`.
 //!
 //! # The map, in reading order
 //!
@@ -30,7 +31,7 @@
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
 //!
-//! - A stage of `screen/` or `worker/` does not import another stage; `screen` and `worker` put them together. (The
+//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `worker.rs` and `worker/run.rs` put them together. (The
 //!   exceptions are words: `Pixels`, `Delivery`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in `worker/blob.rs`,
 //!   queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,

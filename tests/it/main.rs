@@ -7,10 +7,12 @@
 
 mod support;
 
+mod attempts;
 mod errors;
 mod faults;
 mod invariants;
 mod lanes;
 mod memory;
 mod messages;
+mod proxy;
 mod throughput;

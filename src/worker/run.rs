@@ -1,0 +1,172 @@
+//! The start and the end of a worker.
+//!
+//! Start: ledger, detectors, store, broker, and only then the first delivery. End: stop intake, turn back who waits,
+//! finish who is inside, publish, close; one deadline over all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::Worker;
+use super::accept::{Accept, Delivery};
+use super::admit::{Admit, Gate};
+use super::blob::Fetcher;
+use super::health::Health;
+use super::persist::Persist;
+use super::publish::Publish;
+use super::settle::Settle;
+use crate::broker::{BrokerError, Publisher, Topology};
+use crate::config::{Config, ConfigError};
+use crate::ledger::{self, Ledger, OpenError};
+use crate::screen::{Screen, StartError, decode};
+
+/// Why a worker could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] OpenError),
+    /// The detectors or the policy.
+    #[error(transparent)]
+    Screen(#[from] StartError),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// A session is gone.
+    #[error("{0}; the worker ends so that a new one can take its place, and its jobs will be delivered again")]
+    Broken(String),
+    /// A task that has to live as long as the worker has ended.
+    #[error("the task \"{0}\" ended unexpectedly")]
+    Task(&'static str),
+}
+
+/// Runs a worker until `shutdown` resolves; then drains and returns.
+///
+/// # Errors
+/// When it cannot start, or something it cannot do without is gone.
+pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let queue = config.queue()?.clone();
+    let ledger: Arc<dyn Ledger> = ledger::open(&config).await?.into();
+    if migrate {
+        ledger.migrate().await.map_err(OpenError::from)?;
+    }
+    ledger.check_schema().await.map_err(OpenError::from)?;
+    let fetcher = Arc::new(Fetcher::open(&config).await?);
+    let screen = Screen::start(&config)?;
+
+    let topology = Topology::new(&config.prefix, config.events.default_queue);
+    let (stop, publish_stop) = (CancellationToken::new(), CancellationToken::new());
+    let health = Health::default();
+    let accept = Accept {
+        url: queue.clone(),
+        topology: topology.clone(),
+        prefetch: prefetch(&config, &screen)?,
+        broken: health.watch(),
+        stop: stop.clone(),
+    };
+    let connection = accept.open().await?;
+
+    let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
+    let (persist, writing) = Persist::new(Arc::clone(&ledger));
+    let (publish, publishing) = Publish::new(
+        Arc::clone(&publisher),
+        Arc::clone(&ledger),
+        topology.clone(),
+        (&config.events, &config.outbox),
+        publish_stop.clone(),
+    );
+    let (mut writing, mut publishing) = (tokio::spawn(writing), tokio::spawn(publishing));
+    let jobs = 2 * screen.max_batch() + decode::Pool::threads(&config.decode) + config.storage.downloads;
+    let worker = Arc::new(Worker {
+        admit: Admit {
+            jobs: Gate::new(jobs as u64),
+            downloads: Gate::new(config.storage.downloads as u64),
+            bytes: Gate::new(config.storage.memory_bytes),
+        },
+        settle: Settle::new(Arc::clone(&publisher), topology),
+        company: RwLock::new(()),
+        process: uuid::Uuid::new_v4(),
+        stop: stop.clone(),
+        ledger: Arc::clone(&ledger),
+        config,
+        fetcher,
+        screen,
+        health,
+        persist,
+        publish,
+    });
+
+    let lives = TaskTracker::new();
+    let take = {
+        let (worker, lives) = (Arc::clone(&worker), lives.clone());
+        move |delivery: Delivery| {
+            let worker = Arc::clone(&worker);
+            let span = tracing::info_span!("job", lane = %delivery.lane, tag = delivery.tag());
+            drop(lives.spawn(async move { worker.live(delivery).await }.instrument(span)));
+        }
+    };
+    let in_flight = {
+        let lives = lives.clone();
+        move || lives.len()
+    };
+    let mut accepting = tokio::spawn(accept.run(connection, take, in_flight));
+    tokio::select! {
+        () = shutdown => {}
+        reason = worker.screen.broken() => return Err(WorkerError::Broken(reason)),
+        _ = &mut accepting => return Err(WorkerError::Task("accept")),
+        _ = &mut writing => return Err(WorkerError::Task("persist")),
+        _ = &mut publishing => return Err(WorkerError::Task("publish")),
+    }
+
+    tracing::info!(in_flight = lives.len(), "draining");
+    let drain = Duration::from_millis(worker.config.worker.drain_ms);
+    let drained = tokio::time::timeout(drain, async {
+        stop.cancel();
+        worker.admit.close();
+        let open = accepting.await.ok().flatten();
+        lives.close();
+        lives.wait().await;
+        // Dropping the last way in ends the tasks behind; the sessions and decoders end with the screen.
+        drop(worker);
+        publish_stop.cancel();
+        if writing.await.is_err() || publishing.await.is_err() {
+            tracing::error!("a task panicked while draining");
+        }
+        publisher.close().await;
+        if let Some(open) = open {
+            open.close().await;
+        }
+        ledger.close().await;
+    });
+    match drained.await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!("not drained in time; what is left will be delivered again"),
+    }
+    Ok(())
+}
+
+/// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
+fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
+    let least = 2 * screen.max_batch() * screen.sessions() + config.storage.downloads;
+    let least = u16::try_from(least).unwrap_or(u16::MAX);
+    match config.worker.prefetch {
+        0 => Ok(least),
+        chosen if chosen >= least => Ok(chosen),
+        chosen => Err(ConfigError::Invalid {
+            option: "worker.prefetch".into(),
+            what: format!(
+                "{chosen} would let the sessions wait: 2 × largest batch ({}) × detectors ({}) + downloads ({}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads",
+                screen.max_batch(),
+                screen.sessions(),
+                config.storage.downloads
+            ),
+        }),
+    }
+}
