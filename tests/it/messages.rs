@@ -258,3 +258,44 @@ async fn draining_finishes_what_is_inside_and_returns_the_rest() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_detectors_look_at_one_decode_and_a_shadow_is_never_judged() {
+    let mut lab = Lab::new().await;
+    let folder = crate::support::fixtures().join("detectors");
+    // Bytes in and floats in, one label out of two and four independent ones.
+    lab.detectors = format!(
+        "{{ path = {:?} }}, {{ path = {:?}, shadow = true }}",
+        folder.join("spread-nhwc"),
+        folder.join("multi")
+    );
+    lab.extra =
+        "[[policy.rules]]\ndetector = \"spread-nhwc\"\nlabel = \"by AI\"\nreview_at = 0.5\nflag_at = 0.9".into();
+    lab.put("k", good_image()).await;
+    let worker = lab.started_worker().await;
+    let image = format!("s3://{}/k", lab.bucket);
+    lab.job(Lane::Live, json!({"id": "both", "image": image})).await;
+    lab.job(Lane::Live, json!({"id": "one", "image": image, "detectors": ["spread-nhwc"]})).await;
+    lab.job(Lane::Live, json!({"id": "shadow", "image": image, "detectors": ["multi"]})).await;
+    lab.until("SELECT count(*) FROM verdicts", 3, &worker).await;
+    let outcomes = lab.outcomes().await;
+    assert_eq!((outcomes["both"].as_str(), outcomes["one"].as_str()), ("passed", "passed"));
+    assert_eq!(outcomes["shadow"], "rejected", "no rule judges it, and that is no pass");
+
+    let (scores, detectors): (serde_json::Value, serde_json::Value) =
+        sqlx::query_as("SELECT scores, detectors FROM verdicts WHERE job_id = 'both'")
+            .fetch_one(&lab.db)
+            .await
+            .unwrap();
+    assert_eq!(detectors.as_object().unwrap().len(), 2, "a verdict names who scored");
+    let expected = std::fs::read_to_string(crate::support::fixtures().join("expected.jsonl")).unwrap();
+    let sha256 = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(good_image()));
+    let expected: serde_json::Value =
+        serde_json::from_str(expected.lines().find(|l| l.contains(&sha256)).unwrap()).unwrap();
+    for detector in ["spread-nhwc", "multi"] {
+        for (label, p) in expected["scores"][detector].as_object().unwrap() {
+            let found = scores[detector][label].as_f64().unwrap();
+            assert!((found - p.as_f64().unwrap()).abs() <= 0.005, "{detector}, {label}: {found} instead of {p}");
+        }
+    }
+}
