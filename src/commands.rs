@@ -3,9 +3,11 @@
 pub mod check;
 pub mod dead;
 pub mod enqueue;
+mod files;
 pub mod migrate;
 pub mod models;
 mod output;
+mod progress;
 pub mod scan;
 pub mod worker;
 

@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use walkdir::WalkDir;
 
+use super::files;
 use super::output::{Format, Output};
 use crate::config::Config;
 use crate::job::{Digests, Judgement, Lane, Outcome, exact, exact_scores};
@@ -50,7 +48,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     // Enough to keep decoders and sessions busy; the results are reported in order.
     let ahead = 2 * screen.max_batch() + decode::Pool::threads(&config.decode);
     let max_bytes = config.storage.max_object_bytes;
-    let mut reports = stream::iter(files(&arguments.paths))
+    let mut reports = stream::iter(files::walk(&arguments.paths))
         .map(|file| async { report(file, max_bytes, &screen, &digests).await })
         .buffered(ahead);
 
@@ -90,25 +88,6 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     };
     let failed = counts_failed || unreadable > 0;
     Ok(if reached { 3 } else { u8::from(failed) })
-}
-
-/// Every file beneath the paths: paths in the order given, folders by name.
-fn files(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<PathBuf>> {
-    paths.iter().flat_map(|path| {
-        WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
-            Ok(entry) if entry.file_type().is_dir() => None,
-            Ok(entry) => Some(Ok(entry.into_path())),
-            Err(e) => Some(Err(unreadable(&e))),
-        })
-    })
-}
-
-fn unreadable(error: &walkdir::Error) -> anyhow::Error {
-    let path = error.path().unwrap_or(Path::new("")).display();
-    match error.io_error() {
-        Some(e) => anyhow::anyhow!("reading {path}: {e}"),
-        None => anyhow::anyhow!("reading {path}: {error}"),
-    }
 }
 
 /// What was found in one file.
@@ -156,8 +135,8 @@ async fn report(
         let judgement = Judgement::unscored(Outcome::Rejected, why);
         return Ok(Report { image, sha256: None, bytes: length, sight: None, judgement, shown: Vec::new() });
     }
-    let bytes = Bytes::from(tokio::fs::read(&path).await.with_context(|| format!("reading {image}"))?);
-    let sha256 = Some(hex::encode(Sha256::digest(&bytes)));
+    let (bytes, sha256) = files::read(path).await?;
+    let sha256 = Some(hex::encode(sha256));
     let length = bytes.len() as u64;
     let (sight, judgement) = match screen.look(Lane::Live, bytes, digests).await {
         Ok(sight) => (Some(sight.clone()), sight.judgement),
