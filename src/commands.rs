@@ -9,6 +9,8 @@ pub mod models;
 mod output;
 mod progress;
 pub mod scan;
+pub mod shell;
+mod signals;
 pub mod worker;
 
 use clap::{Args, Parser, Subcommand};
@@ -43,6 +45,10 @@ enum Command {
     Models(models::Arguments),
     /// Try every configured dependency and say what is wrong with each
     Check,
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Write the manual's pages
+    Man(shell::Man),
 }
 
 /// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
@@ -55,10 +61,10 @@ struct Common {
     /// The broker, amqp://user:password@host:5672/vhost
     #[arg(long, global = true, value_name = "URL")]
     queue: Option<String>,
-    /// Where verdicts are kept, postgres://user:password@host/database
+    /// Where verdicts are kept, postgres://user:password@host/database or sqlite://FILE
     #[arg(long, global = true, value_name = "URL")]
     ledger: Option<String>,
-    /// Where images are, s3://
+    /// Where images are, s3:// or file:///FOLDER
     #[arg(long, global = true, value_name = "URL")]
     objects: Option<String>,
     /// A bucket that jobs may name; "*" stands for any characters [repeatable]
@@ -115,6 +121,12 @@ fn word(choice: impl clap::ValueEnum) -> String {
 /// # Errors
 /// When the command failed; [`status`] tells the exit status.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
+    // These two are about the command line itself, whatever is configured.
+    match &cli.command {
+        Command::Completions(arguments) => return Ok(shell::completions(arguments)),
+        Command::Man(arguments) => return shell::man(arguments),
+        _ => {}
+    }
     let mut overlay = cli.common.overlay();
     if let Command::Worker(arguments) = &cli.command {
         arguments.overlay(&mut overlay);
@@ -135,12 +147,19 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
 async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Worker(arguments) => worker::run(arguments, config).await,
-        Command::Scan(arguments) => scan::run(arguments, &config).await,
+        Command::Scan(arguments) => {
+            let ledger = match &cli.common.ledger {
+                Some(_) => Some(crate::ledger::open(&config).await?),
+                None => None,
+            };
+            scan::run(arguments, &config, ledger).await
+        }
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config),
         Command::Check => check::run(&config).await,
+        Command::Completions(_) | Command::Man(_) => Ok(0),
     }
 }
 

@@ -6,6 +6,7 @@
 mod layers;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,9 +18,9 @@ pub use layers::{ConfigError, Overlay, load};
 pub struct Config {
     /// The broker, `amqp://` or `amqps://`.
     pub queue: SecretUrl,
-    /// Where verdicts are kept, `postgres://`.
+    /// Where verdicts are kept, `postgres://` or `sqlite://`.
     pub ledger: SecretUrl,
-    /// Where images are, `s3://`.
+    /// Where images are, `s3://` or `file:///folder`.
     pub objects: String,
     /// First part of every exchange's and queue's name.
     pub prefix: String,
@@ -419,8 +420,35 @@ impl Config {
     /// # Errors
     /// When none is configured or it names no database that is supported.
     pub fn ledger(&self) -> Result<&SecretUrl, ConfigError> {
-        self.ledger.required("ledger", &["postgres://", "postgresql://"])
+        self.ledger.required("ledger", &["postgres://", "postgresql://", "sqlite://"])
     }
+
+    /// Where objects are.
+    ///
+    /// # Errors
+    /// When the URL names no kind of store that is supported.
+    pub fn objects(&self) -> Result<Objects, ConfigError> {
+        if self.objects == "s3://" {
+            return Ok(Objects::S3);
+        }
+        let folder = url::Url::parse(&self.objects).ok().filter(|url| url.scheme() == "file");
+        folder.and_then(|url| url.to_file_path().ok()).map(Objects::Folder).ok_or_else(|| ConfigError::Invalid {
+            option: "objects".into(),
+            what: format!(
+                "\"{}\" is neither \"s3://\" nor \"file:///folder\" with the whole path of a folder",
+                self.objects
+            ),
+        })
+    }
+}
+
+/// Where objects are, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Objects {
+    /// S3; the endpoint is `storage.endpoint`, or what the `AWS_*` variables say.
+    S3,
+    /// A folder whose folders are the buckets.
+    Folder(PathBuf),
 }
 
 /// A URL that may hold a password. It never prints it.
@@ -435,12 +463,18 @@ impl SecretUrl {
         &self.0
     }
 
+    /// Whether it names a file, which has no password, and may have any name.
+    fn is_file(&self) -> bool {
+        self.0.starts_with("sqlite://")
+    }
+
     fn required(&self, option: &str, schemes: &[&str]) -> Result<&Self, ConfigError> {
         if self.0.is_empty() {
             let example = schemes[0];
             return Err(ConfigError::Missing { option: option.into(), example: format!("{example}…") });
         }
-        if !schemes.iter().any(|scheme| self.0.starts_with(scheme)) || url::Url::parse(&self.0).is_err() {
+        let is_url = self.is_file() || url::Url::parse(&self.0).is_ok();
+        if !schemes.iter().any(|scheme| self.0.starts_with(scheme)) || !is_url {
             let what = format!("{self} is not a URL that begins with {}", schemes.join(" or "));
             return Err(ConfigError::Invalid { option: option.into(), what });
         }
@@ -456,6 +490,9 @@ impl From<String> for SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_file() {
+            return f.write_str(&self.0);
+        }
         match url::Url::parse(&self.0) {
             Ok(mut url) => {
                 if url.password().is_some() && url.set_password(Some("***")).is_err() {

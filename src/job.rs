@@ -105,7 +105,7 @@ pub struct Job {
 impl Job {
     /// The job's id, given the `ETag` the object was fetched with and the digests of the detectors that screen it.
     ///
-    /// A derived id is the UUIDv5 of a JSON array, in which no two different inputs look alike.
+    /// A derived id is [`derived_id`] of bucket, key, state and digests.
     #[must_use]
     pub fn id(&self, fetched_etag: Option<&str>, digests: &Digests) -> String {
         let sequencer = match &self.identity {
@@ -118,8 +118,7 @@ impl Job {
             (None, None, Some(sequencer)) => ("sequencer", sequencer),
             (None, None, None) => ("unknown", ""),
         };
-        let name = serde_json::json!([self.image.bucket, self.image.key, state.0, state.1, digests]);
-        Uuid::new_v5(&NAMESPACE, name.to_string().as_bytes()).to_string()
+        derived_id(&serde_json::json!([self.image.bucket, self.image.key, state.0, state.1, digests]))
     }
 
     /// Whether the id can be known before the object has been asked for.
@@ -130,6 +129,12 @@ impl Job {
             Identity::Derived { .. } => self.image.version_id.is_some() || self.image.etag.is_some(),
         }
     }
+}
+
+/// The id of a job that nobody named: the UUIDv5 of a JSON array, in which no two different inputs look alike.
+#[must_use]
+pub fn derived_id(inputs: &serde_json::Value) -> String {
+    Uuid::new_v5(&NAMESPACE, inputs.to_string().as_bytes()).to_string()
 }
 
 /// The primary key of a job's verdict.

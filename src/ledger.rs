@@ -3,6 +3,9 @@
 //! Nobody outside of `ledger/` writes a query. An adapter never decides anything: it stores, finds, leases.
 
 mod postgres;
+mod rows;
+mod schema;
+mod sqlite;
 
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use crate::config::{Config, ConfigError};
 use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
 
 pub use postgres::Postgres;
+pub use sqlite::Sqlite;
 
 /// How long an event is left to whoever committed it, before the sweeper takes it.
 pub const HANDOVER: Duration = Duration::from_secs(30);
@@ -120,11 +124,17 @@ pub trait Ledger: Send + Sync {
     /// Checks that the schema is new enough.
     async fn check_schema(&self) -> Result<(), LedgerError>;
 
+    /// Makes it ready for one person's use: a file of theirs is brought up to date, a server's schema is only checked.
+    async fn prepare(&self) -> Result<(), LedgerError>;
+
     /// Checks that it can be written to.
     async fn ping(&self) -> Result<(), LedgerError>;
 
-    /// The verdict of this id.
+    /// What is known of the verdict of this id.
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError>;
+
+    /// The whole verdict of this id.
+    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError>;
 
     /// Scores made from content of this SHA-256 by exactly these detectors.
     ///
@@ -179,7 +189,12 @@ pub enum OpenError {
 /// # Errors
 /// When the URL is missing or wrong, or the database refuses us.
 pub async fn open(config: &Config) -> Result<Box<dyn Ledger>, OpenError> {
-    Ok(Box::new(Postgres::open(config.ledger()?).await?))
+    let url = config.ledger()?;
+    Ok(if url.expose().starts_with("sqlite:") {
+        Box::new(Sqlite::open(url).await?)
+    } else {
+        Box::new(Postgres::open(url).await?)
+    })
 }
 
 #[cfg(test)]

@@ -27,7 +27,11 @@ impl Format {
     }
 }
 
-/// Prints rows one by one; only a table waits for its last row.
+/// Rows of a table that are laid out together. A longer table is printed in pieces, each with its header: that keeps
+/// memory bounded, and the header in sight.
+const PIECE: usize = 100;
+
+/// Prints rows one by one; only a table waits for the last row of a piece.
 pub(super) struct Output {
     columns: &'static [&'static str],
     sink: Sink,
@@ -43,15 +47,7 @@ impl Output {
     /// `columns` are those of table and CSV; JSON lines hold every field.
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
-            Format::Table => {
-                let mut table = Table::new();
-                table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-                if !io::stdout().is_terminal() {
-                    table.set_width(WIDTH);
-                }
-                table.set_header(columns);
-                Sink::Table(table)
-            }
+            Format::Table => Sink::Table(empty(columns)),
             Format::Jsonl => Sink::Jsonl(io::BufWriter::new(io::stdout())),
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(io::stdout());
@@ -68,6 +64,9 @@ impl Output {
         match &mut self.sink {
             Sink::Table(table) => {
                 table.add_row(cells);
+                if table.row_count() == PIECE {
+                    writeln!(io::stdout(), "{}", std::mem::replace(table, empty(self.columns)))?;
+                }
             }
             Sink::Jsonl(out) => {
                 serde_json::to_writer(&mut *out, row)?;
@@ -82,11 +81,23 @@ impl Output {
 
     pub(super) fn finish(self) -> io::Result<()> {
         match self.sink {
+            Sink::Table(table) if table.row_count() == 0 => Ok(()),
             Sink::Table(table) => writeln!(io::stdout(), "{table}"),
             Sink::Jsonl(mut out) => out.flush(),
             Sink::Csv(mut writer) => writer.flush(),
         }
     }
+}
+
+/// A table that has only its header yet.
+fn empty(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !io::stdout().is_terminal() {
+        table.set_width(WIDTH);
+    }
+    table.set_header(columns);
+    table
 }
 
 /// How much of a fraction is shown.

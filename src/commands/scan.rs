@@ -1,21 +1,32 @@
 //! `pixwarden scan`: local files through the same screen, without any service.
 
+mod file;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt};
-use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::files;
 use super::output::{Format, Output};
+use super::progress::{Progress, Unit};
+use super::signals::Signals;
 use crate::config::Config;
-use crate::job::{Digests, Judgement, Lane, Outcome, exact, exact_scores};
-use crate::screen::prepare::Pixels;
-use crate::screen::{Screen, Sight, Unseen, decode};
+use crate::job::Outcome;
+use crate::ledger::Ledger;
+use crate::screen::{Screen, decode};
+use crate::worker::persist::Persist;
+use file::{Book, Report, Scan};
 
 const COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
+
+/// The exit status of a shell's command that was interrupted.
+const INTERRUPTED: u8 = 130;
 
 /// The outcome from which on `scan` exits with 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -26,6 +37,11 @@ enum FailOn {
 
 /// Options of `scan`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "With --ledger sqlite://FILE every verdict is kept, and a later scan skips files that have not \
+changed since, under the same detectors, policy and limits. A ledger in the configuration is the worker's and stays \
+untouched."
+)]
 pub struct Arguments {
     /// Files and folders, in the order in which they are reported
     #[arg(required = true, value_name = "PATH")]
@@ -41,117 +57,150 @@ pub struct Arguments {
     save_pixels: Option<PathBuf>,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<Box<dyn Ledger>>) -> anyhow::Result<u8> {
     let screen = Screen::start(config)?;
-    let digests = screen.digests(None).unwrap_or_default();
+    let (book, recording) = match ledger {
+        Some(ledger) => {
+            ledger.prepare().await?;
+            let ledger: Arc<dyn Ledger> = ledger.into();
+            let (persist, writing) = Persist::new(Arc::clone(&ledger));
+            (Some(Book { ledger: Arc::clone(&ledger), persist }), Some((ledger, tokio::spawn(writing))))
+        }
+        None => (None, None),
+    };
+    let scan = Scan { anew: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, book) };
+    let result = files_in_order(arguments, config, &scan).await;
+    // Also after an error: what was done is kept.
+    drop(scan);
+    if let Some((ledger, writing)) = recording {
+        writing.await?;
+        ledger.close().await;
+    }
+    result
+}
+
+/// Scans files side by side and reports them in the order in which they were named.
+async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>) -> anyhow::Result<u8> {
     let mut output = Output::new(Format::or_default(arguments.format), &COLUMNS)?;
-    // Enough to keep decoders and sessions busy; the results are reported in order.
-    let ahead = 2 * screen.max_batch() + decode::Pool::threads(&config.decode);
-    let max_bytes = config.storage.max_object_bytes;
+    let progress = Progress::new(Unit::Images);
+    count(&arguments.paths, &progress);
+    let stop = stop_on_signal(Signals::listen()?, &progress);
+    // Enough to keep decoders and sessions busy.
+    let ahead = 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode);
     let mut reports = stream::iter(files::walk(&arguments.paths))
-        .map(|file| async { report(file, max_bytes, &screen, &digests).await })
+        .take_while(|_| std::future::ready(!stop.is_cancelled()))
+        .map(|path| async move { scan.file(path?).await })
         .buffered(ahead);
 
-    let (mut images, mut worst, mut unreadable) = (0u64, Outcome::Passed, 0u64);
-    let mut counts: std::collections::BTreeMap<Outcome, u64> = std::collections::BTreeMap::new();
+    let mut tally = Tally::default();
     while let Some(report) = reports.next().await {
+        progress.advance(1);
         match report {
             Ok(report) => {
-                images += 1;
-                *counts.entry(report.judgement.outcome).or_default() += 1;
-                if matches!(report.judgement.outcome, Outcome::Review | Outcome::Flagged) {
-                    worst = worst.max(report.judgement.outcome);
-                }
+                tally.count(&report);
                 if let Some(folder) = &arguments.save_pixels {
                     save(folder, &report)?;
                 }
-                output.row(&report.row())?;
+                progress.around(|| output.row(&report.row()))?;
             }
+            // The ledger concerns every file; all else is one file's own.
+            Err(e) if e.is::<crate::ledger::LedgerError>() => return Err(e),
             Err(e) => {
-                unreadable += 1;
-                eprintln!("error: {e:#}");
+                tally.unreadable += 1;
+                progress.around(|| eprintln!("error: {e:#}"));
             }
         }
     }
+    progress.finish();
     output.finish()?;
-    let counts_failed = counts.contains_key(&Outcome::Failed);
-    let counts: Vec<_> = counts.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
-    eprintln!(
-        "{images} {}: {}",
-        if images == 1 { "image" } else { "images" },
-        if counts.is_empty() { "none".into() } else { counts.join(", ") }
-    );
-    let reached = match arguments.fail_on {
-        Some(FailOn::Review) => worst >= Outcome::Review,
-        Some(FailOn::Flagged) => worst >= Outcome::Flagged,
-        None => false,
-    };
-    let failed = counts_failed || unreadable > 0;
-    Ok(if reached { 3 } else { u8::from(failed) })
+    eprintln!("{}", tally.summary());
+    if stop.is_cancelled() {
+        let kept = if scan.book.is_some() { "; the same command goes on from here" } else { "" };
+        eprintln!("stopped before the end{kept}");
+        return Ok(INTERRUPTED);
+    }
+    Ok(tally.status(arguments.fail_on))
 }
 
-/// What was found in one file.
-struct Report {
-    image: String,
-    sha256: Option<String>,
-    bytes: u64,
-    sight: Option<Sight>,
-    judgement: Judgement,
-    shown: Vec<(String, Arc<Pixels>)>,
-}
-
-impl Report {
-    fn row(&self) -> Map<String, Value> {
-        let seen = self.sight.as_ref().map(|sight| sight.seen);
-        let fields = [
-            ("image", json!(self.image)),
-            ("outcome", json!(self.judgement.outcome)),
-            ("reason", json!(self.judgement.reason)),
-            ("label", json!(self.judgement.label)),
-            ("score", json!(self.judgement.score.map(exact))),
-            ("scores", json!(self.sight.as_ref().map(|sight| exact_scores(&sight.scores)))),
-            ("sha256", json!(self.sha256)),
-            ("format", json!(seen.map(|seen| seen.format))),
-            ("width", json!(seen.map(|seen| seen.width))),
-            ("height", json!(seen.map(|seen| seen.height))),
-            ("bytes", json!(self.bytes)),
-            ("frames", json!(seen.map(|seen| seen.frames))),
-        ];
-        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+/// Counts the files beside the scan, for the bar to know its end.
+fn count(paths: &[PathBuf], progress: &Progress) {
+    if progress.is_visible() {
+        let (walk, progress) = (files::walk(paths), progress.clone());
+        drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
     }
 }
 
-async fn report(
-    file: anyhow::Result<PathBuf>,
-    max_bytes: u64,
-    screen: &Screen,
-    digests: &Digests,
-) -> anyhow::Result<Report> {
-    let path = file?;
-    let image = path.display().to_string();
-    let length = tokio::fs::metadata(&path).await.with_context(|| format!("reading {image}"))?.len();
-    if length > max_bytes {
-        let why = format!("the file has {length} bytes, the limit is {max_bytes}");
-        let judgement = Judgement::unscored(Outcome::Rejected, why);
-        return Ok(Report { image, sha256: None, bytes: length, sight: None, judgement, shown: Vec::new() });
+/// The first SIGINT or SIGTERM lets what has begun finish; the second ends the process.
+fn stop_on_signal(mut signals: Signals, progress: &Progress) -> CancellationToken {
+    let (stop, progress) = (CancellationToken::new(), progress.clone());
+    let told = stop.clone();
+    drop(tokio::spawn(async move {
+        signals.next().await;
+        progress.around(|| eprintln!("stopping after the images that are being screened; once more stops at once"));
+        told.cancel();
+        signals.next().await;
+        std::process::exit(i32::from(INTERRUPTED));
+    }));
+    stop
+}
+
+/// What has been seen so far.
+struct Tally {
+    began: Instant,
+    images: u64,
+    unchanged: u64,
+    unreadable: u64,
+    outcomes: BTreeMap<Outcome, u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { began: Instant::now(), images: 0, unchanged: 0, unreadable: 0, outcomes: BTreeMap::new() }
     }
-    let (bytes, sha256) = files::read(path).await?;
-    let sha256 = Some(hex::encode(sha256));
-    let length = bytes.len() as u64;
-    let (sight, judgement) = match screen.look(Lane::Live, bytes, digests).await {
-        Ok(sight) => (Some(sight.clone()), sight.judgement),
-        Err(Unseen::Undecodable(decode::Undecodable(why))) => (None, Judgement::unscored(Outcome::Undecodable, why)),
-        Err(Unseen::Unscored(e)) => (None, Judgement::unscored(Outcome::Failed, e.to_string())),
-    };
-    let shown = sight.as_ref().map(|sight| sight.shown.clone()).unwrap_or_default();
-    Ok(Report { image, sha256, bytes: length, sight, judgement, shown })
+}
+
+impl Tally {
+    fn count(&mut self, report: &Report) {
+        self.images += 1;
+        self.unchanged += u64::from(report.unchanged);
+        *self.outcomes.entry(report.verdict.judgement.outcome).or_default() += 1;
+    }
+
+    fn summary(&self) -> String {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let outcomes: Vec<_> = self.outcomes.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
+        let mut words = format!("{} {}", self.images, if self.images == 1 { "image" } else { "images" });
+        if !outcomes.is_empty() {
+            words += &format!(": {}", outcomes.join(", "));
+        }
+        if self.unchanged > 0 {
+            words += &format!("; {} unchanged since an earlier scan", self.unchanged);
+        }
+        if self.unreadable > 0 {
+            words += &format!("; {} could not be read", self.unreadable);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = self.images as f64 / seconds.max(0.001);
+        format!("{words}; {seconds:.1} s, {rate:.0} a second")
+    }
+
+    fn status(&self, fail_on: Option<FailOn>) -> u8 {
+        let any = |outcome| self.outcomes.contains_key(&outcome);
+        let reached = match fail_on {
+            Some(FailOn::Review) => any(Outcome::Review) || any(Outcome::Flagged),
+            Some(FailOn::Flagged) => any(Outcome::Flagged),
+            None => false,
+        };
+        let failed = any(Outcome::Failed) || self.unreadable > 0;
+        if reached { 3 } else { u8::from(failed) }
+    }
 }
 
 fn save(folder: &Path, report: &Report) -> anyhow::Result<()> {
     for (detector, pixels) in &report.shown {
         let folder = folder.join(detector);
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        let file = folder.join(format!("{}.png", report.sha256.as_deref().unwrap_or_default()));
+        let file = folder.join(format!("{}.png", hex::encode(report.verdict.sha256.unwrap_or_default())));
         decode::save_png(&file, pixels).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())

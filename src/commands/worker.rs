@@ -1,9 +1,8 @@
 //! `pixwarden worker`
 
-use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-
+use super::signals::Signals;
 use crate::config::{Config, Overlay};
+use clap::Args;
 
 /// Options of `worker`, each with what raising it costs.
 #[derive(Debug, Args)]
@@ -50,13 +49,7 @@ impl Arguments {
 }
 
 pub(super) async fn run(arguments: &Arguments, config: Config) -> anyhow::Result<u8> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("SIGINT"),
-        }
-    };
-    crate::worker::run(config, arguments.migrate, shutdown).await?;
+    let mut signals = Signals::listen()?;
+    crate::worker::run(config, arguments.migrate, signals.next()).await?;
     Ok(0)
 }

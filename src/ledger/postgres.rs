@@ -3,22 +3,22 @@
 //! Every call has a deadline of ours, and a connection that missed it, or that lies on a server which has become
 //! read-only, is not used again: sqlx has no TCP user timeout, and a silently dead peer would keep it for ever.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::types::Json;
 use sqlx::types::time::OffsetDateTime;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row, SqlSafeStr};
+use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
+use super::rows::{self, stored};
+use super::schema::{self, Step};
 use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
 use crate::config::SecretUrl;
-use crate::job::{Digests, ImageRef, Outcome, Seen};
+use crate::job::{Digests, ImageRef, Outcome, Verdict};
 use crate::retry;
 
 /// Longest wait for a connection, and longest for an answer.
@@ -32,7 +32,17 @@ const CONNECTIONS: u32 = 8;
 const PRUNE_BATCH: i64 = 5_000;
 
 /// Every version, oldest first. A new one only adds: the old program runs beside it during an upgrade.
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
+const MIGRATIONS: [Step; 1] = [(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
+
+/// Every column of `verdicts`, as [`rows::Stored`] reads them.
+macro_rules! select_verdicts {
+    () => {
+        "SELECT job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames, outcome,
+                reason, label, score, scores::text AS scores, detectors::text AS detectors, policy::text AS policy,
+                metadata::text AS metadata, reused_from::text AS reused_from, attempts, received_at, decided_at
+         FROM verdicts"
+    };
+}
 
 /// The ledger in Postgres.
 pub struct Postgres {
@@ -75,31 +85,13 @@ impl Postgres {
         }
         result
     }
-
-    fn newest() -> i64 {
-        MIGRATIONS[MIGRATIONS.len() - 1].0
-    }
 }
 
 #[async_trait]
 impl Ledger for Postgres {
     async fn migrate(&self) -> Result<i64, LedgerError> {
-        let migrations = MIGRATIONS
-            .map(|(version, name, sql)| {
-                Migration::new(
-                    version,
-                    Cow::Borrowed(name),
-                    MigrationType::Simple,
-                    AssertSqlSafe(sql).into_sql_str(),
-                    false,
-                )
-            })
-            .to_vec();
-        let mut migrator = Migrator::with_migrations(migrations);
-        // An older program beside a newer schema is a normal moment of an upgrade.
-        migrator.set_ignore_missing(true);
-        match tokio::time::timeout(MIGRATE, migrator.run(&self.pool)).await {
-            Ok(Ok(())) => Ok(Self::newest()),
+        match tokio::time::timeout(MIGRATE, schema::migrator(&MIGRATIONS).run(&self.pool)).await {
+            Ok(Ok(())) => Ok(schema::newest(&MIGRATIONS)),
             Ok(Err(e)) => Err(LedgerError::Down(format!("migrating: {e}"))),
             Err(_) => Err(LedgerError::Down("migrating took longer than an hour".into())),
         }
@@ -115,13 +107,15 @@ impl Ledger for Postgres {
                     if !exists {
                         return Ok(0);
                     }
-                    let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
-                    sqlx::query_scalar(newest).fetch_one(c).await
+                    sqlx::query_scalar(schema::NEWEST).fetch_one(c).await
                 })
             })
             .await?;
-        let needed = Self::newest();
-        if found < needed { Err(LedgerError::Schema { found, needed }) } else { Ok(()) }
+        schema::check(found, &MIGRATIONS)
+    }
+
+    async fn prepare(&self) -> Result<(), LedgerError> {
+        self.check_schema().await
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
@@ -139,6 +133,16 @@ impl Ledger for Postgres {
         Ok(found.into_iter().next().map(|(_, known)| known))
     }
 
+    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError> {
+        self.run(ANSWER, move |c| {
+            Box::pin(async move {
+                let row = sqlx::query(concat!(select_verdicts!(), " WHERE id = $1")).bind(id).fetch_optional(c).await?;
+                row.map(|row| stored!(row).verdict()).transpose()
+            })
+        })
+        .await
+    }
+
     async fn find_scores(
         &self,
         sha256: [u8; 32],
@@ -146,19 +150,20 @@ impl Ledger for Postgres {
         policy_sha256: &str,
     ) -> Result<Option<Reusable>, LedgerError> {
         let (detectors, policy) = (Json(detectors.clone()), policy_sha256.to_owned());
-        let row = self
-            .run(ANSWER, move |c| {
+        self.run(ANSWER, move |c| {
+            Box::pin(async move {
                 // The first condition is the index's; the second tells equal detectors from others.
-                let query = sqlx::query(
-                    "SELECT id, format, width, height, frames, scores FROM verdicts
-                     WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
+                let query = sqlx::query(concat!(
+                    select_verdicts!(),
+                    " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
                          AND outcome <> 'failed' AND (frames = 1 OR policy->>'sha256' = $3)
-                     LIMIT 1",
-                );
-                Box::pin(query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c))
+                     LIMIT 1"
+                ));
+                let row = query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c).await?;
+                Ok(row.map(|row| stored!(row).verdict()).transpose()?.and_then(rows::reusable))
             })
-            .await?;
-        row.as_ref().map(reusable).transpose().map_err(|e| explain(&e)).map(Option::flatten)
+        })
+        .await
     }
 
     async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError> {
@@ -342,10 +347,10 @@ impl Columns {
             columns.reason.push(v.judgement.reason.clone());
             columns.label.push(v.judgement.label.clone());
             columns.score.push(v.judgement.score);
-            columns.scores.push(v.scores.as_ref().map(json));
-            columns.detectors.push(json(&v.detectors));
-            columns.policy.push(json(&v.policy));
-            columns.metadata.push(v.metadata.as_ref().map(json));
+            columns.scores.push(v.scores.as_ref().map(rows::text));
+            columns.detectors.push(rows::text(&v.detectors));
+            columns.policy.push(rows::text(&v.policy));
+            columns.metadata.push(v.metadata.as_ref().map(rows::text));
             columns.reused_from.push(v.reused_from);
             columns.attempts.push(int(v.attempts));
             columns.received_at.push(v.received_at);
@@ -459,24 +464,6 @@ async fn known(c: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Known)>,
         Ok((row.try_get("id")?, Known { image, outcome }))
     };
     rows.iter().map(known).collect()
-}
-
-fn reusable(row: &PgRow) -> Result<Option<Reusable>, sqlx::Error> {
-    let format: Option<String> = row.try_get("format")?;
-    let size =
-        |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i32>, _>(column)?.and_then(|n| u32::try_from(n).ok()));
-    let (Some(format), Some(width), Some(height), Some(frames)) =
-        (format.as_deref().and_then(crate::job::format_name), size("width")?, size("height")?, size("frames")?)
-    else {
-        return Ok(None);
-    };
-    let Json(scores) = row.try_get("scores")?;
-    Ok(Some(Reusable { verdict: row.try_get("id")?, seen: Seen { format, width, height, frames }, scores }))
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    // Maps with string keys and finite or not, numbers: serde_json writes them all.
-    serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
 /// Marks a reason as contention, which `commit` repeats at once.

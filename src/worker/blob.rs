@@ -1,18 +1,15 @@
 //! An image's reference → its bytes: from an allowed bucket only, within a size and a deadline, whole.
 //!
-//! The only file that names the S3 SDK. What a store says is sorted here into what it means for the job; whether an
-//! unclear failure is the object's or the store's is told by asking the store for something else.
+//! The stores themselves are in `blob/`: each sorts what it hears into what that means for the job. Whether an unclear
+//! failure is the object's or the store's is told here, by asking the store for something else.
+
+mod folder;
+mod s3;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use aws_config::{BehaviorVersion, Region};
-use aws_sdk_s3::Client;
-use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, retry::RetryConfig};
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::get_object::GetObjectError;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -20,8 +17,10 @@ use sha2::{Digest, Sha256};
 use wildmatch::WildMatch;
 
 use super::admit::{Admit, Closed, Permit};
-use crate::config::{Bucket, Config, ConfigError, StorageConfig};
+use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
 use crate::job::{ImageRef, Lane};
+use folder::Folder;
+use s3::S3;
 
 /// A key that nobody has: asking for it shows whether the store answers at all.
 const PROBE_KEY: &str = ".pixwarden-probe";
@@ -87,7 +86,7 @@ pub struct Object {
     pub body: BoxStream<'static, Result<Bytes, String>>,
 }
 
-/// Where objects are. A seam: `file://` will be another one.
+/// Where objects are: S3, or a folder.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Asks for an object, and returns once it has begun to arrive.
@@ -118,17 +117,15 @@ impl Fetcher {
                 what: "no bucket is allowed, so every job would be rejected\n  hint: give --bucket NAME, set PIXWARDEN_BUCKETS, or list `buckets` in the configuration file; \"*\" allows all".into(),
             });
         }
-        if config.objects != "s3://" {
-            let what = format!("\"{}\" is not supported; it must be \"s3://\"", config.objects);
-            return Err(ConfigError::Invalid { option: "objects".into(), what });
-        }
+        // That a bucket allowed by its full name does not exist is the operator's matter; any other name is a job's.
+        let named: Vec<String> =
+            config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
+        let store: Box<dyn Store> = match config.objects()? {
+            Objects::S3 => Box::new(S3::new(config, named).await),
+            Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
+        };
         let allowed = config.buckets.iter().map(|bucket| WildMatch::new(bucket.pattern())).collect();
-        Ok(Self {
-            store: Box::new(S3::new(config).await),
-            allowed,
-            limits: config.storage.clone(),
-            answered: Mutex::default(),
-        })
+        Ok(Self { store, allowed, limits: config.storage.clone(), answered: Mutex::default() })
     }
 
     /// Whether jobs may name this bucket. Characters that no bucket has are refused whatever the pattern: in the place
@@ -232,164 +229,6 @@ async fn read(mut body: BoxStream<'static, Result<Bytes, String>>, length: u64) 
         return Err(format!("the object was cut short: {} of {length} bytes arrived", bytes.len()));
     }
     Ok((bytes.freeze(), hasher.finalize().into()))
-}
-
-/// S3 and stores that speak like it.
-struct S3 {
-    /// Buckets with a place of their own, and last the place of all others.
-    clients: Vec<(WildMatch, Client)>,
-    /// Buckets allowed by their full name; that one of them does not exist is the operator's matter.
-    named: Vec<String>,
-}
-
-impl S3 {
-    async fn new(config: &Config) -> Self {
-        let storage = &config.storage;
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(aws_smithy_http_client::tls::Provider::Rustls(
-                aws_smithy_http_client::tls::rustls_provider::CryptoMode::Ring,
-            ))
-            .build_https();
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_millis(storage.connect_timeout_ms))
-            .operation_attempt_timeout(FIRST_BYTE)
-            .build();
-        let shared = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            .timeout_config(timeouts)
-            .retry_config(RetryConfig::standard().with_initial_backoff(Duration::from_millis(50)))
-            .load()
-            .await;
-        let client = |region: &str, endpoint: &str, path_style: bool| {
-            let mut builder = aws_sdk_s3::config::Builder::from(&shared)
-                .force_path_style(path_style)
-                // Other stores than AWS reject the newer checksum headers.
-                .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-                .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-            if !endpoint.is_empty() {
-                builder = builder.endpoint_url(endpoint);
-            }
-            if !region.is_empty() {
-                builder = builder.region(Region::new(region.to_owned()));
-            } else if shared.region().is_none() {
-                // Stores that know no regions still want one in the signature.
-                builder = builder.region(Region::new("us-east-1"));
-            }
-            Client::from_conf(builder.build())
-        };
-        let or = |own: &str, general: &str| if own.is_empty() { general.to_owned() } else { own.to_owned() };
-        let mut clients = Vec::new();
-        for bucket in &config.buckets {
-            if let Bucket::Table(table) = bucket {
-                let (region, endpoint) = (or(&table.region, &storage.region), or(&table.endpoint, &storage.endpoint));
-                let path_style = table.path_style || storage.path_style;
-                clients.push((WildMatch::new(&table.name), client(&region, &endpoint, path_style)));
-            }
-        }
-        clients.push((WildMatch::new("*"), client(&storage.region, &storage.endpoint, storage.path_style)));
-        let named =
-            config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
-        Self { clients, named }
-    }
-
-    fn client(&self, bucket: &str) -> &Client {
-        let found = self.clients.iter().find(|(pattern, _)| pattern.matches(bucket));
-        // The last pattern matches everything.
-        &found.unwrap_or(&self.clients[self.clients.len() - 1]).1
-    }
-
-    fn sort(&self, image: &ImageRef, error: &SdkError<GetObjectError>) -> StoreError {
-        let words = one_line(error);
-        let SdkError::ServiceError(service) = error else {
-            return StoreError::Unclear(words);
-        };
-        let named = self.named.contains(&image.bucket);
-        let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
-        let message = service.err().message().unwrap_or_default();
-        match (code, status) {
-            ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{}\"", image.bucket)),
-            // Allowed by a wildcard only: then the name was the job's.
-            ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{}\"", image.bucket)),
-            ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
-            // Nothing but our own If-Match has this answer, whoever gives it.
-            (_, 412) => StoreError::Missing("the object has changed since the job was made: its ETag differs".into()),
-            ("MethodNotAllowed", _) => StoreError::Missing("the object has been deleted".into()),
-            // By the store's own code only: a proxy that answers 404 knows nothing of objects.
-            ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
-            // A bucket that a job has made up may lie anywhere.
-            ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
-                StoreError::Denied(format!("the bucket is not where this store is: {words}"))
-            }
-            (
-                "InvalidAccessKeyId"
-                | "SignatureDoesNotMatch"
-                | "ExpiredToken"
-                | "InvalidToken"
-                | "TokenRefreshRequired"
-                | "RequestTimeTooSkewed"
-                | "PermanentRedirect"
-                | "AuthorizationHeaderMalformed"
-                | "NotSignedUp"
-                | "AccountProblem"
-                | "InvalidSecurity",
-                _,
-            ) => StoreError::Down(format!("the store does not accept our credentials: {words}")),
-            // Garage has no codes of its own for an unknown key and a wrong secret.
-            (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
-                StoreError::Down(format!("the store does not accept our credentials: {words}"))
-            }
-            (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
-            (_, 400) => StoreError::Denied(format!("the store refuses the request: {words}")),
-            _ => StoreError::Unclear(words),
-        }
-    }
-}
-
-#[async_trait]
-impl Store for S3 {
-    async fn open(&self, image: &ImageRef) -> Result<Object, StoreError> {
-        let request = self
-            .client(&image.bucket)
-            .get_object()
-            .bucket(&image.bucket)
-            .key(&image.key)
-            .set_version_id(image.version_id.clone())
-            .set_if_match(image.etag.as_ref().map(|etag| format!("\"{etag}\"")));
-        let answer = request.send().await.map_err(|e| self.sort(image, &e))?;
-        let Some(length) = answer.content_length().and_then(|n| u64::try_from(n).ok()) else {
-            return Err(StoreError::Unclear("the store did not say how long the object is".into()));
-        };
-        let etag = answer.e_tag().map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
-        let version_id = answer.version_id().map(str::to_owned);
-        let body = futures_util::stream::unfold(answer.body, |mut body| async move {
-            let chunk = body.next().await?;
-            Some((chunk.map_err(|e| one_line(&e)), body))
-        });
-        Ok(Object { length, etag, version_id, body: body.boxed() })
-    }
-
-    async fn probe(&self, bucket: &str) -> Result<(), String> {
-        let image = ImageRef { bucket: bucket.into(), key: PROBE_KEY.into(), version_id: None, etag: None };
-        match tokio::time::timeout(FIRST_BYTE, self.open(&image)).await {
-            Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_))) => Ok(()),
-            Ok(Err(StoreError::Down(why) | StoreError::Unclear(why))) => Err(why),
-            Err(_) => Err(format!("the store did not answer within {} s", FIRST_BYTE.as_secs())),
-        }
-    }
-}
-
-/// An error with all its causes, on one line.
-fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if words.last().is_none_or(|last| !last.contains(&text)) {
-            words.push(text);
-        }
-        next = error.source();
-    }
-    words.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

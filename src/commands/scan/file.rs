@@ -1,0 +1,221 @@
+//! The life of one file: known from an earlier scan, or read, screened and recorded.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+
+use super::super::files;
+use crate::config::{Config, DecodeConfig};
+use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
+use crate::ledger::{Entry, Ledger};
+use crate::screen::prepare::Pixels;
+use crate::screen::{Screen, Unseen, decode, judge};
+use crate::worker::persist::Persist;
+
+/// Compressed bytes are counted in units of this many, as a semaphore counts to 32 bits at a time.
+const UNIT: u64 = 1 << 10;
+
+/// What every file meets.
+pub(super) struct Scan<'a> {
+    pub screen: &'a Screen,
+    pub digests: Digests,
+    pub config: &'a Config,
+    /// Where verdicts are kept, if they are.
+    pub book: Option<Book>,
+    /// Bounds the compressed bytes in memory.
+    pub memory: Semaphore,
+    /// Every image is to be looked at, whatever is known of it.
+    pub anew: bool,
+}
+
+/// A ledger, and the way into it.
+pub(super) struct Book {
+    pub ledger: Arc<dyn Ledger>,
+    pub persist: Persist,
+}
+
+/// What became of one file.
+pub(super) struct Report {
+    /// As the path was given.
+    pub image: String,
+    pub verdict: Verdict,
+    /// It was known from an earlier scan.
+    pub unchanged: bool,
+    /// What each detector saw of the first frame.
+    pub shown: Vec<(String, Arc<Pixels>)>,
+}
+
+/// What is known before the judgement.
+#[derive(Default)]
+struct Found {
+    sha256: Option<[u8; 32]>,
+    seen: Option<Seen>,
+    scores: Option<job::Scores>,
+    reused_from: Option<uuid::Uuid>,
+    shown: Vec<(String, Arc<Pixels>)>,
+}
+
+impl<'a> Scan<'a> {
+    pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> Self {
+        let digests = screen.digests(None).unwrap_or_default();
+        let memory = Semaphore::new(
+            usize::try_from(config.storage.memory_bytes.div_ceil(UNIT))
+                .unwrap_or(usize::MAX)
+                .min(Semaphore::MAX_PERMITS),
+        );
+        Self { screen, digests, config, book, memory, anew: false }
+    }
+
+    /// One file, from its name to its row.
+    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Report> {
+        let image = path.display().to_string();
+        let file = State::of(&path).await.with_context(|| format!("reading {image}"))?;
+        let id = self.job_id(&file);
+        if let Some(verdict) = self.known(&id).await? {
+            return Ok(Report { image, verdict, unchanged: true, shown: Vec::new() });
+        }
+        let received_at = OffsetDateTime::now_utc();
+        let (found, judgement) = self.look(path, file.bytes).await?;
+        let verdict = Verdict {
+            id: verdict_id(&id),
+            job_id: id,
+            lane: Lane::Backfill,
+            image: file.image,
+            sha256: found.sha256,
+            bytes: Some(file.bytes),
+            seen: found.seen,
+            judgement,
+            scores: found.scores,
+            detectors: self.digests.clone(),
+            policy: self.screen.policy().reference.clone(),
+            metadata: None,
+            reused_from: found.reused_from,
+            attempts: 1,
+            received_at,
+            decided_at: OffsetDateTime::now_utc(),
+        };
+        if let Some(book) = &self.book {
+            book.persist.commit(Entry { verdict: verdict.clone(), event: None }).await?;
+        }
+        Ok(Report { image, verdict, unchanged: false, shown: found.shown })
+    }
+
+    /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
+    async fn known(&self, id: &str) -> anyhow::Result<Option<Verdict>> {
+        let Some(book) = self.book.as_ref().filter(|_| !self.anew) else { return Ok(None) };
+        let earlier = book.ledger.read(verdict_id(id)).await?;
+        Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
+    }
+
+    async fn look(&self, path: PathBuf, length: u64) -> anyhow::Result<(Found, Judgement)> {
+        let mut found = Found::default();
+        let limit = self.config.storage.max_object_bytes;
+        if length > limit {
+            let why = format!("the file has {length} bytes, the limit is {limit}");
+            return Ok((found, Judgement::unscored(Outcome::Rejected, why)));
+        }
+        // A file that is larger than all there is may have all there is.
+        let units = length.div_ceil(UNIT).min(self.config.storage.memory_bytes.div_ceil(UNIT));
+        let _memory = self.memory.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await?;
+        let (bytes, sha256) = files::read(path).await?;
+        found.sha256 = Some(sha256);
+
+        if let Some(book) = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores) {
+            let policy = self.screen.policy();
+            if let Some(earlier) = book.ledger.find_scores(sha256, &self.digests, &policy.reference.sha256).await? {
+                let judgement = judge::judge(policy, &earlier.scores);
+                found.seen = Some(earlier.seen);
+                found.scores = Some(earlier.scores);
+                found.reused_from = Some(earlier.verdict);
+                return Ok((found, judgement));
+            }
+        }
+        match self.screen.look(Lane::Backfill, bytes, &self.digests).await {
+            Ok(sight) => {
+                found.seen = Some(sight.seen);
+                // Scores that are not numbers are not worth keeping.
+                found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
+                found.shown = sight.shown;
+                Ok((found, sight.judgement))
+            }
+            Err(Unseen::Undecodable(decode::Undecodable(why))) => {
+                Ok((found, Judgement::unscored(Outcome::Undecodable, why)))
+            }
+            Err(Unseen::Unscored(e)) => Ok((found, Judgement::unscored(Outcome::Failed, e.to_string()))),
+        }
+    }
+
+    /// The same for the same state of a file under the same detectors, policy and limits, and for nothing else.
+    fn job_id(&self, file: &State) -> String {
+        let DecodeConfig { max_width, max_height, max_pixels, max_decoded_bytes, max_animation_pixels, .. } =
+            self.config.decode;
+        job::derived_id(&json!([
+            "file",
+            file.name,
+            file.image.etag,
+            self.digests,
+            self.screen.policy().reference.sha256,
+            [u64::from(max_width), u64::from(max_height), max_pixels, max_decoded_bytes, max_animation_pixels],
+            self.config.storage.max_object_bytes,
+        ]))
+    }
+}
+
+/// What a file is before it is read.
+struct State {
+    /// Its whole path; its bytes where they are no text.
+    name: Value,
+    /// The whole path as its key, in no bucket. The `ETag` is of length and times.
+    image: ImageRef,
+    bytes: u64,
+}
+
+impl State {
+    async fn of(path: &Path) -> anyhow::Result<Self> {
+        let found = tokio::fs::metadata(path).await?;
+        if !found.is_file() {
+            bail!("it is neither a file nor a folder");
+        }
+        let whole = std::path::absolute(path)?;
+        // A copy that keeps its time of modification cannot keep the time of its last change.
+        let modified = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
+        let etag = format!("{:x}-{:x}.{:x}-{:x}.{:x}", found.len(), modified.0, modified.1, modified.2, modified.3);
+        Ok(Self {
+            name: whole.to_str().map_or_else(|| json!(whole.as_os_str().as_encoded_bytes()), |text| json!(text)),
+            image: ImageRef {
+                bucket: String::new(),
+                key: whole.display().to_string(),
+                version_id: None,
+                etag: Some(etag),
+            },
+            bytes: found.len(),
+        })
+    }
+}
+
+impl Report {
+    /// The row that is printed.
+    pub(super) fn row(&self) -> Map<String, Value> {
+        let Verdict { judgement, seen, .. } = &self.verdict;
+        let fields = [
+            ("image", json!(self.image)),
+            ("outcome", json!(judgement.outcome)),
+            ("reason", json!(judgement.reason)),
+            ("label", json!(judgement.label)),
+            ("score", json!(judgement.score.map(exact))),
+            ("scores", json!(self.verdict.scores.as_ref().map(exact_scores))),
+            ("sha256", json!(self.verdict.sha256.map(hex::encode))),
+            ("format", json!(seen.map(|seen| seen.format))),
+            ("width", json!(seen.map(|seen| seen.width))),
+            ("height", json!(seen.map(|seen| seen.height))),
+            ("bytes", json!(self.verdict.bytes)),
+            ("frames", json!(seen.map(|seen| seen.frames))),
+        ];
+        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}

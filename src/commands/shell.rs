@@ -1,0 +1,42 @@
+//! `pixwarden completions` and `pixwarden man`: what shells and manuals want to know of the command line, from the same
+//! description that reads it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::Cli;
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "For bash: pixwarden completions bash > ~/.local/share/bash-completion/completions/pixwarden")]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Options of `man`.
+#[derive(Debug, Args)]
+#[command(after_help = "For one user: pixwarden man ~/.local/share/man/man1, then man pixwarden")]
+pub struct Man {
+    /// The folder the pages go to, one a subcommand
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+pub(super) fn completions(arguments: &Completions) -> u8 {
+    clap_complete::generate(arguments.shell, &mut Cli::command(), "pixwarden", &mut std::io::stdout());
+    0
+}
+
+pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {
+    let folder: &Path = &arguments.folder;
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    clap_mangen::generate_to(Cli::command(), folder)
+        .with_context(|| format!("writing manual pages into {}", folder.display()))?;
+    eprintln!("the manual is in {}", folder.display());
+    Ok(0)
+}

@@ -1,0 +1,234 @@
+//! A folder as an object store: its folders are the buckets, and the path of a file below one is its key.
+//!
+//! A key comes from a stranger. It is resolved beneath its bucket's folder and nowhere else: `cap_std` refuses whatever
+//! leads out of it, by `..`, an absolute path or a symbolic link, also if a link is planted while it is being resolved.
+
+use std::io::{self, ErrorKind, Read};
+use std::path::{Component, Path};
+use std::time::UNIX_EPOCH;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, File, OpenOptions, OpenOptionsExt};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+
+use super::{Object, Store, StoreError};
+use crate::config::ConfigError;
+use crate::job::ImageRef;
+
+/// Bytes read at a time.
+const CHUNK: usize = 256 << 10;
+
+/// `O_NONBLOCK`, by which opening a pipe that nobody writes to does not wait for somebody.
+const NON_BLOCKING: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+
+/// The folder behind `file:///folder`.
+pub(super) struct Folder {
+    root: Dir,
+    /// Buckets allowed by their full name.
+    named: Vec<String>,
+}
+
+impl Folder {
+    /// Opens the root.
+    pub(super) fn open(root: &Path, named: Vec<String>) -> Result<Self, ConfigError> {
+        match Dir::open_ambient_dir(root, ambient_authority()) {
+            Ok(root) => Ok(Self { root, named }),
+            Err(e) => Err(ConfigError::Invalid {
+                option: "objects".into(),
+                what: format!(
+                    "the folder {} cannot be opened: {e}\n  hint: objects = \"file:///folder\" needs a folder whose folders are the buckets",
+                    root.display()
+                ),
+            }),
+        }
+    }
+
+    fn bucket(&self, name: &str) -> Result<Dir, StoreError> {
+        self.root.open_dir(name).map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory if !self.named.iter().any(|named| named == name) => {
+                StoreError::Missing(format!("there is no bucket \"{name}\""))
+            }
+            _ => StoreError::Down(format!("the bucket \"{name}\" cannot be opened: {e}")),
+        })
+    }
+}
+
+#[async_trait]
+impl Store for Folder {
+    async fn open(&self, image: &ImageRef) -> Result<Object, StoreError> {
+        let bucket = self.bucket(&image.bucket)?;
+        let image = image.clone();
+        // A file system can take its time as well as a network can.
+        let opened = tokio::task::spawn_blocking(move || open(&bucket, &image)).await;
+        opened.unwrap_or_else(|_| Err(StoreError::Unclear("opening the file panicked".into())))
+    }
+
+    async fn probe(&self, bucket: &str) -> Result<(), String> {
+        match self.bucket(bucket) {
+            Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
+            Err(StoreError::Down(why) | StoreError::Unclear(why)) => Err(why),
+        }
+    }
+}
+
+fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
+    if image.version_id.is_some() {
+        return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
+    }
+    // Two keys must not name one file, or one image would have verdicts under several names.
+    let plain = Path::new(&image.key).components().all(|part| matches!(part, Component::Normal(_)));
+    let joined: String = Path::new(&image.key).components().collect::<std::path::PathBuf>().display().to_string();
+    if !plain || joined != image.key {
+        return Err(StoreError::Missing(
+            "there is no such object: its key is not a plain path below the bucket".into(),
+        ));
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(NON_BLOCKING);
+    let file = bucket.open_with(&image.key, &options).map_err(|e| sort(&e))?;
+    let found = file.metadata().map_err(|e| sort(&e))?;
+    if !found.is_file() {
+        return Err(StoreError::Missing("there is no such object: it is no file".into()));
+    }
+    let modified = found.modified().map_err(|e| sort(&e))?.into_std();
+    let nanoseconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let etag = format!("{:x}-{nanoseconds:x}", found.len());
+    if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
+        return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
+    }
+    Ok(Object { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+}
+
+fn sort(error: &io::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
+            StoreError::Missing("there is no such object".into())
+        }
+        // Also what `cap_std` says of a path that leads out.
+        ErrorKind::PermissionDenied => StoreError::Denied(format!("access to the object is denied: {error}")),
+        _ => StoreError::Unclear(format!("the file cannot be read: {error}")),
+    }
+}
+
+/// A file's bytes, read off the runtime's threads.
+fn body(file: File) -> BoxStream<'static, Result<Bytes, String>> {
+    stream::try_unfold(file, |mut file| async move {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; CHUNK];
+            let length = file.read(&mut chunk)?;
+            chunk.truncate(length);
+            Ok::<_, io::Error>((Bytes::from(chunk), file))
+        });
+        match read.await {
+            Ok(Ok((chunk, _))) if chunk.is_empty() => Ok(None),
+            Ok(Ok((chunk, file))) => Ok(Some((chunk, file))),
+            Ok(Err(e)) => Err(format!("the file cannot be read: {e}")),
+            Err(_) => Err("reading the file panicked".into()),
+        }
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A bucket beside another one, with links and pipes that a stranger may have put there.
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir_all(at("store/uploads/sub")).unwrap();
+        fs::create_dir_all(at("store/private")).unwrap();
+        for path in ["outside", "store/private/secret", "store/uploads/a b%20.jpg", "store/uploads/sub/k"] {
+            fs::write(at(path), path).unwrap();
+        }
+        symlink(at("outside"), at("store/uploads/absolute")).unwrap();
+        symlink("../private/secret", at("store/uploads/sideways")).unwrap();
+        symlink("../..", at("store/uploads/up")).unwrap();
+        symlink("sub/k", at("store/uploads/within")).unwrap();
+        symlink(at(""), at("store/linked")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(at("store/uploads/pipe")).status().unwrap();
+        assert!(pipe.success());
+        let folder = Folder::open(&at("store"), vec!["uploads".into(), "gone".into()]).unwrap();
+        (root, folder)
+    }
+
+    fn image(bucket: &str, key: &str) -> ImageRef {
+        ImageRef { bucket: bucket.into(), key: key.into(), version_id: None, etag: None }
+    }
+
+    async fn read(folder: &Folder, image: &ImageRef) -> Result<String, StoreError> {
+        let object = folder.open(image).await?;
+        let chunks: Vec<_> = object.body.collect().await;
+        let bytes: Vec<u8> = chunks.into_iter().flat_map(Result::unwrap).collect();
+        assert_eq!(bytes.len() as u64, object.length);
+        Ok(String::from_utf8(bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_key_is_a_path_below_its_bucket() {
+        let (_root, folder) = folder();
+        assert_eq!(read(&folder, &image("uploads", "sub/k")).await.unwrap(), "store/uploads/sub/k");
+        assert_eq!(read(&folder, &image("uploads", "a b%20.jpg")).await.unwrap(), "store/uploads/a b%20.jpg");
+        assert_eq!(read(&folder, &image("uploads", "within")).await.unwrap(), "store/uploads/sub/k");
+    }
+
+    #[tokio::test]
+    async fn nothing_outside_of_the_bucket_is_ever_read() {
+        let (root, folder) = folder();
+        let absolute = root.path().join("outside").display().to_string();
+        for key in [
+            "../private/secret",
+            "sub/../../private/secret",
+            "../../outside",
+            "absolute",
+            "sideways",
+            "up/outside",
+            "/etc/passwd",
+            absolute.as_str(),
+        ] {
+            let refused = read(&folder, &image("uploads", key)).await;
+            assert!(matches!(refused, Err(StoreError::Missing(_) | StoreError::Denied(_))), "{key}: {refused:?}");
+        }
+        // The allow-list lets no such bucket in; the store does not rely on that.
+        for bucket in ["..", "linked", "/", "."] {
+            assert!(read(&folder, &image(bucket, "outside")).await.is_err(), "{bucket}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_has_one_key_only() {
+        let (_root, folder) = folder();
+        for key in ["sub/./k", "sub//k", "./sub/k", "sub/k/", "sub/../sub/k", "sub", "", "a\0b", "pipe", "nothing"] {
+            let missing = read(&folder, &image("uploads", key)).await;
+            assert!(matches!(missing, Err(StoreError::Missing(_))), "{key:?}: {missing:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_not_the_one_that_was_meant() {
+        let (root, folder) = folder();
+        let etag = folder.open(&image("uploads", "sub/k")).await.unwrap().etag;
+        let meant = ImageRef { etag, ..image("uploads", "sub/k") };
+        assert!(folder.open(&meant).await.is_ok());
+        fs::write(root.path().join("store/uploads/sub/k"), "longer than before, and so another").unwrap();
+        assert!(matches!(folder.open(&meant).await, Err(StoreError::Missing(why)) if why.contains("has changed")));
+        let version = ImageRef { version_id: Some("1".into()), ..image("uploads", "sub/k") };
+        assert!(matches!(folder.open(&version).await, Err(StoreError::Missing(_))));
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_is_not_there_is_the_operators_matter_if_they_named_it() {
+        let (_root, folder) = folder();
+        assert!(matches!(folder.open(&image("gone", "k")).await, Err(StoreError::Down(_))));
+        assert!(matches!(folder.open(&image("made-up", "k")).await, Err(StoreError::Missing(_))));
+        assert!(folder.probe("uploads").await.is_ok());
+        assert!(folder.probe("gone").await.unwrap_err().contains("\"gone\""));
+    }
+}
