@@ -5,18 +5,29 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
 /// Every file beneath the paths: paths in the order given, what is in a folder by name. What cannot be read is an item
-/// too, and says which path it is.
+/// too, and says which path it is. In folders pipes, devices and links to other folders are passed by; a path that was
+/// given is never.
 pub(super) fn walk(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send + use<> {
     paths.to_vec().into_iter().flat_map(|path| {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
+            Ok(entry) if entry.depth() > 0 && !leads_to_file(&entry) => {
+                tracing::debug!(path = %entry.path().display(), "passed by: it is no file");
+                None
+            }
             Ok(entry) => Some(Ok(entry.into_path())),
             Err(e) => Some(Err(unreadable(&e))),
         })
     })
+}
+
+/// A link that leads nowhere counts as a file: that it cannot be read is for its owner to know.
+fn leads_to_file(entry: &DirEntry) -> bool {
+    entry.file_type().is_file()
+        || (entry.file_type().is_symlink() && entry.path().metadata().map_or(true, |found| found.is_file()))
 }
 
 fn unreadable(error: &walkdir::Error) -> anyhow::Error {

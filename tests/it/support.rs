@@ -37,6 +37,8 @@ pub struct Lab {
     pub folder: tempfile::TempDir,
     /// Lines of TOML added to every worker's configuration.
     pub extra: String,
+    /// Flags added to every worker's command line.
+    pub flags: Vec<String>,
     pub detectors: String,
     pub endpoint: String,
     pub region: String,
@@ -83,6 +85,7 @@ impl Lab {
             s3,
             folder: tempfile::tempdir().unwrap(),
             extra: String::new(),
+            flags: Vec::new(),
             detectors,
             endpoint,
             region: region.to_owned(),
@@ -141,6 +144,7 @@ impl Lab {
             .arg("--config")
             .arg(self.config())
             .args(["worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn"])
+            .args(&self.flags)
             .stderr(Stdio::from(out))
             .stdout(Stdio::null());
         Worker { child: command.spawn().unwrap(), log }

@@ -1,0 +1,253 @@
+//! Both ledgers keep the same promises.
+
+use std::time::Duration;
+
+use pixwarden::config::SecretUrl;
+use pixwarden::job::{
+    Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, event_id, verdict_id,
+};
+use pixwarden::ledger::{Committed, Entry, Event, Known, Ledger, LedgerError, Postgres, Sqlite};
+use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::support::Lab;
+
+/// A ledger, and a way past it into its tables.
+struct Subject {
+    ledger: Box<dyn Ledger>,
+    tables: Tables,
+    _world: Box<dyn std::any::Any>,
+}
+
+enum Tables {
+    Postgres(PgPool),
+    Sqlite(SqlitePool),
+}
+
+impl Subject {
+    async fn both() -> [Self; 2] {
+        let lab = Lab::new().await;
+        let postgres = Postgres::open(&SecretUrl::from(lab.ledger_url.clone())).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("a ledger.db").display());
+        let sqlite = Sqlite::open(&SecretUrl::from(url.clone())).await.unwrap();
+        assert!(matches!(sqlite.check_schema().await, Err(LedgerError::Schema { found: 0, .. })));
+        sqlite.migrate().await.unwrap();
+        let pool = SqlitePool::connect(&url).await.unwrap();
+        [
+            Self { ledger: Box::new(postgres), tables: Tables::Postgres(lab.db.clone()), _world: Box::new(lab) },
+            Self { ledger: Box::new(sqlite), tables: Tables::Sqlite(pool), _world: Box::new(folder) },
+        ]
+    }
+
+    async fn execute(&self, statement: &str) {
+        let statement = AssertSqlSafe(statement.to_owned());
+        match &self.tables {
+            Tables::Postgres(pool) => drop(sqlx::query(statement).execute(pool).await.unwrap()),
+            Tables::Sqlite(pool) => drop(sqlx::query(statement).execute(pool).await.unwrap()),
+        }
+    }
+
+    async fn count(&self, query: &'static str) -> i64 {
+        match &self.tables {
+            Tables::Postgres(pool) => sqlx::query_scalar(query).fetch_one(pool).await.unwrap(),
+            Tables::Sqlite(pool) => sqlx::query_scalar(query).fetch_one(pool).await.unwrap(),
+        }
+    }
+
+    /// Makes every event due.
+    async fn let_time_pass(&self) {
+        self.execute("UPDATE outbox SET due_at = '2020-01-01T00:00:00.000000Z'").await;
+    }
+}
+
+fn digests() -> Digests {
+    Digests::from([("d".to_owned(), "1".to_owned())])
+}
+
+fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
+    let labels = [("by AI".to_owned(), 0.1), ("by human".to_owned(), 0.9)];
+    Verdict {
+        id: verdict_id(job_id),
+        job_id: job_id.into(),
+        lane: Lane::Backfill,
+        image: ImageRef {
+            bucket: "b".into(),
+            key: format!("{job_id}/ä 'quoted' \\.jpg"),
+            version_id: None,
+            etag: Some("e".into()),
+        },
+        sha256: Some([7; 32]),
+        bytes: Some(123_456),
+        seen: Some(Seen { format: "jpeg", width: 640, height: 480, frames: 1 }),
+        judgement: Judgement { outcome, reason: Some("why".into()), label: Some("by AI".into()), score: Some(0.1) },
+        scores: Some(Scores::from([("d".to_owned(), labels.into())])),
+        detectors: digests(),
+        policy: PolicyRef { name: "p".into(), sha256: "s".into() },
+        metadata: Some(serde_json::json!({"user": 7, "tags": ["a", null]})),
+        reused_from: Some(verdict_id("another")),
+        attempts: 2,
+        received_at: at,
+        decided_at: at + Duration::from_millis(5),
+    }
+}
+
+fn entry(job_id: &str, outcome: Outcome) -> Entry {
+    let verdict = verdict(job_id, outcome);
+    let event = Event {
+        id: event_id(verdict.id, outcome),
+        routing_key: outcome.routing_key().into(),
+        correlation_id: job_id.into(),
+        payload: format!("{{\"id\": \"{job_id}\"}}"),
+    };
+    Entry { verdict, event: Some(event) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_is_written_once_and_read_back_whole() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let (first, second) = (entry("one", Outcome::Flagged), entry("two", Outcome::Passed));
+        let answers = ledger.commit(&[first.clone(), second.clone()]).await.unwrap();
+        assert!(answers.iter().all(|answer| matches!(answer, Committed::Written(Some(_)))), "{answers:?}");
+        assert_eq!(ledger.read(first.verdict.id).await.unwrap().unwrap(), first.verdict);
+        assert_eq!(ledger.read(verdict_id("nobody")).await.unwrap(), None);
+
+        // Again, with another outcome: the first stands, and so does its event.
+        let late = entry("one", Outcome::Passed);
+        let known = Known { image: first.verdict.image.clone(), outcome: Outcome::Flagged };
+        assert_eq!(ledger.commit(&[late]).await.unwrap(), [Committed::Known(known.clone())]);
+        assert_eq!(ledger.find(first.verdict.id).await.unwrap(), Some(known));
+        assert_eq!(ledger.read(first.verdict.id).await.unwrap().unwrap(), first.verdict);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_failed_verdict_is_replaced_and_only_for_the_same_image() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        ledger.commit(&[entry("one", Outcome::Failed)]).await.unwrap();
+        let mut other_image = entry("one", Outcome::Passed);
+        other_image.verdict.image.key = "another.jpg".into();
+        assert!(matches!(ledger.commit(&[other_image]).await.unwrap()[..], [Committed::Known(_)]));
+        let again = ledger.commit(&[entry("one", Outcome::Failed)]).await.unwrap();
+        assert!(matches!(again[..], [Committed::Known(_)]), "a second failure changes nothing: {again:?}");
+
+        let replayed = entry("one", Outcome::Passed);
+        let answers = ledger.commit(std::slice::from_ref(&replayed)).await.unwrap();
+        assert!(matches!(answers[..], [Committed::Written(Some(_))]), "{answers:?}");
+        assert_eq!(ledger.read(replayed.verdict.id).await.unwrap().unwrap(), replayed.verdict);
+        assert_eq!(subject.count("SELECT count(*) FROM verdicts").await, 1);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2, "the failure's event and the new one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_refused_takes_the_whole_commit_with_it_and_says_so() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        // A rule that neither database has by itself, and each can be given.
+        match subject.tables {
+            Tables::Postgres(_) => subject.execute("ALTER TABLE verdicts ADD CHECK (bytes <> 13)").await,
+            Tables::Sqlite(_) => {
+                let rule = "CREATE TRIGGER rule BEFORE INSERT ON verdicts WHEN new.bytes = 13
+                            BEGIN SELECT raise(ABORT, 'no thirteen'); END";
+                subject.execute(rule).await;
+            }
+        }
+        let mut unlucky = entry("unlucky", Outcome::Passed);
+        unlucky.verdict.bytes = Some(13);
+        let refused = ledger.commit(&[entry("lucky", Outcome::Passed), unlucky]).await;
+        assert!(matches!(refused, Err(LedgerError::Refused(_))), "{refused:?}");
+        assert_eq!(subject.count("SELECT count(*) FROM verdicts").await, 0);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut own = entry("own", Outcome::Passed);
+        own.verdict.reused_from = None;
+        let mut animated = entry("animated", Outcome::Passed);
+        animated.verdict.reused_from = None;
+        animated.verdict.sha256 = Some([9; 32]);
+        animated.verdict.seen = Some(Seen { format: "gif", width: 8, height: 8, frames: 12 });
+        ledger.commit(&[own.clone(), animated.clone(), entry("taken-over", Outcome::Passed)]).await.unwrap();
+
+        let found = ledger.find_scores([7; 32], &digests(), "another policy").await.unwrap().unwrap();
+        assert_eq!((found.verdict, Some(found.seen)), (own.verdict.id, own.verdict.seen));
+        assert_eq!(Some(found.scores), own.verdict.scores);
+        assert_eq!(ledger.find_scores([8; 32], &digests(), "s").await.unwrap(), None);
+        assert_eq!(ledger.find_scores([7; 32], &Digests::new(), "s").await.unwrap(), None, "other detectors");
+        assert_eq!(ledger.find_scores([9; 32], &digests(), "another policy").await.unwrap(), None);
+        let found = ledger.find_scores([9; 32], &digests(), "s").await.unwrap();
+        assert_eq!(found.map(|found| found.verdict), Some(animated.verdict.id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_leased_once_at_a_time_until_it_is_published() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let entries = [entry("one", Outcome::Flagged), entry("two", Outcome::Review)];
+        ledger.commit(&entries).await.unwrap();
+        assert_eq!(ledger.lease_events(10).await.unwrap(), [], "they are left to whoever committed them first");
+        subject.let_time_pass().await;
+        let leased = ledger.lease_events(1).await.unwrap();
+        assert_eq!(leased.len(), 1);
+        let rest = ledger.lease_events(10).await.unwrap();
+        assert_eq!(rest.len(), 1, "a leased event is nobody else's");
+        assert_ne!(leased[0].id, rest[0].id);
+        let wanted = entries.iter().filter_map(|entry| entry.event.clone()).find(|event| event.id == leased[0].id);
+        assert_eq!(Some(&leased[0]), wanted.as_ref());
+
+        ledger.mark_published(&[leased[0].id]).await.unwrap();
+        ledger.note_unpublished(rest[0].id, "nobody is bound").await.unwrap();
+        subject.let_time_pass().await;
+        let again = ledger.lease_events(10).await.unwrap();
+        assert_eq!(again.iter().map(|event| event.id).collect::<Vec<_>>(), [rest[0].id]);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox WHERE tries = 2 AND last_error LIKE 'nobody%'").await, 1);
+
+        assert_eq!(ledger.prune_outbox(Duration::from_secs(3600)).await.unwrap(), 0, "just published");
+        assert_eq!(ledger.prune_outbox(Duration::ZERO).await.unwrap(), 1);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_begin_a_suspect_alone_are_counted_once_each() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let (id, first, second) = (verdict_id("suspect"), Uuid::new_v4(), Uuid::new_v4());
+        assert_eq!(ledger.begin_alone(id, first).await.unwrap(), 1);
+        assert_eq!(ledger.begin_alone(id, first).await.unwrap(), 1, "the same process has not died of it");
+        assert_eq!(ledger.begin_alone(id, second).await.unwrap(), 2);
+        ledger.end_alone(id).await.unwrap();
+        assert_eq!(ledger.begin_alone(id, second).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_can_only_be_read_is_down() {
+    let [postgres, sqlite] = Subject::both().await;
+    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
+    postgres.execute(read_only).await;
+    postgres.ledger.ping().await.unwrap();
+    // Only new connections are read-only; a fail-over closes the old ones.
+    postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(postgres.ledger.ping().await);
+    }
+    assert!(matches!(answers.last().unwrap(), Err(LedgerError::Down(why)) if why.contains("read-only")), "{answers:?}");
+
+    // Root may write to anything, so another writer stands in for a file that cannot be written to.
+    let Tables::Sqlite(pool) = &sqlite.tables else { unreachable!() };
+    let _writing = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    assert!(matches!(sqlite.ledger.ping().await, Err(LedgerError::Down(why)) if why.contains("locked")));
+}

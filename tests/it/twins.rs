@@ -1,0 +1,183 @@
+//! One screen behind three doors: `scan`, a worker with S3 and Postgres, and a worker with a folder and SQLite.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use pixwarden::config::SecretUrl;
+use pixwarden::job::{Lane, Verdict, exact, exact_scores, verdict_id};
+use pixwarden::ledger::{Ledger, Postgres, Sqlite};
+use serde_json::{Value, json};
+
+use crate::support::{Lab, Worker, judged_fixtures};
+
+const IMAGES: usize = 200;
+
+/// Two hundred different files: every fixture, and after them some with their colours turned.
+fn images() -> Vec<(String, Vec<u8>)> {
+    let fixtures: Vec<_> = judged_fixtures().into_iter().map(|fixture| fixture.bytes).collect();
+    let more = fixtures.iter().filter_map(|bytes| image::load_from_memory(bytes).ok()).map(|image| {
+        let mut png = std::io::Cursor::new(Vec::new());
+        image.huerotate(120).to_rgb8().write_to(&mut png, image::ImageFormat::Png).unwrap();
+        png.into_inner()
+    });
+    let all: Vec<_> = fixtures.iter().cloned().chain(more).take(IMAGES).collect();
+    assert_eq!(all.len(), IMAGES);
+    all.into_iter().enumerate().map(|(i, bytes)| (format!("{i:03}"), bytes)).collect()
+}
+
+/// What `scan` prints of an image, but its name.
+fn row(verdict: &Verdict) -> Value {
+    json!({
+        "outcome": verdict.judgement.outcome, "reason": verdict.judgement.reason, "label": verdict.judgement.label,
+        "score": verdict.judgement.score.map(exact), "scores": verdict.scores.as_ref().map(exact_scores),
+        "sha256": verdict.sha256.map(hex::encode), "bytes": verdict.bytes,
+        "format": verdict.seen.map(|seen| seen.format), "width": verdict.seen.map(|seen| seen.width),
+        "height": verdict.seen.map(|seen| seen.height), "frames": verdict.seen.map(|seen| seen.frames),
+    })
+}
+
+/// Publishes a job an image and reads their verdicts.
+async fn screened(lab: &Lab, ledger: &dyn Ledger, worker: &mut Worker) -> BTreeMap<String, Value> {
+    for i in 0..IMAGES {
+        let name = format!("{i:03}");
+        lab.job(Lane::Live, json!({"id": name, "image": format!("s3://{}/{name}", lab.bucket)})).await;
+    }
+    let (began, mut rows) = (Instant::now(), BTreeMap::new());
+    for i in 0..IMAGES {
+        let name = format!("{i:03}");
+        let verdict = loop {
+            if let Some(verdict) = ledger.read(verdict_id(&name)).await.unwrap() {
+                break verdict;
+            }
+            assert!(began.elapsed() < Duration::from_secs(100), "no verdict on {name}:\n{}", worker.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        rows.insert(name, row(&verdict));
+    }
+    assert!(worker.terminate().await.success());
+    rows
+}
+
+/// A world whose worker has a folder and a SQLite file.
+async fn embedded() -> (Lab, Sqlite) {
+    let mut lab = Lab::new().await;
+    lab.extra = "[worker]\nreuse_scores = false\nattempts = 1".into();
+    lab.bucket = "uploads".into();
+    let store = lab.folder.path().join("store");
+    std::fs::create_dir_all(store.join("uploads")).unwrap();
+    let ledger = format!("sqlite://{}", lab.folder.path().join("ledger.db").display());
+    lab.flags = ["--objects", &format!("file://{}", store.display()), "--ledger", &ledger, "--migrate"]
+        .map(str::to_owned)
+        .to_vec();
+    let sqlite = Sqlite::open(&SecretUrl::from(ledger)).await.unwrap();
+    sqlite.migrate().await.unwrap();
+    (lab, sqlite)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scan_and_both_kinds_of_worker_say_the_same_of_two_hundred_images() {
+    let mut lab = Lab::new().await;
+    lab.extra = "[worker]\nreuse_scores = false".into();
+    let (embedded, sqlite) = embedded().await;
+    let uploads = embedded.folder.path().join("store/uploads");
+    for (name, bytes) in images() {
+        std::fs::write(uploads.join(&name), &bytes).unwrap();
+        lab.put(&name, bytes).await;
+    }
+
+    let scan = lab.run(&["scan", "--format", "jsonl", uploads.to_str().unwrap()]).await.expect_ok();
+    let scanned: BTreeMap<String, Value> = scan
+        .stdout
+        .lines()
+        .map(|line| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            let image = row.as_object_mut().unwrap().remove("image").unwrap();
+            (image.as_str().unwrap().rsplit('/').next().unwrap().to_owned(), row)
+        })
+        .collect();
+    assert_eq!(scanned.len(), IMAGES);
+    let outcomes: std::collections::BTreeSet<_> =
+        scanned.values().map(|row| row["outcome"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), ["flagged", "passed", "review", "undecodable"]);
+
+    let postgres = Postgres::open(&SecretUrl::from(lab.ledger_url.clone())).await.unwrap();
+    let mut worker = lab.started_worker().await;
+    same(&screened(&lab, &postgres, &mut worker).await, &scanned);
+    let mut worker = embedded.started_worker().await;
+    same(&screened(&embedded, &sqlite, &mut worker).await, &scanned);
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, i64::try_from(IMAGES).unwrap());
+}
+
+/// Equal to the letter, but for scores: a model's sums may round otherwise in a batch of another size.
+fn same(found: &BTreeMap<String, Value>, wanted: &BTreeMap<String, Value>) {
+    const ROUNDING: f64 = 1e-5;
+    for (name, wanted) in wanted {
+        let found = &found[name];
+        for (field, value) in wanted.as_object().unwrap() {
+            let alike = match field.as_str() {
+                "score" => near(&found[field], value, ROUNDING),
+                "scores" => match (found[field].as_object(), value.as_object()) {
+                    (Some(found), Some(wanted)) => wanted.iter().all(|(detector, labels)| {
+                        let labels = labels.as_object().unwrap();
+                        labels.iter().all(|(label, p)| near(&found[detector][label], p, ROUNDING))
+                    }),
+                    (found, wanted) => found.is_none() && wanted.is_none(),
+                },
+                _ => found[field] == *value,
+            };
+            assert!(alike, "{name}: {field} is {}, scan says {value}", found[field]);
+        }
+    }
+}
+
+fn near(found: &Value, wanted: &Value, tolerance: f64) -> bool {
+    match (found.as_f64(), wanted.as_f64()) {
+        (Some(found), Some(wanted)) => (found - wanted).abs() <= tolerance,
+        (found, wanted) => found == wanted,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_job_reads_a_file_outside_of_its_bucket() {
+    let (lab, sqlite) = embedded().await;
+    let store = lab.folder.path().join("store");
+    let good = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap().bytes;
+    std::fs::create_dir(store.join("private")).unwrap();
+    for path in ["outside", "store/private/secret", "store/uploads/mine"] {
+        std::fs::write(lab.folder.path().join(path), &good).unwrap();
+    }
+    std::os::unix::fs::symlink("../private/secret", store.join("uploads/link")).unwrap();
+    std::os::unix::fs::symlink(lab.folder.path(), store.join("uploads/up")).unwrap();
+    let listener = lab.listen().await;
+    let mut worker = lab.started_worker().await;
+    let absolute = lab.folder.path().join("outside").display().to_string();
+    let cases = [
+        ("mine", "mine", "flagged"),
+        ("dots", "../private/secret", "missing"),
+        ("far", "../../outside", "missing"),
+        ("absolute", absolute.as_str(), "missing"),
+        ("link", "link", "failed"),
+        ("linked-folder", "up/outside", "failed"),
+    ];
+    for (id, key, _) in cases {
+        lab.job(Lane::Live, json!({"id": id, "image": {"bucket": "uploads", "key": key}})).await;
+    }
+    let began = Instant::now();
+    for (id, key, outcome) in cases {
+        let verdict = loop {
+            match sqlite.read(verdict_id(id)).await.unwrap() {
+                Some(verdict) => break verdict,
+                None => assert!(began.elapsed() < Duration::from_secs(60), "{id}:\n{}", worker.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(verdict.judgement.outcome.as_str(), outcome, "{key}: {:?}", verdict.judgement.reason);
+        assert_eq!(verdict.sha256.is_some(), outcome == "flagged", "{key} was read");
+    }
+    lab.until_settled(&worker).await;
+    assert!(worker.terminate().await.success());
+    let mut told: Vec<_> =
+        lab.drain(&listener).await.into_iter().map(|(event, _)| event["data"]["job_id"].clone()).collect();
+    told.sort_by_key(ToString::to_string);
+    assert_eq!(told, ["absolute", "dots", "far", "link", "linked-folder", "mine"], "its outbox works as well");
+}
