@@ -26,6 +26,7 @@ demo: ## screen sample images with the bundled detector; needs no broker, databa
 test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	@tests/services/get build runtime python services nextest
 	cargo build --locked --all-targets
+	.tools/venv/bin/python tests/packaging/check.py
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
 	cargo test --locked --doc
 	tests/services/run -- cargo nextest run --locked

@@ -464,7 +464,8 @@ impl SecretUrl {
     }
 
     /// Whether it names a file, which has no password, and may have any name.
-    fn is_file(&self) -> bool {
+    #[must_use]
+    pub fn is_file(&self) -> bool {
         self.0.starts_with("sqlite://")
     }
 

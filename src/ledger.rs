@@ -190,11 +190,7 @@ pub enum OpenError {
 /// When the URL is missing or wrong, or the database refuses us.
 pub async fn open(config: &Config) -> Result<Box<dyn Ledger>, OpenError> {
     let url = config.ledger()?;
-    Ok(if url.expose().starts_with("sqlite:") {
-        Box::new(Sqlite::open(url).await?)
-    } else {
-        Box::new(Postgres::open(url).await?)
-    })
+    Ok(if url.is_file() { Box::new(Sqlite::open(url).await?) } else { Box::new(Postgres::open(url).await?) })
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Pixwarden screens images: jobs from RabbitMQ, objects from S3, scores from ONNX detectors, verdicts in Postgres,
-//! events back to RabbitMQ.
+//! events back to RabbitMQ. A folder may take the place of S3, and a SQLite file that of Postgres.
 //!
 //! # The way of a job
 //!
@@ -23,7 +23,7 @@
 //! | [`policy`] | rules, checked against the detectors that are there | scores |
 //! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
 //! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
-//! | [`ledger`] | what a ledger promises; `ledger::postgres` keeps it | why something is stored |
+//! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
 //! | [`commands`] | one file a subcommand, thin | |
@@ -33,8 +33,8 @@
 //!
 //! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `worker.rs` and `worker/run.rs` put them together. (The
 //!   exceptions are words: `Pixels`, `Delivery`, `Permit`, `Dependency`.)
-//! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in `worker/blob.rs`,
-//!   queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,
+//! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
+//!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,
 //!   `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
 //! - `screen/` names no service at all.
 //! - Nothing is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.

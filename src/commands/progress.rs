@@ -1,14 +1,17 @@
 //! A progress bar with rate and remaining time, on stderr, and only where that is a terminal.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// How far a command is. Clones show on the same bar; off a terminal there is none, and every call does nothing.
 #[derive(Clone)]
 pub(super) struct Progress {
     bar: ProgressBar,
+    /// Whether rows go to a terminal too, which is then the same one.
+    rows_on_terminal: bool,
 }
 
 /// What is counted.
@@ -27,14 +30,15 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let template = match unit {
-            Unit::Images => "{bar:30} {human_pos} of {human_len} images, {per_sec}, {eta} left {wide_msg}",
+            Unit::Images => "{bar:30} {human_pos} of {human_len} images, {rate} a second, {eta} left {wide_msg}",
             Unit::Bytes => {
                 "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}"
             }
         };
         // The templates are constants; a bar that cannot be drawn is no reason not to work.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar }
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("rate", rate));
+        Self { bar, rows_on_terminal: std::io::stdout().is_terminal() }
     }
 
     /// Whether anybody sees it.
@@ -52,13 +56,24 @@ impl Progress {
         self.bar.inc(amount);
     }
 
-    /// Prints something without the bar in between.
+    /// Prints something to stderr without the bar in between.
     pub(super) fn around<R>(&self, print: impl FnOnce() -> R) -> R {
         self.bar.suspend(print)
+    }
+
+    /// Prints a row to stdout. The bar makes way only where it has to: rows can be thousands a second.
+    pub(super) fn around_row<R>(&self, print: impl FnOnce() -> R) -> R {
+        if self.rows_on_terminal { self.around(print) } else { print() }
     }
 
     /// Takes the bar away.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Whole images a second, and tenths where those are few.
+fn rate(state: &ProgressState, into: &mut dyn Write) {
+    let rate = state.per_sec();
+    write!(into, "{rate:.*}", usize::from(rate < 10.0)).unwrap_or(());
 }

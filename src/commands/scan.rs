@@ -101,7 +101,7 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
                 if let Some(folder) = &arguments.save_pixels {
                     save(folder, &report)?;
                 }
-                progress.around(|| output.row(&report.row()))?;
+                progress.around_row(|| output.row(&report.row()))?;
             }
             // The ledger concerns every file; all else is one file's own.
             Err(e) if e.is::<crate::ledger::LedgerError>() => return Err(e),
