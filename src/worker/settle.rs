@@ -9,10 +9,14 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::accept::Delivery;
 use super::health::Dependency;
-use crate::broker::{ATTEMPT_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text};
+use crate::broker::{
+    ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text,
+};
 use crate::config::WorkerConfig;
 use crate::retry;
 
@@ -110,7 +114,8 @@ impl Settle {
             }
             Settlement::DeadLetter { reason, job_id } => {
                 tracing::warn!(reason, job_id, "message is dead-lettered");
-                let mut headers = vec![(REASON_HEADER, text(&shortened(reason)))];
+                let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+                let mut headers = vec![(REASON_HEADER, text(&shortened(reason))), (DEAD_SINCE_HEADER, text(&now))];
                 headers.extend(job_id.iter().map(|id| (JOB_ID_HEADER, text(id))));
                 self.copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
             }

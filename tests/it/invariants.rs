@@ -35,11 +35,13 @@ fn each_library_is_named_only_where_it_belongs() {
             "lapin",
             &[
                 "broker.rs",
+                "broker/",
                 "worker/accept.rs",
                 "worker/publish.rs",
                 "worker/settle.rs",
                 "commands/enqueue.rs",
                 "commands/dead.rs",
+                "commands/dead/",
             ],
         ),
         ("aws_", &["worker/blob/s3.rs"]),

@@ -1,0 +1,156 @@
+//! The exchanges and queues Pixwarden declares.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind};
+
+use super::{BrokerError, answered, table, text};
+use crate::job::{Lane, Outcome};
+use crate::retry::RUNGS;
+
+/// An absent limit means 20 on new brokers, and -1 drops messages on old ones: so a number that is never reached.
+const DELIVERY_LIMIT: i32 = 1_000_000_000;
+
+/// The names of everything Pixwarden declares, and their arguments, valid on RabbitMQ 3.10 and 4.x.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    prefix: String,
+    default_queue: bool,
+}
+
+impl Topology {
+    /// Names below a prefix; `default_queue` also declares `PREFIX.flagged`.
+    #[must_use]
+    pub fn new(prefix: &str, default_queue: bool) -> Self {
+        Self { prefix: prefix.to_owned(), default_queue }
+    }
+
+    /// Where jobs are published, with the lane as the routing key.
+    #[must_use]
+    pub fn jobs(&self) -> String {
+        format!("{}.jobs", self.prefix)
+    }
+
+    /// The queue of a lane.
+    #[must_use]
+    pub fn lane(&self, lane: Lane) -> String {
+        format!("{}.jobs.{lane}", self.prefix)
+    }
+
+    /// The queue in which a job of a lane waits for its next attempt.
+    #[must_use]
+    pub fn delay(&self, lane: Lane, rung: usize) -> String {
+        format!("{}.delay.{lane}.{}", self.prefix, RUNGS[rung].0)
+    }
+
+    /// The exchange and the queue of dead letters.
+    #[must_use]
+    pub fn dead(&self) -> String {
+        format!("{}.dead", self.prefix)
+    }
+
+    /// Where events are published, with the outcome's routing key.
+    #[must_use]
+    pub fn events(&self) -> String {
+        format!("{}.events", self.prefix)
+    }
+
+    /// The queue that keeps flags until somebody listens.
+    #[must_use]
+    pub fn flagged(&self) -> String {
+        format!("{}.flagged", self.prefix)
+    }
+
+    /// Whether a queue is one of ours, where no reply may go.
+    #[must_use]
+    pub fn owns(&self, queue: &str) -> bool {
+        queue.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// Declares everything. Declaring again what is there already changes nothing.
+    ///
+    /// # Errors
+    /// [`BrokerError::Mismatch`] where something is there with other arguments.
+    pub async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let channel = answered("opening a channel", connection.create_channel()).await?;
+        let dead = self.dead();
+        self.exchange(&channel, &dead, ExchangeKind::Fanout, &[]).await?;
+        self.queue(&channel, &dead, &[]).await?;
+        self.bind(&channel, &dead, &dead, "").await?;
+
+        self.exchange(&channel, &self.jobs(), ExchangeKind::Direct, &[("alternate-exchange", text(&dead))]).await?;
+        for lane in Lane::ALL {
+            // At-least-once, so that not even a dead letter is lost; it demands reject-publish.
+            let arguments = [
+                ("x-dead-letter-exchange", text(&dead)),
+                ("x-dead-letter-strategy", text("at-least-once")),
+                ("x-overflow", text("reject-publish")),
+            ];
+            self.queue(&channel, &self.lane(lane), &arguments).await?;
+            self.bind(&channel, &self.lane(lane), &self.jobs(), lane.as_str()).await?;
+            for (rung, (_, delay)) in RUNGS.iter().enumerate() {
+                let delay = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
+                // The time is the queue's: a message's own would block at the queue's head.
+                let arguments = [
+                    ("x-message-ttl", AMQPValue::LongInt(delay)),
+                    ("x-dead-letter-exchange", text(&self.jobs())),
+                    ("x-dead-letter-routing-key", text(lane.as_str())),
+                    ("x-dead-letter-strategy", text("at-least-once")),
+                    ("x-overflow", text("reject-publish")),
+                ];
+                self.queue(&channel, &self.delay(lane, rung), &arguments).await?;
+            }
+        }
+
+        self.exchange(&channel, &self.events(), ExchangeKind::Topic, &[]).await?;
+        if self.default_queue {
+            self.queue(&channel, &self.flagged(), &[]).await?;
+            for outcome in [Outcome::Flagged, Outcome::Review] {
+                self.bind(&channel, &self.flagged(), &self.events(), outcome.routing_key()).await?;
+            }
+        }
+        answered("closing a channel", channel.close(200, "declared".into())).await
+    }
+
+    async fn exchange(
+        &self,
+        channel: &Channel,
+        name: &str,
+        kind: ExchangeKind,
+        arguments: &[(&str, AMQPValue)],
+    ) -> Result<(), BrokerError> {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        answered("declaring an exchange", channel.exchange_declare(name.into(), kind, options, table(arguments))).await
+    }
+
+    /// A quorum queue with an explicit delivery limit.
+    async fn queue(&self, channel: &Channel, name: &str, arguments: &[(&str, AMQPValue)]) -> Result<(), BrokerError> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut table = table(arguments);
+        table.insert("x-queue-type".into(), text("quorum"));
+        table.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+        answered("declaring a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
+    }
+
+    async fn bind(&self, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
+        let options = QueueBindOptions::default();
+        let request = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+        answered("binding a queue", request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_queues_are_known_and_others_are_not() {
+        let topology = Topology::new("pixwarden", true);
+        for own in ["pixwarden", "pixwarden.jobs.live", "pixwarden.dead"] {
+            assert!(topology.owns(own), "{own}");
+        }
+        for other in ["pixwardens", "replies", "x.pixwarden.jobs"] {
+            assert!(!topology.owns(other), "{other}");
+        }
+    }
+}
