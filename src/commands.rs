@@ -3,13 +3,17 @@
 pub mod check;
 pub mod dead;
 pub mod enqueue;
+pub mod export;
 mod files;
 pub mod migrate;
 pub mod models;
 mod output;
 mod progress;
+mod record;
+pub mod rejudge;
 pub mod scan;
 pub mod shell;
+pub mod show;
 mod signals;
 pub mod worker;
 
@@ -37,9 +41,15 @@ enum Command {
     Scan(scan::Arguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
+    /// Print what is known of a job or an image
+    Show(show::Arguments),
+    /// Write verdicts as JSON lines or CSV
+    Export(export::Arguments),
+    /// Apply a changed policy to stored scores
+    Rejudge(rejudge::Arguments),
     /// Bring the ledger's schema up to date
     Migrate,
-    /// Look at dead-lettered messages
+    /// Look at dead-lettered messages, send them back or discard them
     Dead(dead::Arguments),
     /// Look at the configured detectors
     Models(models::Arguments),
@@ -111,6 +121,11 @@ impl Common {
     }
 }
 
+/// A command line that nobody can mean. The process exits with 2, as after any other that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
 /// A choice as the configuration file writes it.
 fn word(choice: impl clap::ValueEnum) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -123,7 +138,7 @@ fn word(choice: impl clap::ValueEnum) -> String {
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     // These two are about the command line itself, whatever is configured.
     match &cli.command {
-        Command::Completions(arguments) => return Ok(shell::completions(arguments)),
+        Command::Completions(arguments) => return shell::completions(arguments),
         Command::Man(arguments) => return shell::man(arguments),
         _ => {}
     }
@@ -149,12 +164,15 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Worker(arguments) => worker::run(arguments, config).await,
         Command::Scan(arguments) => {
             let ledger = match &cli.common.ledger {
-                Some(_) => Some(crate::ledger::open(&config).await?),
+                Some(_) => Some(crate::ledger::open_or_create(&config).await?),
                 None => None,
             };
             scan::run(arguments, &config, ledger).await
         }
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
+        Command::Show(arguments) => show::run(arguments, &config).await,
+        Command::Export(arguments) => export::run(arguments, &config).await,
+        Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config),
@@ -168,6 +186,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
 pub fn status(error: &anyhow::Error) -> u8 {
     let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Threads(_));
     let configuration = error.is::<ConfigError>()
+        || error.is::<UsageError>()
         || error.downcast_ref::<StartError>().is_some_and(start)
         || match error.downcast_ref::<WorkerError>() {
             Some(WorkerError::Config(_) | WorkerError::Ledger(crate::ledger::OpenError::Config(_))) => true,

@@ -6,7 +6,7 @@
 mod layers;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -420,7 +420,16 @@ impl Config {
     /// # Errors
     /// When none is configured or it names no database that is supported.
     pub fn ledger(&self) -> Result<&SecretUrl, ConfigError> {
-        self.ledger.required("ledger", &["postgres://", "postgresql://", "sqlite://"])
+        let url = self.ledger.required("ledger", &["postgres://", "postgresql://", "sqlite://"])?;
+        if url.file().is_some_and(|path| path.as_os_str().is_empty() || path == Path::new(":memory:")) {
+            return Err(ConfigError::Invalid {
+                option: "ledger".into(),
+                what: format!(
+                    "{url} names no file, and what is not kept is no ledger\n  hint: sqlite://verdicts.db is a file here, sqlite:///var/lib/pixwarden.db one with its whole path"
+                ),
+            });
+        }
+        Ok(url)
     }
 
     /// Where objects are.
@@ -435,7 +444,7 @@ impl Config {
         folder.and_then(|url| url.to_file_path().ok()).map(Objects::Folder).ok_or_else(|| ConfigError::Invalid {
             option: "objects".into(),
             what: format!(
-                "\"{}\" is neither \"s3://\" nor \"file:///folder\" with the whole path of a folder",
+                "\"{}\" is neither \"s3://\" nor \"file:///folder\" with the whole path of a folder\n  hint: buckets are named by --bucket or `buckets`, an endpoint by `storage.endpoint` or AWS_ENDPOINT_URL_S3",
                 self.objects
             ),
         })
@@ -463,10 +472,10 @@ impl SecretUrl {
         &self.0
     }
 
-    /// Whether it names a file, which has no password, and may have any name.
+    /// The file it names, where it names one; that has no password, and may have any name.
     #[must_use]
-    pub fn is_file(&self) -> bool {
-        self.0.starts_with("sqlite://")
+    pub fn file(&self) -> Option<&Path> {
+        self.0.strip_prefix("sqlite://").map(Path::new)
     }
 
     fn required(&self, option: &str, schemes: &[&str]) -> Result<&Self, ConfigError> {
@@ -474,7 +483,7 @@ impl SecretUrl {
             let example = schemes[0];
             return Err(ConfigError::Missing { option: option.into(), example: format!("{example}…") });
         }
-        let is_url = self.is_file() || url::Url::parse(&self.0).is_ok();
+        let is_url = self.file().is_some() || url::Url::parse(&self.0).is_ok();
         if !schemes.iter().any(|scheme| self.0.starts_with(scheme)) || !is_url {
             let what = format!("{self} is not a URL that begins with {}", schemes.join(" or "));
             return Err(ConfigError::Invalid { option: option.into(), what });
@@ -491,7 +500,7 @@ impl From<String> for SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_file() {
+        if self.file().is_some() {
             return f.write_str(&self.0);
         }
         match url::Url::parse(&self.0) {

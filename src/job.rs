@@ -149,6 +149,13 @@ pub fn event_id(verdict: Uuid, outcome: Outcome) -> Uuid {
     Uuid::new_v5(&verdict, outcome.as_str().as_bytes())
 }
 
+/// The id of the event a verdict owes after another policy has judged it. The policy is part of it: back under an
+/// earlier policy, the outcome is told again, and is no repetition of what was told then.
+#[must_use]
+pub fn rejudged_event_id(verdict: Uuid, outcome: Outcome, policy_sha256: &str) -> Uuid {
+    Uuid::new_v5(&verdict, format!("{outcome} {policy_sha256}").as_bytes())
+}
+
 /// Detector name → digest of everything that decides its scores.
 pub type Digests = BTreeMap<String, String>;
 

@@ -2,6 +2,7 @@
 //!
 //! Nobody outside of `ledger/` writes a query. An adapter never decides anything: it stores, finds, leases.
 
+mod archive;
 mod postgres;
 mod rows;
 mod schema;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use crate::config::{Config, ConfigError};
 use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
 
+pub use archive::{Announcement, Archive, Filter, Rejudged};
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
@@ -117,7 +119,7 @@ pub enum LedgerError {
 
 /// Where verdicts are kept.
 #[async_trait]
-pub trait Ledger: Send + Sync {
+pub trait Ledger: Archive {
     /// Brings the schema up to date, and says to which version.
     async fn migrate(&self) -> Result<i64, LedgerError>;
 
@@ -132,9 +134,6 @@ pub trait Ledger: Send + Sync {
 
     /// What is known of the verdict of this id.
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError>;
-
-    /// The whole verdict of this id.
-    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError>;
 
     /// Scores made from content of this SHA-256 by exactly these detectors.
     ///
@@ -187,10 +186,34 @@ pub enum OpenError {
 /// Opens the configured ledger; the URL chooses the adapter.
 ///
 /// # Errors
-/// When the URL is missing or wrong, or the database refuses us.
+/// When the URL is missing or wrong, the file is not there, or the database refuses us.
 pub async fn open(config: &Config) -> Result<Box<dyn Ledger>, OpenError> {
+    open_as(config, Absent::Refused).await
+}
+
+/// As [`open`], for whoever brings the schema up to date: a file that is not there is made.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_or_create(config: &Config) -> Result<Box<dyn Ledger>, OpenError> {
+    open_as(config, Absent::Created).await
+}
+
+/// What becomes of a file that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// A mistyped name must not become an empty ledger.
+    Refused,
+    /// An empty file.
+    Created,
+}
+
+async fn open_as(config: &Config, absent: Absent) -> Result<Box<dyn Ledger>, OpenError> {
     let url = config.ledger()?;
-    Ok(if url.is_file() { Box::new(Sqlite::open(url).await?) } else { Box::new(Postgres::open(url).await?) })
+    Ok(match url.file() {
+        Some(file) => Box::new(Sqlite::open(file, absent).await?),
+        None => Box::new(Postgres::open(url).await?),
+    })
 }
 
 #[cfg(test)]

@@ -8,9 +8,16 @@ use pixwarden::commands::{Cli, run, status};
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(status) => ExitCode::from(status),
+        // Whoever read our output has had enough of it; there is nothing to tell them.
+        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(status(&error))
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
 }

@@ -199,6 +199,7 @@ impl Worker {
                 .find_scores(blob.sha256, &digests, &self.screen.policy().reference.sha256)
                 .await
                 .map_err(ledger_trouble)?
+            && decode::allows(&self.config.decode, earlier.seen)
         {
             let judgement = judge::judge(self.screen.policy(), &earlier.scores);
             found.seen = Some(earlier.seen);

@@ -68,7 +68,7 @@ async fn ledger(config: &Config) -> Finding {
     let ledger = ledger::open(config).await.map_err(|e| e.to_string())?;
     ledger.check_schema().await.map_err(|e| e.to_string())?;
     ledger.ping().await.map_err(|e| e.to_string())?;
-    let scope = if config.ledger.is_file() { "; a file serves the workers of one machine" } else { "" };
+    let scope = if config.ledger.file().is_some() { "; a file serves one worker" } else { "" };
     Ok(format!("{} answers and its schema is up to date{scope}", config.ledger))
 }
 

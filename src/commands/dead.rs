@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
+use super::UsageError;
 use super::output::{Format, Output};
 use crate::broker::{BrokerError, Fate, Publisher, Topology, answered, connect, peek, sift};
 use crate::config::Config;
@@ -96,9 +97,8 @@ impl Which {
         if some || how.all || how.dry_run {
             return Ok(());
         }
-        bail!(
-            "nothing says which dead letters are meant\n  hint: give --reason, --older-than or --id, or --all; --dry-run counts them first"
-        )
+        let what = "nothing says which dead letters are meant\n  hint: give --reason, --older-than or --id, or --all; --dry-run counts them first";
+        Err(UsageError(what.into()).into())
     }
 }
 

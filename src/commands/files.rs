@@ -1,5 +1,6 @@
 //! Local files: which, in what order, and what is in them.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -14,6 +15,8 @@ pub(super) fn walk(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<Pat
     paths.to_vec().into_iter().flat_map(|path| {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
+            // A link that was given is walked through, and is itself no file.
+            Ok(entry) if entry.depth() == 0 && entry.path_is_symlink() && entry.path().is_dir() => None,
             Ok(entry) if entry.depth() > 0 && !leads_to_file(&entry) => {
                 tracing::debug!(path = %entry.path().display(), "passed by: it is no file");
                 None
@@ -38,10 +41,18 @@ fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     }
 }
 
-/// A whole file and its SHA-256, off the runtime's threads.
-pub(super) async fn read(path: PathBuf) -> anyhow::Result<(Bytes, [u8; 32])> {
+/// A file's bytes and their SHA-256, off the runtime's threads. Of a file that is longer than `limit` bytes, whatever
+/// its directory entry says, one byte more than that is read.
+pub(super) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<(Bytes, [u8; 32])> {
     tokio::task::spawn_blocking(move || {
-        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let read = || {
+            let file = std::fs::File::open(&path)?;
+            let expected = file.metadata()?.len().min(limit);
+            let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0).saturating_add(1));
+            file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        let bytes = read().with_context(|| format!("reading {}", path.display()))?;
         let sha256 = Sha256::digest(&bytes).into();
         Ok((Bytes::from(bytes), sha256))
     })

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::ledger;
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
-    let version = ledger::open(config).await?.migrate().await?;
+    let version = ledger::open_or_create(config).await?.migrate().await?;
     eprintln!("the ledger's schema is at version {version}");
     Ok(0)
 }

@@ -35,6 +35,8 @@ const PIECE: usize = 100;
 pub(super) struct Output {
     columns: &'static [&'static str],
     sink: Sink,
+    /// Whoever reads a pipe wants each line now; in bulk, they want many.
+    prompt: bool,
 }
 
 enum Sink {
@@ -55,7 +57,12 @@ impl Output {
                 Sink::Csv(writer)
             }
         };
-        Ok(Self { columns, sink })
+        Ok(Self { columns, sink, prompt: true })
+    }
+
+    /// The same for rows by the million, which come faster than anybody reads.
+    pub(super) fn bulk(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
+        Ok(Self { prompt: false, ..Self::new(format, columns)? })
     }
 
     pub(super) fn row(&mut self, row: &Map<String, Value>) -> io::Result<()> {
@@ -71,8 +78,9 @@ impl Output {
             Sink::Jsonl(out) => {
                 serde_json::to_writer(&mut *out, row)?;
                 out.write_all(b"\n")?;
-                // Whoever reads a pipe wants the line now.
-                out.flush()?;
+                if self.prompt {
+                    out.flush()?;
+                }
             }
             Sink::Csv(writer) => writer.write_record(cells)?,
         }
@@ -107,7 +115,7 @@ enum Digits {
     All,
 }
 
-/// A value as a person reads it. Control characters are escaped: what is shown may come from anybody.
+/// A value as a person reads it.
 fn cell(value: Option<&Value>, digits: Digits) -> String {
     let text = match value {
         None | Some(Value::Null) => String::new(),
@@ -117,5 +125,10 @@ fn cell(value: Option<&Value>, digits: Digits) -> String {
         }
         Some(other) => other.to_string(),
     };
+    printable(&text)
+}
+
+/// Text that may come from anybody, with its control characters escaped: a terminal would obey them.
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -2,6 +2,7 @@
 
 mod file;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::files;
-use super::output::{Format, Output};
+use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
 use super::signals::Signals;
 use crate::config::Config;
 use crate::job::Outcome;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::screen::{Screen, decode};
 use crate::worker::persist::Persist;
 use file::{Book, Report, Scan};
@@ -61,14 +62,15 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<B
     let screen = Screen::start(config)?;
     let (book, recording) = match ledger {
         Some(ledger) => {
-            ledger.prepare().await?;
+            ledger.prepare().await.with_context(|| format!("preparing {} to keep verdicts", config.ledger))?;
             let ledger: Arc<dyn Ledger> = ledger.into();
             let (persist, writing) = Persist::new(Arc::clone(&ledger));
-            (Some(Book { ledger: Arc::clone(&ledger), persist }), Some((ledger, tokio::spawn(writing))))
+            let file = config.ledger.file().and_then(|file| file.canonicalize().ok());
+            (Some(Book { ledger: Arc::clone(&ledger), persist, file }), Some((ledger, tokio::spawn(writing))))
         }
         None => (None, None),
     };
-    let scan = Scan { anew: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, book) };
+    let scan = Scan { anew: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, book)? };
     let result = files_in_order(arguments, config, &scan).await;
     // Also after an error: what was done is kept.
     drop(scan);
@@ -87,34 +89,48 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
     let stop = stop_on_signal(Signals::listen()?, &progress);
     // Enough to keep decoders and sessions busy.
     let ahead = 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode);
+    let stopped = OnceCell::new();
     let mut reports = stream::iter(files::walk(&arguments.paths))
-        .take_while(|_| std::future::ready(!stop.is_cancelled()))
+        // A file that is held back makes the scan a stopped one; a signal after the last file changes nothing.
+        .take_while(|_| std::future::ready(!stop.is_cancelled() || stopped.set(()).is_err()))
         .map(|path| async move { scan.file(path?).await })
         .buffered(ahead);
 
     let mut tally = Tally::default();
+    let mut broken = None;
     while let Some(report) = reports.next().await {
         progress.advance(1);
         match report {
-            Ok(report) => {
+            Ok(None) => {}
+            Ok(Some(report)) => {
                 tally.count(&report);
-                if let Some(folder) = &arguments.save_pixels {
-                    save(folder, &report)?;
-                }
                 progress.around_row(|| output.row(&report.row()))?;
+                if let Some(folder) = &arguments.save_pixels
+                    && let Err(e) = save(folder, &report)
+                {
+                    broken = Some(e);
+                    break;
+                }
             }
-            // The ledger concerns every file; all else is one file's own.
-            Err(e) if e.is::<crate::ledger::LedgerError>() => return Err(e),
+            // A ledger that is down concerns every file; all else is one file's own.
+            Err(e) if matches!(e.downcast_ref(), Some(LedgerError::Down(_))) => {
+                broken = Some(e.context(format!("keeping verdicts in {}", config.ledger)));
+                break;
+            }
             Err(e) => {
                 tally.unreadable += 1;
-                progress.around(|| eprintln!("error: {e:#}"));
+                progress.around(|| eprintln!("error: {}", printable(&format!("{e:#}"))));
             }
         }
     }
+    drop(reports);
     progress.finish();
     output.finish()?;
     eprintln!("{}", tally.summary());
-    if stop.is_cancelled() {
+    if let Some(e) = broken {
+        return Err(e);
+    }
+    if stopped.get().is_some() {
         let kept = if scan.book.is_some() { "; the same command goes on from here" } else { "" };
         eprintln!("stopped before the end{kept}");
         return Ok(INTERRUPTED);

@@ -1,6 +1,7 @@
 //! `pixwarden completions` and `pixwarden man`: what shells and manuals want to know of the command line, from the same
 //! description that reads it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -27,9 +28,11 @@ pub struct Man {
     folder: PathBuf,
 }
 
-pub(super) fn completions(arguments: &Completions) -> u8 {
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "pixwarden", &mut std::io::stdout());
-    0
+pub(super) fn completions(arguments: &Completions) -> anyhow::Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut Cli::command(), "pixwarden", &mut script);
+    std::io::stdout().write_all(&script).context("writing the completions")?;
+    Ok(0)
 }
 
 pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {

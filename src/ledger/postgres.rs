@@ -3,6 +3,8 @@
 //! Every call has a deadline of ours, and a connection that missed it, or that lies on a server which has become
 //! read-only, is not used again: sqlx has no TCP user timeout, and a silently dead peer would keep it for ever.
 
+mod archive;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -18,8 +20,19 @@ use super::rows::{self, stored};
 use super::schema::{self, Step};
 use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
 use crate::config::SecretUrl;
-use crate::job::{Digests, ImageRef, Outcome, Verdict};
+use crate::job::{Digests, ImageRef, Outcome};
 use crate::retry;
+
+/// Every column of `verdicts`, as [`rows::Stored`] reads them.
+macro_rules! select_verdicts {
+    () => {
+        "SELECT job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames, outcome,
+                reason, label, score, scores::text AS scores, detectors::text AS detectors, policy::text AS policy,
+                metadata::text AS metadata, reused_from::text AS reused_from, attempts, received_at, decided_at
+         FROM verdicts"
+    };
+}
+use select_verdicts;
 
 /// Longest wait for a connection, and longest for an answer.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -32,17 +45,10 @@ const CONNECTIONS: u32 = 8;
 const PRUNE_BATCH: i64 = 5_000;
 
 /// Every version, oldest first. A new one only adds: the old program runs beside it during an upgrade.
-const MIGRATIONS: [Step; 1] = [(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
-
-/// Every column of `verdicts`, as [`rows::Stored`] reads them.
-macro_rules! select_verdicts {
-    () => {
-        "SELECT job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames, outcome,
-                reason, label, score, scores::text AS scores, detectors::text AS detectors, policy::text AS policy,
-                metadata::text AS metadata, reused_from::text AS reused_from, attempts, received_at, decided_at
-         FROM verdicts"
-    };
-}
+const MIGRATIONS: [Step; 2] = [
+    (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
+    (2, "lookups", include_str!("../../migrations/postgres/0002_lookups.sql")),
+];
 
 /// The ledger in Postgres.
 pub struct Postgres {
@@ -131,16 +137,6 @@ impl Ledger for Postgres {
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError> {
         let found = self.run(ANSWER, move |c| Box::pin(async move { known(c, &[id]).await })).await?;
         Ok(found.into_iter().next().map(|(_, known)| known))
-    }
-
-    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError> {
-        self.run(ANSWER, move |c| {
-            Box::pin(async move {
-                let row = sqlx::query(concat!(select_verdicts!(), " WHERE id = $1")).bind(id).fetch_optional(c).await?;
-                row.map(|row| stored!(row).verdict()).transpose()
-            })
-        })
-        .await
     }
 
     async fn find_scores(

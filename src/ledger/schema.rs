@@ -10,7 +10,7 @@ use super::LedgerError;
 /// Version, name and SQL of one step.
 pub(super) type Step = (i64, &'static str, &'static str);
 
-/// Whether sqlx has written down yet which steps were taken; its answer in both databases.
+/// Asks for the newest step taken, where sqlx keeps its record of them; the same in both databases.
 pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
 
 /// All steps, to be run by sqlx, which records and checksums each.

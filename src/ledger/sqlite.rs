@@ -3,7 +3,9 @@
 //! One connection, so that no two writers of this process ever wait for each other. The write-ahead log with full
 //! synchronisation makes a commit as durable as Postgres makes it.
 
-use std::str::FromStr;
+mod archive;
+
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,9 +19,8 @@ use uuid::Uuid;
 
 use super::rows::{self, stored};
 use super::schema::{self, Step};
-use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
-use crate::config::SecretUrl;
-use crate::job::{Digests, ImageRef, Outcome, Verdict};
+use super::{Absent, Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
+use crate::job::{Digests, ImageRef, Outcome};
 
 /// Longest wait for another process that writes to the same file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -32,7 +33,10 @@ const LONGEST_LEASE: Duration = Duration::from_secs(600);
 /// Rows deleted a statement.
 const PRUNE_BATCH: i64 = 5_000;
 
-const MIGRATIONS: [Step; 1] = [(1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql"))];
+const MIGRATIONS: [Step; 2] = [
+    (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
+    (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
+];
 
 /// Takes the write lock at once: a transaction that reads first and writes later could find itself too late.
 const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -43,15 +47,20 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the file, and makes an empty one where there is none.
+    /// Opens the file.
     ///
     /// # Errors
     /// When it cannot be opened, or is no SQLite file.
-    pub async fn open(url: &SecretUrl) -> Result<Self, LedgerError> {
-        let unusable = |error: String| LedgerError::Unusable { url: url.to_string(), error };
-        let options = SqliteConnectOptions::from_str(url.expose())
-            .map_err(|e| unusable(e.to_string()))?
-            .create_if_missing(true)
+    pub async fn open(file: &Path, absent: Absent) -> Result<Self, LedgerError> {
+        let unusable = |error: String| LedgerError::Unusable { url: format!("sqlite://{}", file.display()), error };
+        if absent == Absent::Refused && !file.exists() {
+            return Err(unusable("there is no such file\n  hint: `pixwarden migrate` makes it".into()));
+        }
+        // A whole path has no other meaning to SQLite than that of a file.
+        let whole = std::path::absolute(file).map_err(|e| unusable(e.to_string()))?;
+        let options = SqliteConnectOptions::new()
+            .filename(whole)
+            .create_if_missing(absent == Absent::Created)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY);
@@ -62,7 +71,10 @@ impl Sqlite {
             .max_lifetime(None)
             .connect_with(options)
             .await
-            .map_err(|e| unusable(words(&e)))?;
+            .map_err(|e| {
+                let hint = "it must be a SQLite database, and it and its folder must be writable for this user";
+                unusable(format!("{}\n  hint: {hint}", words(&e)))
+            })?;
         Ok(Self { pool })
     }
 
@@ -85,7 +97,13 @@ impl Sqlite {
 #[async_trait]
 impl Ledger for Sqlite {
     async fn migrate(&self) -> Result<i64, LedgerError> {
-        match tokio::time::timeout(MIGRATE, schema::migrator(&MIGRATIONS).run(&self.pool)).await {
+        let run = async || schema::migrator(&MIGRATIONS).run(&self.pool).await;
+        // Nothing keeps two processes from bringing a file up to date together; the second finds it done.
+        let twice = async || match run().await {
+            Ok(()) => Ok(()),
+            Err(_) => run().await,
+        };
+        match tokio::time::timeout(MIGRATE, twice()).await {
             Ok(Ok(())) => Ok(schema::newest(&MIGRATIONS)),
             Ok(Err(e)) => Err(LedgerError::Down(format!("migrating: {e}"))),
             Err(_) => Err(LedgerError::Down("migrating took longer than an hour".into())),
@@ -116,16 +134,6 @@ impl Ledger for Sqlite {
 
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError> {
         self.run(move |c| Box::pin(known(c, id))).await
-    }
-
-    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError> {
-        self.run(move |c| {
-            Box::pin(async move {
-                let row = sqlx::query("SELECT * FROM verdicts WHERE id = $1").bind(id.to_string()).fetch_optional(c);
-                row.await?.map(|row| stored!(row).verdict()).transpose()
-            })
-        })
-        .await
     }
 
     async fn find_scores(

@@ -126,6 +126,14 @@ fn decode(
     Ok(Decoded { seen, frames })
 }
 
+/// Whether an image that was decoded once, perhaps under other limits, surely is within these. Its size is known as it
+/// stands upright, so a turned one has to fit both ways.
+#[must_use]
+pub fn allows(limits: &DecodeConfig, seen: Seen) -> bool {
+    let pixels = u64::from(seen.width) * u64::from(seen.height);
+    seen.width.max(seen.height) <= limits.max_width.min(limits.max_height) && pixels <= limits.max_pixels
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Jpeg,

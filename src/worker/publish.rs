@@ -30,8 +30,13 @@ const SWEEP: u32 = 500;
 /// Describes a verdict as an event, whether or not it is announced.
 #[must_use]
 pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
+    event_as(event_id(verdict.id, verdict.judgement.outcome), verdict, correlation_id, prefix)
+}
+
+/// As [`event`], under an id of its own.
+#[must_use]
+pub fn event_as(id: Uuid, verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
     let outcome = verdict.judgement.outcome;
-    let id = event_id(verdict.id, outcome);
     let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
     let payload = json!({
         "specversion": "1.0",

@@ -53,7 +53,8 @@ pub enum WorkerError {
 /// When it cannot start, or something it cannot do without is gone.
 pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
-    let ledger: Arc<dyn Ledger> = ledger::open(&config).await?.into();
+    let ledger: Arc<dyn Ledger> =
+        if migrate { ledger::open_or_create(&config).await? } else { ledger::open(&config).await? }.into();
     if migrate {
         ledger.migrate().await.map_err(OpenError::from)?;
     }

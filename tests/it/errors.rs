@@ -64,6 +64,27 @@ async fn the_ledger_is_not_usable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_or_a_folder_is_not_one() {
+    let lab = Lab::new().await;
+    let at = |name: &str| format!("sqlite://{}", lab.folder.path().join(name).display());
+    for nothing in ["sqlite://", "sqlite://:memory:"] {
+        contains(&refused(&lab, &["--ledger", nothing], 2).await, &["`ledger`", "names no file", "hint: sqlite://"]);
+    }
+    contains(&refused(&lab, &["--ledger", &at("typo.db")], 1).await, &["no such file", "hint: `pixwarden migrate`"]);
+    assert!(!lab.folder.path().join("typo.db").exists(), "a mistyped name does not become a ledger");
+    std::fs::write(lab.folder.path().join("text"), "this is no database, however long it goes on".repeat(99)).unwrap();
+    for (name, words) in [("text", "not a database"), ("", "unable to open")] {
+        contains(&refused(&lab, &["--ledger", &at(name)], 1).await, &[words, "hint: it must be a SQLite database"]);
+    }
+    let objects = ["s3://bucket", "file://relative/path", "/just/a/path"];
+    for wrong in objects {
+        contains(&refused(&lab, &["--objects", wrong], 2).await, &["`objects`", wrong, "hint: buckets are named by"]);
+    }
+    let nowhere = refused(&lab, &["--objects", "file:///nowhere/at/all"], 2).await;
+    contains(&nowhere, &["/nowhere/at/all cannot be opened", "hint: objects = \"file:///folder\""]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_is_not_there_is_told_by_check_and_pauses_intake() {
     let mut lab = Lab::new().await;
     let check = lab.run(&["check", "--bucket", "no-such-bucket"]).await;

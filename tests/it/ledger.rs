@@ -6,7 +6,8 @@ use pixwarden::config::SecretUrl;
 use pixwarden::job::{
     Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, event_id, verdict_id,
 };
-use pixwarden::ledger::{Committed, Entry, Event, Known, Ledger, LedgerError, Postgres, Sqlite};
+use pixwarden::ledger::{Absent, Committed, Entry, Event, Known, Ledger, LedgerError, Postgres, Sqlite};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -30,11 +31,12 @@ impl Subject {
         let lab = Lab::new().await;
         let postgres = Postgres::open(&SecretUrl::from(lab.ledger_url.clone())).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("a ledger.db").display());
-        let sqlite = Sqlite::open(&SecretUrl::from(url.clone())).await.unwrap();
+        let file = folder.path().join("a ledger? yes.db");
+        assert!(matches!(Sqlite::open(&file, Absent::Refused).await, Err(LedgerError::Unusable { .. })));
+        let sqlite = Sqlite::open(&file, Absent::Created).await.unwrap();
         assert!(matches!(sqlite.check_schema().await, Err(LedgerError::Schema { found: 0, .. })));
         sqlite.migrate().await.unwrap();
-        let pool = SqlitePool::connect(&url).await.unwrap();
+        let pool = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file)).await.unwrap();
         [
             Self { ledger: Box::new(postgres), tables: Tables::Postgres(lab.db.clone()), _world: Box::new(lab) },
             Self { ledger: Box::new(sqlite), tables: Tables::Sqlite(pool), _world: Box::new(folder) },

@@ -15,6 +15,7 @@ mod lanes;
 mod ledger;
 mod memory;
 mod messages;
+mod operate;
 mod proxy;
 mod scan;
 mod throughput;

@@ -169,6 +169,30 @@ async fn a_failed_verdict_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scores_that_are_there_do_not_let_an_image_through_that_is_over_the_limits_now() {
+    let mut desk = Desk::new(1).await;
+    desk.lab.extra = String::new();
+    let before = rows(&desk.scan(&[]).await);
+    desk.lab.extra = "[decode]\nmax_width = 10".into();
+    let after = rows(&desk.scan(&[]).await);
+    let wide = before.iter().filter(|row| row["width"].as_u64().is_some_and(|width| width > 10)).count();
+    assert!(wide > 10, "{wide}");
+    assert_eq!(after.iter().filter(|row| row["width"].as_u64().is_some_and(|width| width > 10)).count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_among_the_images_is_none_of_them() {
+    let mut desk = Desk::new(1).await;
+    let total = desk.names().len();
+    desk.ledger = format!("sqlite://{}", desk.images.join("00000.db").display());
+    let first = desk.scan(&[]).await;
+    assert_eq!(rows(&first).len(), total);
+    let again = desk.scan(&[]).await;
+    assert!(again.stderr.contains(&format!("{total} images")), "{}", again.stderr);
+    assert!(again.stderr.contains(&format!("; {total} unchanged since")), "{}", again.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
     let desk = Desk::new(1).await;
     let folder = desk.lab.folder.path();
@@ -195,6 +219,10 @@ async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
     assert_eq!(ended.status, 0, "{}", ended.stderr);
     let first: Vec<_> = ended.stdout.lines().skip(1).map(|line| line.split(',').next().unwrap()).collect();
     assert_eq!(first, ["z/a", "z/b.txt", "a/deep/er/x", "z/a"], "the pipe and the loop are passed by");
+
+    std::os::unix::fs::symlink("z", folder.join("link")).unwrap();
+    let linked = scan(&["link"]).await;
+    assert_eq!((linked.status, linked.stdout.lines().count()), (0, 3), "{}", linked.stderr);
 
     let missing = scan(&["nowhere", "z/a"]).await;
     assert_eq!((missing.status, missing.stdout.lines().count()), (1, 2), "{}", missing.stdout);

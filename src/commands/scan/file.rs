@@ -1,10 +1,11 @@
 //! The life of one file: known from an earlier scan, or read, screened and recorded.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
@@ -37,6 +38,21 @@ pub(super) struct Scan<'a> {
 pub(super) struct Book {
     pub ledger: Arc<dyn Ledger>,
     pub persist: Persist,
+    /// The file that it is, with its whole path, where it is one.
+    pub file: Option<PathBuf>,
+}
+
+impl Book {
+    /// Whether a path is the ledger's file, or one of those that SQLite keeps beside it.
+    fn is(&self, path: &Path) -> bool {
+        let Some(own) = &self.file else { return false };
+        let names = own.file_name().and_then(OsStr::to_str).zip(path.file_name().and_then(OsStr::to_str));
+        let suffix = names.and_then(|(own, found)| found.strip_prefix(own));
+        matches!(suffix, Some("" | "-wal" | "-shm" | "-journal"))
+            && std::path::absolute(path).is_ok_and(|path| {
+                path.parent().and_then(|folder| folder.canonicalize().ok()).as_deref() == own.parent()
+            })
+    }
 }
 
 /// What became of one file.
@@ -53,6 +69,8 @@ pub(super) struct Report {
 /// What is known before the judgement.
 #[derive(Default)]
 struct Found {
+    /// As read, where that was done.
+    bytes: Option<u64>,
     sha256: Option<[u8; 32]>,
     seen: Option<Seen>,
     scores: Option<job::Scores>,
@@ -61,23 +79,25 @@ struct Found {
 }
 
 impl<'a> Scan<'a> {
-    pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> Self {
-        let digests = screen.digests(None).unwrap_or_default();
-        let memory = Semaphore::new(
-            usize::try_from(config.storage.memory_bytes.div_ceil(UNIT))
-                .unwrap_or(usize::MAX)
-                .min(Semaphore::MAX_PERMITS),
-        );
-        Self { screen, digests, config, book, memory, anew: false }
+    pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> anyhow::Result<Self> {
+        let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
+        let units = usize::try_from(config.storage.memory_bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let memory = Semaphore::new(units.min(Semaphore::MAX_PERMITS));
+        Ok(Self { screen, digests, config, book, memory, anew: false })
     }
 
     /// One file, from its name to its row.
-    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Report> {
+    ///
+    /// `None` for the ledger's own file, which may lie among the images.
+    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Option<Report>> {
+        if self.book.as_ref().is_some_and(|book| book.is(&path)) {
+            return Ok(None);
+        }
         let image = path.display().to_string();
         let file = State::of(&path).await.with_context(|| format!("reading {image}"))?;
         let id = self.job_id(&file);
         if let Some(verdict) = self.known(&id).await? {
-            return Ok(Report { image, verdict, unchanged: true, shown: Vec::new() });
+            return Ok(Some(Report { image, verdict, unchanged: true, shown: Vec::new() }));
         }
         let received_at = OffsetDateTime::now_utc();
         let (found, judgement) = self.look(path, file.bytes).await?;
@@ -87,7 +107,7 @@ impl<'a> Scan<'a> {
             lane: Lane::Backfill,
             image: file.image,
             sha256: found.sha256,
-            bytes: Some(file.bytes),
+            bytes: Some(found.bytes.unwrap_or(file.bytes)),
             seen: found.seen,
             judgement,
             scores: found.scores,
@@ -102,7 +122,7 @@ impl<'a> Scan<'a> {
         if let Some(book) = &self.book {
             book.persist.commit(Entry { verdict: verdict.clone(), event: None }).await?;
         }
-        Ok(Report { image, verdict, unchanged: false, shown: found.shown })
+        Ok(Some(Report { image, verdict, unchanged: false, shown: found.shown }))
     }
 
     /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
@@ -115,19 +135,26 @@ impl<'a> Scan<'a> {
     async fn look(&self, path: PathBuf, length: u64) -> anyhow::Result<(Found, Judgement)> {
         let mut found = Found::default();
         let limit = self.config.storage.max_object_bytes;
+        let too_large = |what: &str| {
+            Judgement::unscored(Outcome::Rejected, format!("the file has {what} bytes, the limit is {limit}"))
+        };
         if length > limit {
-            let why = format!("the file has {length} bytes, the limit is {limit}");
-            return Ok((found, Judgement::unscored(Outcome::Rejected, why)));
+            return Ok((found, too_large(&length.to_string())));
         }
         // A file that is larger than all there is may have all there is.
         let units = length.div_ceil(UNIT).min(self.config.storage.memory_bytes.div_ceil(UNIT));
         let _memory = self.memory.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await?;
-        let (bytes, sha256) = files::read(path).await?;
+        let (bytes, sha256) = files::read(path, limit).await?;
+        if bytes.len() as u64 > limit {
+            return Ok((found, too_large("more")));
+        }
+        found.bytes = Some(bytes.len() as u64);
         found.sha256 = Some(sha256);
 
         if let Some(book) = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores) {
             let policy = self.screen.policy();
-            if let Some(earlier) = book.ledger.find_scores(sha256, &self.digests, &policy.reference.sha256).await? {
+            let earlier = book.ledger.find_scores(sha256, &self.digests, &policy.reference.sha256).await?;
+            if let Some(earlier) = earlier.filter(|earlier| decode::allows(&self.config.decode, earlier.seen)) {
                 let judgement = judge::judge(policy, &earlier.scores);
                 found.seen = Some(earlier.seen);
                 found.scores = Some(earlier.scores);

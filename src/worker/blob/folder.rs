@@ -4,7 +4,8 @@
 //! leads out of it, by `..`, an absolute path or a symbolic link, also if a link is planted while it is being resolved.
 
 use std::io::{self, ErrorKind, Read};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use cap_std::fs::{Dir, File, OpenOptions, OpenOptionsExt};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::{Object, Store, StoreError};
+use super::{FIRST_BYTE, Object, Store, StoreError};
 use crate::config::ConfigError;
 use crate::job::ImageRef;
 
@@ -24,18 +25,19 @@ const CHUNK: usize = 256 << 10;
 /// `O_NONBLOCK`, by which opening a pipe that nobody writes to does not wait for somebody.
 const NON_BLOCKING: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
 
-/// The folder behind `file:///folder`.
+/// The folder behind `file:///folder`. Clones are the same folder.
+#[derive(Clone)]
 pub(super) struct Folder {
-    root: Dir,
+    root: Arc<Dir>,
     /// Buckets allowed by their full name.
-    named: Vec<String>,
+    named: Arc<[String]>,
 }
 
 impl Folder {
     /// Opens the root.
     pub(super) fn open(root: &Path, named: Vec<String>) -> Result<Self, ConfigError> {
         match Dir::open_ambient_dir(root, ambient_authority()) {
-            Ok(root) => Ok(Self { root, named }),
+            Ok(root) => Ok(Self { root: Arc::new(root), named: named.into() }),
             Err(e) => Err(ConfigError::Invalid {
                 option: "objects".into(),
                 what: format!(
@@ -46,29 +48,50 @@ impl Folder {
         }
     }
 
+    /// The folder of a bucket. What is wrong with one that was named in the configuration is the operator's matter; any
+    /// other name is the job's.
     fn bucket(&self, name: &str) -> Result<Dir, StoreError> {
-        self.root.open_dir(name).map_err(|e| match e.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory if !self.named.iter().any(|named| named == name) => {
-                StoreError::Missing(format!("there is no bucket \"{name}\""))
+        let missing = || StoreError::Missing(format!("there is no bucket \"{name}\""));
+        if !is_plain(name) || name.contains('/') {
+            return Err(missing());
+        }
+        self.root.open_dir(name).map_err(|e| {
+            let words = format!("the bucket \"{name}\" cannot be opened: {e}");
+            match e.kind() {
+                _ if self.named.iter().any(|named| named == name) => StoreError::Down(words),
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => missing(),
+                // Also what `cap_std` says of a link that leads out.
+                ErrorKind::PermissionDenied => StoreError::Denied(words),
+                _ => StoreError::Unclear(words),
             }
-            _ => StoreError::Down(format!("the bucket \"{name}\" cannot be opened: {e}")),
         })
+    }
+
+    /// Runs something off the runtime's threads: a file system can take its time as well as a network can.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let folder = self.clone();
+        let done = tokio::task::spawn_blocking(move || act(&folder)).await;
+        done.unwrap_or_else(|_| Err(StoreError::Unclear("reading the folder panicked".into())))
     }
 }
 
 #[async_trait]
 impl Store for Folder {
     async fn open(&self, image: &ImageRef) -> Result<Object, StoreError> {
-        let bucket = self.bucket(&image.bucket)?;
         let image = image.clone();
-        // A file system can take its time as well as a network can.
-        let opened = tokio::task::spawn_blocking(move || open(&bucket, &image)).await;
-        opened.unwrap_or_else(|_| Err(StoreError::Unclear("opening the file panicked".into())))
+        self.blocking(move |folder| open(&folder.bucket(&image.bucket)?, &image)).await
     }
 
     async fn probe(&self, bucket: &str) -> Result<(), String> {
-        match self.bucket(bucket) {
-            Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
+        let bucket = bucket.to_owned();
+        let opened = self.blocking(move |folder| folder.bucket(&bucket).map(drop));
+        match tokio::time::timeout(FIRST_BYTE, opened).await.unwrap_or_else(|_| {
+            Err(StoreError::Unclear(format!("the folder did not answer within {} s", FIRST_BYTE.as_secs())))
+        }) {
+            Ok(()) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
             Err(StoreError::Down(why) | StoreError::Unclear(why)) => Err(why),
         }
     }
@@ -78,10 +101,7 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
     if image.version_id.is_some() {
         return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
     }
-    // Two keys must not name one file, or one image would have verdicts under several names.
-    let plain = Path::new(&image.key).components().all(|part| matches!(part, Component::Normal(_)));
-    let joined: String = Path::new(&image.key).components().collect::<std::path::PathBuf>().display().to_string();
-    if !plain || joined != image.key {
+    if !is_plain(&image.key) {
         return Err(StoreError::Missing(
             "there is no such object: its key is not a plain path below the bucket".into(),
         ));
@@ -100,6 +120,15 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
         return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
     }
     Ok(Object { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+}
+
+/// Whether a path is nothing but names with one slash between. Otherwise two keys could name one file, and one image
+/// would have verdicts under several names.
+fn is_plain(path: &str) -> bool {
+    let parts = Path::new(path).components();
+    parts.clone().all(|part| matches!(part, Component::Normal(_)))
+        && !path.is_empty()
+        && parts.collect::<PathBuf>().as_os_str() == path
 }
 
 fn sort(error: &io::Error) -> StoreError {
@@ -145,7 +174,9 @@ mod tests {
         let at = |path: &str| root.path().join(path);
         fs::create_dir_all(at("store/uploads/sub")).unwrap();
         fs::create_dir_all(at("store/private")).unwrap();
-        for path in ["outside", "store/private/secret", "store/uploads/a b%20.jpg", "store/uploads/sub/k"] {
+        for path in
+            ["outside", "store/in-no-bucket", "store/private/secret", "store/uploads/a b%20.jpg", "store/uploads/sub/k"]
+        {
             fs::write(at(path), path).unwrap();
         }
         symlink(at("outside"), at("store/uploads/absolute")).unwrap();
@@ -196,10 +227,12 @@ mod tests {
             let refused = read(&folder, &image("uploads", key)).await;
             assert!(matches!(refused, Err(StoreError::Missing(_) | StoreError::Denied(_))), "{key}: {refused:?}");
         }
-        // The allow-list lets no such bucket in; the store does not rely on that.
-        for bucket in ["..", "linked", "/", "."] {
-            assert!(read(&folder, &image(bucket, "outside")).await.is_err(), "{bucket}");
+        for (bucket, key) in [("..", "outside"), (".", "in-no-bucket"), (".", "uploads/sub/k"), ("/", "etc/passwd")] {
+            let refused = read(&folder, &image(bucket, key)).await;
+            assert!(matches!(refused, Err(StoreError::Missing(_))), "{bucket} {key}: {refused:?}");
         }
+        let linked = read(&folder, &image("linked", "outside")).await;
+        assert!(matches!(linked, Err(StoreError::Denied(_))), "{linked:?}");
     }
 
     #[tokio::test]
@@ -227,7 +260,9 @@ mod tests {
     async fn a_bucket_that_is_not_there_is_the_operators_matter_if_they_named_it() {
         let (_root, folder) = folder();
         assert!(matches!(folder.open(&image("gone", "k")).await, Err(StoreError::Down(_))));
-        assert!(matches!(folder.open(&image("made-up", "k")).await, Err(StoreError::Missing(_))));
+        for made_up in ["made-up", &"long".repeat(100), "in-no-bucket"] {
+            assert!(matches!(folder.open(&image(made_up, "k")).await, Err(StoreError::Missing(_))), "{made_up}");
+        }
         assert!(folder.probe("uploads").await.is_ok());
         assert!(folder.probe("gone").await.unwrap_err().contains("\"gone\""));
     }

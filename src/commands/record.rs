@@ -1,0 +1,125 @@
+//! A verdict as `show` and `export` print it: the ledger's columns by their names.
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::{Iso8601, Rfc3339};
+
+use crate::job::{Outcome, Verdict, exact, exact_scores};
+use crate::ledger::Filter;
+
+/// Every column, in the ledger's order.
+pub(super) const COLUMNS: [&str; 25] = [
+    "id",
+    "job_id",
+    "lane",
+    "bucket",
+    "key",
+    "version_id",
+    "etag",
+    "sha256",
+    "bytes",
+    "format",
+    "width",
+    "height",
+    "frames",
+    "outcome",
+    "reason",
+    "label",
+    "score",
+    "scores",
+    "detectors",
+    "policy",
+    "metadata",
+    "reused_from",
+    "attempts",
+    "received_at",
+    "decided_at",
+];
+
+/// A verdict's columns.
+pub(super) fn row(verdict: &Verdict) -> Map<String, Value> {
+    let Verdict { image, judgement, seen, .. } = verdict;
+    let values = [
+        json!(verdict.id),
+        json!(verdict.job_id),
+        json!(verdict.lane),
+        json!(image.bucket),
+        json!(image.key),
+        json!(image.version_id),
+        json!(image.etag),
+        json!(verdict.sha256.map(hex::encode)),
+        json!(verdict.bytes),
+        json!(seen.map(|seen| seen.format)),
+        json!(seen.map(|seen| seen.width)),
+        json!(seen.map(|seen| seen.height)),
+        json!(seen.map(|seen| seen.frames)),
+        json!(judgement.outcome),
+        json!(judgement.reason),
+        json!(judgement.label),
+        json!(judgement.score.map(exact)),
+        json!(verdict.scores.as_ref().map(exact_scores)),
+        json!(verdict.detectors),
+        json!(verdict.policy),
+        json!(verdict.metadata),
+        json!(verdict.reused_from),
+        json!(verdict.attempts),
+        json!(verdict.received_at.format(&Rfc3339).ok()),
+        json!(verdict.decided_at.format(&Rfc3339).ok()),
+    ];
+    COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
+}
+
+/// Which verdicts are meant; those that meet every condition.
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// Decided then or later: 2026-11-25, or 2026-11-25T13:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    since: Option<OffsetDateTime>,
+    /// Decided before then
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    until: Option<OffsetDateTime>,
+    /// Of this outcome [repeatable]
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
+    outcome: Vec<Outcome>,
+    /// Scored by the detector of this name
+    #[arg(long, value_name = "NAME")]
+    scored_by: Option<String>,
+}
+
+impl Which {
+    pub(super) fn filter(&self) -> Filter {
+        Filter {
+            since: self.since,
+            until: self.until,
+            outcomes: self.outcome.clone(),
+            detector: self.scored_by.clone(),
+        }
+    }
+}
+
+fn outcome(word: &str) -> Result<Outcome, String> {
+    let known = Outcome::ALL.map(Outcome::as_str).join(", ");
+    Outcome::parse(word).ok_or_else(|| format!("it is none of {known}"))
+}
+
+/// A time with its offset, or a day in UTC.
+fn instant(text: &str) -> Result<OffsetDateTime, String> {
+    let day = || time::Date::parse(text, &Iso8601::DATE).map(|day| day.midnight().assume_utc());
+    OffsetDateTime::parse(text, &Rfc3339)
+        .or_else(|_| day())
+        .map_err(|_| "it is neither a day, 2026-11-25, nor a time, 2026-11-25T13:00:00Z".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_begins_at_midnight_in_utc() {
+        assert_eq!(instant("2026-11-25").unwrap(), instant("2026-11-25T00:00:00Z").unwrap());
+        assert_eq!(instant("2026-11-25T02:00:00+02:00").unwrap(), instant("2026-11-25").unwrap());
+        assert!(instant("yesterday").is_err());
+        assert!(outcome("flaged").unwrap_err().contains("flagged"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Reading verdicts back from SQLite, and judging them anew.
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+
+use super::{BEGIN, Sqlite, now, stamp};
+use crate::job::{ImageRef, Verdict};
+use crate::ledger::rows::{self, stored};
+use crate::ledger::{Announcement, Archive, Filter, LedgerError, Rejudged};
+
+#[async_trait]
+impl Archive for Sqlite {
+    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError> {
+        self.run(move |c| {
+            Box::pin(async move {
+                let row = sqlx::query("SELECT * FROM verdicts WHERE id = $1").bind(id.to_string()).fetch_optional(c);
+                row.await?.map(|row| stored!(row).verdict()).transpose()
+            })
+        })
+        .await
+    }
+
+    async fn on_image(&self, image: &ImageRef, limit: u32) -> Result<Vec<Verdict>, LedgerError> {
+        let image = image.clone();
+        self.run(move |c| {
+            Box::pin(async move {
+                let query = "SELECT * FROM verdicts WHERE bucket = $1 AND key = $2 ORDER BY decided_at DESC LIMIT $3";
+                let query = sqlx::query(query).bind(image.bucket).bind(image.key).bind(limit);
+                query.fetch_all(c).await?.iter().map(|row| stored!(row).verdict()).collect()
+            })
+        })
+        .await
+    }
+
+    async fn events_of(&self, verdict: Uuid) -> Result<Vec<Announcement>, LedgerError> {
+        self.run(move |c| {
+            Box::pin(async move {
+                let query = "SELECT event_id, routing_key, created_at, published_at, tries, last_error FROM outbox
+                             WHERE verdict_id = $1 ORDER BY created_at";
+                let announcement = |row: &SqliteRow| {
+                    let id: String = row.try_get("event_id")?;
+                    Ok(Announcement {
+                        event: Uuid::parse_str(&id).map_err(|e| sqlx::Error::Decode(e.into()))?,
+                        routing_key: row.try_get("routing_key")?,
+                        created_at: row.try_get("created_at")?,
+                        published_at: row.try_get("published_at")?,
+                        tries: row.try_get("tries")?,
+                        last_error: row.try_get("last_error")?,
+                    })
+                };
+                sqlx::query(query).bind(verdict.to_string()).fetch_all(c).await?.iter().map(announcement).collect()
+            })
+        })
+        .await
+    }
+
+    async fn page(&self, filter: &Filter, after: Option<&Verdict>, limit: u32) -> Result<Vec<Verdict>, LedgerError> {
+        let filter = filter.clone();
+        let after = after.map(|verdict| (stamp(verdict.decided_at), verdict.id.to_string())).unzip();
+        self.run(move |c| {
+            Box::pin(async move {
+                let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
+                let query = sqlx::query(
+                    "SELECT * FROM verdicts
+                     WHERE decided_at >= coalesce($1, '') AND decided_at < coalesce($2, '~')
+                         AND ($3 = '[]' OR outcome IN (SELECT value FROM json_each($3)))
+                         AND ($4 IS NULL OR $4 IN (SELECT key FROM json_each(detectors)))
+                         AND ($5 IS NULL OR (decided_at, id) > ($5, $6))
+                     ORDER BY decided_at, id LIMIT $7",
+                );
+                let query = query.bind(filter.since.map(stamp)).bind(filter.until.map(stamp));
+                let query = query.bind(rows::text(&outcomes)).bind(filter.detector);
+                let query = query.bind(after.0).bind(after.1).bind(limit);
+                query.fetch_all(c).await?.iter().map(|row| stored!(row).verdict()).collect()
+            })
+        })
+        .await
+    }
+
+    async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError> {
+        let changes = changes.to_vec();
+        self.run(move |c| {
+            Box::pin(async move {
+                let mut transaction = c.begin_with(BEGIN).await?;
+                let mut made = 0;
+                for change in changes {
+                    let judgement = change.judgement;
+                    let done = sqlx::query(
+                        "UPDATE verdicts
+                         SET outcome = $3, reason = $4, label = $5, score = $6, policy = $7, decided_at = $8
+                         WHERE id = $1 AND policy ->> 'sha256' = $2 AND scores IS NOT NULL",
+                    )
+                    .bind(change.id.to_string())
+                    .bind(change.before)
+                    .bind(judgement.outcome.as_str())
+                    .bind(judgement.reason)
+                    .bind(judgement.label)
+                    .bind(judgement.score)
+                    .bind(rows::text(&change.policy))
+                    .bind(stamp(change.decided_at))
+                    .execute(&mut *transaction)
+                    .await?;
+                    made += done.rows_affected();
+                    let Some(event) = change.event.filter(|_| done.rows_affected() > 0) else { continue };
+                    sqlx::query(
+                        "INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at)
+                         VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (event_id) DO NOTHING",
+                    )
+                    .bind(event.id.to_string())
+                    .bind(change.id.to_string())
+                    .bind(event.routing_key)
+                    .bind(event.correlation_id)
+                    .bind(event.payload)
+                    .bind(now())
+                    .execute(&mut *transaction)
+                    .await?;
+                }
+                transaction.commit().await?;
+                Ok(made)
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,236 @@
+//! What an operator does: looking at dead letters and sending them back, asking what is known, exporting, rejudging.
+
+use std::collections::BTreeMap;
+
+use lapin::BasicProperties;
+use pixwarden::job::Lane;
+use serde_json::{Value, json};
+
+use crate::support::{Ended, Lab, judged_fixtures};
+
+fn rows(ended: &Ended) -> Vec<Value> {
+    ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn field<'a>(rows: &'a [Value], name: &str) -> Vec<&'a str> {
+    rows.iter().map(|row| row[name].as_str().unwrap_or_default()).collect()
+}
+
+/// Two jobs that failed for want of a good download, and a message that nobody understands.
+async fn with_dead_letters() -> Lab {
+    let mut lab = Lab::new().await;
+    let direct = lab.endpoint.clone();
+    lab.endpoint = crate::proxy::start(&lab.endpoint).await;
+    lab.extra = "[worker]\nattempts = 1".into();
+    let image = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap().bytes;
+    for key in ["cut-1", "cut-2"] {
+        lab.put(key, image.clone()).await;
+    }
+    let mut worker = lab.started_worker().await;
+    let job = |i: u8| json!({"id": format!("job-{i}"), "image": format!("s3://{}/cut-{i}", lab.bucket)}).to_string();
+    let headers = {
+        let mut headers = lapin::types::FieldTable::default();
+        headers.insert("traceparent".into(), pixwarden::broker::text("00-1-2-01"));
+        headers
+    };
+    for i in [1, 2] {
+        let properties = BasicProperties::default().with_headers(headers.clone()).with_correlation_id("mine".into());
+        lab.publish(Lane::Backfill, job(i), properties).await;
+    }
+    lab.publish(Lane::Live, "nonsense", BasicProperties::default().with_message_id("odd".into())).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'failed'", 2, &worker).await;
+    lab.until_settled(&worker).await;
+    assert!(worker.terminate().await.success());
+    lab.endpoint = direct;
+    lab
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_at_dead_letters_takes_none_away() {
+    let lab = with_dead_letters().await;
+    for _ in 0..30 {
+        let listed = lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok();
+        assert_eq!(rows(&listed).len(), 3, "{}", listed.stdout);
+    }
+    let failed = rows(&lab.run(&["dead", "list", "--format", "jsonl", "--reason", "given up after"]).await.expect_ok());
+    let mut ids = field(&failed, "job_id");
+    ids.sort_unstable();
+    assert_eq!(ids, ["job-1", "job-2"]);
+    assert!(failed.iter().all(|row| row["lane"] == "backfill" && row["dead_since"].is_string()), "{failed:?}");
+    assert_eq!(rows(&lab.run(&["dead", "list", "--older-than", "1h", "--format", "jsonl"]).await.expect_ok()).len(), 0);
+    assert_eq!(rows(&lab.run(&["dead", "list", "--older-than", "0s", "--format", "jsonl"]).await.expect_ok()).len(), 3);
+
+    let shown: Value = serde_json::from_str(&lab.run(&["dead", "show", "job-2"]).await.expect_ok().stdout).unwrap();
+    assert_eq!((&shown["body"]["id"], &shown["headers"]["traceparent"]), (&json!("job-2"), &json!("00-1-2-01")));
+    assert_eq!(shown["correlation_id"], "mine");
+    let odd: Value = serde_json::from_str(&lab.run(&["dead", "show", "odd"]).await.expect_ok().stdout).unwrap();
+    assert_eq!(odd["body"], "nonsense");
+    let nobody = lab.run(&["dead", "show", "nobody"]).await;
+    assert_eq!(nobody.status, 1);
+    assert!(nobody.stderr.contains("no dead letter has the job id or message id \"nobody\""), "{}", nobody.stderr);
+    assert_eq!(lab.waiting(&lab.topology.dead()).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_job_keeps_its_id_starts_anew_and_gets_its_verdict() {
+    let lab = with_dead_letters().await;
+    let careless = lab.run(&["dead", "replay"]).await;
+    assert_eq!(careless.status, 2, "{}", careless.stderr);
+    assert!(careless.stderr.contains("hint: give --reason"), "{}", careless.stderr);
+    let counted = lab.run(&["dead", "replay", "--all", "--dry-run"]).await.expect_ok();
+    assert!(counted.stderr.contains("3 dead letters would be replayed"), "{}", counted.stderr);
+    assert_eq!(lab.waiting(&lab.topology.dead()).await, 3);
+
+    let replayed = lab.run(&["dead", "replay", "--id", "job-1"]).await.expect_ok();
+    assert!(replayed.stderr.contains("1 dead letter replayed\n  1  given up after 1 attempts"), "{}", replayed.stderr);
+    let lane = lab.topology.lane(Lane::Backfill);
+    let waiting = lab.drain(&lane).await;
+    let (body, properties) = &waiting[0];
+    assert_eq!((waiting.len(), &body["id"]), (1, &json!("job-1")));
+    let headers = properties.headers().clone().unwrap();
+    let names: Vec<_> =
+        headers.inner().keys().map(ToString::to_string).filter(|name| !name.starts_with("x-delivery")).collect();
+    assert_eq!(names, ["traceparent", "x-pixwarden-job-id"], "what was counted and noted is gone");
+    lab.publish(Lane::Backfill, body.to_string(), properties.clone()).await;
+
+    lab.run(&["dead", "replay", "--reason", "given up after"]).await.expect_ok();
+    let mut worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'flagged' AND attempts = 1", 2, &worker).await;
+    lab.until_settled(&worker).await;
+    assert!(worker.terminate().await.success());
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 2, "the same jobs, and no others");
+    assert_eq!(lab.count("SELECT count(*) FROM outbox").await, 4, "each has told of its failure and of its verdict");
+    let left = lab.drain(&lab.topology.dead()).await;
+    assert_eq!(left.iter().map(|(body, _)| body).collect::<Vec<_>>(), [&json!("nonsense")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_letters_are_gone_and_others_stay() {
+    let lab = with_dead_letters().await;
+    let dropped = lab.run(&["dead", "drop", "--id", "job-1", "--id", "odd"]).await.expect_ok();
+    assert!(dropped.stderr.contains("2 dead letters dropped"), "{}", dropped.stderr);
+    let left = rows(&lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok());
+    assert_eq!(field(&left, "job_id"), ["job-2"]);
+}
+
+/// A ledger with a verdict on every fixture, and what the worker told of each.
+async fn with_verdicts() -> (Lab, String, BTreeMap<String, String>) {
+    let lab = Lab::new().await;
+    let listener = lab.listen().await;
+    let fixtures: Vec<_> = judged_fixtures().into_iter().step_by(3).collect();
+    let mut expected = BTreeMap::new();
+    for (i, fixture) in fixtures.iter().enumerate() {
+        lab.put(&format!("{i:03}"), fixture.bytes.clone()).await;
+        expected.insert(format!("job-{i:03}"), fixture.outcome.clone());
+    }
+    let mut worker = lab.started_worker().await;
+    for i in 0..fixtures.len() {
+        let id = format!("job-{i:03}");
+        let image = format!("s3://{}/{i:03}", lab.bucket);
+        lab.job(Lane::Live, json!({"id": id, "image": image, "metadata": {"n": i, "text": "a,\"b\"\n"}})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", i64::try_from(fixtures.len()).unwrap(), &worker).await;
+    lab.until_published(&worker).await;
+    assert!(worker.terminate().await.success());
+    (lab, listener, expected)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_job_and_of_an_image_is_shown() {
+    let (lab, ..) = with_verdicts().await;
+    let by_job = rows(&lab.run(&["show", "job-000", "--format", "jsonl"]).await.expect_ok());
+    let image = format!("s3://{}/000", lab.bucket);
+    let by_image = rows(&lab.run(&["show", &image, "--format", "jsonl"]).await.expect_ok());
+    assert_eq!((by_job.len(), &by_job), (1, &by_image));
+    assert_eq!((&by_job[0]["key"], &by_job[0]["metadata"]["n"]), (&json!("000"), &json!(0)));
+    let flagged: String = sqlx::query_scalar("SELECT job_id FROM verdicts WHERE outcome = 'flagged' LIMIT 1")
+        .fetch_one(&lab.db)
+        .await
+        .unwrap();
+    let told = rows(&lab.run(&["show", &flagged, "--format", "jsonl"]).await.expect_ok());
+    assert!(told[0]["announced"].as_str().unwrap().starts_with("image.flagged at 20"), "{told:?}");
+    assert!(told[0]["events"][0]["published_at"].is_string(), "{told:?}");
+    let nobody = lab.run(&["show", "nobody"]).await;
+    assert_eq!(nobody.status, 1);
+    assert!(
+        nobody.stderr.contains("knows nothing of \"nobody\"") && nobody.stderr.contains("hint:"),
+        "{}",
+        nobody.stderr
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
+    let (lab, _, expected) = with_verdicts().await;
+    let all = rows(&lab.run(&["export"]).await.expect_ok());
+    let found: BTreeMap<_, _> = all
+        .iter()
+        .map(|row| (row["job_id"].as_str().unwrap().to_owned(), row["outcome"].as_str().unwrap().to_owned()))
+        .collect();
+    assert_eq!((all.len(), &found), (expected.len(), &expected));
+    let times = field(&all, "decided_at");
+    assert!(times.is_sorted(), "{times:?}");
+
+    let count =
+        async |arguments: &[&str]| rows(&lab.run(&[&["export"][..], arguments].concat()).await.expect_ok()).len();
+    let wanted = expected.values().filter(|outcome| *outcome == "flagged" || *outcome == "review").count();
+    assert_eq!(count(&["--outcome", "flagged", "--outcome", "review"]).await, wanted);
+    assert_eq!(count(&["--scored-by", "spread-nhwc"]).await, expected.len());
+    assert_eq!(count(&["--scored-by", "another"]).await, 0);
+    let middle = times[times.len() / 2];
+    let (before, after) = (count(&["--until", middle]).await, count(&["--since", middle]).await);
+    assert_eq!(before + after, expected.len());
+    assert!(before > 0 && after > 0);
+
+    let csv = lab.run(&["export", "--format", "csv"]).await.expect_ok();
+    let mut reader = csv::Reader::from_reader(csv.stdout.as_bytes());
+    let metadata = reader.headers().unwrap().iter().position(|name| name == "metadata").unwrap();
+    let records: Vec<_> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(records.len(), expected.len());
+    let text: Value = serde_json::from_str(&records[0][metadata]).unwrap();
+    assert_eq!(text["text"], "a,\"b\"\n");
+    assert_eq!(lab.run(&["export", "--outcome", "flaged"]).await.status, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_outcome_changes() {
+    let (lab, listener, expected) = with_verdicts().await;
+    lab.drain(&listener).await;
+    let snapshot = async || -> Vec<(String, String, String)> {
+        let query = "SELECT job_id, outcome, policy->>'sha256' FROM verdicts ORDER BY job_id";
+        sqlx::query_as(query).fetch_all(&lab.db).await.unwrap()
+    };
+    let before = snapshot().await;
+    let strict = ["--review-at", "0", "--flag-at", "0"];
+    let dry = lab.run(&[&["rejudge", "--dry-run", "--format", "jsonl"][..], &strict].concat()).await.expect_ok();
+    assert_eq!(snapshot().await, before, "a dry run writes nothing");
+
+    let done = lab.run(&[&["rejudge", "--format", "jsonl"][..], &strict].concat()).await.expect_ok();
+    assert_eq!(rows(&dry), rows(&done), "and tells what would be");
+    let after = snapshot().await;
+    let mut changed = 0;
+    for ((job, old, _), (_, new, _)) in before.iter().zip(&after) {
+        let scored = ["passed", "review", "flagged"].contains(&expected[job].as_str());
+        assert_eq!(new, if scored { "flagged" } else { old }, "{job}");
+        changed += usize::from(old != new);
+    }
+    assert!(changed > 5, "{changed}");
+    let again = lab.run(&[&["rejudge", "--format", "jsonl"][..], &strict].concat()).await.expect_ok();
+    assert_eq!((rows(&again).len(), snapshot().await), (0, after), "a second time changes nothing");
+
+    // A worker that runs anyway tells of them.
+    let mut worker = lab.started_worker().await;
+    lab.until_published(&worker).await;
+    let events = lab.drain(&listener).await;
+    assert_eq!(events.len(), changed, "events only for what changed");
+    assert!(events.iter().all(|(event, _)| event["type"] == "io.pixwarden.image.flagged.v1"));
+    // Back under the first policy: told again, under ids of their own.
+    let back = lab.run(&["rejudge"]).await.expect_ok();
+    assert!(back.stderr.contains(&format!("{changed} with another outcome")), "{}", back.stderr);
+    assert_eq!(snapshot().await, before);
+    lab.until_published(&worker).await;
+    let told: Vec<_> = lab.drain(&listener).await.into_iter().map(|(event, _)| event).collect();
+    let back_in_review = before.iter().filter(|(_, old, _)| old == "review").count();
+    assert_eq!(told.len(), back_in_review, "what passes again is not announced by default");
+    assert!(worker.terminate().await.success());
+}
