@@ -147,7 +147,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
 /// The exit status of an error: 2 where the configuration is at fault, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {
-    let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Threads(_));
+    let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Proof(_) | StartError::Threads(_));
     let configuration = error.is::<ConfigError>()
         || error.downcast_ref::<StartError>().is_some_and(start)
         || match error.downcast_ref::<WorkerError>() {

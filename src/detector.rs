@@ -3,6 +3,7 @@
 //! This file reads files and checks them against each other. It runs nothing: that the model's own shapes agree with
 //! the package is checked by `screen::infer` when the session is made.
 
+mod golden;
 mod preprocessing;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+pub use golden::Golden;
 pub use preprocessing::{CropRounding, Filter, Geometry, Normalisation, Resize};
 
 /// How a model's output becomes probabilities.
@@ -44,6 +46,10 @@ pub struct Detector {
     pub shadow: bool,
     /// SHA-256 over model, labels, preprocessing and decode settings, hexadecimal.
     pub digest: String,
+    /// SHA-256 of the model file alone, hexadecimal: what a configuration pins.
+    pub model_sha256: String,
+    /// What it scored where it was made, for the proof at start.
+    pub golden: Option<Golden>,
 }
 
 /// What is wrong with a package. Every message names the folder and the field.
@@ -156,6 +162,11 @@ impl Detector {
         let activation = stated_activation(&config, multi_label).map_err(&in_field)?;
         let (geometry, normalisation) = preprocessing::resolve(&config, preprocessor.as_ref()).map_err(&in_field)?;
 
+        let golden = read_json(folder, "golden.json")
+            .map_err(&in_file)?
+            .map(|fields| Golden::read(folder, &fields, &labels).map_err(&in_field))
+            .transpose()?;
+
         let bytes = std::fs::read(&model).map_err(|e| in_file(format!("cannot read {}: {e}", model.display())))?;
         let model_sha256 = hex::encode(Sha256::digest(&bytes));
         if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&model_sha256)) {
@@ -178,6 +189,8 @@ impl Detector {
             multi_label,
             shadow: source.shadow,
             digest,
+            model_sha256,
+            golden,
         })
     }
 }

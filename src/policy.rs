@@ -209,6 +209,8 @@ pub(crate) mod tests {
             multi_label: false,
             shadow: false,
             digest: name.into(),
+            model_sha256: name.into(),
+            golden: None,
         }
     }
 

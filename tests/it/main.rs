@@ -14,5 +14,6 @@ mod invariants;
 mod lanes;
 mod memory;
 mod messages;
+mod models;
 mod proxy;
 mod throughput;
