@@ -139,7 +139,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
-        Command::Models(arguments) => models::run(arguments, &config),
+        Command::Models(arguments) => models::run(arguments, &config).await,
         Command::Check => check::run(&config).await,
     }
 }

@@ -19,6 +19,7 @@ use weights::Weights;
 
 pub use golden::Golden;
 pub use preprocessing::{Channels, CropRounding, Filter, Geometry, Normalisation, Resize};
+pub use weights::{PLACES as MODEL_PLACES, companions};
 
 /// How a model's output becomes probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -144,7 +144,7 @@ pub(super) fn resolve(
     }
 }
 
-/// A JSON object's fields, read by type. `null` is as good as absent, as it is to both libraries.
+/// A JSON object's fields, read by type. `null` is as good as absent, but for switches.
 #[derive(Clone, Copy)]
 struct Fields<'a> {
     json: &'a Object,
@@ -166,10 +166,14 @@ impl<'a> Fields<'a> {
         self.get(field).map(text).transpose()
     }
 
+    /// A switch that is `null` is off: transformers takes it for the value and not for an absence, and it is not true.
     fn switch(&self, field: &'static str) -> Result<Option<bool>, FieldError> {
-        let switch =
-            |value: &Value| value.as_bool().ok_or_else(|| self.refuse(field, format!("{value} is not true or false")));
-        self.get(field).map(switch).transpose()
+        match self.json.get(field) {
+            None => Ok(None),
+            Some(Value::Null) => Ok(Some(false)),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(other) => Err(self.refuse(field, format!("{other} is not true or false"))),
+        }
     }
 
     /// A part of the resized edge that the crop keeps, above 0 and up to 1.

@@ -1,6 +1,6 @@
 //! The model file with the files it refers to: where they are, and one SHA-256 over them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -8,7 +8,19 @@ use sha2::{Digest, Sha256};
 use super::external::{beneath, outline};
 use super::{FieldError, PackageError};
 
-const PLACES: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
+/// Where a package's model may be, the first that is there counting.
+pub const PLACES: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
+
+/// The files in which a model keeps tensors, relative to its own folder, as it names them and each once.
+///
+/// # Errors
+/// When the model cannot be read.
+pub fn companions(model: &Path) -> Result<BTreeSet<String>, PackageError> {
+    let in_file = |what: String| PackageError::File { folder: model.display().to_string(), what };
+    let bytes = std::fs::read(model).map_err(|e| in_file(format!("cannot be read: {e}")))?;
+    let outline = outline(&bytes).map_err(|e| in_file(e.to_string()))?;
+    Ok(outline.external.into_iter().map(|external| external.location).collect())
+}
 
 /// A package's model.
 pub(super) struct Weights {

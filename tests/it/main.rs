@@ -10,6 +10,7 @@ mod support;
 mod attempts;
 mod errors;
 mod faults;
+mod hub;
 mod invariants;
 mod lanes;
 mod memory;

@@ -355,9 +355,20 @@ mod tests {
             r#""feature_extractor_type": "CLIPFeatureExtractor""#,
             r#""image_processor_type": "CLIPImageProcessor", "feature_extractor_type": "ViTFeatureExtractor""#,
         ] {
-            let (geometry, _) = read(&format!(r#"{{{class}, "size": 224, "do_resize": null}}"#)).unwrap();
+            let (geometry, _) = read(&format!(r#"{{{class}, "size": 224, "do_pad": null}}"#)).unwrap();
             assert_eq!(geometry.resize, Resize::ShortestEdge(224), "{class}");
         }
+    }
+
+    #[test]
+    fn a_switch_that_is_null_is_off() {
+        let (geometry, n) = processor("CLIP", r#""do_resize": null, "do_normalize": null, "do_rescale": null"#);
+        assert_eq!((geometry.resize, n.scale, n.mean), (Resize::None, 1.0, [0.0; 3]));
+        let uncropped = read(r#"{"image_processor_type": "CLIPImageProcessor", "do_center_crop": null}"#);
+        assert_eq!(uncropped.unwrap_err().field, "crop_size");
+        let (_, again) = processor("EfficientNet", r#""resample": 0, "image_std": 0.5"#);
+        let (_, once) = processor("EfficientNet", r#""resample": 0, "image_std": 0.5, "include_top": null"#);
+        assert_eq!((again.std, once.std), ([0.25; 3], [0.5; 3]));
     }
 
     #[test]
