@@ -25,7 +25,7 @@ use prepare::Pixels;
 use start::Starter;
 
 pub use proof::{Deviation, Proof, ProofError};
-pub use start::{Examined, StartError, examine, packages, plan};
+pub use start::{Each, Examined, StartError, examine, packages, plan};
 
 /// Everything that turns bytes into a judgement, warm.
 pub struct Screen {

@@ -65,8 +65,11 @@ pub fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
     Ok(detectors)
 }
 
-/// Every configured package with its folder, each read by itself.
-fn configured(config: &Config) -> Result<Vec<(PathBuf, Result<Detector, PackageError>)>, StartError> {
+/// What came of each configured package, by its folder: one that fails hides no other.
+pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
+
+/// Reads every configured package by itself.
+fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
     let decode_settings = format!("exact, {} frames", config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
         let detector = Detector::load(&Source {
@@ -141,12 +144,11 @@ pub struct Examined {
     pub proof: Proof,
 }
 
-/// Loads, warms and proves every configured detector by itself, so that one that fails hides no other. Nothing is judged,
-/// so no policy is needed.
+/// Loads, warms and proves every configured detector by itself. Nothing is judged, so no policy is needed.
 ///
 /// # Errors
 /// When there is nothing to examine, or nothing to examine it with; what is wrong with one package is its own result.
-pub fn examine(config: &Config) -> Result<Vec<(PathBuf, Result<Examined, StartError>)>, StartError> {
+pub fn examine(config: &Config) -> Result<Each<Examined, StartError>, StartError> {
     let configured = configured(config)?;
     let (tell_broken, _) = watch::channel(None);
     let starter = Starter::new(config, tell_broken)?;

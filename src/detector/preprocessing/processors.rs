@@ -10,7 +10,7 @@ type Statistics = ([f32; 3], [f32; 3]);
 
 const HALF: Statistics = ([0.5; 3], [0.5; 3]);
 /// Those of the images that CLIP was trained on.
-const CLIP: Statistics = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11]);
+const CLIP: Statistics = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
 
 const BILINEAR: Option<u64> = Some(2);
 const BICUBIC: Option<u64> = Some(3);
