@@ -175,7 +175,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
-        Command::Models(arguments) => models::run(arguments, &config),
+        Command::Models(arguments) => models::run(arguments, &config).await,
         Command::Check => check::run(&config).await,
         Command::Completions(_) | Command::Man(_) => Ok(0),
     }
@@ -184,7 +184,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
 /// The exit status of an error: 2 where the configuration is at fault, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {
-    let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Threads(_));
+    let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Proof(_) | StartError::Threads(_));
     let configuration = error.is::<ConfigError>()
         || error.is::<UsageError>()
         || error.downcast_ref::<StartError>().is_some_and(start)

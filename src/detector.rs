@@ -3,14 +3,23 @@
 //! This file reads files and checks them against each other. It runs nothing: that the model's own shapes agree with
 //! the package is checked by `screen::infer` when the session is made.
 
+mod external;
+mod golden;
+mod labels;
 mod preprocessing;
+mod weights;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-pub use preprocessing::{CropRounding, Filter, Geometry, Normalisation, Resize};
+use weights::Weights;
+
+pub use golden::Golden;
+pub use preprocessing::{Channels, CropRounding, Filter, Geometry, Normalisation, Resize};
+pub use weights::{PLACES as MODEL_PLACES, companions};
 
 /// How a model's output becomes probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +53,10 @@ pub struct Detector {
     pub shadow: bool,
     /// SHA-256 over model, labels, preprocessing and decode settings, hexadecimal.
     pub digest: String,
+    /// SHA-256 of the model file alone, hexadecimal: what a configuration pins.
+    pub model_sha256: String,
+    /// What it scored where it was made, for the proof at start.
+    pub golden: Option<Golden>,
 }
 
 /// What is wrong with a package. Every message names the folder and the field.
@@ -65,7 +78,7 @@ pub enum PackageError {
         /// The file the field belongs to.
         file: &'static str,
         /// The field.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong with it and what would be right.
         what: String,
     },
@@ -87,13 +100,18 @@ pub enum PackageError {
 #[derive(Debug)]
 pub(crate) struct FieldError {
     pub file: &'static str,
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     pub what: String,
 }
 
 impl FieldError {
-    pub(crate) fn new(file: &'static str, field: &'static str, what: impl Into<String>) -> Self {
-        Self { file, field, what: what.into() }
+    pub(crate) fn new(file: &'static str, field: impl Into<Cow<'static, str>>, what: impl Into<String>) -> Self {
+        Self { file, field: field.into(), what: what.into() }
+    }
+
+    fn of(self, folder: &Path) -> PackageError {
+        let folder = folder.display().to_string();
+        PackageError::Field { folder, file: self.file, field: self.field, what: self.what }
     }
 }
 
@@ -119,33 +137,26 @@ impl Detector {
     /// When a file is missing, a field is missing or not supported, or the model is not the pinned one.
     pub fn load(source: &Source<'_>) -> Result<Self, PackageError> {
         let folder = source.folder;
-        let shown = folder.display().to_string();
-        let in_file = |what: String| PackageError::File { folder: shown.clone(), what };
-        let in_field =
-            |e: FieldError| PackageError::Field { folder: shown.clone(), file: e.file, field: e.field, what: e.what };
+        let in_file = |what: &str| PackageError::File { folder: folder.display().to_string(), what: what.into() };
+        let in_field = |e: FieldError| e.of(folder);
 
         if !folder.is_dir() {
-            return Err(in_file("there is no such folder".into()));
+            return Err(in_file("there is no such folder"));
         }
         let name = match source.name {
             Some(name) => name.to_owned(),
-            None => {
-                folder_name(folder).ok_or_else(|| in_file("the folder has no name; give one with `name`".into()))?
-            }
+            None => folder_name(folder).ok_or_else(|| in_file("the folder has no name; give one with `name`"))?,
         };
-        let model = ["model.onnx", "onnx/model.onnx"]
-            .iter()
-            .map(|file| folder.join(file))
-            .find(|file| file.is_file())
-            .ok_or_else(|| in_file("neither model.onnx nor onnx/model.onnx is in it".into()))?;
+        let weights = Weights::read(folder)?;
+        if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&weights.sha256)) {
+            let folder = folder.display().to_string();
+            return Err(PackageError::Pinned { folder, found: weights.sha256, pinned: pinned.to_owned() });
+        }
 
-        let config = read_json(folder, "config.json")
-            .map_err(&in_file)?
-            .ok_or_else(|| in_file("it has no config.json, which must name the labels".into()))?;
-        let preprocessor = read_json(folder, "preprocessor_config.json").map_err(&in_file)?;
-
-        let labels = labels(&config).map_err(&in_field)?;
-        let multi_label = config.get("problem_type").and_then(Value::as_str) == Some("multi_label_classification");
+        let config = read_json(folder, "config.json")?
+            .ok_or_else(|| in_file("it has no config.json, which must name the labels"))?;
+        let labels = labels::read(&config).map_err(in_field)?;
+        let multi_label = labels::multi_label(&config).map_err(in_field)?;
         if labels.len() == 1 && !multi_label {
             return Err(in_field(FieldError::new(
                 "config.json",
@@ -153,31 +164,32 @@ impl Detector {
                 "one label only, and a softmax over one label is always 1; a sigmoid output needs \"problem_type\": \"multi_label_classification\"",
             )));
         }
-        let activation = stated_activation(&config, multi_label).map_err(&in_field)?;
-        let (geometry, normalisation) = preprocessing::resolve(&config, preprocessor.as_ref()).map_err(&in_field)?;
+        let activation = labels::activation(&config, multi_label).map_err(in_field)?;
+        let preprocessor = read_json(folder, "preprocessor_config.json")?;
+        let (geometry, normalisation) =
+            preprocessing::resolve(&config, preprocessor.as_ref(), weights.image).map_err(in_field)?;
+        let golden = read_json(folder, "golden.json")?
+            .map(|fields| Golden::read(folder, &fields, &labels).map_err(in_field))
+            .transpose()?;
 
-        let bytes = std::fs::read(&model).map_err(|e| in_file(format!("cannot read {}: {e}", model.display())))?;
-        let model_sha256 = hex::encode(Sha256::digest(&bytes));
-        if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&model_sha256)) {
-            return Err(PackageError::Pinned { folder: shown, found: model_sha256, pinned: pinned.to_owned() });
-        }
         let decides = serde_json::json!([
-            model_sha256,
+            weights.sha256,
             labels,
             format!("{geometry:?} {normalisation:?} {activation:?} {multi_label}"),
             source.decode_settings,
         ]);
-        let digest = hex::encode(Sha256::digest(decides.to_string()));
         Ok(Self {
             name,
-            model,
+            model: weights.model,
             labels,
             geometry,
             normalisation,
             activation,
             multi_label,
             shadow: source.shadow,
-            digest,
+            digest: hex::encode(Sha256::digest(decides.to_string())),
+            model_sha256: weights.sha256,
+            golden,
         })
     }
 }
@@ -188,66 +200,17 @@ fn folder_name(folder: &Path) -> Option<String> {
     Some(folder.file_name()?.to_string_lossy().into_owned())
 }
 
-fn read_json(folder: &Path, file: &str) -> Result<Option<Map<String, Value>>, String> {
+fn read_json(folder: &Path, file: &str) -> Result<Option<Map<String, Value>>, PackageError> {
+    let in_file = |what: String| PackageError::File { folder: folder.display().to_string(), what };
     let text = match std::fs::read_to_string(folder.join(file)) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(format!("cannot read {file}: {e}")),
+        Err(e) => return Err(in_file(format!("cannot read {file}: {e}"))),
     };
     match serde_json::from_str(&text) {
         Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(format!("{file} is not a JSON object")),
-        Err(e) => Err(format!("{file} is not valid JSON: {e}")),
-    }
-}
-
-/// Finds the labels where Hugging Face (`id2label`) or timm (`label_names`, `labels`) puts them.
-fn labels(config: &Map<String, Value>) -> Result<Vec<String>, FieldError> {
-    const FILE: &str = "config.json";
-    for field in ["label_names", "labels"] {
-        if let Some(list) = config.get(field).and_then(Value::as_array) {
-            return distinct(field, list.iter().map(|label| label.as_str().map(str::to_owned)).collect());
-        }
-    }
-    let Some(by_id) = config.get("id2label").and_then(Value::as_object) else {
-        return Err(FieldError::new(
-            FILE,
-            "id2label",
-            "no labels found; give `id2label` (Hugging Face) or `label_names` (timm)",
-        ));
-    };
-    let in_order = (0..by_id.len()).map(|i| by_id.get(&i.to_string())?.as_str().map(str::to_owned)).collect();
-    distinct("id2label", in_order)
-}
-
-fn distinct(field: &'static str, labels: Option<Vec<String>>) -> Result<Vec<String>, FieldError> {
-    const FILE: &str = "config.json";
-    let labels = labels
-        .ok_or_else(|| FieldError::new(FILE, field, "every label must be a string, numbered from 0 without a gap"))?;
-    if labels.is_empty() {
-        return Err(FieldError::new(FILE, field, "it is empty"));
-    }
-    let mut sorted = labels.clone();
-    sorted.sort();
-    sorted.dedup();
-    if sorted.len() != labels.len() {
-        return Err(FieldError::new(FILE, field, "two labels have the same name, so a rule could not tell them apart"));
-    }
-    Ok(labels)
-}
-
-/// `"pixwarden": {"output": "logits" | "probabilities"}` in `config.json`, written by our converter.
-fn stated_activation(config: &Map<String, Value>, multi_label: bool) -> Result<Option<Activation>, FieldError> {
-    let Some(output) = config.get("pixwarden").and_then(|ours| ours.get("output")) else { return Ok(None) };
-    match output.as_str() {
-        Some("logits") if multi_label => Ok(Some(Activation::Sigmoid)),
-        Some("logits") => Ok(Some(Activation::Softmax)),
-        Some("probabilities") => Ok(Some(Activation::Identity)),
-        _ => Err(FieldError::new(
-            "config.json",
-            "pixwarden.output",
-            format!("{output} is neither \"logits\" nor \"probabilities\""),
-        )),
+        Ok(_) => Err(in_file(format!("{file} is not a JSON object"))),
+        Err(e) => Err(in_file(format!("{file} is not valid JSON: {e}"))),
     }
 }
 
@@ -255,28 +218,43 @@ fn stated_activation(config: &Map<String, Value>, multi_label: bool) -> Result<O
 mod tests {
     use super::*;
 
-    fn object(json: &str) -> Map<String, Value> {
-        serde_json::from_str(json).unwrap()
+    /// A package whose one tensor is in the file `weights.bin`.
+    fn package(location: &str, weights: &[u8]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |file: &str| folder.path().join(file);
+        std::fs::write(at("model.onnx"), external::tests::model(&external::tests::tensor(location))).unwrap();
+        std::fs::write(at("weights.bin"), weights).unwrap();
+        std::fs::write(at("config.json"), r#"{"label_names": ["a", "b"], "input_size": [3, 8, 8]}"#).unwrap();
+        folder
+    }
+
+    fn load(folder: &Path, sha256: Option<&str>) -> Result<Detector, PackageError> {
+        Detector::load(&Source { folder, name: None, sha256, shadow: false, decode_settings: "" })
     }
 
     #[test]
-    fn labels_are_found_in_each_of_their_places() {
-        let expected = vec!["real".to_owned(), "fake".to_owned()];
-        assert_eq!(labels(&object(r#"{"id2label": {"1": "fake", "0": "real"}}"#)).unwrap(), expected);
-        assert_eq!(labels(&object(r#"{"label_names": ["real", "fake"]}"#)).unwrap(), expected);
-        assert_eq!(labels(&object(r#"{"labels": ["real", "fake"]}"#)).unwrap(), expected);
+    fn weights_in_another_file_are_part_of_the_digest_and_of_what_is_pinned() {
+        let (one, other) = (package("weights.bin", b"one"), package("weights.bin", b"other"));
+        let (first, second) = (load(one.path(), None).unwrap(), load(other.path(), None).unwrap());
+        assert_ne!((&first.digest, &first.model_sha256), (&second.digest, &second.model_sha256));
+        assert!(load(one.path(), Some(&first.model_sha256)).is_ok());
+        assert!(matches!(load(other.path(), Some(&first.model_sha256)), Err(PackageError::Pinned { .. })));
+
+        let printed = std::process::Command::new("sha256sum")
+            .args(["model.onnx", "weights.bin"])
+            .current_dir(one.path())
+            .output()
+            .unwrap();
+        assert_eq!(first.model_sha256, hex::encode(Sha256::digest(printed.stdout)));
     }
 
     #[test]
-    fn labels_that_cannot_be_trusted_are_refused_by_field() {
-        for (json, field) in [
-            ("{}", "id2label"),
-            (r#"{"id2label": {"0": "a", "2": "b"}}"#, "id2label"),
-            (r#"{"label_names": ["a", "a"]}"#, "label_names"),
-            (r#"{"labels": []}"#, "labels"),
-            (r#"{"labels": ["a", 1]}"#, "labels"),
-        ] {
-            assert_eq!(labels(&object(json)).unwrap_err().field, field, "{json}");
+    fn weights_outside_the_package_are_refused_by_tensor_and_location() {
+        for location in ["../weights.bin", "/etc/hostname", "missing.bin"] {
+            let words = load(package(location, b"").path(), None).unwrap_err().to_string();
+            for part in ["`external_data` in model.onnx", "the tensor \"w\"", location] {
+                assert!(words.contains(part), "{words}");
+            }
         }
     }
 }

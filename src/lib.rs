@@ -26,6 +26,7 @@
 //! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
+//! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
 //! | [`commands`] | one file a subcommand, thin | |
 //! | [`telemetry`] | logs | |
 //!
@@ -36,6 +37,7 @@
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,
 //!   `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
+//!   HTTP of our own asking, `ureq`, is in `hub` only.
 //! - `screen/` names no service at all.
 //! - Nothing is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
@@ -43,6 +45,7 @@ pub mod broker;
 pub mod commands;
 pub mod config;
 pub mod detector;
+pub mod hub;
 pub mod job;
 pub mod lanes;
 pub mod ledger;

@@ -204,11 +204,18 @@ pub(crate) mod tests {
                 height: 8,
                 rounding: crate::detector::CropRounding::Down,
             },
-            normalisation: Normalisation { scale: 1.0, mean: [0.0; 3], std: [1.0; 3] },
+            normalisation: Normalisation {
+                scale: 1.0,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+                channels: crate::detector::Channels::Rgb,
+            },
             activation: None,
             multi_label: false,
             shadow: false,
             digest: name.into(),
+            model_sha256: name.into(),
+            golden: None,
         }
     }
 

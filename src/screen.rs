@@ -7,20 +7,25 @@ pub mod gather;
 pub mod infer;
 pub mod judge;
 pub mod prepare;
+mod proof;
+mod start;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::config::{Config, DetectorEntry};
-use crate::detector::{Detector, Geometry, PackageError, Source};
+use crate::config::Config;
+use crate::detector::Geometry;
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
-use crate::policy::{Policy, PolicyError};
+use crate::policy::Policy;
 use decode::{Pool, Undecodable};
-use infer::{Engine, InferError, Runtime, Unscored};
+use infer::{Engine, Unscored};
 use prepare::Pixels;
+use start::Starter;
+
+pub use proof::{Deviation, Proof, ProofError};
+pub use start::{Each, Examined, StartError, examine, packages, plan};
 
 /// Everything that turns bytes into a judgement, warm.
 pub struct Screen {
@@ -54,31 +59,8 @@ pub enum Unseen {
     Unscored(#[from] Unscored),
 }
 
-/// Why there is no screen.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A package is not in order.
-    #[error(transparent)]
-    Package(#[from] PackageError),
-    /// Two packages of one name.
-    #[error("two detectors are called \"{0}\"; give one of them another `name`")]
-    SameName(String),
-    /// There is no package at all.
-    #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package with --detector DIR", .0.display())]
-    NoDetector(PathBuf),
-    /// The policy does not fit the detectors.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// A model cannot be run.
-    #[error(transparent)]
-    Infer(#[from] InferError),
-    /// No threads.
-    #[error("the system refuses threads to decode on: {0}")]
-    Threads(#[from] std::io::Error),
-}
-
 impl Screen {
-    /// Loads the packages, checks the policy against them, and warms every session up.
+    /// Loads the packages, checks the policy against them, warms every session up, and proves it by its golden image.
     ///
     /// # Errors
     /// When anything of that cannot be done; nothing is replaced silently.
@@ -94,22 +76,22 @@ impl Screen {
                 "no policy is configured, using the default rule"
             );
         }
-        let runtime = Runtime::load(&config.inference)?;
         let (tell_broken, broken) = watch::channel(None);
+        let starter = Starter::new(config, tell_broken)?;
         let mut engines = Vec::new();
         for detector in detectors {
-            let engine = Engine::start(&runtime, detector, &config.inference, tell_broken.clone())?;
+            let (engine, proof) = starter.engine(detector)?;
             tracing::info!(
                 detector = engine.detector.name,
                 digest = engine.detector.digest,
                 place = engine.place,
                 max_batch = engine.max_batch,
+                proof = %proof,
                 "detector is ready"
             );
             engines.push(engine);
         }
-        let decoders = Pool::start(&config.decode)?;
-        Ok(Self { engines, decoders, policy, broken })
+        Ok(Self { engines, decoders: starter.decoders, policy, broken })
     }
 
     /// The policy that judges.
@@ -215,59 +197,4 @@ impl Screen {
 
 fn named(engine: &Engine, row: Vec<f32>) -> (String, std::collections::BTreeMap<String, f32>) {
     (engine.detector.name.clone(), engine.detector.labels.iter().cloned().zip(row).collect())
-}
-
-/// Reads the packages and checks the policy, without loading a model: what `check` and `models list` need.
-///
-/// # Errors
-/// When a package or the policy is not in order.
-pub fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
-    let detectors = packages(config)?;
-    // A bare folder may be judged by the default rule; a table in the file is expected to come with rules.
-    let bare = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
-    let policy = Policy::resolve(&config.policy, &detectors, bare)?;
-    Ok((detectors, policy))
-}
-
-/// Reads the configured packages, or the bundled one where none is configured.
-///
-/// # Errors
-/// When a package is not in order, or two have the same name.
-pub fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
-    let decode_settings = format!("exact, {} frames", config.decode.max_frames);
-    let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
-        Detector::load(&Source {
-            folder,
-            name: Some(name).filter(|n| !n.is_empty()),
-            sha256: Some(sha256).filter(|s| !s.is_empty()),
-            shadow,
-            decode_settings: &decode_settings,
-        })
-    };
-    if config.detectors.is_empty() {
-        let bundled = bundled();
-        if !bundled.is_dir() {
-            return Err(StartError::NoDetector(bundled));
-        }
-        return Ok(vec![load(&bundled, "", "", false)?]);
-    }
-    let mut detectors: Vec<Detector> = Vec::new();
-    for entry in &config.detectors {
-        let detector = match entry {
-            DetectorEntry::Path(path) => load(Path::new(path), "", "", false)?,
-            DetectorEntry::Table(table) => load(Path::new(&table.path), &table.name, &table.sha256, table.shadow)?,
-        };
-        if detectors.iter().any(|other| other.name == detector.name) {
-            return Err(StartError::SameName(detector.name));
-        }
-        detectors.push(detector);
-    }
-    Ok(detectors)
-}
-
-/// The bundled package: in `models/` beside the executable or in the working directory.
-fn bundled() -> PathBuf {
-    const PACKAGE: &str = "models/cifake-32";
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PACKAGE)));
-    beside.filter(|path| path.is_dir()).unwrap_or_else(|| PathBuf::from(PACKAGE))
 }

@@ -12,7 +12,9 @@ use crate::config::{LogConfig, LogFormat};
 /// # Errors
 /// When the filter is not one.
 pub fn start(config: &LogConfig) -> Result<(), ParseError> {
+    // The HTTP client traces every byte that it sends, and the hub's token is among them.
     let filter = EnvFilter::builder().parse(&config.filter)?;
+    let filter = filter.add_directive("ureq=off".parse()?).add_directive("ureq_proto=off".parse()?);
     let json = match config.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,

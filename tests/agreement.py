@@ -28,9 +28,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference import detectors
+from reference import detectors, processors
 from reference.expected import SCORE_TOLERANCE, Expected, make
-from reference.screen import FLAG_AT, REVIEW_AT
+from reference.screen import FLAG_AT, REVIEW_AT, Detector, decode
 
 PIXEL_TOLERANCE = 1.0
 """Mean absolute difference of an image's pixels as fed to the model, in levels of 255."""
@@ -38,6 +38,7 @@ LEAST_SPREAD = 0.1
 """Scores that hardly differ between images would agree whatever is wrong."""
 SCAN_TIMEOUT_S = 300
 PLANTED_IMAGES = 16
+PROCESSOR_IMAGES = 24
 
 
 @dataclass
@@ -63,8 +64,13 @@ class ScanFailed(Exception):
 
 def scan(binary: Path, package: Path, files: list[Path], pixels: Path) -> list[dict]:
     """Runs one detector over all files: one record a file, in their order."""
-    command = [str(binary), "scan", "--format", "jsonl", "--detector", str(package), "--save-pixels", str(pixels)]
-    command += ["--label", detectors.POSITIVE, "--review-at", str(REVIEW_AT), "--flag-at", str(FLAG_AT)]
+    options = ["--detector", str(package)]
+    options += ["--label", detectors.POSITIVE, "--review-at", str(REVIEW_AT), "--flag-at", str(FLAG_AT)]
+    return _scan(binary, options, files, pixels)
+
+
+def _scan(binary: Path, options: list[str], files: list[Path], pixels: Path) -> list[dict]:
+    command = [str(binary), "scan", "--format", "jsonl", "--save-pixels", str(pixels), *options]
     command += [str(file) for file in files]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SCAN_TIMEOUT_S, check=False)
@@ -206,6 +212,76 @@ def check_spread(packages: list[Path], expected: list[Expected]) -> bool:
     return wide
 
 
+def check_processors(binary: Path, expected: list[Expected], work: Path) -> tuple[int, int]:
+    """Compares every kind of preprocessing on a few images, in one scan. Returns kinds that agree and that do not."""
+    sample = _sample(expected, PROCESSOR_IMAGES)
+    folders = processors.write(work / "processors")
+    differences = _compare_processors(binary, folders, folders, sample, work)
+    print(f"{'preprocessing':<25}{'mean px':>9}{'max px':>8}{'score':>9}  verdict")
+    failed = 0
+    for name, results in differences.items():
+        problems = [f"{one.file.name}: {p}" for one, result in zip(sample, results, strict=True) for p in result.problems]
+        failed += bool(problems)
+        print(
+            f"{name:<25}{_largest(results, 'pixels', '.3f'):>9}{_largest(results, 'pixels_max', 'd'):>8}"
+            f"{_largest(results, 'score', '.4f'):>9}  {'FAILS' if problems else 'agrees'}"
+        )
+        for problem in problems[:3]:
+            print(f"  {problem}")
+    return len(differences) - failed, failed
+
+
+def check_planted_processors(binary: Path, expected: list[Expected], work: Path) -> tuple[int, int]:
+    """As `check_planted`, for the fields of image processors."""
+    sample = _sample(expected, PLANTED_IMAGES)
+    good = {folder.name: folder for folder in processors.write(work / "processors")}
+    noticed = 0
+    for number, (mistake, changes) in enumerate(processors.MISTAKES.items()):
+        root = work / "planted" / f"processor-{number}"
+        changed = processors.write(root, changes)
+        right = [good[folder.name] for folder in changed]
+        [results] = _compare_processors(binary, changed, right, sample, root).values()
+        failing = sum(bool(result.measured) for result in results)
+        noticed += failing > 0
+        saw = f"pixels {_largest(results, 'pixels', '.2f')}, score {_largest(results, 'score', '.3f')}"
+        found = f"noticed on {failing} of {len(sample)} images" if failing else "NOT NOTICED"
+        print(f"planted, {mistake}: {found} ({saw})")
+    return noticed, len(processors.MISTAKES) - noticed
+
+
+def _compare_processors(
+    binary: Path, scanned: list[Path], right: list[Path], sample: list[Expected], work: Path
+) -> dict[str, list[Difference]]:
+    """Scans with some packages and compares with what the reference makes of others of the same names."""
+    config = work / "processors.toml"
+    # They are compared by pixels and scores, so none of them needs a rule.
+    config.write_text("\n".join(f"[[detectors]]\npath = {json.dumps(str(one))}\nshadow = true\n" for one in scanned))
+    pixels = work / "pixels"
+    records = _scan(binary, ["--config", str(config)], [one.file for one in sample], pixels)
+    differences = {}
+    for detector in map(Detector, right):
+        results = differences.setdefault(detector.name, [])
+        for one, record in zip(sample, records, strict=True):
+            wanted_pixels, wanted = detector.screen(decode(one.file.read_bytes()).frames, detectors.POSITIVE)
+            result = Difference()
+            _compare_pixels(result, wanted_pixels, pixels / detector.name / f"{one.sha256}.png")
+            got = (record.get("scores") or {}).get(detector.name)
+            if got is None or set(got) != set(wanted):
+                result.broken.append(f"scores are {record.get('scores')}")
+            else:
+                result.score = max(abs(got[label] - wanted[label]) for label in wanted)
+                if not result.score <= SCORE_TOLERANCE:
+                    result.measured.append(f"a score differs by {result.score:.4f}")
+            results.append(result)
+    return differences
+
+
+def _sample(expected: list[Expected], count: int) -> list[Expected]:
+    """A few still images, spread over the list, so that several formats and shapes are among them."""
+    good = [one for one in expected if one.decoded is not None and one.decoded.frame_count == 1]
+    return good[:: max(len(good) // count, 1)][:count]
+
+
 def check_planted(binary: Path, expected: list[Expected], work: Path) -> tuple[int, int]:
     """Gives Pixwarden packages with one mistake each. Returns mistakes that the comparison noticed and missed."""
     good = [one for one in expected if one.decoded is not None]
@@ -253,10 +329,13 @@ def main() -> int:
         try:
             if not options.planted:
                 agreed, failed = check(options.pixwarden.resolve(), packages, expected, work)
+                kinds, wrong = check_processors(options.pixwarden.resolve(), expected, work)
+                agreed, failed = agreed + kinds, failed + wrong
             failed += not check_spread(packages, expected)
             if not options.no_planted:
-                noticed, missed = check_planted(options.pixwarden.resolve(), expected, work)
-                agreed, failed = agreed + noticed, failed + missed
+                for check_it in (check_planted, check_planted_processors):
+                    noticed, missed = check_it(options.pixwarden.resolve(), expected, work)
+                    agreed, failed = agreed + noticed, failed + missed
         except ScanFailed as error:
             print(f"pixwarden scan: {error}", file=sys.stderr)
             return 2

@@ -1,11 +1,13 @@
 //! `pixwarden models`
 
-use clap::{Args, Subcommand};
-use serde_json::{Map, json};
+mod check;
+mod fetch;
+mod list;
 
-use super::output::{Format, Output};
+use clap::{Args, Subcommand};
+
+use super::output::Format;
 use crate::config::Config;
-use crate::screen::packages;
 
 /// Options of `models`.
 #[derive(Debug, Args)]
@@ -22,21 +24,22 @@ enum Command {
         #[arg(long, value_enum)]
         format: Option<Format>,
     },
+    /// Download a package from the Hugging Face Hub, check it, and print the lines that configure it
+    ///
+    /// HF_ENDPOINT, HF_TOKEN and HF_HOME are honoured. A download that broke off goes on where it stopped.
+    Fetch(fetch::Arguments),
+    /// Run each configured detector's golden image, and exit with 1 if one does not score what its package says
+    Check {
+        /// How rows are printed
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+    },
 }
 
-pub(super) fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
-    let Command::List { format } = arguments.command;
-    let mut output = Output::new(Format::or_default(format), &["name", "labels", "input", "shadow", "digest"])?;
-    for detector in packages(config)? {
-        let mut row = Map::new();
-        row.insert("name".into(), json!(detector.name));
-        row.insert("labels".into(), json!(detector.labels));
-        row.insert("input".into(), json!(format!("{}x{}", detector.geometry.width, detector.geometry.height)));
-        row.insert("shadow".into(), json!(detector.shadow));
-        row.insert("model".into(), json!(detector.model));
-        row.insert("digest".into(), json!(detector.digest));
-        output.row(&row)?;
+pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+    match &arguments.command {
+        Command::List { format } => list::run(Format::or_default(*format), config),
+        Command::Fetch(arguments) => fetch::run(arguments, config).await,
+        Command::Check { format } => check::run(Format::or_default(*format), config),
     }
-    output.finish()?;
-    Ok(0)
 }

@@ -118,14 +118,37 @@ fn target((width, height): (u32, u32), resize: Resize) -> (u32, u32) {
             let longer = |long: u32, short: u32| clamp(u64::from(edge) * u64::from(long) / u64::from(short));
             if width <= height { (edge, longer(height, width)) } else { (longer(width, height), edge) }
         }
-        // timm's ResizeKeepRatio: round(side / ratio), halves to even.
-        Resize::LongestEdge { edge, .. } => {
-            let ratio = f64::from(width.max(height)) / f64::from(edge);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the edge")]
-            let scaled = |side: u32| ((f64::from(side) / ratio).round_ties_even() as u32).max(1);
-            (scaled(width), scaled(height))
+        Resize::ShortestEdgeWithin { edge, longest } => shortest_edge_within((width, height), edge, longest),
+        Resize::Cover { width: w, height: h } => {
+            keep_ratio((width, height), (f64::from(width) / f64::from(w)).min(f64::from(height) / f64::from(h)))
+        }
+        Resize::Fit { width: w, height: h, .. } => {
+            keep_ratio((width, height), (f64::from(width) / f64::from(w)).max(f64::from(height) / f64::from(h)))
         }
     }
+}
+
+/// timm's `ResizeKeepRatio`: `round(side / ratio)`, halves to even.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a ratio is above 0, and a cast saturates")]
+fn keep_ratio((width, height): (u32, u32), ratio: f64) -> (u32, u32) {
+    let scaled = |side: u32| ((f64::from(side) / ratio).round_ties_even() as u32).max(1);
+    (scaled(width), scaled(height))
+}
+
+/// transformers' `get_size_with_aspect_ratio`: where the longer edge would be above its limit, the shorter is what the
+/// limit leaves it, and the longer follows from that before it was rounded.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "edges are above 0, and a cast saturates")]
+fn shortest_edge_within((width, height): (u32, u32), edge: u32, longest: u32) -> (u32, u32) {
+    let (short, long) = (f64::from(width.min(height)), f64::from(width.max(height)));
+    let left = f64::from(longest) * short / long;
+    let is_limited = long / short * f64::from(edge) > f64::from(longest);
+    let exact = if is_limited { left } else { f64::from(edge) };
+    let shorter = exact.round_ties_even() as u32;
+    if shorter == width.min(height) {
+        return (width, height);
+    }
+    let (shorter, longer) = (shorter.max(1), ((exact * long / short) as u32).max(1));
+    if width < height { (shorter, longer) } else { (longer, shorter) }
 }
 
 fn clamp(edge: u64) -> u32 {
@@ -166,7 +189,7 @@ fn crop(view: &View<'_>, geometry: &Geometry) -> Pixels {
         return Pixels { width, height, data: view.data.to_vec() };
     }
     let fill = match geometry.resize {
-        Resize::LongestEdge { fill, .. } => fill,
+        Resize::Fit { fill, .. } => fill,
         _ => [0; 3],
     };
     let (left, top) = (offset(view.width, width, geometry.rounding), offset(view.height, height, geometry.rounding));
@@ -236,8 +259,16 @@ mod tests {
         assert_eq!(target((100, 67), Resize::ShortestEdge(50)), (74, 50));
         assert_eq!(target((67, 100), Resize::ShortestEdge(50)), (50, 74));
         let fill = [1, 2, 3];
-        assert_eq!(target((100, 67), Resize::LongestEdge { edge: 50, fill }), (50, 34));
-        assert_eq!(target((5000, 1), Resize::LongestEdge { edge: 50, fill }), (50, 1));
+        assert_eq!(target((100, 67), Resize::Fit { width: 50, height: 50, fill }), (50, 34));
+        assert_eq!(target((5000, 1), Resize::Fit { width: 50, height: 50, fill }), (50, 1));
+        assert_eq!(target((100, 67), Resize::Fit { width: 50, height: 20, fill }), (30, 20));
+        assert_eq!(target((100, 67), Resize::Cover { width: 50, height: 50 }), (75, 50));
+        assert_eq!(target((100, 67), Resize::Cover { width: 50, height: 20 }), (50, 34));
+        // Computed by transformers 5.24's get_size_with_aspect_ratio.
+        let within = |size| target(size, Resize::ShortestEdgeWithin { edge: 50, longest: 80 });
+        assert_eq!((within((100, 67)), within((67, 100))), ((74, 50), (50, 74)));
+        assert_eq!((within((200, 67)), within((67, 200))), ((80, 27), (27, 80)));
+        assert_eq!((within((50, 77)), within((77, 50))), ((50, 77), (77, 50)));
     }
 
     #[test]
@@ -259,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_border_is_filled_with_the_mean() {
-        let geometry = geometry(Resize::LongestEdge { edge: 4, fill: [9, 8, 7] }, 4, 4);
+        let geometry = geometry(Resize::Fit { width: 4, height: 4, fill: [9, 8, 7] }, 4, 4);
         let pixels = Preparer::default().prepare(&[200; 8 * 4 * 3], 8, 4, 1, &geometry).unwrap();
         let rows: Vec<_> = pixels.data.chunks(12).map(|row| row[0]).collect();
         assert_eq!(rows, [9, 200, 200, 9]);

@@ -204,7 +204,7 @@ def _timm(name: str, model: onnx.ModelProto, **cfg) -> Package:
         },
         "pixwarden": {"output": "logits"},
     }
-    return Package(name, {"config.json": _json(config), "model.onnx": model.SerializeToString()})
+    return Package(name, {"config.json": json_bytes(config), "model.onnx": model.SerializeToString()})
 
 
 def _transformers(name: str, model: onnx.ModelProto) -> Package:
@@ -233,14 +233,14 @@ def _transformers(name: str, model: onnx.ModelProto) -> Package:
     return Package(
         name,
         {
-            "config.json": _json(config),
-            "preprocessor_config.json": _json(preprocessor),
+            "config.json": json_bytes(config),
+            "preprocessor_config.json": json_bytes(preprocessor),
             "onnx/model.onnx": model.SerializeToString(),
         },
     )
 
 
-def _json(value: dict) -> bytes:
+def json_bytes(value: dict) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import sys
 import warnings
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 from reference.integrity import broken_part
+from reference.preprocessing import preprocessing
 
 MAX_EDGE_PIXELS = 16_384
 MAX_PIXELS = 100_000_000
@@ -38,15 +38,6 @@ Image.MAX_IMAGE_PIXELS = None
 _FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 # Formats whose further pictures are frames in time. Pages of a TIFF and previews in a JPEG are not.
 _ANIMATED = {"png", "webp", "gif"}
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
 
 
 class Undecodable(Exception):
@@ -119,68 +110,6 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a decoded image becomes the square the model sees. Sizes are (height, width)."""
-
-    resize: tuple[int, int] | int | None
-    """Both edges, or the shortest edge with the aspect kept."""
-    longest: bool
-    """`resize` bounds the longest edge instead, and what is missing is padded with `fill`."""
-    crop: tuple[int, int] | None
-    rounds_crop: bool
-    """torchvision rounds the offset of a centre crop to even, transformers rounds it down."""
-    fill: tuple[int, int, int]
-    interpolation: Image.Resampling
-    rescale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """`[height, width, 3]` uint8, what the model sees before normalisation."""
-        image = self._resized(image)
-        if self.crop is not None:
-            image = self._cropped(image)
-        return np.asarray(image)
-
-    def _resized(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        if self.resize is None:
-            return image
-        if self.longest:
-            ratio = max(height / self.resize[0], width / self.resize[1])
-            # timm fails on a picture so long that nothing is left of its other edge; one line of it is kept here.
-            height, width = max(round(height / ratio), 1), max(round(width / ratio), 1)
-        elif isinstance(self.resize, tuple):
-            height, width = self.resize
-        elif width <= height:
-            height, width = int(self.resize * height / width), self.resize
-        else:
-            height, width = self.resize, int(self.resize * width / height)
-        return image.resize((width, height), self.interpolation)
-
-    def _cropped(self, image: Image.Image) -> Image.Image:
-        crop_height, crop_width = self.crop
-        width, height = image.size
-        if self.rounds_crop:
-            # Padding first, then a crop, as torchvision and timm do; padding leaves the odd pixel below and right.
-            left_pad, top_pad = max(crop_width - width, 0) // 2, max(crop_height - height, 0) // 2
-            padded_width, padded_height = max(width, crop_width), max(height, crop_height)
-            left, top = round((padded_width - crop_width) / 2), round((padded_height - crop_height) / 2)
-            left, top = left - left_pad, top - top_pad
-        else:
-            left, top = (width - crop_width) // 2, (height - crop_height) // 2
-        canvas = Image.new("RGB", (crop_width, crop_height), self.fill)
-        canvas.paste(image, (-left, -top))
-        return canvas
-
-    def tensor(self, pixels: np.ndarray) -> np.ndarray:
-        """`[height, width, 3]` uint8 to normalised `[3, height, width]` float32."""
-        scaled = pixels.astype(np.float32) * np.float32(self.rescale)
-        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(2, 0, 1))
-
-
 class Detector:
     """A model package: a folder with the model, its labels and its preprocessing."""
 
@@ -244,79 +173,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-logits))
-
-
-def preprocessing(config: dict, processor: dict | None) -> Preprocessing:
-    """The steps that a package's `config.json` and, if it has one, `preprocessor_config.json` ask for."""
-    source = processor if processor is not None else config
-    # timm's fields may be nested, also inside the preprocessor file of a transformers wrapper around timm.
-    if processor is None or "pretrained_cfg" in source:
-        return _from_timm(source.get("pretrained_cfg", source))
-    return _from_transformers(source)
-
-
-def _from_timm(cfg: dict) -> Preprocessing:
-    """timm's evaluation transform: `create_transform` with `resolve_data_config`."""
-    _, height, width = cfg["input_size"]
-    crop_pct = cfg.get("crop_pct") or 0.875
-    crop_mode = cfg.get("crop_mode") or "center"
-    mean, std = _triple(cfg["mean"]), _triple(cfg["std"])
-    scale = (math.floor(height / crop_pct), math.floor(width / crop_pct))
-    if crop_mode == "center" and scale[0] != scale[1]:
-        raise NotImplementedError("a centre crop that is not square")
-    return Preprocessing(
-        resize=scale[0] if crop_mode == "center" else scale,
-        longest=crop_mode == "border",
-        crop=(height, width),
-        rounds_crop=True,
-        # Only `border` pads with the mean; a plain centre crop pads with black.
-        fill=tuple(round(255 * value) for value in mean) if crop_mode == "border" else (0, 0, 0),
-        interpolation=_FILTERS[cfg.get("interpolation", "bilinear")],
-        rescale=1 / 255,
-        mean=mean,
-        std=std,
-    )
-
-
-def _from_transformers(cfg: dict) -> Preprocessing:
-    """transformers' image processors, the ones that work on Pillow images."""
-    processor = cfg.get("image_processor_type") or cfg.get("feature_extractor_type") or ""
-    resize = _transformers_size(cfg["size"], processor) if cfg.get("do_resize", True) else None
-    crop = None
-    if processor.startswith("ConvNext") and isinstance(resize, int):
-        # Below 384 a slightly larger resize and a crop, from there on the whole image squeezed.
-        crop = (resize, resize)
-        resize = int(resize / cfg.get("crop_pct", 224 / 256)) if resize < 384 else crop
-    elif cfg.get("do_center_crop", "crop_size" in cfg):
-        crop = _transformers_crop(cfg["crop_size"])
-    normalises = cfg.get("do_normalize", True)
-    return Preprocessing(
-        resize=resize,
-        longest=False,
-        crop=crop,
-        rounds_crop=False,
-        fill=(0, 0, 0),
-        # The file holds Pillow's own code.
-        interpolation=Image.Resampling(cfg.get("resample", Image.Resampling.BILINEAR)),
-        rescale=cfg.get("rescale_factor", 1 / 255) if cfg.get("do_rescale", True) else 1.0,
-        mean=_triple(cfg["image_mean"]) if normalises else (0.0, 0.0, 0.0),
-        std=_triple(cfg["image_std"]) if normalises else (1.0, 1.0, 1.0),
-    )
-
-
-def _transformers_size(size: dict | int, processor: str) -> tuple[int, int] | int:
-    if isinstance(size, dict):
-        return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
-    # An old file with a bare number: the shortest edge for CLIP and ConvNext, a square for the ViT family.
-    return size if processor.startswith(("CLIP", "ConvNext")) else (size, size)
-
-
-def _transformers_crop(size: dict | int) -> tuple[int, int]:
-    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-
-
-def _triple(value: float | list[float]) -> tuple[float, float, float]:
-    return (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
 
 
 def outcome(score: float | None, review_at: float = REVIEW_AT, flag_at: float = FLAG_AT) -> str:

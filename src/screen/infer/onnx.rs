@@ -12,7 +12,7 @@ use ort::value::{TensorElementType, TensorRef, ValueType};
 
 use super::{InferError, Pixels, Session, SessionError};
 use crate::config::{Device, InferenceConfig};
-use crate::detector::{Detector, Normalisation};
+use crate::detector::{Channels, Detector, Normalisation};
 
 /// The shared library's name where the system's loader is asked.
 const LIBRARY: &str = "libonnxruntime.so";
@@ -107,8 +107,8 @@ impl Runtime {
             return Err(model("the model's input is not a tensor".into()));
         };
         let (layout, fixed_batch) = layout(*ty, shape, detector).map_err(model)?;
-        let output = session.outputs().first().map(|output| output.name().to_owned());
-        let output = output.ok_or_else(|| model("the model has no output".into()))?;
+        let outputs: Vec<_> = session.outputs().iter().map(|output| (output.name(), output.dtype())).collect();
+        let output = scores(&outputs, detector.labels.len()).map_err(model)?.to_owned();
         Ok(Box::new(Onnx { session, layout, fixed_batch, output, place, buffer: Buffer::default() }))
     }
 }
@@ -145,6 +145,9 @@ fn layout(ty: TensorElementType, shape: &[i64], detector: &Detector) -> Result<(
     let fits = |dimension: i64, wanted: u32| dimension < 0 || dimension == i64::from(wanted);
     let supported = "supported are uint8 [batch, height, width, 3] and float [batch, 3, height, width]";
     let (layout, found, size_fits) = match (ty, shape) {
+        (TensorElementType::Uint8, _) if detector.normalisation.channels == Channels::Bgr => {
+            return Err("the model takes bytes, whose order of channels is its own business, but the package asks for blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
+        }
         (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => {
             (Layout::BytesNhwc, n, fits(h, height) && fits(w, width))
         }
@@ -164,6 +167,41 @@ fn layout(ty: TensorElementType, shape: &[i64], detector: &Detector) -> Result<(
         1 => Ok((layout, Some(1))),
         n => Err(format!("the model's batch is fixed to {n}; export it with a dynamic batch (or a batch of 1)")),
     }
+}
+
+/// Chooses the output that holds the scores: the only one, else the one named `logits`, else the only one whose shape is
+/// `[batch, labels]`. Exporters add hidden states and attentions, in any order.
+fn scores<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a str, String> {
+    let shown = |(name, dtype): &(&str, &ValueType)| format!("\"{name}\" {dtype}");
+    let fits = |dtype: &ValueType| match dtype {
+        ValueType::Tensor { ty: TensorElementType::Float32 | TensorElementType::Float16, shape, .. } => {
+            // No dimensions at all: the file does not say, and the first run will tell.
+            shape.is_empty() || matches!(shape[..], [_, width] if width < 0 || usize::try_from(width) == Ok(labels))
+        }
+        _ => false,
+    };
+    let wanted = format!("float [batch, {labels}], a row of {labels} scores an image, is needed");
+    let chosen = match outputs {
+        [] => return Err("the model has no output".into()),
+        [only] => only,
+        several => match several.iter().find(|(name, _)| *name == "logits") {
+            Some(logits) => logits,
+            None => {
+                let fitting: Vec<_> = several.iter().filter(|(_, dtype)| fits(dtype)).collect();
+                match fitting[..] {
+                    [only] => only,
+                    _ => {
+                        let all: Vec<_> = several.iter().map(shown).collect();
+                        return Err(format!(
+                            "which of the model's outputs holds the scores cannot be told: {}; {wanted}\n  hint: export the model with one output, or name that one \"logits\"",
+                            all.join(", ")
+                        ));
+                    }
+                }
+            }
+        },
+    };
+    if fits(chosen.1) { Ok(chosen.0) } else { Err(format!("the model's output is {}; {wanted}", shown(chosen))) }
 }
 
 /// Reused between runs, so that a steady state allocates nothing a batch.
@@ -208,17 +246,25 @@ impl Session for Onnx {
         }
         .map_err(failure)?;
 
-        let output = &outputs[0];
-        let values: Vec<f32> = match output.dtype() {
+        let output = outputs
+            .get(&self.output)
+            .ok_or_else(|| SessionError::Other(format!("the run gave no output \"{}\"", self.output)))?;
+        let (shape, values): (_, Vec<f32>) = match output.dtype() {
             ValueType::Tensor { ty: TensorElementType::Float16, .. } => {
-                output.try_extract_tensor::<f16>().map_err(failure)?.1.iter().map(|x| x.to_f32()).collect()
+                let (shape, halves) = output.try_extract_tensor::<f16>().map_err(failure)?;
+                (shape, halves.iter().map(|x| x.to_f32()).collect())
             }
-            _ => output.try_extract_tensor::<f32>().map_err(failure)?.1.to_vec(),
+            _ => {
+                let (shape, floats) = output.try_extract_tensor::<f32>().map_err(failure)?;
+                (shape, floats.to_vec())
+            }
         };
-        if values.is_empty() || !values.len().is_multiple_of(n) {
-            return Err(SessionError::Other(format!("{} outputs for {n} images", values.len())));
+        match shape[..] {
+            [rows, width] if usize::try_from(rows) == Ok(n) && width > 0 => {
+                Ok(values.chunks(values.len() / n).map(<[f32]>::to_vec).collect())
+            }
+            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {n} images"))),
         }
-        Ok(values.chunks(values.len() / n).map(<[f32]>::to_vec).collect())
     }
 
     fn fixed_batch(&self) -> Option<usize> {
@@ -242,7 +288,11 @@ impl Session for Onnx {
 fn planes<T>(batch: &[Arc<Pixels>], n: Normalisation, into: &mut Vec<T>, convert: impl Fn(f32) -> T) {
     into.clear();
     for pixels in batch {
-        for channel in 0..3 {
+        let order = match n.channels {
+            Channels::Rgb => [0, 1, 2],
+            Channels::Bgr => [2, 1, 0],
+        };
+        for channel in order {
             let (mean, std) = (n.mean[channel], n.std[channel]);
             into.extend(
                 pixels
@@ -263,5 +313,44 @@ fn failure(error: ort::Error) -> SessionError {
         SessionError::OutOfMemory(words)
     } else {
         SessionError::Other(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ort::value::{Shape, SymbolicDimensions};
+
+    fn tensor(shape: &[i64]) -> ValueType {
+        let dimension_symbols = SymbolicDimensions::empty(shape.len());
+        ValueType::Tensor { ty: TensorElementType::Float32, shape: Shape::from(shape.to_vec()), dimension_symbols }
+    }
+
+    #[test]
+    fn of_several_outputs_the_scores_are_found_or_none_is_taken() {
+        let (scores_2, scores_free, hidden, states) =
+            (tensor(&[-1, 2]), tensor(&[-1, -1]), tensor(&[-1, 768]), tensor(&[-1, 197, 768]));
+        assert_eq!(scores(&[("output", &scores_2)], 2), Ok("output"));
+        assert_eq!(scores(&[("pooled", &hidden), ("logits", &scores_free)], 2), Ok("logits"));
+        assert_eq!(scores(&[("states", &states), ("pooled", &hidden), ("out", &scores_2)], 2), Ok("out"));
+        let ambiguous = scores(&[("a", &scores_2), ("b", &scores_free), ("states", &states)], 2).unwrap_err();
+        for part in ["\"a\"", "\"b\"", "\"states\"", "float [batch, 2]", "hint:"] {
+            assert!(ambiguous.contains(part), "{ambiguous}");
+        }
+        assert!(scores(&[("states", &states), ("pooled", &hidden)], 2).is_err());
+        assert!(scores(&[("states", &states)], 2).unwrap_err().contains("the model's output is \"states\""));
+        assert!(scores(&[("logits", &states), ("out", &scores_2)], 2).is_err(), "a name alone is not enough");
+        assert!(scores(&[], 2).is_err());
+    }
+
+    #[test]
+    fn blue_comes_first_where_the_model_wants_it() {
+        let pixels = Arc::new(Pixels { width: 1, height: 1, data: vec![10, 20, 30] });
+        let n = Normalisation { scale: 1.0, mean: [0.0, 0.0, 10.0], std: [1.0; 3], channels: Channels::Bgr };
+        let mut floats = Vec::new();
+        planes(&[Arc::clone(&pixels)], n, &mut floats, |x| x);
+        assert_eq!(floats, [20.0, 20.0, 10.0], "a mean belongs to its colour, not to its place");
+        planes(&[pixels], Normalisation { channels: Channels::Rgb, ..n }, &mut floats, |x| x);
+        assert_eq!(floats, [10.0, 20.0, 20.0]);
     }
 }

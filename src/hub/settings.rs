@@ -1,0 +1,120 @@
+//! Where the hub is and who asks, from the environment variables that its own client reads.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use url::Url;
+
+use super::HubError;
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// A secret, which no log shows.
+#[derive(Clone)]
+pub(super) struct Token(pub(super) String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Where the hub is, who asks, and how patient we are.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub(super) endpoint: Url,
+    pub(super) token: Option<Token>,
+    /// The longest silence within a download.
+    pub stall: Duration,
+    /// Tries in a row that bring nothing before giving up.
+    pub tries: u32,
+}
+
+impl Settings {
+    /// From `HF_ENDPOINT`, `HF_TOKEN` and the token's file in `HF_HOME`, as the hub's own client reads them.
+    ///
+    /// # Errors
+    /// When the endpoint is no address, or the token's file cannot be read.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HubError> {
+        let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
+        let endpoint = Url::parse(endpoint.trim())
+            .ok()
+            .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
+            .ok_or_else(|| {
+                HubError::Settings(format!("HF_ENDPOINT is \"{endpoint}\", which is not an http address"))
+            })?;
+        let token = match set("HF_TOKEN") {
+            Some(token) => Some(token.trim().to_owned()),
+            None => token_file(&set)?,
+        };
+        // A header cannot hold it, and the client's words on that would show it.
+        if token.as_ref().is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
+            return Err(HubError::Settings("the hub's token holds a character that no token has".into()));
+        }
+        Ok(Self { endpoint, token: token.map(Token), stall: Duration::from_secs(30), tries: 5 })
+    }
+}
+
+fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, HubError> {
+    let home = set("HF_HOME").map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface"));
+    let user = || set("HOME").map(|home| Path::new(&home).join(".cache/huggingface"));
+    let Some(folder) = home.or_else(cache).or_else(user) else { return Ok(None) };
+    let file = folder.join("token");
+    match std::fs::read_to_string(&file) {
+        Ok(token) => Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty())),
+        Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
+        Err(e) => Err(HubError::Settings(format!("the hub's token cannot be read from {}: {e}", file.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(variables: &[(&str, &str)]) -> Result<Settings, HubError> {
+        let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        Settings::from_environment(variable)
+    }
+
+    fn token(variables: &[(&str, &str)]) -> Option<String> {
+        settings(variables).unwrap().token.map(|Token(token)| token)
+    }
+
+    #[test]
+    fn the_token_is_found_where_the_hub_s_client_keeps_it() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_str().unwrap();
+        std::fs::create_dir_all(home.path().join(".cache/huggingface")).unwrap();
+        std::fs::create_dir_all(home.path().join("huggingface")).unwrap();
+        for (file, token) in
+            [("token", "hf_home"), (".cache/huggingface/token", "hf_user"), ("huggingface/token", "hf_xdg")]
+        {
+            std::fs::write(home.path().join(file), format!("{token}\n")).unwrap();
+        }
+        let (hf, xdg, user) = (("HF_HOME", path), ("XDG_CACHE_HOME", path), ("HOME", path));
+        assert_eq!(token(&[("HF_TOKEN", " hf_variable "), hf]).unwrap(), "hf_variable");
+        assert_eq!(token(&[("HF_TOKEN", ""), hf, xdg, user]).unwrap(), "hf_home");
+        assert_eq!(token(&[xdg, user]).unwrap(), "hf_xdg");
+        assert_eq!(token(&[user]).unwrap(), "hf_user");
+        assert_eq!(token(&[("HF_HOME", "/nowhere/at/all")]), None);
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let shown = format!("{:?}", settings(&[("HF_TOKEN", "hf_secret")]).unwrap());
+        assert!(!shown.contains("hf_secret"), "{shown}");
+        let broken = settings(&[("HF_TOKEN", "hf_sec\nret")]).unwrap_err().to_string();
+        assert!(!broken.contains("hf_sec"), "{broken}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_no_address_is_refused() {
+        assert_eq!(settings(&[]).unwrap().endpoint.as_str(), "https://huggingface.co/");
+        for endpoint in ["mirror.example", "ftp://mirror.example", "file:///etc"] {
+            assert!(settings(&[("HF_ENDPOINT", endpoint)]).unwrap_err().to_string().contains(endpoint));
+        }
+    }
+}
