@@ -43,6 +43,7 @@ pub mod broker;
 pub mod commands;
 pub mod config;
 pub mod detector;
+pub mod evaluate;
 pub mod job;
 pub mod lanes;
 pub mod ledger;

@@ -28,7 +28,9 @@ impl Progress {
         }
         let template = match unit {
             Unit::Images => "{bar:30} {human_pos} of {human_len} images, {per_sec}, {eta} left {wide_msg}",
-            Unit::Bytes => "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}",
+            Unit::Bytes => {
+                "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}"
+            }
         };
         // The templates are constants; a bar that cannot be drawn is no reason not to work.
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
