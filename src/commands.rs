@@ -3,6 +3,7 @@
 pub mod check;
 pub mod dead;
 pub mod enqueue;
+pub mod evaluate;
 mod files;
 pub mod migrate;
 pub mod models;
@@ -33,6 +34,8 @@ enum Command {
     Worker(worker::Arguments),
     /// Screen local files and folders; needs no service
     Scan(scan::Arguments),
+    /// Measure detectors on labelled images; needs no service
+    Evaluate(evaluate::Arguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
     /// Bring the ledger's schema up to date
@@ -136,6 +139,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Worker(arguments) => worker::run(arguments, config).await,
         Command::Scan(arguments) => scan::run(arguments, &config).await,
+        Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,

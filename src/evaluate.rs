@@ -10,3 +10,4 @@ pub mod findings;
 pub mod metrics;
 pub mod report;
 pub mod subject;
+pub mod summary;

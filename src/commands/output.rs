@@ -43,15 +43,7 @@ impl Output {
     /// `columns` are those of table and CSV; JSON lines hold every field.
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
-            Format::Table => {
-                let mut table = Table::new();
-                table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-                if !io::stdout().is_terminal() {
-                    table.set_width(WIDTH);
-                }
-                table.set_header(columns);
-                Sink::Table(table)
-            }
+            Format::Table => Sink::Table(grid(columns)),
             Format::Jsonl => Sink::Jsonl(io::BufWriter::new(io::stdout())),
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(io::stdout());
@@ -87,6 +79,23 @@ impl Output {
             Sink::Csv(mut writer) => writer.flush(),
         }
     }
+}
+
+/// A table as text, for a command that prints several.
+pub(super) fn table(columns: &'static [&'static str], rows: &[Map<String, Value>]) -> String {
+    let mut table = grid(columns);
+    table.add_rows(rows.iter().map(|row| columns.iter().map(|column| cell(row.get(*column), Digits::Few))));
+    table.to_string()
+}
+
+fn grid(columns: &'static [&'static str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !io::stdout().is_terminal() {
+        table.set_width(WIDTH);
+    }
+    table.set_header(columns);
+    table
 }
 
 /// How much of a fraction is shown.

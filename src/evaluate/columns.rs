@@ -53,6 +53,17 @@ pub struct Labelled {
     pub bytes: Option<Bytes>,
 }
 
+/// Rows at a file's end that cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub rows: u64,
+    /// The file and the first of them.
+    pub from: String,
+    /// Why.
+    pub error: String,
+}
+
 impl Columns {
     /// Opens a file and finds the image column: the one group with a field `bytes`, or else the one binary column that is
     /// no text. Of several, the one called `image`.
@@ -105,8 +116,8 @@ impl Columns {
         u64::try_from(self.file.metadata().file_metadata().num_rows()).unwrap_or_default()
     }
 
-    /// Reads the rows in order. After an error, which says how many rows are lost, nothing follows.
-    pub fn read(self) -> impl Iterator<Item = Result<Labelled, DatasetError>> {
+    /// Reads the rows in order. After what is lost nothing follows.
+    pub fn read(self) -> impl Iterator<Item = Result<Labelled, Lost>> {
         let mut group = 0;
         let mut rows: Option<ReaderIter> = None;
         let mut number = 0;
@@ -126,9 +137,8 @@ impl Columns {
             };
             let labelled = row.map_err(|e| {
                 (rows, group) = (None, self.file.num_row_groups());
-                let left = self.rows() - number;
-                let what = format!("row {number} and the {} behind it cannot be read: {e}", left.saturating_sub(1));
-                DatasetError::File { path: self.path.display().to_string(), what }
+                let from = format!("{}, from row {number} on", self.path.display());
+                Lost { rows: self.rows() - number, from, error: e.to_string() }
             });
             let labelled = labelled.map(|row| self.labelled(row, number));
             number += 1;
@@ -389,7 +399,7 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let rows: Vec<_> = Columns::open(&path, &column("label", None)).unwrap().read().collect();
         assert_eq!(rows.len(), 3);
-        let error = rows[2].as_ref().unwrap_err().to_string();
-        assert!(error.contains("row 2 and the 2 behind it cannot be read"), "{error}");
+        let lost = rows[2].as_ref().unwrap_err();
+        assert!(lost.rows == 3 && lost.from.ends_with("part.parquet, from row 2 on"), "{lost:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::metrics::{Calibration, Curve, Scored};
+use super::metrics::Scored;
 use super::subject::Subject;
 
 /// Everything found so far.
@@ -25,10 +25,12 @@ pub struct Findings {
 pub struct Unscored {
     /// Index of the dataset.
     pub dataset: usize,
-    /// Which image.
+    /// Which image, or from which on.
     pub image: String,
     /// Why, in one line.
     pub reason: String,
+    /// How many images that is: more than one where the rest of a file cannot be read.
+    pub images: u64,
 }
 
 /// An image that was called what it is not.
@@ -59,27 +61,11 @@ impl Findings {
         self.scored.iter().flatten().all(Vec::is_empty)
     }
 
-    /// A subject's figures over all datasets.
-    #[must_use]
-    pub fn figures(&self, subject: usize) -> Figures {
-        let images = || self.scored[subject].iter().flatten().copied();
-        Figures { curve: Curve::new(images()), calibration: Calibration::new(images()) }
-    }
-
     /// How many images of a dataset have no score.
     #[must_use]
-    pub fn unscored_in(&self, dataset: usize) -> usize {
-        self.unscored.iter().filter(|image| image.dataset == dataset).count()
+    pub fn unscored_in(&self, dataset: usize) -> u64 {
+        self.unscored.iter().filter(|found| found.dataset == dataset).map(|found| found.images).sum()
     }
-}
-
-/// What follows from a subject's scores.
-#[derive(Debug, Clone)]
-pub struct Figures {
-    /// Accuracy, areas, thresholds.
-    pub curve: Curve,
-    /// Whether scores are probabilities.
-    pub calibration: Calibration,
 }
 
 /// The mistakes that are farthest off, the worst first; of equals, those that came first.

@@ -4,6 +4,7 @@
 mod calibration;
 mod thresholds;
 
+pub(super) use calibration::position;
 pub use calibration::{BINS, Bin, Calibration};
 pub use thresholds::{Threshold, recommend, wilson};
 

@@ -61,7 +61,7 @@ impl Calibration {
 }
 
 /// Which of `bins` bins of equal width a score is in.
-pub(crate) fn position(score: f32, bins: usize) -> usize {
+pub(in crate::evaluate) fn position(score: f32, bins: usize) -> usize {
     let upper = |bin: usize| real(bin as u64 + 1) / real(bins as u64);
     (0..bins).find(|bin| f64::from(score) < upper(*bin)).unwrap_or(bins - 1)
 }
