@@ -12,7 +12,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
 use super::files;
-use super::output::Format;
+use super::output::{Format, printable};
 use super::progress::{Progress, Unit};
 use crate::config::{Config, ConfigError};
 use crate::evaluate::dataset::{Dataset, DatasetError, Truths};
@@ -144,7 +144,10 @@ async fn look_at_all(
                 progress.advance(1);
             }
             Looked::Not(unscored) => {
-                progress.around(|| eprintln!("not scored: {}: {}", unscored.image, unscored.reason));
+                // Names inside a file come from anybody.
+                progress.around(|| {
+                    eprintln!("not scored: {}", printable(&format!("{}: {}", unscored.image, unscored.reason)));
+                });
                 progress.advance(unscored.images);
                 findings.unscored.push(unscored);
             }

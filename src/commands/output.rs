@@ -115,5 +115,10 @@ fn cell(value: Option<&Value>, digits: Digits) -> String {
         }
         Some(other) => other.to_string(),
     };
+    printable(&text)
+}
+
+/// A text with its control characters escaped, for a terminal.
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -151,6 +151,7 @@ impl Columns {
         TreeBuilder::new().with_batch_size(ROWS_AT_A_TIME).as_iter(Arc::clone(&self.wanted), &*group)
     }
 
+    /// Bytes are copied, so that the page they were read from can go.
     fn labelled(&self, row: Row, number: u64) -> Labelled {
         let mut fields = row.into_columns().into_iter().map(|(_, field)| field);
         let (bytes, inside) = match fields.next() {

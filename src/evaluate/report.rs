@@ -217,7 +217,7 @@ fn mistakes(summary: &Summary<'_>, index: usize, findings: &Findings) -> String 
         let picture = mistake.picture.as_deref().map(|uri| format!(r#"<img src="{}" alt="">"#, escape(uri)));
         let name = escape(&mistake.image);
         format!(
-            "<figure>{}<figcaption><b>{:.4}</b> {} <span title=\"{name}\">{name}</span></figcaption></figure>\n",
+            "<figure>{}<figcaption><b>{:.4}</b> {} <span title=\"{name}\"><bdi>{name}</bdi></span></figcaption></figure>\n",
             picture.unwrap_or_default(),
             mistake.score,
             escape(&findings.datasets[mistake.dataset]),

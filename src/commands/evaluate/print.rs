@@ -1,10 +1,12 @@
 //! Figures to stdout: tables for people, one row a figure for machines.
 
+use std::io::Write;
+
 use serde_json::{Map, Value, json};
 
 use super::super::output::{Format, Output, table};
 use crate::evaluate::findings::Findings;
-use crate::evaluate::metrics::{BINS, Calibration, Threshold, wilson};
+use crate::evaluate::metrics::{BINS, Bin, Calibration, Threshold, wilson};
 use crate::evaluate::summary::{Role, Row, Summary};
 use crate::job::exact;
 
@@ -47,8 +49,7 @@ type Fields = Map<String, Value>;
 pub(super) fn print(format: Format, summaries: &[Summary<'_>], findings: &Findings) -> std::io::Result<()> {
     if format == Format::Table {
         let blocks: Vec<String> = summaries.iter().map(text).collect();
-        print!("{}", blocks.join("\n"));
-        return Ok(());
+        return std::io::stdout().write_all(blocks.join("\n").as_bytes());
     }
     let mut output = Output::new(format, &COLUMNS)?;
     for summary in summaries {
@@ -113,7 +114,7 @@ fn overall(summary: &Summary<'_>) -> Fields {
 }
 
 fn calibration(calibration: &Calibration) -> Value {
-    let bin = |bin: &crate::evaluate::metrics::Bin| json!({"images": bin.images, "mean_score": bin.mean_score(), "share_positive": bin.share_positive()});
+    let bin = |bin: &Bin| json!({"images": bin.images, "mean_score": bin.mean_score(), "share_positive": bin.share_positive()});
     calibration.bins.iter().map(bin).collect()
 }
 

@@ -104,12 +104,15 @@ impl Sources {
         let Self { sources, mut truths, names } = self;
         for Source { dataset, kind, .. } in sources {
             let goes_on = match kind {
-                Kind::Files { path, truths } => {
-                    files::walk(&[path]).all(|file| take(Ok(file_found(dataset, file, &truths))))
-                }
+                Kind::Files { path, truths } => files::walk(std::slice::from_ref(&path)).all(|file| {
+                    take(Ok(match file {
+                        Ok(file) => Found::file(dataset, file, Arc::clone(&truths)),
+                        Err(e) => Found::unscored(dataset, path.display().to_string(), format!("{e:#}"), 1),
+                    }))
+                }),
                 Kind::Columns { path, label } => match Columns::open(&path, &label) {
                     Ok(columns) => columns.read().all(|row| {
-                        let found = row_found(dataset, row, &mut truths, &names[dataset]);
+                        let found = Found::row(dataset, row, &mut truths, &names[dataset]);
                         let failed = found.is_err();
                         take(found) && !failed
                     }),
@@ -126,42 +129,34 @@ impl Sources {
     }
 }
 
-fn file_found(dataset: usize, file: anyhow::Result<PathBuf>, truths: &Arc<[bool]>) -> Found {
-    match file {
-        Ok(path) => Found::Image(Image {
-            dataset,
-            name: path.display().to_string(),
-            truths: Arc::clone(truths),
-            content: Content::File(path),
-        }),
-        Err(e) => {
-            Found::Unscored(Unscored { dataset, image: "a file or folder".into(), reason: format!("{e:#}"), images: 1 })
-        }
+impl Found {
+    fn file(dataset: usize, path: PathBuf, truths: Arc<[bool]>) -> Self {
+        Self::Image(Image { dataset, name: path.display().to_string(), truths, content: Content::File(path) })
     }
-}
 
-fn row_found(
-    dataset: usize,
-    row: Result<Labelled, Lost>,
-    truths: &mut Truths,
-    dataset_name: &str,
-) -> Result<Found, DatasetError> {
-    let unscored = |image: String, reason: &str, images: u64| {
-        Ok(Found::Unscored(Unscored { dataset, image, reason: reason.to_owned(), images }))
-    };
-    let Labelled { name, said, bytes } = match row {
-        Ok(labelled) => labelled,
-        Err(Lost { rows, from, error }) => {
-            return unscored(from, &format!("{rows} rows cannot be read: {error}"), rows);
-        }
-    };
-    let (said, bytes) = match (said, bytes) {
-        (None, _) => return unscored(name, "the row has no label", 1),
-        (_, None) => return unscored(name, "the row holds no image", 1),
-        (Some(said), Some(bytes)) => (said, bytes),
-    };
-    let truths = truths.of(&said, || format!("the dataset \"{dataset_name}\" ({name})"))?;
-    Ok(Found::Image(Image { dataset, name, truths, content: Content::Bytes(bytes) }))
+    fn row(
+        dataset: usize,
+        row: Result<Labelled, Lost>,
+        truths: &mut Truths,
+        dataset_name: &str,
+    ) -> Result<Self, DatasetError> {
+        let Labelled { name, said, bytes } = match row {
+            Ok(labelled) => labelled,
+            Err(Lost { rows, from, error }) => {
+                return Ok(Self::unscored(dataset, from, format!("{rows} rows cannot be read: {error}"), rows));
+            }
+        };
+        let Some(said) = said else { return Ok(Self::unscored(dataset, name, "the row has no label".into(), 1)) };
+        let truths = truths.of(&said, || format!("the dataset \"{dataset_name}\" ({name})"))?;
+        Ok(match bytes {
+            Some(bytes) => Self::Image(Image { dataset, name, truths, content: Content::Bytes(bytes) }),
+            None => Self::unscored(dataset, name, "the row holds no image".into(), 1),
+        })
+    }
+
+    fn unscored(dataset: usize, image: String, reason: String, images: u64) -> Self {
+        Self::Unscored(Unscored { dataset, image, reason, images })
+    }
 }
 
 /// The parquet files beneath a folder, by name.

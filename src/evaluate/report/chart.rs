@@ -3,7 +3,7 @@
 use super::escape;
 
 /// The plot inside the picture, in the picture's own units: where it begins and how large it is.
-const LEFT: f64 = 50.0;
+const LEFT: f64 = 60.0;
 const TOP: f64 = 10.0;
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 230.0;
@@ -130,7 +130,7 @@ mod tests {
         let points: Vec<_> = (0..=100_000u32).map(|i| f64::from(i) / 100_000.0).map(|v| (v, v)).collect();
         chart.line("c", &points);
         let line = &chart.body[before..];
-        assert!(line.contains("M50.0 240.0L") && line.contains("L350.0 10.0\""));
+        assert!(line.contains("M60.0 240.0L") && line.contains("L360.0 10.0\""));
         assert!(line.len() < 25_000, "{}", line.len());
     }
 }
