@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::output::{Format, Output, table};
 use crate::evaluate::findings::Findings;
-use crate::evaluate::metrics::{BINS, Bin, Calibration, Threshold, wilson};
+use crate::evaluate::metrics::{BINS, Bin, Calibration, Threshold, share, wilson};
 use crate::evaluate::summary::{Role, Row, Summary};
 use crate::job::exact;
 
@@ -149,9 +149,7 @@ fn text(summary: &Summary<'_>) -> String {
     text += &table(&["dataset", "images", "positives", "correct", "accuracy", "unscored"], &rows);
     text += "\ncorrect: a score of at least 0.5 for a positive image, of less for any other\n\n";
 
-    let figure = |value: Option<f64>| {
-        value.map_or_else(|| "none, it needs images of both classes".into(), |v| format!("{v:.4}"))
-    };
+    let figure = |value: Option<f64>| value.map_or_else(|| "not defined on these images".into(), |v| format!("{v:.4}"));
     text += &format!("ROC AUC                     {}\n", figure(summary.curve.roc_auc()));
     text += &format!("average precision           {}\n", figure(summary.curve.average_precision()));
     text += &format!("expected calibration error  {} ({BINS} bins)\n\n", figure(summary.calibration.expected_error()));
@@ -168,14 +166,15 @@ fn text(summary: &Summary<'_>) -> String {
         .collect();
     text += &table(&["threshold", "precision", "recall", "false_positive_rate", "note"], &rows);
     text += "\n";
-    for (name, at, rate) in
+    for (name, at, wanted) in
         [("review_at", summary.review_at, summary.wanted.review), ("flag_at", summary.flag_at, summary.wanted.flag)]
     {
         let Some(at) = at else { continue };
-        let reached = summary.curve.at(at).negatives;
-        let (low, high) = wilson(reached, summary.curve.total().negatives).unwrap_or_default();
+        let (reached, negatives) = (summary.curve.at(at).negatives, summary.curve.total().negatives);
+        let rate = share(reached, negatives).unwrap_or_default();
+        let (low, high) = wilson(reached, negatives).unwrap_or_default();
         text += &format!(
-            "{name} = {at} keeps a false-positive rate of {rate} on these images (95 % confidence: {low:.4} to {high:.4})\n"
+            "{name} = {at}: false-positive rate {rate:.4} here, {low:.4} to {high:.4} with 95 % confidence; wanted {wanted}\n"
         );
     }
     if let Some(caution) = summary.caution() {
