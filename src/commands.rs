@@ -3,6 +3,7 @@
 pub mod check;
 pub mod dead;
 pub mod enqueue;
+pub mod evaluate;
 pub mod export;
 mod files;
 pub mod migrate;
@@ -39,6 +40,8 @@ enum Command {
     Worker(worker::Arguments),
     /// Screen local files and folders; needs no service
     Scan(scan::Arguments),
+    /// Measure detectors on labelled images; needs no service
+    Evaluate(evaluate::Arguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
     /// Print what is known of a job or an image
@@ -169,6 +172,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
             };
             scan::run(arguments, &config, ledger).await
         }
+        Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
         Command::Show(arguments) => show::run(arguments, &config).await,
         Command::Export(arguments) => export::run(arguments, &config).await,

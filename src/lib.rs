@@ -22,6 +22,7 @@
 //! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
 //! | [`policy`] | rules, checked against the detectors that are there | scores |
 //! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
+//! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
 //! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
 //! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
 //! | [`retry`] | when to try again | what is tried |
@@ -35,9 +36,9 @@
 //! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `worker.rs` and `worker/run.rs` put them together. (The
 //!   exceptions are words: `Pixels`, `Delivery`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
-//!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, and lapin in `broker.rs`, the stages that talk to it (`accept`,
-//!   `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
-//!   HTTP of our own asking, `ureq`, is in `hub` only.
+//!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
+//!   asking in `hub`, and lapin in `broker`, the stages that talk to it (`accept`, `publish`, `settle`) and the commands
+//!   that do (`enqueue`, `dead`).
 //! - `screen/` names no service at all.
 //! - Nothing is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
@@ -45,6 +46,7 @@ pub mod broker;
 pub mod commands;
 pub mod config;
 pub mod detector;
+pub mod evaluate;
 pub mod hub;
 pub mod job;
 pub mod lanes;

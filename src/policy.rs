@@ -173,7 +173,7 @@ fn default_rule(config: &PolicyConfig, detector: &Detector) -> Result<Rule, Poli
     })
 }
 
-fn usual_label(detector: &Detector) -> Option<&str> {
+pub(crate) fn usual_label(detector: &Detector) -> Option<&str> {
     USUAL_LABELS
         .iter()
         .find_map(|usual| detector.labels.iter().find(|label| label.eq_ignore_ascii_case(usual)))

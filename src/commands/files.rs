@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use walkdir::{DirEntry, WalkDir};
 
 /// Every file beneath the paths: paths in the order given, what is in a folder by name. What cannot be read is an item
@@ -41,9 +42,32 @@ fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     }
 }
 
-/// A file's bytes and their SHA-256, off the runtime's threads. Of a file that is longer than `limit` bytes, whatever
-/// its directory entry says, one byte more than that is read.
-pub(super) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<(Bytes, [u8; 32])> {
+/// Bounds the bytes of files in memory, as the gate before `blob` does for objects.
+pub(super) struct Room {
+    units: Semaphore,
+    total: u64,
+}
+
+impl Room {
+    /// A semaphore counts to 32 bits at a time, so it counts in kibibytes.
+    const UNIT: u64 = 1 << 10;
+
+    /// Room for so many bytes.
+    pub(super) fn new(bytes: u64) -> Self {
+        let total = bytes.div_ceil(Self::UNIT).min(u64::from(u32::MAX));
+        Self { units: Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS)), total }
+    }
+
+    /// Waits for room for a file. One that is larger than all there is may have all there is.
+    pub(super) async fn enter(&self, bytes: u64) -> anyhow::Result<SemaphorePermit<'_>> {
+        let units = bytes.div_ceil(Self::UNIT).min(self.total);
+        Ok(self.units.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await?)
+    }
+}
+
+/// A file's bytes and their SHA-256, read off the runtime's threads; `None` for a file that turns out to be longer than
+/// `limit` bytes, whatever its directory entry says.
+pub(super) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, [u8; 32])>> {
     tokio::task::spawn_blocking(move || {
         let read = || {
             let file = std::fs::File::open(&path)?;
@@ -53,8 +77,11 @@ pub(super) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<(Bytes, [u
             Ok::<_, std::io::Error>(bytes)
         };
         let bytes = read().with_context(|| format!("reading {}", path.display()))?;
+        if bytes.len() as u64 > limit {
+            return Ok(None);
+        }
         let sha256 = Sha256::digest(&bytes).into();
-        Ok((Bytes::from(bytes), sha256))
+        Ok(Some((Bytes::from(bytes), sha256)))
     })
     .await?
 }

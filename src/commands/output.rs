@@ -49,7 +49,7 @@ impl Output {
     /// `columns` are those of table and CSV; JSON lines hold every field.
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
-            Format::Table => Sink::Table(empty(columns)),
+            Format::Table => Sink::Table(grid(columns)),
             Format::Jsonl => Sink::Jsonl(io::BufWriter::new(io::stdout())),
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(io::stdout());
@@ -72,7 +72,7 @@ impl Output {
             Sink::Table(table) => {
                 table.add_row(cells);
                 if table.row_count() == PIECE {
-                    writeln!(io::stdout(), "{}", std::mem::replace(table, empty(self.columns)))?;
+                    writeln!(io::stdout(), "{}", std::mem::replace(table, grid(self.columns)))?;
                 }
             }
             Sink::Jsonl(out) => {
@@ -97,8 +97,15 @@ impl Output {
     }
 }
 
+/// A table as text, for a command that prints several.
+pub(super) fn table(columns: &'static [&'static str], rows: &[Map<String, Value>]) -> String {
+    let mut table = grid(columns);
+    table.add_rows(rows.iter().map(|row| columns.iter().map(|column| cell(row.get(*column), Digits::Few))));
+    table.to_string()
+}
+
 /// A table that has only its header yet.
-fn empty(columns: &[&str]) -> Table {
+fn grid(columns: &'static [&'static str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     if !io::stdout().is_terminal() {

@@ -30,7 +30,7 @@ fn names(source: &str, word: &str) -> bool {
 
 #[test]
 fn each_library_is_named_only_where_it_belongs() {
-    let allowed: [(&str, &[&str]); 11] = [
+    let allowed: [(&str, &[&str]); 12] = [
         (
             "lapin",
             &[
@@ -50,6 +50,7 @@ fn each_library_is_named_only_where_it_belongs() {
         ("image::", &["screen/decode.rs", "screen/decode/"]),
         ("turbojpeg", &["screen/decode/jpeg.rs"]),
         ("fast_image_resize", &["screen/prepare.rs"]),
+        ("parquet::", &["evaluate/columns.rs"]),
         ("sqlx", &["ledger/"]),
         ("backoff::", &["retry.rs"]),
         ("ureq::", &["hub.rs", "hub/"]),
@@ -104,6 +105,15 @@ fn the_screen_names_no_service() {
     for (file, source) in sources().into_iter().filter(|(file, _)| file.starts_with("screen")) {
         for service in ["crate::broker", "crate::ledger", "crate::worker", "tokio::net", "url::"] {
             assert!(!names(&source, service), "{file} names {service}");
+        }
+    }
+}
+
+#[test]
+fn figures_know_no_model_and_no_service() {
+    for (file, source) in sources().into_iter().filter(|(file, _)| file.starts_with("evaluate")) {
+        for other in ["crate::screen", "crate::worker", "crate::broker", "crate::ledger", "crate::commands", "tokio"] {
+            assert!(!names(&source, other), "{file} names {other}");
         }
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 
 use super::super::files;
 use crate::config::{Config, DecodeConfig};
@@ -18,9 +17,6 @@ use crate::screen::prepare::Pixels;
 use crate::screen::{Screen, Unseen, decode, judge};
 use crate::worker::persist::Persist;
 
-/// Compressed bytes are counted in units of this many, as a semaphore counts to 32 bits at a time.
-const UNIT: u64 = 1 << 10;
-
 /// What every file meets.
 pub(super) struct Scan<'a> {
     pub screen: &'a Screen,
@@ -28,8 +24,7 @@ pub(super) struct Scan<'a> {
     pub config: &'a Config,
     /// Where verdicts are kept, if they are.
     pub book: Option<Book>,
-    /// Bounds the compressed bytes in memory.
-    pub memory: Semaphore,
+    pub room: files::Room,
     /// Every image is to be looked at, whatever is known of it.
     pub anew: bool,
 }
@@ -81,9 +76,8 @@ struct Found {
 impl<'a> Scan<'a> {
     pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> anyhow::Result<Self> {
         let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
-        let units = usize::try_from(config.storage.memory_bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
-        let memory = Semaphore::new(units.min(Semaphore::MAX_PERMITS));
-        Ok(Self { screen, digests, config, book, memory, anew: false })
+        let room = files::Room::new(config.storage.memory_bytes);
+        Ok(Self { screen, digests, config, book, room, anew: false })
     }
 
     /// One file, from its name to its row.
@@ -141,13 +135,10 @@ impl<'a> Scan<'a> {
         if length > limit {
             return Ok((found, too_large(&length.to_string())));
         }
-        // A file that is larger than all there is may have all there is.
-        let units = length.div_ceil(UNIT).min(self.config.storage.memory_bytes.div_ceil(UNIT));
-        let _memory = self.memory.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await?;
-        let (bytes, sha256) = files::read(path, limit).await?;
-        if bytes.len() as u64 > limit {
+        let _memory = self.room.enter(length).await?;
+        let Some((bytes, sha256)) = files::read(path, limit).await? else {
             return Ok((found, too_large("more")));
-        }
+        };
         found.bytes = Some(bytes.len() as u64);
         found.sha256 = Some(sha256);
 

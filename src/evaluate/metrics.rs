@@ -1,0 +1,268 @@
+//! Figures over labelled scores. Everything follows from one curve: how many images of either class reach a threshold,
+//! for every threshold at which that number changes.
+
+mod calibration;
+mod thresholds;
+
+pub(super) use calibration::position;
+pub use calibration::{BINS, Bin, Calibration};
+pub use thresholds::{Threshold, recommend, wilson};
+
+/// From this score on, an image counts as called positive where accuracy is counted. For two labels under a softmax
+/// that is the likelier label.
+pub const EVEN: f32 = 0.5;
+
+/// One image as one detector scored it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Probability of the positive class, in `0..=1`.
+    pub score: f32,
+    /// Whether the image is of the positive class.
+    pub positive: bool,
+}
+
+impl Scored {
+    /// Whether the image is called what it is at [`EVEN`].
+    #[must_use]
+    pub fn is_right(self) -> bool {
+        (self.score >= EVEN) == self.positive
+    }
+}
+
+/// Images that reach a threshold, by what they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Positive images that reach it.
+    pub positives: u64,
+    /// Negative images that reach it: false alarms.
+    pub negatives: u64,
+}
+
+/// How many images reach each threshold. A threshold is reached by being equal, as in the policy.
+#[derive(Debug, Clone)]
+pub struct Curve {
+    /// One a distinct score, the highest first; the counts grow.
+    steps: Vec<(f32, Reached)>,
+    total: Reached,
+}
+
+impl Curve {
+    /// Sorts the images. Equal scores make one step, so that no order among them is made up.
+    pub fn new(images: impl IntoIterator<Item = Scored>) -> Self {
+        let mut images: Vec<Scored> = images.into_iter().collect();
+        images.sort_unstable_by(|a, b| b.score.total_cmp(&a.score));
+        let mut total = Reached::default();
+        let mut steps: Vec<(f32, Reached)> = Vec::new();
+        for image in images {
+            total.positives += u64::from(image.positive);
+            total.negatives += u64::from(!image.positive);
+            match steps.last_mut() {
+                Some((score, reached)) if *score == image.score => *reached = total,
+                _ => steps.push((image.score, total)),
+            }
+        }
+        Self { steps, total }
+    }
+
+    /// All images, by what they are.
+    #[must_use]
+    pub fn total(&self) -> Reached {
+        self.total
+    }
+
+    /// The images that reach a threshold.
+    #[must_use]
+    pub fn at(&self, threshold: f32) -> Reached {
+        let reaching = self.steps.partition_point(|(score, _)| *score >= threshold);
+        reaching.checked_sub(1).map_or_else(Reached::default, |last| self.steps[last].1)
+    }
+
+    /// The distinct scores, highest first, each with the images that reach it.
+    #[must_use]
+    pub fn steps(&self) -> &[(f32, Reached)] {
+        &self.steps
+    }
+
+    /// Images that are called what they are at [`EVEN`].
+    #[must_use]
+    pub fn right(&self) -> u64 {
+        let called = self.at(EVEN);
+        called.positives + self.total.negatives - called.negatives
+    }
+
+    /// Area under the ROC curve: the probability that a positive image scores higher than a negative one, ties counting
+    /// half (the Mann-Whitney statistic). `None` without images of both classes.
+    #[must_use]
+    pub fn roc_auc(&self) -> Option<f64> {
+        let mut before = Reached::default();
+        // Twice the number of pairs in the right order, in whole numbers, so that no rounding adds up.
+        let mut twice = 0u128;
+        for (_, reached) in &self.steps {
+            let here = u128::from(reached.negatives - before.negatives);
+            twice += here * u128::from(before.positives + reached.positives);
+            before = *reached;
+        }
+        let pairs = u128::from(self.total.positives) * u128::from(self.total.negatives);
+        #[expect(clippy::cast_precision_loss, reason = "pairs of a million images each are far below 2^53")]
+        let area = (pairs > 0).then(|| twice as f64 / (2 * pairs) as f64);
+        area
+    }
+
+    /// Average precision, `Σ (R_n − R_{n−1}) P_n` over the distinct scores from the highest down: the area under the
+    /// precision-recall curve without interpolation. `None` without a positive image.
+    #[must_use]
+    pub fn average_precision(&self) -> Option<f64> {
+        if self.total.positives == 0 {
+            return None;
+        }
+        let mut before = 0;
+        let mut sum = 0.0;
+        for (_, reached) in &self.steps {
+            let gained = real(reached.positives - before);
+            sum += gained * reached.precision().unwrap_or_default();
+            before = reached.positives;
+        }
+        Some(sum / real(self.total.positives))
+    }
+
+    /// `(false-positive rate, recall)` from `(0, 0)` to `(1, 1)`. Empty without images of both classes.
+    #[must_use]
+    pub fn roc(&self) -> Vec<(f64, f64)> {
+        let point = |reached: &Reached| {
+            Some((share(reached.negatives, self.total.negatives)?, share(reached.positives, self.total.positives)?))
+        };
+        let steps = self.steps.iter().map(|(_, reached)| reached);
+        std::iter::once(&Reached::default()).chain(steps).filter_map(point).collect()
+    }
+
+    /// `(recall, precision)` from the highest score down. Empty without a positive image.
+    #[must_use]
+    pub fn precision_recall(&self) -> Vec<(f64, f64)> {
+        let point = |reached: &Reached| Some((share(reached.positives, self.total.positives)?, reached.precision()?));
+        self.steps.iter().filter_map(|(_, reached)| point(reached)).collect()
+    }
+}
+
+impl Reached {
+    /// Both classes together.
+    #[must_use]
+    pub fn images(self) -> u64 {
+        self.positives + self.negatives
+    }
+
+    /// The share of positives among them; `None` where there is nobody.
+    #[must_use]
+    pub fn precision(self) -> Option<f64> {
+        share(self.positives, self.images())
+    }
+}
+
+/// `part / whole`; `None` for a whole of nothing.
+#[must_use]
+pub fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| real(part) / real(whole))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of images stay far below 2^53")]
+fn real(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn scored(images: &[(f32, bool)]) -> Vec<Scored> {
+        images.iter().map(|(score, positive)| Scored { score: *score, positive: *positive }).collect()
+    }
+
+    /// Few distinct scores, so that ties are common.
+    pub(crate) fn images() -> impl Strategy<Value = Vec<Scored>> {
+        let image = (0u8..=20, any::<bool>());
+        proptest::collection::vec(image, 0..60).prop_map(|images| {
+            images.into_iter().map(|(score, positive)| Scored { score: f32::from(score) / 20.0, positive }).collect()
+        })
+    }
+
+    /// The definition: over all pairs of a positive and a negative image.
+    fn pairwise_auc(images: &[Scored]) -> Option<f64> {
+        let of = |positive| images.iter().filter(move |image| image.positive == positive);
+        let pairs = of(true).flat_map(|p| of(false).map(move |n| (p.score, n.score)));
+        let worth = |(p, n): (f32, f32)| {
+            if p > n {
+                1.0
+            } else if p == n {
+                0.5
+            } else {
+                0.0
+            }
+        };
+        let (sum, count) = pairs.fold((0.0, 0u32), |(sum, count), pair| (sum + worth(pair), count + 1));
+        (count > 0).then(|| sum / f64::from(count))
+    }
+
+    proptest! {
+        #[test]
+        fn auc_is_the_share_of_pairs_in_order(images in images()) {
+            let (curve, expected) = (Curve::new(images.clone()).roc_auc(), pairwise_auc(&images));
+            prop_assert_eq!(curve.is_some(), expected.is_some());
+            prop_assert!((curve.unwrap_or_default() - expected.unwrap_or_default()).abs() < 1e-12);
+        }
+
+        #[test]
+        fn the_order_of_the_images_changes_nothing(images in images()) {
+            let reversed = images.iter().rev().copied();
+            let (a, b) = (Curve::new(images.clone()), Curve::new(reversed));
+            prop_assert_eq!(a.steps(), b.steps());
+        }
+
+        #[test]
+        fn the_roc_runs_from_corner_to_corner_and_never_back(images in images()) {
+            let curve = Curve::new(images);
+            let roc = curve.roc();
+            if curve.roc_auc().is_none() {
+                prop_assert!(roc.is_empty());
+            } else {
+                prop_assert_eq!((roc[0], roc[roc.len() - 1]), ((0.0, 0.0), (1.0, 1.0)));
+                prop_assert!(roc.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1));
+                let trapezoids: f64 =
+                    roc.windows(2).map(|pair| (pair[1].0 - pair[0].0) * (pair[1].1 + pair[0].1) / 2.0).sum();
+                prop_assert!((trapezoids - curve.roc_auc().unwrap()).abs() < 1e-12);
+            }
+        }
+
+        #[test]
+        fn a_threshold_counts_those_that_reach_it(images in images(), threshold in 0.0f32..=1.0) {
+            let reaching = |positive| {
+                images.iter().filter(|image| image.positive == positive && image.score >= threshold).count() as u64
+            };
+            let expected = Reached { positives: reaching(true), negatives: reaching(false) };
+            let curve = Curve::new(images.clone());
+            prop_assert_eq!(curve.at(threshold), expected);
+            prop_assert_eq!(curve.right(), images.iter().filter(|image| image.is_right()).count() as u64);
+        }
+    }
+
+    #[test]
+    fn average_precision_of_a_case_done_by_hand() {
+        // By rank: + at 1 (1/1), − at 2, + and − tied at 3 and 4 (2/4), + at 5 (3/5).
+        let images = scored(&[(0.9, true), (0.8, false), (0.5, true), (0.5, false), (0.1, true)]);
+        let expected = (1.0 + 0.5 + 0.6) / 3.0;
+        assert!((Curve::new(images).average_precision().unwrap() - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn half_counts_as_called_positive() {
+        let right = |score, positive| Scored { score, positive }.is_right();
+        assert!(right(0.5, true) && !right(0.5, false) && right(0.499_999_97, false));
+    }
+
+    #[test]
+    fn one_class_alone_has_no_auc() {
+        let curve = Curve::new(scored(&[(0.2, true), (0.7, true)]));
+        assert_eq!((curve.roc_auc(), curve.average_precision()), (None, Some(1.0)));
+        assert_eq!(Curve::new([]).average_precision(), None);
+    }
+}
