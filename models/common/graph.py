@@ -29,10 +29,10 @@ def transposes(graph: onnx.GraphProto) -> int:
 def check_graph(path: Path, *, allowed_transposes: int, max_bytes: int) -> None:
     """The file is valid, whole by itself, no larger than allowed, and speaks the worker's form at any batch size."""
     model = onnx.load(path, load_external_data=False)
-    # By path, because a model near the 2 GB that a protobuf may have cannot be handed over in memory.
-    onnx.checker.check_model(str(path), full_check=True)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise PackagingError("the graph keeps weights outside its file")
+    # By path, because a model near the 2 GB that a protobuf may have cannot be handed over in memory.
+    onnx.checker.check_model(str(path), full_check=True)
     if path.stat().st_size >= max_bytes:
         raise PackagingError(f"the graph has {path.stat().st_size} bytes, the limit is {max_bytes}")
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging
 
 from common.errors import PackagingError
 from common.export import Normalisation
@@ -16,6 +17,10 @@ from common.golden import drawing
 from conversion.model import Model, Origin, whole_levels
 from conversion.state import listed
 from conversion.timm_models import read_config
+
+# Its report of keys that do not fit is a table for people; ours is an error.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 

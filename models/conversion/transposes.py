@@ -98,12 +98,16 @@ class _Graph:
         before = self._turned(node.input[0])
         keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
         axes = self.constants.get(node.input[1]) if len(node.input) == 2 else None
-        if before is None or axes is None or not keeps or node.output[0] in self.kept:
+        if before is None or axes is None or node.output[0] in self.kept:
             return False
-        moved = [TO_FIRST[axis] for axis in numpy_helper.to_array(axes).tolist()]
+        moved = sorted(TO_FIRST[axis] for axis in numpy_helper.to_array(axes).tolist())
+        if not keeps and moved != [1, 2]:
+            return False
         node.input[0] = before.input[0]
-        node.input[1] = self._constant(np.array(sorted(moved), np.int64))
-        self._turn_output(node)
+        node.input[1] = self._constant(np.array(moved, np.int64))
+        # Without height and width, batch and channels stand in the same order either way.
+        if keeps:
+            self._turn_output(node)
         return True
 
     def _skip_before_reshape(self, node: NodeProto) -> bool:
