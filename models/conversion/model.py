@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common.errors import PackagingError
 from common.export import Normalisation
 from common.golden import Pixels
 
@@ -57,5 +58,8 @@ def whole_levels(values: np.ndarray) -> np.ndarray:
     """Pixels as a library returns them before rescaling, `[3, h, w]`, as `[h, w, 3]` uint8; nothing may be lost."""
     levels = np.rint(values)
     if levels.min() < 0 or levels.max() > 255 or np.abs(values - levels).max() > 1e-3:
-        raise ValueError("the preprocessing gives no whole levels from 0 to 255 before it rescales")
+        raise PackagingError(
+            "the preprocessing gives no whole levels from 0 to 255 before it rescales; a field that changes numbers in "
+            "another way (EfficientNet's include_top, for one) is not supported"
+        )
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))

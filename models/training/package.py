@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -27,16 +27,26 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyp
 ARCHITECTURE = "pixwarden_thumbnail_resnet"
 
 
-def write_package(run: Run, val: Thumbnails, train_images: int, log: list[dict], target: Path) -> None:
+@dataclass(frozen=True)
+class Published:
+    """What a package says beside its measurements."""
+
+    train_images: int
+    log: list[dict]
+    about: dict[str, str]
+    """See training/card.py."""
+
+
+def write_package(run: Run, val: Thumbnails, published: Published, target: Path) -> None:
     """Builds the package beside `target` and moves it in file by file, only once every check has passed."""
     with in_place_of(target) as folder:
-        facts = write_model(run, val, train_images, folder)
+        facts = write_model(run, val, published.train_images, folder)
         write_golden(folder)
         write_json(folder / "config.json", configuration())
         write_json(folder / "measurements.json", facts)
-        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        draw_curves(log, run.best["epoch"], folder / "curves.png")
-        (folder / "README.md").write_text(card(facts, target.name))
+        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in published.log))
+        draw_curves(published.log, run.best["epoch"], folder / "curves.png")
+        (folder / "README.md").write_text(card(facts, target.name, published.about))
         write_checksums(folder)
     plain = facts["unchanged"]
     print(f"{target}: accuracy {plain['accuracy']:.4f}, ROC AUC {plain['roc_auc']:.4f} on {facts['images']} images, "
