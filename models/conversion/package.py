@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from PIL import Image
 
@@ -49,13 +48,23 @@ class Wish:
                 raise PackagingError(f"{folder} is there already; name another --package or remove it")
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What all precisions share."""
+
+    graph: Path
+    """In float32, not yet compared."""
+    golden: Image.Image
+
+
 def convert(model: Model, wish: Wish) -> None:
     wish.refuse_taken()
     wanted = reference(model, wish.images)
     wish.package.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wish.package.parent, prefix=".graph-") as scratch:
-        exported = Path(scratch) / "model.onnx"
-        write_graph(model, exported)
+        path = Path(scratch) / "model.onnx"
+        write_graph(model, path)
+        exported = Exported(path, golden_image(model, wanted, path, wish.threads))
         for precision in wish.precisions:
             write_package(model, wanted, exported, wish, precision)
 
@@ -73,11 +82,11 @@ def write_graph(model: Model, path: Path) -> None:
     check_graph(path, allowed_transposes=transposes(graph.graph) if needed is None else needed, max_bytes=MAX_BYTES)
 
 
-def write_package(model: Model, wanted: Reference, exported: Path, wish: Wish, precision: str) -> None:
+def write_package(model: Model, wanted: Reference, exported: Exported, wish: Wish, precision: str) -> None:
     target = wish.folder(precision)
     with in_place_of(target) as folder:
         path = folder / "model.onnx"
-        graph = onnx.load(exported)
+        graph = onnx.load(exported.graph)
         allowed = transposes(graph.graph)
         if precision == "fp16":
             to_half(graph)
@@ -88,7 +97,7 @@ def write_package(model: Model, wanted: Reference, exported: Path, wish: Wish, p
         facts = {"precision": precision, "images": wish.images_are, **describe(model, path, agreement)}
         for name, content in model.files.items():
             write_json(folder / name, content)
-        write_golden(model, wanted, folder, wish.threads)
+        write_golden(model, wanted, exported.golden, folder)
         write_json(folder / "conversion.json", facts)
         (folder / "README.md").write_text(card(facts, target.name))
         write_checksums(folder)
@@ -123,16 +132,17 @@ def describe(model: Model, path: Path, agreement: Agreement) -> dict:
     }
 
 
-def write_golden(model: Model, wanted: Reference, folder: Path, threads: int) -> None:
-    """Scores are taken from the image as written, through the library's own resize and ONNX Runtime on the CPU."""
-    session = open_session(folder / "model.onnx", threads)
-
-    def scores(pixels: np.ndarray) -> np.ndarray:
-        return wanted.scores(logits(session, pixels, BATCH))
-
+def golden_image(model: Model, wanted: Reference, graph: Path, threads: int) -> Image.Image:
+    session = open_session(graph, threads)
     large = sum(p.numel() for p in model.network.parameters()) > LARGE
     effort = {"variants": 3, "roundings": 2} if large else {"variants": 12, "roundings": 16}
-    choose(model.pixels, scores, **effort).save(folder / "golden.png")
-    with Image.open(folder / "golden.png") as image:
-        found = scores(model.pixels(image.convert("RGB"))[None])[0]
-    write_json(folder / "golden.json", expected(model.labels, found))
+    return choose(model.pixels, lambda pixels: wanted.scores(logits(session, pixels, BATCH)), **effort)
+
+
+def write_golden(model: Model, wanted: Reference, image: Image.Image, folder: Path) -> None:
+    """Scores are taken from the image as written, through the library's own resize and ONNX Runtime on the CPU."""
+    image.save(folder / "golden.png")
+    with Image.open(folder / "golden.png") as written:
+        pixels = model.pixels(written.convert("RGB"))
+    found = logits(open_session(folder / "model.onnx", threads=1), pixels[None])
+    write_json(folder / "golden.json", expected(model.labels, wanted.scores(found)[0]))

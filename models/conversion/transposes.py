@@ -20,7 +20,7 @@ TO_FIRST = (0, 3, 1, 2)
 """Channels last to channels first: the only direction that is pushed down, so that pushing comes to an end."""
 TO_LAST = (0, 2, 3, 1)
 
-# Elementwise, so that transposing before and after is the same.
+# Elementwise, so that transposing before and after is the same. Cast is left out: the input is turned while it is bytes.
 _UNARY = {"Relu", "Gelu", "Erf", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Identity"}
 _BINARY = {"Add", "Sub", "Mul", "Div"}
 
@@ -127,9 +127,9 @@ class _Graph:
         return node if node is not None and node.op_type == "Transpose" else None
 
     def _turned(self, name: str) -> NodeProto | None:
-        """The Transpose to channels first that makes `name`, unless it turns the input itself: bytes are cheapest."""
+        """The Transpose to channels first that makes `name`."""
         before = self._transpose_before(name)
-        if before is None or _perm(before) != TO_FIRST or before.input[0] not in self.made_by:
+        if before is None or _perm(before) != TO_FIRST:
             return None
         return before
 

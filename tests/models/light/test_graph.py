@@ -55,6 +55,22 @@ class Transposes(GraphCase):
         self.assertEqual(list(constant.dims), [1, 1, 1, graphs.CHANNELS])
         np.testing.assert_allclose(self.run_graph(made), before, atol=1e-5)
 
+    def test_a_transpose_that_moves_pixels_stays_before_a_reshape(self) -> None:
+        """Flattened channels last and channels first are not the same."""
+        constants = {"weight": np.arange(12, dtype=np.float32).reshape(4, 3, 1, 1), "shape": np.array([-1, 4], np.int64)}
+        nodes = [
+            helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["floats", "weight"], ["mixed"]),
+            helper.make_node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 3, 1]),
+            helper.make_node("Reshape", ["turned", "shape"], ["logits"]),
+        ]
+        made = graphs.model(nodes, constants)
+        before = self.run_graph(made)
+        reduce_transposes(made)
+        self.assertEqual(transposes(made.graph), 2)
+        np.testing.assert_array_equal(self.run_graph(made), before)
+
     def test_a_graph_that_would_not_gain_is_left_alone(self) -> None:
         """A lone Transpose before an addition: pushing it down would only add another on the other side."""
         constants = {"weight": np.ones((4, 3, 1, 1), np.float32), "axes": np.array([2, 3], np.int64)}
