@@ -21,8 +21,7 @@ class Layer:
 
 def backbone_prefix(found: Shapes, backbone: Shapes) -> str:
     """What stands before the backbone's keys in the file, perhaps nothing: the prefix under which most of them are."""
-    first = next(iter(backbone))
-    candidates = {key.removesuffix(first) for key in found if key.endswith(first)} | {""}
+    candidates = {key.removesuffix(wanted) for wanted in backbone for key in found if key.endswith(wanted)} | {""}
     return max(sorted(candidates), key=lambda prefix: sum(prefix + key in found for key in backbone))
 
 

@@ -16,6 +16,9 @@ class Prefix(unittest.TestCase):
             found = {prefix + key: shape for key, shape in BACKBONE.items()} | {"clf.weight": (2, 8)}
             self.assertEqual(backbone_prefix(found, BACKBONE), prefix)
 
+    def test_a_renamed_first_key_does_not_hide_it(self) -> None:
+        self.assertEqual(backbone_prefix({"model.stemm.weight": (8,), "model.norm.weight": (8,)}, BACKBONE), "model.")
+
     def test_most_keys_decide_and_not_the_first(self) -> None:
         found = {"other.stem.weight": (1,), "model.stem.weight": (8, 3, 4, 4), "model.norm.weight": (8,)}
         self.assertEqual(backbone_prefix(found, BACKBONE), "model.")
