@@ -10,19 +10,22 @@ label (0 real, 1 generated). Requirements: models/requirements-train.txt. See mo
 from __future__ import annotations
 
 import argparse
+import tomllib
 from pathlib import Path
 
 import torch
 
+from training.card import UNKNOWN
 from training.images import load
 from training.loop import CHECKPOINT, LOG, Recipe, Run, fit, read_log
-from training.package import write_package
+from training.package import Published, write_package
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    about = read_about(options.about)
     train, val = load(options.train), load(options.val)
     print(f"{len(train)} training and {len(val)} validation images, device {device}", flush=True)
 
@@ -34,7 +37,7 @@ def main() -> None:
 
     if run.best["epoch"] == 0:
         raise SystemExit("no epoch was completed, so there is nothing to package")
-    write_package(run, val, len(train), read_log(options.run_dir), options.package)
+    write_package(run, val, Published(len(train), read_log(options.run_dir), about), options.package)
 
 
 def arguments() -> argparse.Namespace:
@@ -44,6 +47,7 @@ def arguments() -> argparse.Namespace:
     add("--val", type=Path, required=True, help="images to choose the best epoch on and to measure")
     add("--run-dir", type=Path, required=True, help="checkpoint and log go here")
     add("--package", type=Path, required=True, help="package folder to write at the end")
+    add("--about", type=Path, metavar="TOML", help="what the card says of purpose, limits and data, as in models/training/cifake.toml")
     add("--resume", action="store_true", help="continue from the checkpoint in --run-dir, with another --epochs if wanted; with no epoch left, only write the package")
     add("--epochs", type=int, default=30, help="upper limit; the learning rate falls to zero over this many (default 30)")
     add("--patience", type=int, default=8, help="stop after this many epochs without better validation accuracy (default 8)")
@@ -68,6 +72,19 @@ def recipe(options: argparse.Namespace) -> Recipe:
         seed=options.seed,
         precision=options.precision,
     )
+
+
+def read_about(path: Path | None) -> dict[str, str]:
+    """Before the training, because a mistake in it should not cost hours."""
+    if path is None:
+        return UNKNOWN
+    try:
+        given = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SystemExit(f"--about {path}: {error}") from error
+    if given.keys() != UNKNOWN.keys():
+        raise SystemExit(f"--about {path}: needs {', '.join(UNKNOWN)} and nothing else, found {', '.join(given) or 'nothing'}")
+    return {field: text.strip() for field, text in given.items()}
 
 
 def prepare(folder: Path, *, resume: bool) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 
-def card(facts: dict, name: str) -> str:
-    """Markdown for the package `name`; `facts` is the content of its measurements.json."""
+UNKNOWN = {
+    "task": "tells real thumbnails from generated ones",
+    "purpose": "Who publishes it should say here what it is for.",
+    "limits": "Pictures unlike its training images, and full-size photographs shrunk to 32x32, may be misjudged at any rate.",
+    "data": "The training was told nothing of where its images come from. Who publishes this package should say it here, with their licence.",
+}
+"""What a card says when the recipe is run on images it knows nothing of."""
+
+
+def card(facts: dict, name: str, about: dict[str, str]) -> str:
+    """Markdown for the package `name`; `facts` is the content of its measurements.json, `about` what no run can measure:
+    `task`, `purpose`, `limits` and `data`, as in `UNKNOWN` and training/cifake.toml."""
     plain, training = facts["unchanged"], facts["training"]
     (real_right, real_wrong), (generated_wrong, generated_right) = plain["confusion"]
     mixing = training["augmentation"]
     return f"""# {name}
 
-A residual network of {facts["parameters"]:,} parameters that tells real 32x32 thumbnails from thumbnails made by Stable
-Diffusion 1.4. It is bundled so that the machinery can be tried, tested and measured without fetching anything.
+A residual network of {facts["parameters"]:,} parameters that {about["task"]}. {about["purpose"]}
 
-**It must not be used for real decisions.** It knows 32x32 thumbnails of one data set only. Full-size photographs
-shrunk to 32x32 are something else: a network of this kind, trained on the same data, was measured at chance level on
-two small sets of full-size pictures (ROC AUC 0.46 and 0.49). A real screening service needs a real detector. Even
+**It must not be used for real decisions.** {about["limits"]} A real screening service needs a real detector. Even
 then a score is an indication and never proof, and very vivid or very polished real pictures can be misjudged.
 
 ## Input and output
@@ -34,10 +41,8 @@ then a score is an indication and never proof, and very vivid or very polished r
 
 ## Data
 
-CIFAKE: real images from CIFAR-10 (Krizhevsky, 2009), generated ones by Stable Diffusion 1.4 (Bird and Lotfi, 2024,
-arXiv:2303.14126), MIT licence. {training["images"]:,} images to train on and {facts["images"]:,} to validate on, both parts of the
-published training split: the figures below are not the paper's test figures. The packaged epoch was chosen on the
-validation images, so these figures are slightly optimistic.
+{about["data"]} {training["images"]:,} images to train on and {facts["images"]:,} to validate on. The packaged epoch was chosen on the
+validation images, so the figures below are slightly optimistic.
 
 ## Measured on the {facts["images"]:,} validation images
 

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from common.pixels import as_seen
 
 SIDE = 32
 LABELS = ("by human", "by AI")
@@ -43,15 +45,8 @@ class Augmentation:
 
 
 def to_thumbnail(image: Image.Image) -> np.ndarray:
-    """The pixel contract of the package: RGB, both edges to 32 by Pillow's bicubic filter. Returns [32, 32, 3] uint8.
-
-    Orientation and transparency are treated as the worker treats them: turned upright, composited over white.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    rgb = image.convert("RGB")
+    """The pixel contract of the package: RGB, both edges to 32 by Pillow's bicubic filter. Returns [32, 32, 3] uint8."""
+    rgb = as_seen(image)
     if rgb.size != (SIDE, SIDE):
         rgb = rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(rgb)

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch.optim.swa_utils import AveragedModel
 
 from training.images import Augmentation, Thumbnails, batches, mix_images, move_images
-from training.network import ThumbnailNet, normalise
+from training.network import NORMALISATION, ThumbnailNet
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -164,7 +164,7 @@ def train_epoch(run: Run, train: Thumbnails) -> tuple[float, float]:
     total = torch.zeros((), device=run.device)
     for step, (pixels, labels) in enumerate(batches(train, recipe.batch_size, rng)):
         rate = run.set_learning_rate(step)
-        x = normalise(pixels.to(run.device))
+        x = NORMALISATION(pixels.to(run.device))
         x = move_images(x, recipe.augmentation, rng)
         y = F.one_hot(labels, 2).float().to(run.device)
         x, y = mix_images(x, y, recipe.augmentation, rng)
@@ -186,7 +186,7 @@ def measure(run: Run, val: Thumbnails) -> dict[str, float]:
     logits = []
     for start in range(0, len(val), 500):
         pixels = torch.from_numpy(val.pixels[start : start + 500]).to(run.device).permute(0, 3, 1, 2)
-        x = normalise(pixels).contiguous(memory_format=torch.channels_last)
+        x = NORMALISATION(pixels).contiguous(memory_format=torch.channels_last)
         logits.append(run.average(x).cpu())
     logits = torch.cat(logits)
     labels = torch.from_numpy(val.labels)

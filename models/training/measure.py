@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
-from training.export import logits, open_session, probabilities
+from common.graph import logits, open_session, probabilities
 from training.images import SIDE, Thumbnails
 
 THRESHOLDS = (0.5, 0.9)

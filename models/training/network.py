@@ -1,4 +1,4 @@
-"""A small residual network for thumbnails, and the form in which it is exported."""
+"""A small residual network for thumbnails."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.5, 0.5, 0.5)
+from common.export import Normalisation
+
+NORMALISATION = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class Block(nn.Module):
@@ -56,24 +57,3 @@ class ThumbnailNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))
-
-
-def normalise(x: torch.Tensor) -> torch.Tensor:
-    """0 to 255 -> the network's range, for x [b, 3, h, w] of any number type."""
-    mean = torch.tensor(MEAN, device=x.device).view(1, 3, 1, 1) * 255
-    scale = 1 / (torch.tensor(STD, device=x.device).view(1, 3, 1, 1) * 255)
-    return (x.float() - mean) * scale
-
-
-class Exported(nn.Module):
-    """The graph a worker runs: pixels [b, 32, 32, 3] uint8 -> logits [b, 2] float32.
-
-    Pixels cross to the device as bytes, a quarter of the float size, and no caller can normalise them wrongly.
-    """
-
-    def __init__(self, network: ThumbnailNet):
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.network(normalise(pixels.permute(0, 3, 1, 2)))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from PIL import Image
 
+from common.folder import in_place_of, sha256, timm_config, write_checksums, write_json
+from common.golden import choose, expected
+from common.graph import logits, open_session, probabilities
 from training.card import card
-from training.export import export, golden_image, golden_scores, open_session
-from training.images import LABELS, SIDE, Thumbnails
+from training.export import export_checked
+from training.images import LABELS, SIDE, Thumbnails, to_thumbnail
 from training.loop import Run
 from training.measure import measurements
-from training.network import MEAN, STD
+from training.network import NORMALISATION
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyplot is imported)
@@ -26,21 +27,27 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before pyp
 ARCHITECTURE = "pixwarden_thumbnail_resnet"
 
 
-def write_package(run: Run, val: Thumbnails, train_images: int, log: list[dict], target: Path) -> None:
+@dataclass(frozen=True)
+class Published:
+    """What a package says beside its measurements."""
+
+    train_images: int
+    log: list[dict]
+    about: dict[str, str]
+    """See training/card.py."""
+
+
+def write_package(run: Run, val: Thumbnails, published: Published, target: Path) -> None:
     """Builds the package beside `target` and moves it in file by file, only once every check has passed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".package-") as scratch:
-        folder = Path(scratch)
-        facts = write_model(run, val, train_images, folder)
+    with in_place_of(target) as folder:
+        facts = write_model(run, val, published.train_images, folder)
         write_golden(folder)
         write_json(folder / "config.json", configuration())
         write_json(folder / "measurements.json", facts)
-        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        draw_curves(log, run.best["epoch"], folder / "curves.png")
-        (folder / "README.md").write_text(card(facts, target.name))
-        target.mkdir(exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            os.replace(path, target / path.name)
+        (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in published.log))
+        draw_curves(published.log, run.best["epoch"], folder / "curves.png")
+        (folder / "README.md").write_text(card(facts, target.name, published.about))
+        write_checksums(folder)
     plain = facts["unchanged"]
     print(f"{target}: accuracy {plain['accuracy']:.4f}, ROC AUC {plain['roc_auc']:.4f} on {facts['images']} images, "
           f"{facts['size_bytes']} bytes, sha256 {facts['sha256']}")  # fmt: skip
@@ -50,12 +57,11 @@ def write_model(run: Run, val: Thumbnails, train_images: int, folder: Path) -> d
     """Exports the best epoch and returns every figure the card states."""
     network = run.best_network()
     path = folder / "model.onnx"
-    difference = export(network, path, val.pixels[:500])
-    data = path.read_bytes()
+    difference = export_checked(network, path, val.pixels[:500])
     return {
         **measurements(path, val, torch.get_num_threads()),
-        "size_bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_bytes": path.stat().st_size,
+        "sha256": sha256(path),
         "parameters": sum(p.numel() for p in network.parameters()),
         "onnx_torch_logit_difference": float(f"{difference:.2e}"),
         "processor": processor(),
@@ -73,29 +79,26 @@ def write_model(run: Run, val: Thumbnails, train_images: int, folder: Path) -> d
 def write_golden(folder: Path) -> None:
     """Scores are taken from the image as written and through Pillow, the reference the worker is compared with."""
     session = open_session(folder / "model.onnx", threads=1)
-    golden_image(session).save(folder / "golden.png")
+
+    def scores(pixels: np.ndarray) -> np.ndarray:
+        return probabilities(logits(session, pixels))
+
+    choose(to_thumbnail, scores).save(folder / "golden.png")
     with Image.open(folder / "golden.png") as image:
-        scores = golden_scores(session, image)
-    write_json(folder / "golden.json", {"image": "golden.png", "scores": scores})
+        found = scores(to_thumbnail(image)[None])[0]
+    write_json(folder / "golden.json", expected(list(LABELS), found))
 
 
 def configuration() -> dict:
-    """timm's config.json. `mean` and `std` tell what the graph does itself: its input is bytes."""
-    return {
-        "architecture": ARCHITECTURE,
-        "num_classes": len(LABELS),
-        "label_names": list(LABELS),
-        "pretrained_cfg": {
-            "input_size": [3, SIDE, SIDE],
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": list(MEAN),
-            "std": list(STD),
-            "num_classes": len(LABELS),
-        },
-        "pixwarden": {"output": "logits"},
+    preprocessing = {
+        "input_size": [3, SIDE, SIDE],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "mean": list(NORMALISATION.mean),
+        "std": list(NORMALISATION.std),
     }
+    return timm_config(ARCHITECTURE, list(LABELS), preprocessing)
 
 
 def draw_curves(log: list[dict], best_epoch: int, path: Path) -> None:
@@ -121,7 +124,3 @@ def processor() -> str:
     except OSError:
         return "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,50 @@
+"""A package folder: written beside its place, moved there whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKSUMS = "SHA256SUMS"
+
+
+@contextmanager
+def in_place_of(target: Path) -> Iterator[Path]:
+    """A scratch folder whose files are moved into `target` at the end, and only if nothing was raised until then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".package-") as scratch:
+        yield Path(scratch)
+        target.mkdir(exist_ok=True)
+        for path in sorted(Path(scratch).iterdir()):
+            os.replace(path, target / path.name)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def timm_config(architecture: str, labels: list[str], preprocessing: dict) -> dict:
+    """timm's config.json. `mean` and `std` of `preprocessing` tell what the graph does itself: its input is bytes."""
+    return {
+        "architecture": architecture,
+        "num_classes": len(labels),
+        "label_names": list(labels),
+        "pretrained_cfg": {**preprocessing, "num_classes": len(labels)},
+        "pixwarden": {"output": "logits"},
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA256SUMS over every other file, as `sha256sum --check` reads it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    (folder / CHECKSUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
