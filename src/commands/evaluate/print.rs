@@ -103,7 +103,7 @@ fn dataset(row: &Row<'_>) -> Fields {
 
 fn overall(summary: &Summary<'_>) -> Fields {
     let mut row = dataset(&summary.overall());
-    row.remove("dataset");
+    row.shift_remove("dataset");
     row.extend(fields([
         ("roc_auc", json!(summary.curve.roc_auc())),
         ("average_precision", json!(summary.curve.average_precision())),
