@@ -1,7 +1,7 @@
 # What people and CI run here. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint
+.PHONY: help demo test test-models lint
 
 PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
 
@@ -14,20 +14,22 @@ TEST_FEATURES := --examples
 export PATH := $(PATH):$(CURDIR)/.tools/cargo-nextest/bin:$(CURDIR)/.tools/cargo-deny/bin
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## screen sample images with the bundled detector; needs no broker, database or object store
 	@tests/services/get build runtime
 	cargo build --locked --bins $(TEST_FEATURES)
 	$(PIXWARDEN) scan --format table models/samples
 	@echo "The bundled detector knows 32x32 thumbnails only: this shows the machinery, and the scores mean nothing."
-	@echo "Real use needs a real detector: scan --detector DIR, a Hugging Face or timm image classifier exported to ONNX."
+	@echo "Real use needs a real detector: models fetch hf://OWNER/NAME, then scan --detector models/NAME PATH..."
 
 test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	@tests/services/get build runtime python services nextest
 	cargo build --locked --all-targets
 	.tools/venv/bin/python tests/packaging/check.py
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python tests/evaluate.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
 	cargo test --locked --doc
 	tests/services/run -- cargo nextest run --locked
 
