@@ -17,7 +17,7 @@ from torch import nn
 
 from .case import PackageChecks, PlantedMistakes
 from .comparison import expected
-from .weights import randomise, settle_statistics, spread, touch
+from .weights import randomise, settle_statistics, soften, spread, touch
 
 BACKBONE = "tf_mobilenetv3_large_100.in1k"
 
@@ -43,6 +43,7 @@ class MobileNetV3(PlantedMistakes, PackageChecks, unittest.TestCase):
         transform = create_transform(**resolve_data_config({}, model=network.backbone))
         pictures = [transform(Image.open(file).convert("RGB")) for file in cls.files]
         randomise(network, seed=1)
+        soften(network)
         settle_statistics(network.backbone, pictures)
         with torch.inference_mode():
             features, touched = network.backbone(torch.stack(pictures)), network.backbone(touch(pictures, level=1 / 127.5))
