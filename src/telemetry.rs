@@ -7,14 +7,19 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::config::{LogConfig, LogFormat};
 
+/// What is never logged, whatever the filter: the HTTP client traces every byte that it sends, the hub's token among them,
+/// and the AMQP client prints returned messages whole, with what their senders put into them.
+const SILENT: [&str; 3] = ["ureq=off", "ureq_proto=off", "lapin::returned_messages=off"];
+
 /// Starts logging. A second call changes nothing.
 ///
 /// # Errors
 /// When the filter is not one.
 pub fn start(config: &LogConfig) -> Result<(), ParseError> {
-    // The HTTP client traces every byte that it sends, and the hub's token is among them.
-    let filter = EnvFilter::builder().parse(&config.filter)?;
-    let filter = filter.add_directive("ureq=off".parse()?).add_directive("ureq_proto=off".parse()?);
+    let mut filter = EnvFilter::builder().parse(&config.filter)?;
+    for directive in SILENT {
+        filter = filter.add_directive(directive.parse()?);
+    }
     let json = match config.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,

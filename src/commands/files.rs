@@ -12,8 +12,8 @@ use walkdir::{DirEntry, WalkDir};
 /// Every file beneath the paths: paths in the order given, what is in a folder by name. What cannot be read is an item
 /// too, and says which path it is. In folders pipes, devices and links to other folders are passed by; a path that was
 /// given is never.
-pub(super) fn walk(paths: &[PathBuf]) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send + use<> {
-    paths.to_vec().into_iter().flat_map(|path| {
+pub(super) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send {
+    paths.into_iter().flat_map(|path| {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
             // A link that was given is walked through, and is itself no file.

@@ -90,7 +90,7 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
     // Enough to keep decoders and sessions busy.
     let ahead = 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode);
     let stopped = OnceCell::new();
-    let mut reports = stream::iter(files::walk(&arguments.paths))
+    let mut reports = stream::iter(files::walk(arguments.paths.clone()))
         // A file that is held back makes the scan a stopped one; a signal after the last file changes nothing.
         .take_while(|_| std::future::ready(!stop.is_cancelled() || stopped.set(()).is_err()))
         .map(|path| async move { scan.file(path?).await })
@@ -141,7 +141,7 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
 /// Counts the files beside the scan, for the bar to know its end.
 fn count(paths: &[PathBuf], progress: &Progress) {
     if progress.is_visible() {
-        let (walk, progress) = (files::walk(paths), progress.clone());
+        let (walk, progress) = (files::walk(paths.to_vec()), progress.clone());
         drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
     }
 }

@@ -85,7 +85,7 @@ impl Sources {
                 sources.push(Source { dataset, kind, images });
             }
             if let (true, Some(truths)) = (shards.is_empty(), all) {
-                let images = files::walk(std::slice::from_ref(&given.path)).count() as u64;
+                let images = files::walk(vec![given.path.clone()]).count() as u64;
                 let kind = Kind::Files { path: given.path.clone(), truths };
                 sources.push(Source { dataset, kind, images });
             }
@@ -104,7 +104,7 @@ impl Sources {
         let Self { sources, mut truths, names } = self;
         for Source { dataset, kind, .. } in sources {
             let goes_on = match kind {
-                Kind::Files { path, truths } => files::walk(std::slice::from_ref(&path)).all(|file| {
+                Kind::Files { path, truths } => files::walk(vec![path.clone()]).all(|file| {
                     take(Ok(match file {
                         Ok(file) => Found::file(dataset, file, Arc::clone(&truths)),
                         Err(e) => Found::unscored(dataset, path.display().to_string(), format!("{e:#}"), 1),

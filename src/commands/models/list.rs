@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::screen::packages;
 
 pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
-    let mut output = Output::new(format, &["name", "labels", "input", "shadow", "digest"])?;
+    let mut output = Output::new(format, &["name", "labels", "input", "shadow", "digest", "sha256"])?;
     for detector in packages(config)? {
         let mut row = Map::new();
         row.insert("name".into(), json!(detector.name));
@@ -16,6 +16,8 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
         row.insert("shadow".into(), json!(detector.shadow));
         row.insert("model".into(), json!(detector.model));
         row.insert("digest".into(), json!(detector.digest));
+        // What `sha256` in a [[detectors]] table pins.
+        row.insert("sha256".into(), json!(detector.model_sha256));
         output.row(&row)?;
     }
     output.finish()?;
