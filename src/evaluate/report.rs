@@ -1,6 +1,6 @@
 //! One page that needs nothing else: figures, curves as inline SVG, the worst mistakes as pictures.
 //!
-//! Names and reasons come from anybody, so every text goes through [`escape`]; and should one be forgotten, the page's
+//! Names and reasons come from anybody, so every text goes through `escape`; and should one be forgotten, the page's
 //! own policy forbids scripts and anything from outside.
 
 mod chart;

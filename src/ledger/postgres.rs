@@ -16,11 +16,11 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::rows::{self, stored};
+use super::rows::{self, known, stored};
 use super::schema::{self, Step};
 use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
 use crate::config::SecretUrl;
-use crate::job::{Digests, ImageRef, Outcome};
+use crate::job::Digests;
 use crate::retry;
 
 /// Every column of `verdicts`, as [`rows::Stored`] reads them.
@@ -447,19 +447,7 @@ impl Columns {
 async fn known(c: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Known)>, sqlx::Error> {
     let query = "SELECT id, bucket, key, version_id, etag, outcome FROM verdicts WHERE id = ANY($1)";
     let rows = sqlx::query(query).bind(ids).fetch_all(c).await?;
-    let known = |row: &PgRow| {
-        let outcome: String = row.try_get("outcome")?;
-        let image = ImageRef {
-            bucket: row.try_get("bucket")?,
-            key: row.try_get("key")?,
-            version_id: row.try_get("version_id")?,
-            etag: row.try_get("etag")?,
-        };
-        // The column's check allows nothing else.
-        let outcome = Outcome::parse(&outcome).ok_or_else(|| sqlx::Error::Decode(outcome.into()))?;
-        Ok((row.try_get("id")?, Known { image, outcome }))
-    };
-    rows.iter().map(known).collect()
+    rows.iter().map(|row| Ok((row.try_get("id")?, known!(row)))).collect()
 }
 
 /// Marks a reason as contention, which `commit` repeats at once.

@@ -68,6 +68,24 @@ macro_rules! stored {
 }
 pub(super) use stored;
 
+/// Reads a [`Known`](super::Known) from a row of either database.
+macro_rules! known {
+    ($row:expr) => {{
+        let outcome: String = $row.try_get("outcome")?;
+        $crate::ledger::Known {
+            image: $crate::job::ImageRef {
+                bucket: $row.try_get("bucket")?,
+                key: $row.try_get("key")?,
+                version_id: $row.try_get("version_id")?,
+                etag: $row.try_get("etag")?,
+            },
+            // The column's check allows nothing else.
+            outcome: $crate::job::Outcome::parse(&outcome).ok_or_else(|| sqlx::Error::Decode(outcome.into()))?,
+        }
+    }};
+}
+pub(super) use known;
+
 impl Stored {
     /// The verdict. Only a row that somebody else has changed is not one.
     pub(super) fn verdict(self) -> Result<Verdict, sqlx::Error> {

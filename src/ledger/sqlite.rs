@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use uuid::Uuid;
 
-use super::rows::{self, stored};
+use super::rows::{self, known, stored};
 use super::schema::{self, Step};
 use super::{Absent, Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
-use crate::job::{Digests, ImageRef, Outcome};
+use crate::job::Digests;
 
 /// Longest wait for another process that writes to the same file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -344,19 +344,7 @@ async fn write(c: &mut SqliteConnection, entry: Entry) -> Result<Committed, sqlx
 async fn known(c: &mut SqliteConnection, id: Uuid) -> Result<Option<Known>, sqlx::Error> {
     let query = "SELECT bucket, key, version_id, etag, outcome FROM verdicts WHERE id = $1";
     let row = sqlx::query(query).bind(id.to_string()).fetch_optional(c).await?;
-    let known = |row: SqliteRow| {
-        let outcome: String = row.try_get("outcome")?;
-        let image = ImageRef {
-            bucket: row.try_get("bucket")?,
-            key: row.try_get("key")?,
-            version_id: row.try_get("version_id")?,
-            etag: row.try_get("etag")?,
-        };
-        // The column's check allows nothing else.
-        let outcome = Outcome::parse(&outcome).ok_or_else(|| sqlx::Error::Decode(outcome.into()))?;
-        Ok(Known { image, outcome })
-    };
-    row.map(known).transpose()
+    row.map(|row| Ok(known!(row))).transpose()
 }
 
 /// Times as the schema has them: of one length, so that they compare as text.
