@@ -6,11 +6,12 @@ A freshly initialised network answers alike for every picture, and whatever is w
 from __future__ import annotations
 
 import torch
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
 SPREAD = 1.5
 """Deviation of the difference of the two logits over the pictures."""
-DIRECTIONS = 500
+DIRECTIONS = 2000
 
 
 @torch.no_grad()
@@ -30,14 +31,17 @@ def randomise(network: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def soften(network: nn.Module) -> None:
-    """Depthwise kernels without negative parts look at averages and not at differences of neighbouring pixels.
+    """Makes a randomised MobileNetV3 as calm as a trained one.
 
-    Behind batch normalisation, which brings whatever is left to the same size, fifteen layers of differences would
-    turn the rounding of a resize into as much of a score as the tolerance is there to find.
+    Behind batch normalisation, which brings whatever is left to the same size, fifteen layers of random differences
+    turn the rounding of a resize, or of float16, into as much of a score as the tolerances are there to find. So
+    depthwise kernels get no negative parts, and a branch adds less than what it is added to.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.weight.abs_()
+        if isinstance(module, InvertedResidual) and module.has_skip:
+            module.bn3.weight.mul_(0.3)
 
 
 @torch.no_grad()
@@ -59,18 +63,19 @@ def settle_statistics(network: nn.Module, pictures: list[torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def spread(layer: nn.Linear, features: torch.Tensor, touched: torch.Tensor) -> None:
+def spread(layer: nn.Linear, features: torch.Tensor, *touched: torch.Tensor) -> None:
     """Sets a last layer of two outputs so that over `features` `[n, inputs]` its logits differ by 0 on average, and
     with a deviation of `SPREAD`.
 
     Untrained layers amplify noise as they amplify everything else. Of many random directions the one is taken that
-    `touched`, the features of the first pictures after `touch`, move least: a trained network ignores such noise too.
+    `touched` move least, features of the first pictures after a disturbance such as `touch`: a trained network ignores
+    such noise too.
     """
     directions = torch.randn(layer.in_features, DIRECTIONS)
     projected = features @ directions
     # By the median, since a few outlying pictures must not carry the deviation alone.
     typical = (projected - projected.median(0).values).abs().median(0).values
-    moved = (touched @ directions - projected[: len(touched)]).abs().max(0).values
+    moved = torch.stack([(few @ directions - projected[: len(few)]).abs().max(0).values for few in touched]).max(0).values
     best = int((typical / moved).argmax())
     direction, values = directions[:, best], projected[:, best]
     scale = SPREAD / values.std()
