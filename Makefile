@@ -33,6 +33,14 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	cargo test --locked --doc
 	tests/services/run -- cargo nextest run --locked
 
+test-models: ## test converter and training recipe, which need PyTorch (gigabytes) and a quarter of an hour
+	@tests/services/get build runtime
+	cargo build --locked --bins $(TEST_FEATURES)
+	test -d .tools/venv-models || python3 -m venv .tools/venv-models
+	.tools/venv-models/bin/pip install --quiet -r models/requirements-convert.txt -r models/requirements-train.txt
+	.tools/venv-models/bin/python -m unittest discover -s tests/models/light -t tests/models
+	PIXWARDEN=$(abspath $(PIXWARDEN)) .tools/venv-models/bin/python -m unittest discover -v -s tests/models/full -t tests/models
+
 lint: ## check formatting, clippy's lints, the documentation's links, licences and banned dependencies
 	@tests/services/get build lint
 	cargo fmt --check

@@ -21,6 +21,7 @@ pub mod worker;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Device, LogFormat, Overlay, load};
+use crate::hub::HubError;
 use crate::screen::StartError;
 use crate::worker::WorkerError;
 
@@ -191,6 +192,7 @@ pub fn status(error: &anyhow::Error) -> u8 {
     let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Proof(_) | StartError::Threads(_));
     let configuration = error.is::<ConfigError>()
         || error.is::<UsageError>()
+        || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
         || error.downcast_ref::<StartError>().is_some_and(start)
         || match error.downcast_ref::<WorkerError>() {
             Some(WorkerError::Config(_) | WorkerError::Ledger(crate::ledger::OpenError::Config(_))) => true,

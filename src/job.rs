@@ -149,11 +149,12 @@ pub fn event_id(verdict: Uuid, outcome: Outcome) -> Uuid {
     Uuid::new_v5(&verdict, outcome.as_str().as_bytes())
 }
 
-/// The id of the event a verdict owes after another policy has judged it. The policy is part of it: back under an
-/// earlier policy, the outcome is told again, and is no repetition of what was told then.
+/// The id of the event a verdict owes once another policy has judged it. When it was judged before is part of it: back
+/// under an earlier policy, the outcome is told again, and is no repetition of what was told then.
 #[must_use]
-pub fn rejudged_event_id(verdict: Uuid, outcome: Outcome, policy_sha256: &str) -> Uuid {
-    Uuid::new_v5(&verdict, format!("{outcome} {policy_sha256}").as_bytes())
+pub fn rejudged_event_id(before: &Verdict, outcome: Outcome, policy_sha256: &str) -> Uuid {
+    let name = serde_json::json!([outcome, policy_sha256, before.decided_at.unix_timestamp_nanos().to_string()]);
+    Uuid::new_v5(&before.id, name.to_string().as_bytes())
 }
 
 /// Detector name → digest of everything that decides its scores.

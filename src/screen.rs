@@ -42,6 +42,8 @@ pub struct Sight {
     pub seen: Seen,
     /// What the detectors say.
     pub scores: Scores,
+    /// What they say of each frame.
+    pub frames: Vec<Scores>,
     /// What the policy makes of it.
     pub judgement: Judgement,
     /// What each detector asked for was shown of the first frame.
@@ -176,14 +178,14 @@ impl Screen {
             .collect();
 
         let (index, judgement) = judge::most_severe(&self.policy, &frames);
-        let scores = frames.into_iter().nth(index).unwrap_or_default();
+        let scores = frames.get(index).cloned().unwrap_or_default();
         let first = decoded.frames.first();
         let shown = first
             .map(|frame| {
                 engines.iter().zip(&which).map(|(e, i)| (e.detector.name.clone(), Arc::clone(&frame[*i]))).collect()
             })
             .unwrap_or_default();
-        Ok(Sight { seen: decoded.seen, scores, judgement, shown })
+        Ok(Sight { seen: decoded.seen, scores, frames, judgement, shown })
     }
 
     fn wanted(&self, wanted: Option<&[String]>) -> Result<Vec<&Engine>, String> {

@@ -32,8 +32,11 @@ from reference import detectors, processors
 from reference.expected import SCORE_TOLERANCE, Expected, make
 from reference.screen import FLAG_AT, REVIEW_AT, Detector, decode
 
-PIXEL_TOLERANCE = 1.0
-"""Mean absolute difference of an image's pixels as fed to the model, in levels of 255."""
+PIXEL_TOLERANCE = 0.05
+"""Mean absolute difference of an image's pixels as fed to the model, in levels of 255. The interface allows 1; resizing
+in another order than Pillow's, across the image first where it goes down first, makes 0.1 to 0.3."""
+COARSE = {"efficientnet": 1.0, "timm-squash-crop": 1.0}
+"""The nearest and the box filter take whole pixels or none: where an edge falls between two, the resizers may differ."""
 LEAST_SPREAD = 0.1
 """Scores that hardly differ between images would agree whatever is wrong."""
 SCAN_TIMEOUT_S = 300
@@ -120,12 +123,13 @@ def compare(expected: Expected, detector: str, record: dict, pixels: Path) -> Di
     ):
         if record.get(key) != wanted:
             result.broken.append(f"{key} is {record.get(key)}, not {wanted}")
-    _compare_pixels(result, expected.pixels[detector], pixels / detector / f"{expected.sha256}.png")
+    saved = pixels / detector / f"{expected.sha256}.png"
+    _compare_pixels(result, expected.pixels[detector], saved, COARSE.get(detector, PIXEL_TOLERANCE))
     _compare_scores(result, expected, detector, record)
     return result
 
 
-def _compare_pixels(result: Difference, wanted: np.ndarray, file: Path) -> None:
+def _compare_pixels(result: Difference, wanted: np.ndarray, file: Path, tolerance: float) -> None:
     if not file.exists():
         result.broken.append(f"no saved pixels at {file}")
         return
@@ -136,7 +140,7 @@ def _compare_pixels(result: Difference, wanted: np.ndarray, file: Path) -> None:
         return
     gap = np.abs(got.astype(np.int16) - wanted)
     result.pixels, result.pixels_max = float(gap.mean()), int(gap.max())
-    if result.pixels > PIXEL_TOLERANCE:
+    if result.pixels > tolerance:
         result.measured.append(f"pixels differ by {result.pixels:.2f} levels on average, {result.pixels_max} at most")
 
 
@@ -187,7 +191,7 @@ def check(binary: Path, packages: list[Path], expected: list[Expected], work: Pa
             f"{_largest(flat, 'score', '.4f'):>9}  {'FAILS' if any(d.problems for d in flat) else 'agrees'}"
         )
     print(f"Largest differences under {len(packages)} detectors: pixels in levels of 255, scores from 0 to 1.")
-    print(f"Tolerances: {PIXEL_TOLERANCE:.0f} level on average over an image, {SCORE_TOLERANCE} of score.")
+    print(f"Tolerances: {PIXEL_TOLERANCE} levels on average over an image, {SCORE_TOLERANCE} of score.")
     for problem in problems[:40]:
         print(f"  {problem}")
     if len(problems) > 40:
@@ -264,7 +268,8 @@ def _compare_processors(
         for one, record in zip(sample, records, strict=True):
             wanted_pixels, wanted = detector.screen(decode(one.file.read_bytes()).frames, detectors.POSITIVE)
             result = Difference()
-            _compare_pixels(result, wanted_pixels, pixels / detector.name / f"{one.sha256}.png")
+            saved, tolerance = pixels / detector.name / f"{one.sha256}.png", COARSE.get(detector.name, PIXEL_TOLERANCE)
+            _compare_pixels(result, wanted_pixels, saved, tolerance)
             got = (record.get("scores") or {}).get(detector.name)
             if got is None or set(got) != set(wanted):
                 result.broken.append(f"scores are {record.get('scores')}")

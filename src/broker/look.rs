@@ -24,7 +24,7 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, 
     }
 }
 
-/// Messages of a queue, for looking only: none is acknowledged, and all go back when the connection is closed.
+/// Messages of a queue, for looking only: none is acknowledged, and all are back in the queue when this returns.
 ///
 /// # Errors
 /// When the broker cannot be asked.

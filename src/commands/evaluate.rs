@@ -203,6 +203,9 @@ impl Desk<'_> {
     async fn bytes(&self, content: &Content) -> anyhow::Result<(Bytes, SemaphorePermit<'_>)> {
         let limit = self.max_bytes;
         match content {
+            Content::Bytes(bytes) if bytes.len() as u64 > limit => {
+                bail!("the image has {} bytes, the limit is {limit}", bytes.len());
+            }
             Content::Bytes(bytes) => Ok((bytes.clone(), self.room.enter(bytes.len() as u64).await?)),
             Content::File(path) => {
                 let length = tokio::fs::metadata(path).await?.len();
@@ -222,8 +225,9 @@ impl Desk<'_> {
 fn count(findings: &mut Findings, image: &Image, sight: &Sight, pictures: bool) {
     let Findings { subjects, scored, worst, .. } = findings;
     for (index, subject) in subjects.iter().enumerate() {
-        let score = sight.scores.get(&subject.detector).and_then(|labels| labels.get(&subject.positive));
-        let Some(score) = score.copied() else { continue };
+        // Of an animation each detector's own highest frame counts, whatever another one says of it.
+        let scores = sight.frames.iter().filter_map(|frame| frame.get(&subject.detector)?.get(&subject.positive));
+        let Some(score) = scores.copied().reduce(f32::max) else { continue };
         let image_scored = Scored { score, positive: image.truths[index] };
         scored[index][image.dataset].push(image_scored);
         worst[index].offer(image_scored, || Mistake {

@@ -1,5 +1,6 @@
 //! Rows to stdout as a table, JSON lines or CSV.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
@@ -76,7 +77,7 @@ impl Output {
                 }
             }
             Sink::Jsonl(out) => {
-                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(escaped(&serde_json::to_string(row)?).as_bytes())?;
                 out.write_all(b"\n")?;
                 if self.prompt {
                     out.flush()?;
@@ -135,7 +136,35 @@ fn cell(value: Option<&Value>, digits: Digits) -> String {
     printable(&text)
 }
 
+/// JSON whose control characters are all escaped: of those from U+007F to U+009F, which a terminal may obey as well, JSON
+/// itself demands that not.
+pub(super) fn escaped(json: &str) -> Cow<'_, str> {
+    if !json.contains(is_late_control) {
+        return Cow::Borrowed(json);
+    }
+    let escape = |c: char| if is_late_control(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(json.chars().map(escape).collect())
+}
+
+fn is_late_control(c: char) -> bool {
+    ('\u{7f}'..='\u{9f}').contains(&c)
+}
+
 /// Text that may come from anybody, with its control characters escaped: a terminal would obey them.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_a_terminal_obeys_is_printed_raw() {
+        let row = serde_json::json!({"key": "a\u{1b}[2J\u{9b}2J\u{7f} \u{e9}\n"});
+        let line = escaped(&row.to_string()).into_owned();
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), row, "and it is the same JSON");
+        assert!(!printable("a\u{9b}2J\n").chars().any(char::is_control));
+    }
 }

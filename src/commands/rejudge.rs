@@ -48,7 +48,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         let changes: Vec<Rejudged> =
             page.iter().filter_map(|verdict| change(verdict, &policy, config, &mut tally)).collect();
         if !arguments.dry_run {
-            ledger.rejudge(&changes).await?;
+            tally.overtaken += changes.len() as u64 - ledger.rejudge(&changes).await?;
         }
         match page.into_iter().next_back() {
             Some(verdict) => last = Some(verdict),
@@ -80,7 +80,7 @@ fn change(verdict: &Verdict, policy: &Policy, config: &Config, tally: &mut Tally
         id: verdict.id,
         before: verdict.policy.sha256.clone(),
         event: announced.then(|| {
-            let id = rejudged_event_id(verdict.id, after, &policy.reference.sha256);
+            let id = rejudged_event_id(verdict, after, &policy.reference.sha256);
             publish::event_as(id, &anew, None, &config.prefix)
         }),
         judgement: Judgement { ..anew.judgement },
@@ -94,8 +94,10 @@ struct Tally {
     moves: BTreeMap<(Outcome, Outcome), u64>,
     /// Judged by this policy already.
     current: u64,
-    /// Scored by none of the detectors this policy has rules for.
+    /// Their scores are none that a rule of this policy judges.
     beyond: u64,
+    /// Judged by somebody else while this ran.
+    overtaken: u64,
 }
 
 impl Tally {
@@ -118,6 +120,9 @@ impl Tally {
         );
         if self.beyond > 0 {
             eprintln!("{} stay as they are: no rule of this policy judges their scores", self.beyond);
+        }
+        if self.overtaken > 0 {
+            eprintln!("{} of them were judged by somebody else meanwhile, and stay as they left them", self.overtaken);
         }
         Ok(())
     }

@@ -43,3 +43,22 @@ pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {
     eprintln!("the manual is in {}", folder.display());
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_its_page() {
+        let folder = tempfile::tempdir().unwrap();
+        man(&Man { folder: folder.path().join("man1") }).unwrap();
+        let page = |name: &str| std::fs::read_to_string(folder.path().join("man1").join(name)).unwrap();
+        let mut cli = Cli::command();
+        cli.build();
+        for command in cli.get_subcommands().filter(|command| command.get_name() != "help") {
+            assert!(page(&format!("pixwarden-{}.1", command.get_name())).contains(".SH"), "{}", command.get_name());
+        }
+        assert!(page("pixwarden-scan.1").contains("sqlite://FILE"));
+        cli.debug_assert();
+    }
+}

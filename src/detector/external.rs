@@ -51,8 +51,11 @@ pub(super) fn outline(model: &[u8]) -> Result<Outline, OutlineError> {
             }
             // ModelProto.training_info: initialization = 1 and algorithm = 2 are graphs
             (20, Value::Bytes(training)) => outline.each(training, &[1, 2], |o, graph| o.graph(graph, 0))?,
-            // ModelProto.functions: FunctionProto.node = 7
-            (25, Value::Bytes(function)) => outline.each(function, &[7], |o, node| o.node(node, 0))?,
+            // ModelProto.functions: FunctionProto.node = 7, and attribute_proto = 11, the attributes with defaults
+            (25, Value::Bytes(function)) => {
+                outline.each(function, &[7], |o, node| o.node(node, 0))?;
+                outline.each(function, &[11], |o, attribute| o.attribute(attribute, 0))?;
+            }
             _ => {}
         }
     }
@@ -100,19 +103,21 @@ impl Outline {
 
     fn node(&mut self, node: &[u8], depth: u32) -> Result<(), OutlineError> {
         // NodeProto.attribute = 5
-        self.each(node, &[5], |outline, attribute| {
-            for field in Message(attribute) {
-                match field? {
-                    // AttributeProto: t = 5 and tensors = 10, g = 6 and graphs = 11, sparse_tensor = 22 and
-                    // sparse_tensors = 23
-                    (5 | 10, Value::Bytes(tensor)) => outline.tensor(tensor)?,
-                    (6 | 11, Value::Bytes(graph)) => outline.graph(graph, depth + 1)?,
-                    (22 | 23, Value::Bytes(sparse)) => outline.sparse(sparse)?,
-                    _ => {}
-                }
+        self.each(node, &[5], |outline, attribute| outline.attribute(attribute, depth))
+    }
+
+    fn attribute(&mut self, attribute: &[u8], depth: u32) -> Result<(), OutlineError> {
+        for field in Message(attribute) {
+            match field? {
+                // AttributeProto: t = 5 and tensors = 10, g = 6 and graphs = 11, sparse_tensor = 22 and
+                // sparse_tensors = 23
+                (5 | 10, Value::Bytes(tensor)) => self.tensor(tensor)?,
+                (6 | 11, Value::Bytes(graph)) => self.graph(graph, depth + 1)?,
+                (22 | 23, Value::Bytes(sparse)) => self.sparse(sparse)?,
+                _ => {}
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// SparseTensorProto: values = 1, indices = 2
@@ -270,7 +275,7 @@ impl<'a> Iterator for Message<'a> {
 /// Why it may not be used, in words.
 pub(super) fn beneath(folder: &Path, model: &Path, location: &str) -> Result<PathBuf, String> {
     let relative = Path::new(location);
-    let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !is_plain || relative.as_os_str().is_empty() {
         return Err("it must be a relative path without `..`".into());
     }
@@ -343,6 +348,7 @@ pub(super) mod tests {
             ("one of a node's graphs", graph_of(&attribute(11, &attribute(5, &tensor)))),
             ("sparse attribute", graph_of(&attribute(22, &bytes(1, &tensor)))),
             ("function", [bytes(7, b""), bytes(25, &bytes(7, &bytes(5, &bytes(5, &tensor))))].concat()),
+            ("a function's default", [bytes(7, b""), bytes(25, &bytes(11, &bytes(5, &tensor)))].concat()),
             ("training", [bytes(7, b""), bytes(20, &bytes(2, &bytes(5, &tensor)))].concat()),
         ] {
             assert_eq!(locations(&model), ["weights.bin"], "{place}");

@@ -138,7 +138,8 @@ impl Columns {
             let labelled = row.map_err(|e| {
                 (rows, group) = (None, self.file.num_row_groups());
                 let from = format!("{}, from row {number} on", self.path.display());
-                Lost { rows: self.rows() - number, from, error: e.to_string() }
+                // A damaged file may have said too few.
+                Lost { rows: self.rows().saturating_sub(number).max(1), from, error: e.to_string() }
             });
             let labelled = labelled.map(|row| self.labelled(row, number));
             number += 1;

@@ -43,8 +43,14 @@ impl Settings {
             .ok()
             .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
             .ok_or_else(|| {
-                HubError::Settings(format!("HF_ENDPOINT is \"{endpoint}\", which is not an http address"))
+                let words = "HF_ENDPOINT is not an http address\n  hint: it is the hub's own, such as https://hub.example.com; leave it out for the public hub";
+                HubError::Settings(words.into())
             })?;
+        // Addresses are shown in errors, and passwords never.
+        if !endpoint.username().is_empty() || endpoint.password().is_some() {
+            let words = "HF_ENDPOINT holds a user or a password, which would be shown\n  hint: leave them out, and set HF_TOKEN";
+            return Err(HubError::Settings(words.into()));
+        }
         let token = match set("HF_TOKEN") {
             Some(token) => Some(token.trim().to_owned()),
             None => token_file(&set)?,

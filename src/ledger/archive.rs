@@ -67,7 +67,7 @@ pub trait Archive: Send + Sync {
     async fn events_of(&self, verdict: Uuid) -> Result<Vec<Announcement>, LedgerError>;
 
     /// Up to `limit` verdicts in the order of their decision, beginning behind `after`. Whoever pages through to the end
-    /// sees each verdict that was there at the beginning once.
+    /// sees each verdict that was there at the beginning once, unless it is decided anew meanwhile.
     async fn page(&self, filter: &Filter, after: Option<&Verdict>, limit: u32) -> Result<Vec<Verdict>, LedgerError>;
 
     /// Writes all changes with their events in one transaction, or none; says how many were still to be made.

@@ -21,7 +21,8 @@ async fn with_dead_letters() -> Lab {
     let mut lab = Lab::new().await;
     let direct = lab.endpoint.clone();
     lab.endpoint = crate::proxy::start(&lab.endpoint).await;
-    lab.extra = "[worker]\nattempts = 1".into();
+    // Two, so that what was counted lies among the headers.
+    lab.extra = "[worker]\nattempts = 2".into();
     let image = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap().bytes;
     for key in ["cut-1", "cut-2"] {
         lab.put(key, image.clone()).await;
@@ -82,7 +83,7 @@ async fn a_replayed_job_keeps_its_id_starts_anew_and_gets_its_verdict() {
     assert_eq!(lab.waiting(&lab.topology.dead()).await, 3);
 
     let replayed = lab.run(&["dead", "replay", "--id", "job-1"]).await.expect_ok();
-    assert!(replayed.stderr.contains("1 dead letter replayed\n  1  given up after 1 attempts"), "{}", replayed.stderr);
+    assert!(replayed.stderr.contains("1 dead letter replayed\n  1  given up after 2 attempts"), "{}", replayed.stderr);
     let lane = lab.topology.lane(Lane::Backfill);
     let waiting = lab.drain(&lane).await;
     let (body, properties) = &waiting[0];
@@ -182,6 +183,19 @@ async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
     assert_eq!(before + after, expected.len());
     assert!(before > 0 && after > 0);
 
+    // More than are read at a time, and many of them decided at the same moment.
+    let many = "INSERT INTO verdicts (id, job_id, lane, bucket, key, outcome, detectors, policy, attempts, received_at, decided_at)
+                SELECT gen_random_uuid(), 'many-' || n, 'backfill', 'b', 'k', 'missing', '{}', '{\"name\": \"p\", \"sha256\": \"\"}', 1,
+                       now(), date_trunc('hour', now()) - n / 1000 * interval '1 hour'
+                FROM generate_series(1, 2500) AS n";
+    sqlx::query(many).execute(&lab.db).await.unwrap();
+    let many = rows(&lab.run(&["export", "--outcome", "missing"]).await.expect_ok());
+    let distinct: std::collections::BTreeSet<_> =
+        field(&many, "job_id").into_iter().filter(|id| id.starts_with("many-")).collect();
+    assert_eq!(distinct.len(), 2500);
+    assert_eq!(many.len(), 2500 + expected.values().filter(|outcome| *outcome == "missing").count());
+    sqlx::query("DELETE FROM verdicts WHERE job_id LIKE 'many-%'").execute(&lab.db).await.unwrap();
+
     let csv = lab.run(&["export", "--format", "csv"]).await.expect_ok();
     let mut reader = csv::Reader::from_reader(csv.stdout.as_bytes());
     let metadata = reader.headers().unwrap().iter().position(|name| name == "metadata").unwrap();
@@ -232,5 +246,14 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     let told: Vec<_> = lab.drain(&listener).await.into_iter().map(|(event, _)| event).collect();
     let back_in_review = before.iter().filter(|(_, old, _)| old == "review").count();
     assert_eq!(told.len(), back_in_review, "what passes again is not announced by default");
+    // And once more: what was told before is told again, as it is news again.
+    lab.run(&[&["rejudge"][..], &strict].concat()).await.expect_ok();
+    lab.until_published(&worker).await;
+    let ids = |events: &[(Value, BasicProperties)]| -> std::collections::BTreeSet<String> {
+        events.iter().map(|(event, _)| event["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let again = lab.drain(&listener).await;
+    assert_eq!(again.len(), changed);
+    assert!(ids(&again).is_disjoint(&ids(&events)), "news, and no repetition of the old");
     assert!(worker.terminate().await.success());
 }

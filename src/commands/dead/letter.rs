@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::broker::{ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, REASON_HEADER, header};
+use crate::commands::output::escaped;
 use crate::job::Lane;
 
 /// Characters of a body that a list shows.
@@ -97,7 +98,7 @@ pub(super) fn whole(message: &Delivery) -> String {
         "headers": headers,
         "body": body,
     });
-    serde_json::to_string_pretty(&whole).unwrap_or_default()
+    escaped(&serde_json::to_string_pretty(&whole).unwrap_or_default()).into_owned()
 }
 
 /// The message as it is sent back: as its sender wrote it, with the id it failed under, and without what was counted or

@@ -1,6 +1,6 @@
 //! `pixwarden models fetch`: which files of a repository a package needs; the fetching itself is `hub`'s.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -49,7 +49,7 @@ fn fetch(repository: &Repository, to: &Path, raw: bool, config: &Config) -> anyh
             MODEL_PLACES.join(" or ")
         ),
     };
-    if wanted.is_empty() {
+    if raw && !wanted.iter().any(|file| holds_weights(&file.path)) {
         bail!("{repository} has no weights that models/convert.py reads (*.pt, *.pth, *.bin, *.safetensors)");
     }
 
@@ -58,6 +58,9 @@ fn fetch(repository: &Repository, to: &Path, raw: bool, config: &Config) -> anyh
     if let Some(model) = model.filter(|_| !raw) {
         let weights = weights_of(&listing, to, model)?;
         download.all(&weights)?;
+        // Most often it is called golden.png, and has come already.
+        let golden = golden_image(&listing, to).filter(|image| !is_beside(&image.path));
+        download.all(golden.as_slice())?;
     }
     download.folder.write(SUMS, &sums(&mut download.fetched))?;
     eprintln!(
@@ -107,14 +110,24 @@ fn is_beside(path: &Path) -> bool {
         || (!name.contains('/') && (name.starts_with("golden.") || name.starts_with("LICENSE")))
 }
 
+/// Whether a file may hold PyTorch's weights.
+fn holds_weights(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| ["pt", "pth", "bin", "safetensors"].iter().any(|known| kind == *known))
+}
+
 /// What the converter reads, and what has to stay with it.
 fn is_raw(path: &Path) -> bool {
     let name = path.to_str().unwrap_or_default();
-    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
-    !name.contains('/')
-        && (["pt", "pth", "bin", "safetensors", "json"].contains(&kind)
-            || name == "README.md"
-            || name.starts_with("LICENSE"))
+    let stays =
+        path.extension().is_some_and(|kind| kind == "json") || name == "README.md" || name.starts_with("LICENSE");
+    !name.contains('/') && (holds_weights(path) || stays)
+}
+
+/// The image that a fetched golden.json names. Whether that is in order is for the package's reader to say.
+fn golden_image<'a>(listing: &'a Listing, to: &Path) -> Option<&'a RemoteFile> {
+    let text = std::fs::read_to_string(to.join("golden.json")).ok()?;
+    let golden: serde_json::Value = serde_json::from_str(&text).ok()?;
+    file(listing, Path::new(golden.get("image")?.as_str()?))
 }
 
 /// The files in which a fetched model keeps tensors.
@@ -122,7 +135,7 @@ fn weights_of<'a>(listing: &'a Listing, to: &Path, model: &RemoteFile) -> anyhow
     let beside = model.path.parent().unwrap_or(Path::new(""));
     let locations = companions(&to.join(&model.path))?;
     let find = |location: &String| {
-        let path = beside.join(location);
+        let path: PathBuf = beside.join(location).components().filter(|part| *part != Component::CurDir).collect();
         // Whatever a model names has to be in the listing, whose names are checked.
         file(listing, &path).with_context(|| {
             format!(
