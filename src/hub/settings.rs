@@ -120,7 +120,12 @@ mod tests {
     fn an_endpoint_that_is_no_address_is_refused() {
         assert_eq!(settings(&[]).unwrap().endpoint.as_str(), "https://huggingface.co/");
         for endpoint in ["mirror.example", "ftp://mirror.example", "file:///etc"] {
-            assert!(settings(&[("HF_ENDPOINT", endpoint)]).unwrap_err().to_string().contains(endpoint));
+            let error = settings(&[("HF_ENDPOINT", endpoint)]).unwrap_err().to_string();
+            assert!(error.contains("HF_ENDPOINT is not an http address") && error.contains("hint:"), "{error}");
+        }
+        for endpoint in ["https://user:s3cret@mirror.example", "https://s3cret@mirror.example", "s3cret"] {
+            let error = settings(&[("HF_ENDPOINT", endpoint)]).unwrap_err().to_string();
+            assert!(!error.contains("s3cret"), "{error}");
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::retry;
 /// Every column of `verdicts`, as [`rows::Stored`] reads them.
 macro_rules! select_verdicts {
     () => {
-        "SELECT job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames, outcome,
+        "SELECT id::text AS verdict_id, job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames, outcome,
                 reason, label, score, scores::text AS scores, detectors::text AS detectors, policy::text AS policy,
                 metadata::text AS metadata, reused_from::text AS reused_from, attempts, received_at, decided_at
          FROM verdicts"

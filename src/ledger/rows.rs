@@ -8,6 +8,8 @@ use crate::job::{self, ImageRef, Judgement, Lane, Outcome, Seen, Verdict};
 
 /// The columns of `verdicts`, with UUIDs and JSON as text.
 pub(super) struct Stored {
+    /// Selected as `verdict_id`: under its own name it would be sorted as text.
+    pub id: String,
     pub job_id: String,
     pub lane: String,
     pub bucket: String,
@@ -39,6 +41,7 @@ pub(super) struct Stored {
 macro_rules! stored {
     ($row:expr) => {
         $crate::ledger::rows::Stored {
+            id: $row.try_get("verdict_id")?,
             job_id: $row.try_get("job_id")?,
             lane: $row.try_get("lane")?,
             bucket: $row.try_get("bucket")?,
@@ -102,7 +105,7 @@ impl Stored {
         let image = ImageRef { bucket: self.bucket, key: self.key, version_id: self.version_id, etag: self.etag };
         let judgement = Judgement { outcome, reason: self.reason, label: self.label, score: self.score };
         Ok(Verdict {
-            id: job::verdict_id(&self.job_id),
+            id: Uuid::parse_str(&self.id).map_err(|e| sqlx::Error::Decode(e.into()))?,
             lane,
             image,
             sha256: sha256.map_err(|_| sqlx::Error::Decode("a sha256 that is none".into()))?,

@@ -146,7 +146,7 @@ impl Ledger for Sqlite {
         self.run(move |c| {
             Box::pin(async move {
                 let query = sqlx::query(
-                    "SELECT * FROM verdicts
+                    "SELECT *, id AS verdict_id FROM verdicts
                      WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
                          AND outcome <> 'failed' AND (frames = 1 OR policy ->> 'sha256' = $3)
                      LIMIT 1",

@@ -15,7 +15,9 @@ impl Archive for Sqlite {
     async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError> {
         self.run(move |c| {
             Box::pin(async move {
-                let row = sqlx::query("SELECT * FROM verdicts WHERE id = $1").bind(id.to_string()).fetch_optional(c);
+                let row = sqlx::query("SELECT *, id AS verdict_id FROM verdicts WHERE id = $1")
+                    .bind(id.to_string())
+                    .fetch_optional(c);
                 row.await?.map(|row| stored!(row).verdict()).transpose()
             })
         })
@@ -26,7 +28,7 @@ impl Archive for Sqlite {
         let image = image.clone();
         self.run(move |c| {
             Box::pin(async move {
-                let query = "SELECT * FROM verdicts WHERE bucket = $1 AND key = $2 ORDER BY decided_at DESC LIMIT $3";
+                let query = "SELECT *, id AS verdict_id FROM verdicts WHERE bucket = $1 AND key = $2 ORDER BY decided_at DESC LIMIT $3";
                 let query = sqlx::query(query).bind(image.bucket).bind(image.key).bind(limit);
                 query.fetch_all(c).await?.iter().map(|row| stored!(row).verdict()).collect()
             })
@@ -63,7 +65,7 @@ impl Archive for Sqlite {
             Box::pin(async move {
                 let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
                 let query = sqlx::query(
-                    "SELECT * FROM verdicts
+                    "SELECT *, id AS verdict_id FROM verdicts
                      WHERE decided_at >= coalesce($1, '') AND decided_at < coalesce($2, '~')
                          AND ($3 = '[]' OR outcome IN (SELECT value FROM json_each($3)))
                          AND ($4 IS NULL OR $4 IN (SELECT key FROM json_each(detectors)))
