@@ -33,7 +33,7 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	cargo test --locked --doc
 	tests/services/run -- cargo nextest run --locked
 
-test-models: ## test converter and training recipe, which need PyTorch (gigabytes) and a quarter of an hour
+test-models: ## test converter and training recipe, which need PyTorch (gigabytes) and ten minutes
 	@tests/services/get build runtime
 	cargo build --locked --bins $(TEST_FEATURES)
 	test -d .tools/venv-models || python3 -m venv .tools/venv-models
