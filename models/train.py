@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a detector of generated thumbnails and writes it as a Pixwarden package.
 
-    python models/train.py --train train.parquet --val val.parquet --run-dir runs/cifake --package models/cifake-32
+    python models/train.py --train train.parquet --val val.parquet --run-dir runs/cifake --package runs/cifake-32
 
 TRAIN and VAL are folders with real/ and fake/ below them, or parquet files with the columns image {bytes, path} and
 label (0 real, 1 generated). Requirements: models/requirements-train.txt. See models/README.md.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from common.folder import refuse_taken
 from training.card import UNKNOWN
 from training.images import load
 from training.loop import CHECKPOINT, LOG, Recipe, Run, fit, read_log
@@ -29,6 +30,7 @@ def main() -> None:
     train, val = load(options.train), load(options.val)
     print(f"{len(train)} training and {len(val)} validation images, device {device}", flush=True)
 
+    refuse_taken(options.package)
     run = Run(recipe(options), len(train), device)
     prepare(options.run_dir, resume=options.resume)
     if options.resume:

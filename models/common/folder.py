@@ -10,18 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.errors import PackagingError
+
 CHECKSUMS = "SHA256SUMS"
 
 
 @contextmanager
 def in_place_of(target: Path) -> Iterator[Path]:
-    """A scratch folder whose files are moved into `target` at the end, and only if nothing was raised until then."""
+    """A scratch folder that becomes `target` at the end, in one step and only if nothing was raised until then."""
+    refuse_taken(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".package-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".package-", ignore_cleanup_errors=True) as scratch:
         yield Path(scratch)
-        target.mkdir(exist_ok=True)
-        for path in sorted(Path(scratch).iterdir()):
-            os.replace(path, target / path.name)
+        os.chmod(scratch, 0o755)
+        # Takes the place of an empty folder, and of nothing else.
+        os.rename(scratch, target)
+
+
+def refuse_taken(target: Path) -> None:
+    """To be asked before long work, too: a package in use is never changed under a worker."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PackagingError(f"{target} is there already; name another --package or remove it")
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import timm.layers
 import torch
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
+from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 
@@ -42,8 +43,10 @@ def needed_transposes(network: nn.Module) -> int | None:
 
     ConvNeXt: one for the input; one after the stem or the downsampling of each stage, whose result is needed channels
     last; two about each depthwise convolution, of which the first block of each later stage saves one (it takes the
-    downsampling's output as it comes) and spends it before that downsampling.
+    downsampling's output as it comes) and spends it before that downsampling. MobileNetV3: one for the input.
     """
+    if any(isinstance(module, MobileNetV3) for module in network.modules()):
+        return 1
     for module in network.modules():
         if isinstance(module, ConvNeXt):
             blocks = [list(stage.blocks) for stage in module.stages]

@@ -70,7 +70,8 @@ def from_folder(folder: Path, labels: list[str] | None) -> Model:
         tensor=tensor,
         files={CONFIG: config, PREPROCESSOR: preprocessor},
         origin=Origin(
-            title=config.get("_name_or_path") or folder.resolve().name,
+            # `_name_or_path` most often names the model that this one was trained from.
+            title=folder.resolve().name,
             file=weights_of(folder),
             licence="as the card of the original says; it was not part of the folder's configuration",
             attribution="the author of the folder",
@@ -99,10 +100,14 @@ def load_classifier(folder: Path) -> nn.Module:
 
 
 def weights_of(folder: Path) -> Path:
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise PackagingError(f"{folder}: there is no .safetensors file in it; pickled weights (*.bin) are not read")
-    return found[0]
+    """The one file whose digest the card states."""
+    found = folder / "model.safetensors"
+    if not found.is_file():
+        raise PackagingError(
+            f"{folder}: there is no model.safetensors in it; pickled weights (*.bin) are not read, and weights in several "
+            "files have to be saved as one first (save_pretrained with a larger max_shard_size)"
+        )
+    return found
 
 
 def normalisation_of(processor: object) -> Normalisation:

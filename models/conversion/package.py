@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import PackagingError
 from common.export import BytesIn, export
-from common.folder import in_place_of, sha256, write_checksums, write_json
+from common.folder import in_place_of, refuse_taken, sha256, write_checksums, write_json
 from common.golden import choose, expected
 from common.graph import check_graph, logits, open_session, transposes
 from conversion.card import card
@@ -42,10 +42,8 @@ class Wish:
         return self.package if precision == "fp32" else self.package.with_name(f"{self.package.name}-{precision}")
 
     def refuse_taken(self) -> None:
-        """Before the long work: a package in use is never changed under a worker."""
         for folder in map(self.folder, self.precisions):
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise PackagingError(f"{folder} is there already; name another --package or remove it")
+            refuse_taken(folder)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,7 +25,10 @@ def read_state(path: Path) -> State:
     if not path.is_file():
         raise PackagingError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise PackagingError(f"{path}: not a .safetensors file, or damaged ({first_line(error)})") from error
     try:
         # weights_only reads tensors and plain containers; a pickle that names anything to be called is an error.
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -58,6 +62,11 @@ def fit(network: nn.Module, state: State, source: Path) -> None:
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     problems = misfits(wanted, found)
+    # Quantised weights mean nothing without their scales.
+    floating = {key for key, value in network.state_dict().items() if value.is_floating_point()}
+    whole = [key for key, value in state.items() if key in floating and not value.is_floating_point()]
+    if whole:
+        problems.append(f"whole numbers where there should be fractions: {listed(whole)}")
     if problems:
         raise PackagingError(f"{source} does not fit: {'; '.join(problems)}")
     network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})

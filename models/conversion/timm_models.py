@@ -18,26 +18,33 @@ from conversion.model import Model, Origin, whole_levels
 from conversion.state import State, fit, read_state
 
 _FIELDS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+_TEST_FIELDS = ("test_input_size", "test_crop_pct")
 
 
 def from_name(name: str, weights: Path, labels: list[str] | None, config: dict | None) -> Model:
     """A network of timm's with the weights of a file; the number of classes is the file's."""
+    config = config or {}
     state = read_state(weights)
-    network = create(name, num_classes=classes_in(name, state, weights))
+    network = create(name, num_classes=classes_in(name, state, weights), **(config.get("model_args") or {}))
     fit(network, state, weights)
-    named = labels or (config or {}).get("label_names") or (config or {}).get("labels")
+    named = labels or config.get("label_names") or config.get("labels")
     if not named:
         raise PackagingError(f"{name}: nothing names its {network.num_classes} classes; give --labels or a --config with label_names")
+    if not isinstance(named, list) or not all(isinstance(label, str) for label in named):
+        raise PackagingError(f"{name}: label_names is not a list of names; give --labels in the order of the outputs")
+    if network.num_classes == 1:
+        raise PackagingError(f"{weights} has one class only, and a softmax over one class is always 1")
     if len(named) != network.num_classes:
         raise PackagingError(f"{weights} has {network.num_classes} classes, and {len(named)} labels are given")
     origin = Origin(
         title=name,
         file=weights,
-        licence=network.pretrained_cfg.get("license") or "unknown: ask the author of the weights",
+        # The backbone's own licence says nothing of somebody's weights.
+        licence=given(config).get("license") or config.get("license") or "unknown: ask the author of the weights",
         attribution="the author of the weights; the architecture is timm's",
         limits=("A score is an indication and never proof.",),
     )
-    return as_model(network, list(named), preprocessing(network, config), origin)
+    return as_model(network, named, preprocessing(network, config), origin)
 
 
 def from_folder(folder: Path, labels: list[str] | None) -> Model:
@@ -48,11 +55,12 @@ def from_folder(folder: Path, labels: list[str] | None) -> Model:
     return from_name(config["architecture"], folder / "model.safetensors", labels, config)
 
 
-def create(name: str, *, num_classes: int) -> torch.nn.Module:
+def create(name: str, *, num_classes: int, **model_args: object) -> torch.nn.Module:
+    """`model_args` are those of a timm folder's config.json: what its author changed about the architecture."""
     try:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes).eval()
-    except RuntimeError as error:
-        raise PackagingError(f"timm {timm.__version__} has no model {name}: {error}") from error
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args).eval()
+    except (RuntimeError, TypeError) as error:
+        raise PackagingError(f"timm {timm.__version__} cannot make {name} {model_args or ''}: {error}") from error
 
 
 def classes_in(name: str, state: State, source: Path) -> int:
@@ -74,11 +82,19 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def preprocessing(network: torch.nn.Module, config: dict | None) -> dict:
+def given(config: dict) -> dict:
+    """The fields that came with the weights, nested or flat."""
+    return config.get("pretrained_cfg") or config
+
+
+def preprocessing(network: torch.nn.Module, config: dict) -> dict:
     """timm's own resolution of its evaluation fields; a config that came with the weights counts first."""
-    given = (config or {}).get("pretrained_cfg", config or {})
-    known = {key: value for key, value in given.items() if key in (*_FIELDS, "test_input_size", "test_crop_pct") and value is not None}
-    resolved = resolve_data_config({}, pretrained_cfg={**network.pretrained_cfg, **known}, use_test_size=True)
+    known = {key: value for key, value in given(config).items() if key in (*_FIELDS, *_TEST_FIELDS) and value is not None}
+    own = dict(network.pretrained_cfg)
+    if known.keys() & {"input_size", "crop_pct"}:
+        # The size at which the backbone's author tests is not that of weights which state their own.
+        own = {key: value for key, value in own.items() if key not in _TEST_FIELDS}
+    resolved = resolve_data_config({}, pretrained_cfg={**own, **known}, use_test_size=True)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in resolved.items() if key in _FIELDS}
 
 

@@ -34,7 +34,7 @@ then a score is an indication and never proof, and very vivid or very polished r
 | output | `logits`, float32, `[batch, 2]`; softmax gives "by human" (index 0) and "by AI" (index 1) |
 | size | {facts["size_bytes"]:,} bytes, no external data |
 | sha256 of `model.onnx` | `{facts["sha256"]}` |
-| agreement with PyTorch | logits differ by at most {facts["onnx_torch_logit_difference"]:.1e} on 500 validation images and 64 of noise |
+| agreement with PyTorch | logits differ by at most {facts["onnx_torch_logit_difference"]:.1e} on {facts["onnx_torch_images"]:,} validation images and 64 of noise |
 | time | {facts["one_core_ms_per_image"]["1"]:.2f} ms an image at batch 1, {facts["one_core_ms_per_image"]["32"]:.2f} ms at batch 32 (median; ONNX Runtime, one thread, {facts["processor"]}; without decoding) |
 
 `golden.png` is drawn by the training script. `golden.json` holds its scores by Pillow and ONNX Runtime on the CPU.

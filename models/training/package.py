@@ -38,7 +38,7 @@ class Published:
 
 
 def write_package(run: Run, val: Thumbnails, published: Published, target: Path) -> None:
-    """Builds the package beside `target` and moves it in file by file, only once every check has passed."""
+    """Builds the package beside `target`, and moves it there only once every check has passed."""
     with in_place_of(target) as folder:
         facts = write_model(run, val, published.train_images, folder)
         write_golden(folder)
@@ -57,13 +57,15 @@ def write_model(run: Run, val: Thumbnails, train_images: int, folder: Path) -> d
     """Exports the best epoch and returns every figure the card states."""
     network = run.best_network()
     path = folder / "model.onnx"
-    difference = export_checked(network, path, val.pixels[:500])
+    compared = val.pixels[:500]
+    difference = export_checked(network, path, compared)
     return {
         **measurements(path, val, torch.get_num_threads()),
         "size_bytes": path.stat().st_size,
         "sha256": sha256(path),
         "parameters": sum(p.numel() for p in network.parameters()),
         "onnx_torch_logit_difference": float(f"{difference:.2e}"),
+        "onnx_torch_images": len(compared),
         "processor": processor(),
         "training": {
             "images": train_images,

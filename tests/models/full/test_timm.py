@@ -54,10 +54,47 @@ class Timm(unittest.TestCase):
     def test_what_is_missing_is_named(self) -> None:
         self.refused("nothing names its 2 classes; give --labels", None)
         self.refused("has 2 classes, and 3 labels are given", ["a", "b", "c"])
-        self.refused("has no model no_such_net", ["a", "b"], "no_such_net")
+        self.refused("cannot make no_such_net", ["a", "b"], "no_such_net")
         self.refused("missing: .*blocks", ["a", "b"], "mobilenetv3_large_100")
         save_file({"stem.weight": torch.zeros(1)}, self.folder / "model.safetensors")
         self.refused("missing classifier.weight", ["a", "b"])
+
+    def test_what_does_not_mean_what_it_seems_to_is_refused(self) -> None:
+        for fields, why in (
+            ({"label_names": {"1": "fake", "0": "real"}}, "label_names is not a list"),
+            ({"model_args": {"no_such_argument": 1}}, "cannot make mobilenetv3_small_050"),
+        ):
+            self.configure(**fields)
+            with self.assertRaisesRegex(PackagingError, why):
+                timm_models.from_folder(self.folder, None)
+        whole = {key: value.to(torch.int8) if key == "classifier.weight" else value for key, value in self.network.state_dict().items()}
+        save_file(whole, self.folder / "model.safetensors")
+        self.refused("whole numbers where there should be fractions: classifier.weight", ["a", "b"])
+        save_file(timm.create_model(NAME, num_classes=1).state_dict(), self.folder / "model.safetensors")
+        self.refused("one class only", ["a"])
+        (self.folder / "model.safetensors").write_bytes(b"no weights at all")
+        self.refused("not a .safetensors file, or damaged", ["a", "b"])
+
+    def test_the_size_that_came_with_the_weights_counts_before_the_backbone_s(self) -> None:
+        self.network.pretrained_cfg = {**self.network.pretrained_cfg, "test_input_size": (3, 288, 288), "test_crop_pct": 1.0}
+        fields = timm_models.preprocessing(self.network, {"pretrained_cfg": FIELDS | {"crop_pct": 0.9}})
+        self.assertEqual((fields["input_size"], fields["crop_pct"]), ([3, 96, 96], 0.9))
+        self.assertEqual(timm_models.preprocessing(self.network, {"pretrained_cfg": None})["input_size"], [3, 288, 288])
+
+    def test_what_the_author_changed_about_the_architecture_is_part_of_it(self) -> None:
+        changed = timm.create_model(NAME, num_classes=2, act_layer="silu").eval()
+        changed.load_state_dict(self.network.state_dict())
+        self.configure(model_args={"act_layer": "silu"})
+        model, x = timm_models.from_folder(self.folder, None), torch.randn(1, 3, 96, 96)
+        with torch.inference_mode():
+            torch.testing.assert_close(model.network(x), changed(x))
+            self.assertGreater(float((model.network(x) - self.network(x)).abs().max()), 1e-3)
+
+    def test_only_the_weights_own_licence_is_stated(self) -> None:
+        self.configure()
+        self.assertIn("unknown", timm_models.from_folder(self.folder, None).origin.licence)
+        self.configure(pretrained_cfg=FIELDS | {"license": "cc-by-nc-4.0"})
+        self.assertEqual(timm_models.from_folder(self.folder, None).origin.licence, "cc-by-nc-4.0")
 
     def test_a_package_in_use_is_not_changed(self) -> None:
         self.configure()

@@ -50,6 +50,17 @@ class Folder(unittest.TestCase):
             raise ValueError
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_a_folder_that_is_there_is_not_mixed_with_another(self) -> None:
+        package = self.folder / "package"
+        package.mkdir()
+        with in_place_of(package) as scratch:
+            (scratch / "model.onnx").write_text("the first")
+        self.assertEqual(oct(package.stat().st_mode & 0o777), "0o755")
+        with self.assertRaisesRegex(SystemExit, "is there already"), in_place_of(package):
+            self.fail("it should not have begun")
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["package"])
+        self.assertEqual((package / "model.onnx").read_text(), "the first")
+
     def test_checksums_are_read_by_sha256sum(self) -> None:
         with in_place_of(self.folder / "package") as scratch:
             write_json(scratch / "config.json", {"labels": ["grün"]})
