@@ -30,11 +30,11 @@ def main() -> None:
     train, val = load(options.train), load(options.val)
     print(f"{len(train)} training and {len(val)} validation images, device {device}", flush=True)
 
-    refuse_taken(options.package)
     run = Run(recipe(options), len(train), device)
     prepare(options.run_dir, resume=options.resume)
     if options.resume:
         run.restore(options.run_dir / CHECKPOINT)
+    refuse_taken(options.package)
     fit(run, train, val, options.run_dir, options.max_minutes)
 
     if run.best["epoch"] == 0:

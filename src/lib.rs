@@ -33,14 +33,15 @@
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
 //!
-//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `worker.rs` and `worker/run.rs` put them together. (The
-//!   exceptions are words: `Pixels`, `Delivery`, `Permit`, `Dependency`.)
+//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/proof.rs`,
+//!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Pixels`, `Delivery`, `Permit`,
+//!   `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
-//!   asking in `hub`, and lapin in `broker`, the stages that talk to it (`accept`, `publish`, `settle`) and the commands
-//!   that do (`enqueue`, `dead`).
+//!   asking in `hub`, paths that strangers choose (`cap_std`) in `worker/blob/folder.rs` and `hub/download.rs`, and lapin
+//!   in `broker`, the stages that talk to it (`accept`, `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
 //! - `screen/` names no service at all.
-//! - Nothing is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
+//! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
 pub mod broker;
 pub mod commands;

@@ -82,12 +82,12 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def given(config: dict) -> dict:
-    """The fields that came with the weights, nested or flat."""
-    return config.get("pretrained_cfg") or config
+def given(config: dict | None) -> dict:
+    """The fields that came with the weights, nested or flat; none where nothing came with them."""
+    return (config or {}).get("pretrained_cfg") or config or {}
 
 
-def preprocessing(network: torch.nn.Module, config: dict) -> dict:
+def preprocessing(network: torch.nn.Module, config: dict | None) -> dict:
     """timm's own resolution of its evaluation fields; a config that came with the weights counts first."""
     known = {key: value for key, value in given(config).items() if key in (*_FIELDS, *_TEST_FIELDS) and value is not None}
     own = dict(network.pretrained_cfg)
