@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::detector::Geometry;
+use crate::detector::{Detector, Geometry};
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
 use crate::policy::Policy;
 use decode::{Pool, Undecodable};
@@ -25,7 +25,7 @@ use prepare::Pixels;
 use start::Starter;
 
 pub use proof::{Deviation, Proof, ProofError};
-pub use start::{Each, Examined, StartError, examine, packages, plan};
+pub use start::{Each, Examined, StartError, examine, packages, plan, policy_for};
 
 /// Everything that turns bytes into a judgement, warm.
 pub struct Screen {
@@ -68,6 +68,14 @@ impl Screen {
     /// When anything of that cannot be done; nothing is replaced silently.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let (detectors, policy) = plan(config)?;
+        Self::start_with(config, detectors, policy)
+    }
+
+    /// As [`Screen::start`], with packages that have been read already: a large model takes seconds to hash.
+    ///
+    /// # Errors
+    /// As [`Screen::start`].
+    pub fn start_with(config: &Config, detectors: Vec<Detector>, policy: Policy) -> Result<Self, StartError> {
         if policy.is_default {
             let rule = &policy.rules[0];
             tracing::info!(

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::files;
 use super::output::{Format, printable};
@@ -23,7 +23,8 @@ use crate::evaluate::report::{self, Facts};
 use crate::evaluate::subject::{subjects, with_default_rules};
 use crate::evaluate::summary::{Summary, Wanted};
 use crate::job::{Digests, Lane, Outcome};
-use crate::screen::{Screen, Sight, Unseen, decode, infer, packages};
+use crate::screen::{Screen, Sight, StartError, Unseen, decode, infer, packages, policy_for};
+use crate::worker::admit::{Gate, Permit};
 use read::{Content, Found, Image, Sources};
 
 /// Mistakes of either kind that the page shows a detector.
@@ -64,11 +65,12 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     arguments.check_report()?;
     let detectors = packages(config)?;
     let mut config = config.clone();
-    config.policy = with_default_rules(&config.policy, &detectors).map_err(crate::screen::StartError::from)?;
-    let subjects: Arc<[_]> = subjects(&config.policy, &detectors).map_err(crate::screen::StartError::from)?.into();
+    config.policy = with_default_rules(&config.policy, &detectors).map_err(StartError::from)?;
+    let subjects: Arc<[_]> = subjects(&config.policy, &detectors).map_err(StartError::from)?.into();
     let sources = Sources::open(&arguments.datasets, Truths::new(Arc::clone(&subjects))).map_err(unusable)?;
 
-    let screen = Screen::start(&config)?;
+    let policy = policy_for(&config, &detectors).map_err(StartError::from)?;
+    let screen = Screen::start_with(&config, detectors, policy)?;
     let mut findings = Findings::new(subjects, sources.names.clone(), MISTAKES);
     look_at_all(sources, &screen, &config, &mut findings, arguments.report.is_some()).await?;
 
@@ -128,8 +130,8 @@ async fn look_at_all(
     let progress = Progress::new(Unit::Images);
     progress.expect(sources.images());
     let digests = screen.digests(None).unwrap_or_default();
-    let (max_bytes, room) = (config.storage.max_object_bytes, files::Room::new(config.storage.memory_bytes));
-    let desk = Desk { screen, digests, max_bytes, room };
+    let (max_bytes, bytes) = (config.storage.max_object_bytes, Gate::new(config.storage.memory_bytes));
+    let desk = Desk { screen, digests, max_bytes, bytes };
     // Enough to keep decoders and sessions busy.
     let ahead = 2 * screen.max_batch() + decode::Pool::threads(&config.decode);
     // What waits here is held in memory, on top of what is being looked at.
@@ -170,7 +172,8 @@ struct Desk<'a> {
     screen: &'a Screen,
     digests: Digests,
     max_bytes: u64,
-    room: files::Room,
+    /// Bounds the bytes of files in memory.
+    bytes: Gate,
 }
 
 impl Desk<'_> {
@@ -186,7 +189,7 @@ impl Desk<'_> {
             let (dataset, image) = (image.dataset, image.name.clone());
             Ok(Looked::Not(Unscored { dataset, image, reason, images: 1 }))
         };
-        let (bytes, _room) = match self.bytes(&image.content).await {
+        let (bytes, _memory) = match self.read(&image.content).await {
             Ok(read) => read,
             Err(e) => return not(format!("{:#}", e.root_cause())),
         };
@@ -199,22 +202,22 @@ impl Desk<'_> {
         }
     }
 
-    /// An image's bytes, and the room they take.
-    async fn bytes(&self, content: &Content) -> anyhow::Result<(Bytes, SemaphorePermit<'_>)> {
+    /// An image's bytes, and the memory they were admitted with.
+    async fn read(&self, content: &Content) -> anyhow::Result<(Bytes, Permit)> {
         let limit = self.max_bytes;
         match content {
             Content::Bytes(bytes) if bytes.len() as u64 > limit => {
                 bail!("the image has {} bytes, the limit is {limit}", bytes.len());
             }
-            Content::Bytes(bytes) => Ok((bytes.clone(), self.room.enter(bytes.len() as u64).await?)),
+            Content::Bytes(bytes) => Ok((bytes.clone(), self.bytes.enter(Lane::Live, bytes.len() as u64).await?)),
             Content::File(path) => {
                 let length = tokio::fs::metadata(path).await?.len();
                 if length > limit {
                     bail!("the file has {length} bytes, the limit is {limit}");
                 }
-                let room = self.room.enter(length).await?;
+                let memory = self.bytes.enter(Lane::Live, length).await?;
                 match files::read(path.clone(), limit).await? {
-                    Some((bytes, _)) => Ok((bytes, room)),
+                    Some((bytes, _)) => Ok((bytes, memory)),
                     None => bail!("the file has more bytes than the limit, {limit}"),
                 }
             }

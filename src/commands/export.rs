@@ -1,6 +1,9 @@
 //! `pixwarden export`: verdicts as JSON lines or CSV, page by page.
 
+use std::pin::pin;
+
 use clap::{Args, ValueEnum};
+use futures_util::TryStreamExt;
 
 use super::output::{Format, Output};
 use super::record;
@@ -39,16 +42,12 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     // What is decided meanwhile is for the next export, which begins where this one ended.
     filter.until = filter.until.or_else(|| Some(time::OffsetDateTime::now_utc()));
     let mut output = Output::bulk(format, &record::COLUMNS)?;
-    let (mut last, mut written) = (None, 0u64);
-    loop {
-        let page = ledger.page(&filter, last.as_ref(), PAGE).await?;
+    let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
+    let mut written = 0u64;
+    while let Some(page) = pages.try_next().await? {
         for verdict in &page {
             output.row(&record::row(verdict))?;
             written += 1;
-        }
-        match page.into_iter().next_back() {
-            Some(verdict) => last = Some(verdict),
-            None => break,
         }
     }
     output.finish()?;

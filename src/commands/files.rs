@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use walkdir::{DirEntry, WalkDir};
 
 /// Every file beneath the paths: paths in the order given, what is in a folder by name. What cannot be read is an item
@@ -39,29 +38,6 @@ fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     match error.io_error() {
         Some(e) => anyhow::anyhow!("reading {path}: {e}"),
         None => anyhow::anyhow!("reading {path}: {error}"),
-    }
-}
-
-/// Bounds the bytes of files in memory, as the gate before `blob` does for objects.
-pub(super) struct Room {
-    units: Semaphore,
-    total: u64,
-}
-
-impl Room {
-    /// A semaphore counts to 32 bits at a time, so it counts in kibibytes.
-    const UNIT: u64 = 1 << 10;
-
-    /// Room for so many bytes.
-    pub(super) fn new(bytes: u64) -> Self {
-        let total = bytes.div_ceil(Self::UNIT).min(u64::from(u32::MAX));
-        Self { units: Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS)), total }
-    }
-
-    /// Waits for room for a file. One that is larger than all there is may have all there is.
-    pub(super) async fn enter(&self, bytes: u64) -> anyhow::Result<SemaphorePermit<'_>> {
-        let units = bytes.div_ceil(Self::UNIT).min(self.total);
-        Ok(self.units.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await?)
     }
 }
 

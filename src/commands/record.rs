@@ -1,12 +1,13 @@
 //! A verdict as `show` and `export` print it: the ledger's columns by their names.
 
 use clap::Args;
+use futures_util::stream::{self, Stream};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use crate::job::{Outcome, Verdict, exact, exact_scores};
-use crate::ledger::Filter;
+use crate::ledger::{Filter, Ledger, LedgerError};
 
 /// Every column, in the ledger's order.
 pub(super) const COLUMNS: [&str; 25] = [
@@ -68,6 +69,19 @@ pub(super) fn row(verdict: &Verdict) -> Map<String, Value> {
         json!(verdict.decided_at.format(&Rfc3339).ok()),
     ];
     COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
+}
+
+/// The verdicts that are meant, `limit` at a time, in the order of their decision.
+pub(super) fn pages(
+    ledger: &dyn Ledger,
+    filter: Filter,
+    limit: u32,
+) -> impl Stream<Item = Result<Vec<Verdict>, LedgerError>> + '_ {
+    stream::try_unfold((filter, None), move |(filter, last): (_, Option<Verdict>)| async move {
+        let page = ledger.page(&filter, last.as_ref(), limit).await?;
+        let last = page.last().cloned();
+        Ok(last.map(|last| (page, (filter, Some(last)))))
+    })
 }
 
 /// Which verdicts are meant; those that meet every condition.

@@ -3,8 +3,10 @@
 //! Of an animation the scores of one frame are stored, the most severe one under the policy of that day.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 
 use clap::Args;
+use futures_util::TryStreamExt;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
 
@@ -42,17 +44,13 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     // A verdict that was judged anew is younger than this, and is not met again.
     let now = OffsetDateTime::now_utc();
     filter.until = Some(filter.until.map_or(now, |until| until.min(now)));
-    let (mut last, mut tally) = (None, Tally::default());
-    loop {
-        let page = ledger.page(&filter, last.as_ref(), PAGE).await?;
+    let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
+    let mut tally = Tally::default();
+    while let Some(page) = pages.try_next().await? {
         let changes: Vec<Rejudged> =
             page.iter().filter_map(|verdict| change(verdict, &policy, config, &mut tally)).collect();
         if !arguments.dry_run {
             tally.overtaken += changes.len() as u64 - ledger.rejudge(&changes).await?;
-        }
-        match page.into_iter().next_back() {
-            Some(verdict) => last = Some(verdict),
-            None => break,
         }
     }
     ledger.close().await;

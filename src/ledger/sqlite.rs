@@ -325,20 +325,26 @@ async fn write(c: &mut SqliteConnection, entry: Entry) -> Result<Committed, sqlx
         return found.ok_or(sqlx::Error::RowNotFound);
     }
     let Some(event) = event else { return Ok(Committed::Written(None)) };
+    let is_new = owe(c, v.id, &event, OffsetDateTime::now_utc() + HANDOVER).await?;
+    Ok(Committed::Written(is_new.then_some(event)))
+}
+
+/// Puts an event into the outbox, for the sweeper to take from `due` on; says whether it was not there yet.
+async fn owe(c: &mut SqliteConnection, verdict: Uuid, event: &Event, due: OffsetDateTime) -> Result<bool, sqlx::Error> {
     let owed = sqlx::query(
         "INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (event_id) DO NOTHING",
     )
     .bind(event.id.to_string())
-    .bind(v.id.to_string())
+    .bind(verdict.to_string())
     .bind(&event.routing_key)
     .bind(&event.correlation_id)
     .bind(&event.payload)
     .bind(now())
-    .bind(stamp(OffsetDateTime::now_utc() + HANDOVER))
+    .bind(stamp(due))
     .execute(c)
     .await?;
-    Ok(Committed::Written((owed.rows_affected() > 0).then_some(event)))
+    Ok(owed.rows_affected() > 0)
 }
 
 async fn known(c: &mut SqliteConnection, id: Uuid) -> Result<Option<Known>, sqlx::Error> {

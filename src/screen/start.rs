@@ -43,10 +43,18 @@ pub enum StartError {
 /// When a package or the policy is not in order.
 pub fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
     let detectors = packages(config)?;
+    let policy = policy_for(config, &detectors)?;
+    Ok((detectors, policy))
+}
+
+/// Checks the configured policy against the packages.
+///
+/// # Errors
+/// When it does not fit them.
+pub fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Policy, PolicyError> {
     // A bare folder may be judged by the default rule; a table in the file is expected to come with rules.
     let bare = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
-    let policy = Policy::resolve(&config.policy, &detectors, bare)?;
-    Ok((detectors, policy))
+    Policy::resolve(&config.policy, detectors, bare)
 }
 
 /// Reads the configured packages, or the bundled one where none is configured.

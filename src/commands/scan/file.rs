@@ -15,6 +15,7 @@ use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdic
 use crate::ledger::{Entry, Ledger};
 use crate::screen::prepare::Pixels;
 use crate::screen::{Screen, Unseen, decode, judge};
+use crate::worker::admit::Gate;
 use crate::worker::persist::Persist;
 
 /// What every file meets.
@@ -24,7 +25,8 @@ pub(super) struct Scan<'a> {
     pub config: &'a Config,
     /// Where verdicts are kept, if they are.
     pub book: Option<Book>,
-    pub room: files::Room,
+    /// Bounds the bytes of files in memory.
+    pub bytes: Gate,
     /// Every image is to be looked at, whatever is known of it.
     pub anew: bool,
 }
@@ -76,8 +78,8 @@ struct Found {
 impl<'a> Scan<'a> {
     pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> anyhow::Result<Self> {
         let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
-        let room = files::Room::new(config.storage.memory_bytes);
-        Ok(Self { screen, digests, config, book, room, anew: false })
+        let bytes = Gate::new(config.storage.memory_bytes);
+        Ok(Self { screen, digests, config, book, bytes, anew: false })
     }
 
     /// One file, from its name to its row.
@@ -135,7 +137,7 @@ impl<'a> Scan<'a> {
         if length > limit {
             return Ok((found, too_large(&length.to_string())));
         }
-        let _memory = self.room.enter(length).await?;
+        let _memory = self.bytes.enter(Lane::Live, length).await?;
         let Some((bytes, sha256)) = files::read(path, limit).await? else {
             return Ok((found, too_large("more")));
         };

@@ -2,10 +2,11 @@
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
+use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
-use super::{BEGIN, Sqlite, now, stamp};
+use super::{BEGIN, Sqlite, owe, stamp};
 use crate::job::{ImageRef, Verdict};
 use crate::ledger::rows::{self, stored};
 use crate::ledger::{Announcement, Archive, Filter, LedgerError, Rejudged};
@@ -105,19 +106,9 @@ impl Archive for Sqlite {
                     .execute(&mut *transaction)
                     .await?;
                     made += done.rows_affected();
-                    let Some(event) = change.event.filter(|_| done.rows_affected() > 0) else { continue };
-                    sqlx::query(
-                        "INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at)
-                         VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (event_id) DO NOTHING",
-                    )
-                    .bind(event.id.to_string())
-                    .bind(change.id.to_string())
-                    .bind(event.routing_key)
-                    .bind(event.correlation_id)
-                    .bind(event.payload)
-                    .bind(now())
-                    .execute(&mut *transaction)
-                    .await?;
+                    if let Some(event) = change.event.filter(|_| done.rows_affected() > 0) {
+                        owe(&mut transaction, change.id, &event, OffsetDateTime::now_utc()).await?;
+                    }
                 }
                 transaction.commit().await?;
                 Ok(made)
