@@ -1,5 +1,7 @@
 //! The subcommands: each reads its arguments, calls the parts, and prints. Data goes to stdout, all else to stderr.
 
+mod age;
+pub mod backfill;
 pub mod check;
 pub mod dead;
 pub mod enqueue;
@@ -45,6 +47,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
+    /// Publish jobs for whatever in an archive has no verdict yet
+    Backfill(backfill::Arguments),
     /// Print what is known of a job or an image
     Show(show::Arguments),
     /// Write verdicts as JSON lines or CSV
@@ -175,6 +179,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         }
         Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
+        Command::Backfill(arguments) => backfill::run(arguments, &config).await,
         Command::Show(arguments) => show::run(arguments, &config).await,
         Command::Export(arguments) => export::run(arguments, &config).await,
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,

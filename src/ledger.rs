@@ -4,6 +4,7 @@
 
 mod archive;
 mod postgres;
+mod reconcile;
 mod rows;
 mod schema;
 mod sqlite;
@@ -18,6 +19,7 @@ use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
 
 pub use archive::{Announcement, Archive, Filter, Rejudged};
 pub use postgres::Postgres;
+pub use reconcile::{Reconcile, Standing, TURN};
 pub use sqlite::Sqlite;
 
 /// How long an event is left to whoever committed it, before the sweeper takes it.
@@ -119,7 +121,7 @@ pub enum LedgerError {
 
 /// Where verdicts are kept.
 #[async_trait]
-pub trait Ledger: Archive {
+pub trait Ledger: Archive + Reconcile {
     /// Brings the schema up to date, and says to which version.
     async fn migrate(&self) -> Result<i64, LedgerError>;
 

@@ -43,6 +43,7 @@
 //! - `screen/` names no service at all.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
+pub mod backfill;
 pub mod broker;
 pub mod commands;
 pub mod config;
@@ -52,6 +53,7 @@ pub mod hub;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
+pub mod offload;
 pub mod policy;
 pub mod retry;
 pub mod screen;

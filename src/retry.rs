@@ -1,7 +1,7 @@
 //! When to try again. The one place that names `backoff`, which is small, does its work, and is no longer maintained:
 //! should it have to go, it goes here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
@@ -80,6 +80,34 @@ where
         }
     })
     .await
+}
+
+/// Repeats an operation, with growing pauses, as long as `transient` says that its error may pass and `patience` has not
+/// run out.
+///
+/// # Errors
+/// The last error.
+pub async fn patiently<T, E, F>(
+    patience: Duration,
+    transient: impl Fn(&E) -> bool,
+    mut operation: impl FnMut() -> F,
+) -> Result<T, E>
+where
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
+    let mut pauses = Pauses::default();
+    let began = Instant::now();
+    loop {
+        match operation().await {
+            Err(e) if transient(&e) && began.elapsed() < patience => {
+                let pause = pauses.longer();
+                tracing::warn!(error = %e, pause_ms = pause.as_millis(), "it is tried again after a pause");
+                tokio::time::sleep(pause).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]

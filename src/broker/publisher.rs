@@ -48,6 +48,15 @@ pub struct Message<'a> {
     pub properties: BasicProperties,
 }
 
+impl<'a> Message<'a> {
+    /// A JSON text without anything further.
+    #[must_use]
+    pub fn json(exchange: &'a str, routing_key: &'a str, payload: &'a str) -> Self {
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        Self { exchange, routing_key, payload: payload.as_bytes(), properties }
+    }
+}
+
 /// Publishes with confirms and `mandatory`, on a connection of its own: a broker in alarm stops reading from
 /// connections that publish, and acknowledgements must not wait behind that.
 ///

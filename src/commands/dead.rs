@@ -8,11 +8,12 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::UsageError;
+use super::age::Age;
 use super::output::{Format, Output};
 use crate::broker::{BrokerError, Fate, Publisher, Topology, answered, connect, peek, sift};
 use crate::config::Config;
 use crate::job::Lane;
-use letter::{Age, Letter};
+use letter::Letter;
 
 /// Options of `dead`.
 #[derive(Debug, Args)]

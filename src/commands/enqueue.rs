@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Args;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
-use lapin::BasicProperties;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -93,12 +92,7 @@ struct Send {
 impl Send {
     async fn job(&self, image: ImageRef) -> anyhow::Result<()> {
         let body = json!({"image": {"bucket": image.bucket, "key": image.key}}).to_string();
-        let message = Message {
-            exchange: &self.exchange,
-            routing_key: self.lane.as_str(),
-            payload: body.as_bytes(),
-            properties: BasicProperties::default().with_content_type("application/json".into()),
-        };
+        let message = Message::json(&self.exchange, self.lane.as_str(), &body);
         self.publisher.publish(message).await.with_context(|| format!("publishing the job for {}", image.uri()))
     }
 }

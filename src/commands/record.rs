@@ -118,7 +118,7 @@ fn outcome(word: &str) -> Result<Outcome, String> {
 }
 
 /// A time with its offset, or a day in UTC.
-fn instant(text: &str) -> Result<OffsetDateTime, String> {
+pub(super) fn instant(text: &str) -> Result<OffsetDateTime, String> {
     let day = || time::Date::parse(text, &Iso8601::DATE).map(|day| day.midnight().assume_utc());
     OffsetDateTime::parse(text, &Rfc3339)
         .or_else(|_| day())

@@ -4,6 +4,7 @@
 //! read-only, is not used again: sqlx has no TCP user timeout, and a silently dead peer would keep it for ever.
 
 mod archive;
+mod reconcile;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,9 +46,10 @@ const CONNECTIONS: u32 = 8;
 const PRUNE_BATCH: i64 = 5_000;
 
 /// Every version, oldest first. A new one only adds: the old program runs beside it during an upgrade.
-const MIGRATIONS: [Step; 2] = [
+const MIGRATIONS: [Step; 3] = [
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/postgres/0002_lookups.sql")),
+    (3, "backfill", include_str!("../../migrations/postgres/0003_backfill.sql")),
 ];
 
 /// The ledger in Postgres.

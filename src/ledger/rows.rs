@@ -71,6 +71,11 @@ macro_rules! stored {
 }
 pub(super) use stored;
 
+/// An outcome as it is stored; the column's check allows nothing else.
+pub(super) fn outcome(word: String) -> Result<Outcome, sqlx::Error> {
+    Outcome::parse(&word).ok_or_else(|| sqlx::Error::Decode(word.into()))
+}
+
 /// Reads a [`Known`](super::Known) from a row of either database.
 macro_rules! known {
     ($row:expr) => {{
@@ -82,8 +87,7 @@ macro_rules! known {
                 version_id: $row.try_get("version_id")?,
                 etag: $row.try_get("etag")?,
             },
-            // The column's check allows nothing else.
-            outcome: $crate::job::Outcome::parse(&outcome).ok_or_else(|| sqlx::Error::Decode(outcome.into()))?,
+            outcome: $crate::ledger::rows::outcome(outcome)?,
         }
     }};
 }

@@ -4,6 +4,7 @@
 //! synchronisation makes a commit as durable as Postgres makes it.
 
 mod archive;
+mod reconcile;
 
 use std::path::Path;
 use std::time::Duration;
@@ -33,9 +34,10 @@ const LONGEST_LEASE: Duration = Duration::from_secs(600);
 /// Rows deleted a statement.
 const PRUNE_BATCH: i64 = 5_000;
 
-const MIGRATIONS: [Step; 2] = [
+const MIGRATIONS: [Step; 3] = [
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
+    (3, "backfill", include_str!("../../migrations/sqlite/0003_backfill.sql")),
 ];
 
 /// Takes the write lock at once: a transaction that reads first and writes later could find itself too late.

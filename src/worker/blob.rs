@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
 use super::admit::{Admit, Closed, Permit};
@@ -62,15 +63,19 @@ pub enum FetchError {
 }
 
 /// What a store says to a request.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// As [`FetchError::Missing`].
+    #[error("{0}")]
     Missing(String),
     /// Access to this object is denied.
+    #[error("{0}")]
     Denied(String),
     /// The store cannot be used as configured.
+    #[error("{0}")]
     Down(String),
     /// The object's fault or the store's; `Store::probe` tells.
+    #[error("{0}")]
     Unclear(String),
 }
 
@@ -86,11 +91,39 @@ pub struct Object {
     pub body: BoxStream<'static, Result<Bytes, String>>,
 }
 
+/// An object as a store lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// With its `ETag`, and without a version.
+    pub image: ImageRef,
+    /// Its length.
+    pub bytes: Option<u64>,
+    /// When it was written last.
+    pub modified: Option<OffsetDateTime>,
+}
+
+/// Part of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The bucket.
+    pub bucket: String,
+    /// What the keys begin with.
+    pub prefix: String,
+    /// Only keys behind this one, in the order of their bytes.
+    pub after: Option<String>,
+}
+
 /// Where objects are: S3, or a folder.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Asks for an object, and returns once it has begun to arrive.
     async fn open(&self, image: &ImageRef) -> Result<Object, StoreError>;
+
+    /// Lists objects in the order of their keys' bytes, a bounded number ahead of whoever reads.
+    fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>>;
+
+    /// Asks what an object is, without its bytes.
+    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError>;
 
     /// Asks whether the store answers for a bucket.
     async fn probe(&self, bucket: &str) -> Result<(), String>;
@@ -151,6 +184,28 @@ impl Fetcher {
         let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let asked = if named { bucket } else { answered.as_deref().unwrap_or(bucket) };
         self.store.probe(asked).await
+    }
+
+    /// Lists part of a bucket, as [`Store::list`] does.
+    #[must_use]
+    pub fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+        self.store.list(part)
+    }
+
+    /// Asks what an object is, as [`Store::head`] does.
+    ///
+    /// # Errors
+    /// As the store sorts them.
+    pub async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
+        self.store.head(image).await
+    }
+
+    /// Begins to fetch an object that is not an image and knows no limits, a list of images for one.
+    ///
+    /// # Errors
+    /// As the store sorts them.
+    pub async fn open_object(&self, image: &ImageRef) -> Result<Object, StoreError> {
+        self.store.open(image).await
     }
 
     /// Fetches an object whole.

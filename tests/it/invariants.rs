@@ -36,10 +36,11 @@ fn each_library_is_named_only_where_it_belongs() {
             &[
                 "broker.rs",
                 "broker/",
+                // The connection on which it looks at the lane.
+                "backfill/pace.rs",
                 "worker/accept.rs",
                 "worker/publish.rs",
                 "worker/settle.rs",
-                "commands/enqueue.rs",
                 "commands/dead.rs",
                 "commands/dead/",
                 // By the name its log lines go under.

@@ -8,6 +8,7 @@
 mod support;
 
 mod attempts;
+mod backfill;
 mod errors;
 mod faults;
 mod hub;

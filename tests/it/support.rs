@@ -40,6 +40,8 @@ pub struct Lab {
     /// Flags added to every worker's command line.
     pub flags: Vec<String>,
     pub detectors: String,
+    /// Where objects are, for Pixwarden; the fields around it are the S3 server's.
+    pub objects: String,
     pub endpoint: String,
     pub region: String,
 }
@@ -87,6 +89,7 @@ impl Lab {
             extra: String::new(),
             flags: Vec::new(),
             detectors,
+            objects: "s3://".into(),
             endpoint,
             region: region.to_owned(),
         };
@@ -98,10 +101,11 @@ impl Lab {
     pub fn config(&self) -> PathBuf {
         let path = self.folder.path().join("pixwarden.toml");
         let text = format!(
-            "queue = {:?}\nledger = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
+            "queue = {:?}\nledger = {:?}\nobjects = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
              [policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
             service("TEST_AMQP_URL"),
             self.ledger_url,
+            self.objects,
             self.prefix,
             self.bucket,
             self.detectors,

@@ -1,6 +1,5 @@
 //! One dead letter: what can be told of it, and what it is like when it is sent back.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -119,40 +118,4 @@ fn is_note(key: &str) -> bool {
     [REASON_HEADER, ATTEMPT_HEADER, DEAD_SINCE_HEADER, "x-death"].contains(&key)
         || key.starts_with("x-first-death-")
         || key.starts_with("x-last-death-")
-}
-
-/// A duration as people write it: a number and one of s, m, h, d.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Age(pub(super) Duration);
-
-impl FromStr for Age {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not a number with one of the units s, m, h, d");
-        let unit = match text.chars().next_back() {
-            Some('s') => 1,
-            Some('m') => 60,
-            Some('h') => 3_600,
-            Some('d') => 86_400,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-        number.checked_mul(unit).map(|seconds| Self(Duration::from_secs(seconds))).ok_or_else(wrong)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_read_as_people_write_them() {
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("2h", 7_200), ("7d", 604_800), ("0s", 0)] {
-            assert_eq!(text.parse(), Ok(Age(Duration::from_secs(seconds))), "{text}");
-        }
-        for text in ["", "7", "d", "-1s", "1.5h", "7 d", "99999999999999999999d", "1ü"] {
-            assert!(text.parse::<Age>().is_err(), "{text}");
-        }
-    }
 }

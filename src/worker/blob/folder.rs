@@ -3,6 +3,8 @@
 //! A key comes from a stranger. It is resolved beneath its bucket's folder and nowhere else: `cap_std` refuses whatever
 //! leads out of it, by `..`, an absolute path or a symbolic link, also if a link is planted while it is being resolved.
 
+mod list;
+
 use std::io::{self, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +13,11 @@ use std::time::UNIX_EPOCH;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, File, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::{FIRST_BYTE, Object, Store, StoreError};
+use super::{FIRST_BYTE, Listed, Object, Part, Store, StoreError};
 use crate::config::ConfigError;
 use crate::job::ImageRef;
 
@@ -85,6 +87,19 @@ impl Store for Folder {
         self.blocking(move |folder| open(&folder.bucket(&image.bucket)?, &image)).await
     }
 
+    fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+        list::list(self.clone(), part)
+    }
+
+    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
+        let image = image.clone();
+        self.blocking(move |folder| {
+            let (_, found) = file(&folder.bucket(&image.bucket)?, &image.key)?;
+            listed(&image.bucket, &image.key, &found)
+        })
+        .await
+    }
+
     async fn probe(&self, bucket: &str) -> Result<(), String> {
         let bucket = bucket.to_owned();
         let opened = self.blocking(move |folder| folder.bucket(&bucket).map(drop));
@@ -101,25 +116,46 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
     if image.version_id.is_some() {
         return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
     }
-    if !is_plain(&image.key) {
+    let (file, found) = file(bucket, &image.key)?;
+    let etag = etag(&found)?;
+    if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
+        return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
+    }
+    Ok(Object { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+}
+
+/// Opens the file that a key names.
+fn file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
+    if !is_plain(key) {
         return Err(StoreError::Missing(
             "there is no such object: its key is not a plain path below the bucket".into(),
         ));
     }
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(NON_BLOCKING);
-    let file = bucket.open_with(&image.key, &options).map_err(|e| sort(&e))?;
+    let file = bucket.open_with(key, &options).map_err(|e| sort(&e))?;
     let found = file.metadata().map_err(|e| sort(&e))?;
     if !found.is_file() {
         return Err(StoreError::Missing("there is no such object: it is no file".into()));
     }
+    Ok((file, found))
+}
+
+/// Changes with a file's length or the time of its last change.
+fn etag(found: &Metadata) -> Result<String, StoreError> {
     let modified = found.modified().map_err(|e| sort(&e))?.into_std();
     let nanoseconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let etag = format!("{:x}-{nanoseconds:x}", found.len());
-    if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
-        return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
-    }
-    Ok(Object { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+    Ok(format!("{:x}-{nanoseconds:x}", found.len()))
+}
+
+/// A file as an object that is listed.
+fn listed(bucket: &str, key: &str, found: &Metadata) -> Result<Listed, StoreError> {
+    let etag = Some(etag(found)?);
+    Ok(Listed {
+        image: ImageRef { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, etag },
+        bytes: Some(found.len()),
+        modified: found.modified().ok().map(|time| time.into_std().into()),
+    })
 }
 
 /// Whether a path is nothing but names with one slash between. Otherwise two keys could name one file, and one image

@@ -1,5 +1,6 @@
 //! S3 and stores that speak like it. The only file that names the S3 SDK.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,20 +9,25 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, retry::RetryConfig};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_sdk_s3::primitives::DateTime;
+use aws_sdk_s3::types::EncodingType;
 use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use percent_encoding::percent_decode_str;
+use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
-use super::{FIRST_BYTE, Object, PROBE_KEY, Store, StoreError};
+use super::{FIRST_BYTE, Listed, Object, PROBE_KEY, Part, Store, StoreError};
 use crate::config::{Bucket, Config};
 use crate::job::ImageRef;
 
-/// S3 and stores that speak like it.
+/// S3 and stores that speak like it. Clones are the same.
+#[derive(Clone)]
 pub(super) struct S3 {
     /// Buckets with a place of their own, and last the place of all others.
-    clients: Vec<(WildMatch, Client)>,
+    clients: Arc<[(WildMatch, Client)]>,
     /// Buckets allowed by their full name.
-    named: Vec<String>,
+    named: Arc<[String]>,
 }
 
 impl S3 {
@@ -69,7 +75,7 @@ impl S3 {
             }
         }
         clients.push((WildMatch::new("*"), client(&storage.region, &storage.endpoint, storage.path_style)));
-        Self { clients, named }
+        Self { clients: clients.into(), named: named.into() }
     }
 
     fn client(&self, bucket: &str) -> &Client {
@@ -78,18 +84,22 @@ impl S3 {
         &found.unwrap_or(&self.clients[self.clients.len() - 1]).1
     }
 
-    fn sort(&self, image: &ImageRef, error: &SdkError<GetObjectError>) -> StoreError {
+    /// What an error of the store's means, asked for anything in a bucket.
+    fn sort<E>(&self, bucket: &str, error: &SdkError<E>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
         let words = one_line(error);
         let SdkError::ServiceError(service) = error else {
             return StoreError::Unclear(words);
         };
-        let named = self.named.contains(&image.bucket);
+        let named = self.named.iter().any(|named| named == bucket);
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
         let message = service.err().message().unwrap_or_default();
         match (code, status) {
-            ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{}\"", image.bucket)),
+            ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{bucket}\"")),
             // Allowed by a wildcard only: then the name was the job's.
-            ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{}\"", image.bucket)),
+            ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
             // Nothing but our own If-Match has this answer, whoever gives it.
             (_, 412) => StoreError::Missing("the object has changed since the job was made: its ETag differs".into()),
@@ -135,17 +145,62 @@ impl Store for S3 {
             .key(&image.key)
             .set_version_id(image.version_id.clone())
             .set_if_match(image.etag.as_ref().map(|etag| format!("\"{etag}\"")));
-        let answer = request.send().await.map_err(|e| self.sort(image, &e))?;
+        let answer = request.send().await.map_err(|e| self.sort(&image.bucket, &e))?;
         let Some(length) = answer.content_length().and_then(|n| u64::try_from(n).ok()) else {
             return Err(StoreError::Unclear("the store did not say how long the object is".into()));
         };
-        let etag = answer.e_tag().map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
+        let etag = answer.e_tag().map(unquoted);
         let version_id = answer.version_id().map(str::to_owned);
-        let body = futures_util::stream::unfold(answer.body, |mut body| async move {
+        let body = stream::unfold(answer.body, |mut body| async move {
             let chunk = body.next().await?;
             Some((chunk.map_err(|e| one_line(&e)), body))
         });
         Ok(Object { length, etag, version_id, body: body.boxed() })
+    }
+
+    fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+        let Part { bucket, prefix, after } = part;
+        let pages = self
+            .client(&bucket)
+            .list_objects_v2()
+            .bucket(&bucket)
+            .prefix(prefix)
+            .set_start_after(after)
+            // XML has no way to write some characters that a key may hold.
+            .encoding_type(EncodingType::Url)
+            .into_paginator()
+            .send();
+        let this = self.clone();
+        stream::unfold(pages, |mut pages| async move { Some((pages.next().await?, pages)) })
+            .flat_map(move |page| {
+                let listed: Vec<_> = match page {
+                    Ok(page) => page.contents.unwrap_or_default().iter().map(|object| listed(&bucket, object)).collect(),
+                    Err(e) => vec![Err(match this.sort(&bucket, &e) {
+                        StoreError::Denied(why) => StoreError::Denied(format!(
+                            "the bucket \"{bucket}\" cannot be listed: {why}\n  hint: that needs s3:ListBucket on the bucket"
+                        )),
+                        other => other,
+                    })],
+                };
+                stream::iter(listed)
+            })
+            .boxed()
+    }
+
+    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
+        let answer = self.client(&image.bucket).head_object().bucket(&image.bucket).key(&image.key).send().await;
+        let answer = answer.map_err(|e| match &e {
+            // An answer to HEAD has no body, and so no code.
+            SdkError::ServiceError(service) if service.err().is_not_found() => {
+                StoreError::Missing("there is no such object".into())
+            }
+            _ => self.sort(&image.bucket, &e),
+        })?;
+        Ok(Listed {
+            image: ImageRef { etag: answer.e_tag().map(unquoted), version_id: None, ..image.clone() },
+            bytes: answer.content_length().and_then(|n| u64::try_from(n).ok()),
+            modified: answer.last_modified().and_then(instant),
+        })
     }
 
     async fn probe(&self, bucket: &str) -> Result<(), String> {
@@ -156,6 +211,35 @@ impl Store for S3 {
             Err(_) => Err(format!("the store did not answer within {} s", FIRST_BYTE.as_secs())),
         }
     }
+}
+
+/// An object as it is listed, its key still encoded: by AWS as a form is, where `+` is a space, by others with %20. A
+/// literal `+` is %2B in either.
+fn listed(bucket: &str, object: &aws_sdk_s3::types::Object) -> Result<Listed, StoreError> {
+    let encoded = object.key().unwrap_or_default().replace('+', "%20");
+    let key = percent_decode_str(&encoded).decode_utf8().map_err(|_| {
+        StoreError::Down(format!(
+            "the bucket \"{bucket}\" has a key that is not UTF-8, as the store lists it: {encoded}"
+        ))
+    })?;
+    Ok(Listed {
+        image: ImageRef {
+            bucket: bucket.to_owned(),
+            key: key.into_owned(),
+            version_id: None,
+            etag: object.e_tag().map(unquoted),
+        },
+        bytes: object.size().and_then(|n| u64::try_from(n).ok()),
+        modified: object.last_modified().and_then(instant),
+    })
+}
+
+fn unquoted(etag: &str) -> String {
+    etag.trim_start_matches("W/").trim_matches('"').to_owned()
+}
+
+fn instant(time: &DateTime) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(time.as_nanos()).ok()
 }
 
 /// An error with all its causes, on one line.

@@ -1,0 +1,157 @@
+//! A folder's files in the order in which S3 lists keys: by their bytes.
+//!
+//! One folder's names are held at a time, and those above it. Links are passed over: what they lead to is there under its
+//! own name, or lies outside.
+
+use std::io;
+
+use cap_std::fs::{Dir, DirEntry};
+use futures_util::stream::BoxStream;
+
+use super::{Folder, Listed, Part, StoreError, listed, sort};
+use crate::offload::{self, Enough, Sink};
+
+/// Lists on a thread of its own.
+pub(super) fn list(folder: Folder, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+    offload::stream(move |sink| {
+        let walk = Walk { part: &part, sink };
+        match walk.bucket(&folder) {
+            Err(End::Failed(e)) => sink.put(Err(e)),
+            Ok(()) | Err(End::Enough) => Ok(()),
+        }
+    })
+}
+
+struct Walk<'a> {
+    part: &'a Part,
+    sink: &'a Sink<Result<Listed, StoreError>>,
+}
+
+/// Why a walk ends before its end.
+enum End {
+    Enough,
+    Failed(StoreError),
+}
+
+impl From<Enough> for End {
+    fn from(_: Enough) -> Self {
+        Self::Enough
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Walk<'_> {
+    fn bucket(&self, folder: &Folder) -> Result<(), End> {
+        let bucket = folder.bucket(&self.part.bucket)?;
+        // Nothing lies above the last folder that the prefix names.
+        let Some((above, _)) = self.part.prefix.rsplit_once('/') else { return self.folder(&bucket, "") };
+        self.below(&format!("{above}/"), bucket.open_dir(above))
+    }
+
+    /// Lists a folder that was there a moment ago.
+    fn below(&self, path: &str, opened: io::Result<Dir>) -> Result<(), End> {
+        match opened.map_err(|e| sort(&e)) {
+            Ok(dir) => self.folder(&dir, path),
+            Err(StoreError::Missing(_)) => Ok(()),
+            Err(StoreError::Denied(why)) => {
+                Err(StoreError::Denied(format!("the folder {path} cannot be listed: {why}")).into())
+            }
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Lists a folder whose keys begin with `path`, which is empty or ends with a slash.
+    fn folder(&self, dir: &Dir, path: &str) -> Result<(), End> {
+        let mut entries = Vec::new();
+        for entry in dir.entries().map_err(|e| sort(&e))? {
+            let entry = entry.map_err(|e| sort(&e))?;
+            let kind = entry.file_type().map_err(|e| sort(&e))?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                tracing::warn!(folder = path, name = ?entry.file_name(), "a name that is not UTF-8 is no key, it is passed over");
+                continue;
+            };
+            // A folder sorts as its keys do, with the slash.
+            let slash = if kind.is_dir() { "/" } else { "" };
+            if kind.is_dir() || kind.is_file() {
+                entries.push((format!("{path}{name}{slash}"), entry));
+            }
+        }
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (key, entry) in entries.into_iter().filter(|(key, _)| self.is_meant(key)) {
+            if key.ends_with('/') {
+                self.below(&key, entry.open_dir())?;
+            } else {
+                self.file(&key, &entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this key, or any key below this folder, belongs to the part.
+    fn is_meant(&self, key: &str) -> bool {
+        let Part { prefix, after, .. } = self.part;
+        let after = after.as_deref().unwrap_or_default();
+        if key.ends_with('/') {
+            (key.starts_with(prefix.as_str()) || prefix.starts_with(key)) && (key > after || after.starts_with(key))
+        } else {
+            key.starts_with(prefix.as_str()) && key > after
+        }
+    }
+
+    fn file(&self, key: &str, entry: &DirEntry) -> Result<(), End> {
+        let found = match entry.metadata() {
+            // Removed meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(|e| sort(&e))?,
+        };
+        Ok(self.sink.put(listed(&self.part.bucket, key, &found))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    async fn keys(folder: &Folder, prefix: &str, after: Option<&str>) -> Vec<String> {
+        let part = Part { bucket: "b".into(), prefix: prefix.into(), after: after.map(str::to_owned) };
+        list(folder.clone(), part).map(|listed| listed.unwrap().image.key).collect().await
+    }
+
+    #[tokio::test]
+    async fn keys_come_in_the_order_of_their_bytes_from_wherever_one_begins() {
+        let root = tempfile::tempdir().unwrap();
+        let all = ["a-b", "a.jpg", "a/b/c", "a/b/d", "a/b.jpg", "a/c", "a0", "b/x", "é"];
+        let mut sorted = all.map(str::to_owned).to_vec();
+        sorted.sort();
+        for key in all {
+            let path = root.path().join("b").join(key);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, key).unwrap();
+        }
+        symlink("a/c", root.path().join("b/link")).unwrap();
+        symlink("a", root.path().join("b/folder-link")).unwrap();
+        let folder = Folder::open(root.path(), vec!["b".into()]).unwrap();
+        assert_eq!(keys(&folder, "", None).await, sorted, "links are passed over");
+        for (i, after) in sorted.iter().enumerate() {
+            assert_eq!(keys(&folder, "", Some(after)).await, sorted[i + 1..], "behind {after}");
+        }
+        for prefix in ["a", "a/", "a/b", "a/b/", "a/b/c", "b/", "nothing/", "nothing/at/all"] {
+            let expected: Vec<_> = sorted.iter().filter(|key| key.starts_with(prefix)).cloned().collect();
+            assert_eq!(keys(&folder, prefix, None).await, expected, "{prefix}");
+        }
+        // What is listed is what is opened.
+        let part = Part { bucket: "b".into(), prefix: "a/c".into(), after: None };
+        let listed = list(folder.clone(), part).next().await.unwrap().unwrap();
+        let opened = super::super::Store::open(&folder, &listed.image).await.unwrap();
+        assert_eq!((opened.etag, Some(opened.length)), (listed.image.etag, listed.bytes));
+    }
+}
