@@ -354,13 +354,16 @@ impl Backfill {
         self.patiently(|| self.ledger.forget_published_jobs(before)).await.map(drop)
     }
 
-    /// Where an earlier run over this source, with the same filter and detectors, has stopped.
+    /// Where an earlier run over this source, with the same filter and detectors, has stopped. Behind one that is long ago
+    /// much may have come in front of its mark.
     async fn mark(&self, source: &Source) -> Result<Option<String>, BackfillError> {
         if self.options.dry_run || self.options.restart {
             return Ok(None);
         }
         let id = self.progress_id(source);
-        Ok(self.patiently(|| self.ledger.progress(&id)).await?.map(|(mark, _)| mark))
+        let kept = self.patiently(|| self.ledger.progress(&id)).await?;
+        let since = OffsetDateTime::now_utc() - self.options.again_after;
+        Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
     }
 
     async fn keep_mark(&self, source: &Source, mark: Option<&str>) -> Result<(), BackfillError> {

@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod models;
 mod output;
 mod progress;
+pub mod prune;
 mod record;
 pub mod rejudge;
 pub mod scan;
@@ -55,6 +56,8 @@ enum Command {
     Export(export::Arguments),
     /// Apply a changed policy to stored scores
     Rejudge(rejudge::Arguments),
+    /// Delete old verdicts
+    Prune(prune::Arguments),
     /// Bring the ledger's schema up to date
     Migrate,
     /// Look at dead-lettered messages, send them back or discard them
@@ -183,6 +186,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Show(arguments) => show::run(arguments, &config).await,
         Command::Export(arguments) => export::run(arguments, &config).await,
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
+        Command::Prune(arguments) => prune::run(arguments, &config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,

@@ -1,5 +1,5 @@
 CREATE TABLE backfill_turn (
-    only_one integer PRIMARY KEY DEFAULT 1 CHECK (only_one = 1),
+    only_one integer NOT NULL UNIQUE DEFAULT 1 CHECK (only_one = 1),
     process  text NOT NULL,
     alive_at text NOT NULL
 );

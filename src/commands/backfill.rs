@@ -87,7 +87,7 @@ pub struct Arguments {
     depth: u32,
     /// A published job without a verdict is taken for lost after this: 90s, 15m, 2h or 7d
     ///
-    /// Less publishes twice what a slow worker has not come to yet.
+    /// Less publishes twice what a slow worker has not come to yet. A run that was interrupted longer ago begins anew.
     #[arg(long, value_name = "AGE", default_value = "1d")]
     again_after: Age,
     /// How the summary is printed

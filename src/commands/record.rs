@@ -112,7 +112,7 @@ impl Which {
     }
 }
 
-fn outcome(word: &str) -> Result<Outcome, String> {
+pub(super) fn outcome(word: &str) -> Result<Outcome, String> {
     let known = Outcome::ALL.map(Outcome::as_str).join(", ");
     Outcome::parse(word).ok_or_else(|| format!("it is none of {known}"))
 }

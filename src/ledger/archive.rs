@@ -70,6 +70,14 @@ pub trait Archive: Send + Sync {
     /// sees each verdict that was there at the beginning once, unless it is decided anew meanwhile.
     async fn page(&self, filter: &Filter, after: Option<&Verdict>, limit: u32) -> Result<Vec<Verdict>, LedgerError>;
 
+    /// Counts the verdicts that were decided before `until`, of these outcomes or of any where there are none, and whose
+    /// events are all published.
+    async fn count_settled(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError>;
+
+    /// Deletes up to `limit` of them, oldest first, and says how many.
+    async fn delete_settled(&self, until: OffsetDateTime, outcomes: &[Outcome], limit: u32)
+    -> Result<u64, LedgerError>;
+
     /// Writes all changes with their events in one transaction, or none; says how many were still to be made.
     async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError>;
 }

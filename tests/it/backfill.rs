@@ -272,6 +272,24 @@ async fn what_failed_or_was_missing_is_tried_again_only_when_asked() {
     assert!(worker.terminate().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_interrupted_long_ago_begins_anew() {
+    let lab = with_folder(1_200).await;
+    let source = format!("s3://{}/", lab.bucket);
+    let mut run = started(&lab, &[&source, "--depth", "1100"]);
+    let since = Instant::now();
+    while lab.waiting(&lab.topology.lane(Lane::Backfill)).await < 1_100 {
+        assert!(since.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    run.kill().await.unwrap();
+    let forget =
+        "WITH gone AS (DELETE FROM backfill_turn) UPDATE backfill_progress SET kept_at = now() - interval '2 days'";
+    sqlx::query(forget).execute(&lab.db).await.unwrap();
+    let anew = backfill(&lab, &[&source, "--limit", "0"]).await;
+    assert_eq!((anew.met, anew.waiting), (1_100, 1_100), "from its first page, and none is published");
+}
+
 /// The lines of a manifest, and the rows of an inventory.
 fn gzip(text: &str) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());

@@ -48,7 +48,7 @@ fn each_library_is_named_only_where_it_belongs() {
             ],
         ),
         ("aws_", &["worker/blob/s3.rs"]),
-        ("cap_std", &["worker/blob/folder.rs", "hub/download.rs"]),
+        ("cap_std", &["worker/blob/folder.rs", "worker/blob/folder/", "hub/download.rs"]),
         ("ort::", &["screen/infer/onnx.rs"]),
         ("image::", &["screen/decode.rs", "screen/decode/"]),
         ("turbojpeg", &["screen/decode/jpeg.rs"]),

@@ -253,3 +253,109 @@ async fn a_ledger_that_can_only_be_read_is_down() {
     let _writing = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
     assert!(matches!(sqlite.ledger.ping().await, Err(LedgerError::Down(why)) if why.contains("locked")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_stands_as_its_best_verdict_under_the_same_detectors_says() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut again = entry("again", Outcome::Passed);
+        let failed = entry("failed", Outcome::Failed);
+        again.verdict.image = failed.verdict.image.clone();
+        again.verdict.decided_at -= Duration::from_secs(60);
+        let mut unnamed = entry("unnamed", Outcome::Missing);
+        unnamed.verdict.image.etag = None;
+        let image = |entry: &Entry| entry.verdict.image.clone();
+        let objects = [
+            image(&failed),
+            image(&unnamed),
+            ImageRef { etag: None, ..image(&failed) },
+            image(&entry("x", Outcome::Passed)),
+        ];
+        let outcomes = async |digests: &Digests| -> Vec<Option<Outcome>> {
+            let standings = ledger.standings(&objects, digests).await.unwrap();
+            standings.into_iter().map(|standing| standing.map(|standing| standing.outcome)).collect()
+        };
+        ledger.commit(&[failed, unnamed]).await.unwrap();
+        assert_eq!(outcomes(&digests()).await, [Some(Outcome::Failed), Some(Outcome::Missing), None, None]);
+        ledger.commit(&[again]).await.unwrap();
+        assert_eq!(outcomes(&digests()).await[0], Some(Outcome::Passed), "whichever came last");
+        assert_eq!(outcomes(&Digests::new()).await, [None; 4], "other detectors");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_job_waits_until_it_is_answered_or_old() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let decided = entry("answered", Outcome::Passed).verdict.decided_at;
+        let before = decided - Duration::from_secs(1);
+        let [answered, open, late] = ["answered", "open", "late"].map(verdict_id);
+        ledger.note_published_jobs(&[answered, open, open], before).await.unwrap();
+        ledger.note_published_jobs(&[late], decided + Duration::from_secs(1)).await.unwrap();
+        let mut found = ledger.published_since(&[answered, open, late, verdict_id("no")], before).await.unwrap();
+        found.sort_unstable();
+        let mut all = [answered, open, late];
+        all.sort_unstable();
+        assert_eq!(found, all);
+        assert_eq!(ledger.published_since(&[answered, open, late], decided).await.unwrap(), [late]);
+
+        // The late one was published anew behind its verdict, and waits for another.
+        ledger.commit(&[entry("answered", Outcome::Passed), entry("late", Outcome::Failed)]).await.unwrap();
+        assert_eq!(ledger.forget_published_jobs(before).await.unwrap(), 1);
+        assert_eq!(subject.count("SELECT count(*) FROM backfill_jobs").await, 2);
+        assert_eq!(ledger.forget_published_jobs(decided).await.unwrap(), 1, "the open one is too old");
+        assert_eq!(ledger.published_since(&[answered, open, late], before).await.unwrap(), [late]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_has_the_turn_until_it_gives_it_back_or_falls_silent() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+        assert!(ledger.take_turn(first).await.unwrap());
+        assert!(!ledger.take_turn(second).await.unwrap());
+        assert!(ledger.take_turn(first).await.unwrap(), "keeping it");
+        ledger.give_turn_back(second).await.unwrap();
+        assert!(!ledger.take_turn(second).await.unwrap(), "it was not the second's to give");
+        ledger.give_turn_back(first).await.unwrap();
+        assert!(ledger.take_turn(second).await.unwrap());
+        subject.execute("UPDATE backfill_turn SET alive_at = '2020-01-01T00:00:00.000000Z'").await;
+        assert!(ledger.take_turn(first).await.unwrap(), "nobody has heard of the second for long");
+        assert!(!ledger.take_turn(second).await.unwrap());
+
+        assert_eq!(ledger.progress("a").await.unwrap(), None);
+        for mark in ["one", "two"] {
+            ledger.keep_progress("a", Some(mark)).await.unwrap();
+        }
+        let (mark, kept_at) = ledger.progress("a").await.unwrap().unwrap();
+        assert_eq!(mark, "two");
+        assert!((OffsetDateTime::now_utc() - kept_at).abs() < Duration::from_secs(60), "{kept_at}");
+        ledger.keep_progress("a", None).await.unwrap();
+        assert_eq!(ledger.progress("a").await.unwrap(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_old_verdicts_whose_events_are_out_are_deleted() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut young = entry("young", Outcome::Passed);
+        young.verdict.decided_at += Duration::from_secs(60);
+        let (old, owing) = (entry("old", Outcome::Passed), entry("owing", Outcome::Flagged));
+        let until = young.verdict.decided_at;
+        ledger.commit(&[young.clone(), old.clone(), owing.clone(), entry("missing", Outcome::Missing)]).await.unwrap();
+        let published = [&young, &old].map(|entry| entry.event.as_ref().unwrap().id);
+        ledger.mark_published(&published).await.unwrap();
+        ledger.mark_published(&[event_id(verdict_id("missing"), Outcome::Missing)]).await.unwrap();
+
+        assert_eq!(ledger.count_settled(until, &[Outcome::Passed]).await.unwrap(), 1);
+        assert_eq!(ledger.count_settled(until, &[]).await.unwrap(), 2);
+        assert_eq!(ledger.delete_settled(until, &[Outcome::Passed, Outcome::Review], 10).await.unwrap(), 1);
+        assert_eq!(ledger.delete_settled(until, &[], 1).await.unwrap(), 1);
+        assert_eq!(ledger.delete_settled(until, &[], 10).await.unwrap(), 0);
+        for (entry, left) in [(young, true), (old, false), (owing, true)] {
+            assert_eq!(ledger.read(entry.verdict.id).await.unwrap().is_some(), left, "{}", entry.verdict.job_id);
+        }
+    }
+}

@@ -1,14 +1,28 @@
 //! Reading verdicts back from Postgres, and judging them anew.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{ANSWER, Postgres, select_verdicts};
-use crate::job::{ImageRef, Verdict};
+use crate::job::{ImageRef, Outcome, Verdict};
 use crate::ledger::rows::{self, stored};
 use crate::ledger::{Announcement, Archive, Filter, LedgerError, Rejudged};
+
+/// Longest wait for an answer that takes reading a large part of a table.
+const LONG_ANSWER: Duration = Duration::from_secs(300);
+
+/// The condition of `count_settled` and `delete_settled`.
+macro_rules! settled {
+    () => {
+        " WHERE decided_at < $1 AND ($2 = '{}' OR outcome = ANY($2))
+              AND NOT EXISTS (SELECT FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)"
+    };
+}
 
 #[async_trait]
 impl Archive for Postgres {
@@ -75,6 +89,35 @@ impl Archive for Postgres {
             })
         })
         .await
+    }
+
+    async fn count_settled(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError> {
+        let outcomes: Vec<&'static str> = outcomes.iter().map(|outcome| outcome.as_str()).collect();
+        let found: i64 = self
+            .run(LONG_ANSWER, move |c| {
+                let query = concat!("SELECT count(*) FROM verdicts", settled!());
+                Box::pin(sqlx::query_scalar(query).bind(until).bind(outcomes).fetch_one(c))
+            })
+            .await?;
+        Ok(u64::try_from(found).unwrap_or(0))
+    }
+
+    async fn delete_settled(
+        &self,
+        until: OffsetDateTime,
+        outcomes: &[Outcome],
+        limit: u32,
+    ) -> Result<u64, LedgerError> {
+        let outcomes: Vec<&'static str> = outcomes.iter().map(|outcome| outcome.as_str()).collect();
+        let done = self.run(LONG_ANSWER, move |c| {
+            let query = sqlx::query(concat!(
+                "DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
+                settled!(),
+                " ORDER BY decided_at, id LIMIT $3)"
+            ));
+            Box::pin(query.bind(until).bind(outcomes).bind(i64::from(limit)).execute(c))
+        });
+        Ok(done.await?.rows_affected())
     }
 
     async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError> {

@@ -7,9 +7,17 @@ use sqlx::{Connection, Row};
 use uuid::Uuid;
 
 use super::{BEGIN, Sqlite, owe, stamp};
-use crate::job::{ImageRef, Verdict};
+use crate::job::{ImageRef, Outcome, Verdict};
 use crate::ledger::rows::{self, stored};
 use crate::ledger::{Announcement, Archive, Filter, LedgerError, Rejudged};
+
+/// The condition of `count_settled` and `delete_settled`.
+macro_rules! settled {
+    () => {
+        " WHERE decided_at < $1 AND ($2 = '[]' OR outcome IN (SELECT value FROM json_each($2)))
+              AND NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)"
+    };
+}
 
 #[async_trait]
 impl Archive for Sqlite {
@@ -80,6 +88,35 @@ impl Archive for Sqlite {
             })
         })
         .await
+    }
+
+    async fn count_settled(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError> {
+        let outcomes = rows::text(&outcomes);
+        let found: i64 = self
+            .run(move |c| {
+                let query = concat!("SELECT count(*) FROM verdicts", settled!());
+                Box::pin(sqlx::query_scalar(query).bind(stamp(until)).bind(outcomes).fetch_one(c))
+            })
+            .await?;
+        Ok(u64::try_from(found).unwrap_or(0))
+    }
+
+    async fn delete_settled(
+        &self,
+        until: OffsetDateTime,
+        outcomes: &[Outcome],
+        limit: u32,
+    ) -> Result<u64, LedgerError> {
+        let outcomes = rows::text(&outcomes);
+        let done = self.run(move |c| {
+            let query = sqlx::query(concat!(
+                "DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
+                settled!(),
+                " ORDER BY decided_at, id LIMIT $3)"
+            ));
+            Box::pin(query.bind(stamp(until)).bind(outcomes).bind(limit).execute(c))
+        });
+        Ok(done.await?.rows_affected())
     }
 
     async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError> {
