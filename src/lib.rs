@@ -25,8 +25,10 @@
 //! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
 //! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
 //! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
+//! | [`offload`] | reading on a thread of its own, as a stream | what is read |
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
+//! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
 //! | [`commands`] | one file a subcommand, thin | |
 //! | [`telemetry`] | logs | |
@@ -38,8 +40,8 @@
 //!   `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
-//!   asking in `hub`, paths that strangers choose (`cap_std`) in `worker/blob/folder.rs` and `hub/download.rs`, and lapin
-//!   in `broker`, the stages that talk to it (`accept`, `publish`, `settle`) and the commands that do (`enqueue`, `dead`).
+//!   asking in `hub`, paths that strangers choose (`cap_std`) in `worker/blob/folder` and `hub/download.rs`, and lapin
+//!   in `broker`, the stages that talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
 //! - `screen/` names no service at all.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 

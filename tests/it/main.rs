@@ -9,6 +9,7 @@ mod support;
 
 mod attempts;
 mod backfill;
+mod changes;
 mod errors;
 mod faults;
 mod hub;
