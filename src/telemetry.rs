@@ -1,4 +1,10 @@
-//! What the process says of itself: to stderr, as text on a terminal and as JSON otherwise.
+//! What the process says of itself: log lines to stderr, metrics and health over HTTP, traces to a collector.
+
+pub mod http;
+pub mod intake;
+pub mod metrics;
+mod stage;
+pub mod traces;
 
 use std::io::IsTerminal;
 
@@ -6,6 +12,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 use crate::config::{LogConfig, LogFormat};
+
+pub use stage::{Stage, timed};
 
 /// What is never logged, whatever the filter: the HTTP client traces every byte that it sends, the hub's token among them,
 /// and the AMQP client prints returned messages whole, with what their senders put into them.

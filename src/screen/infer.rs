@@ -17,6 +17,7 @@ use super::prepare::Pixels;
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
 use crate::job::Lane;
+use crate::telemetry::metrics;
 
 pub use onnx::Runtime;
 
@@ -342,11 +343,19 @@ impl Worker<'_> {
         }
     }
 
+    /// One run, counted.
+    fn run(&mut self, pixels: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+        let began = Instant::now();
+        let rows = self.session.run(pixels);
+        metrics::ran(&self.detector.name, pixels.len(), began.elapsed());
+        rows
+    }
+
     /// Answers every item of a batch. The error is the session's death, and leaves items unanswered: they are dropped,
     /// which tells their owners the same.
     fn score(&mut self, mut batch: Vec<Item>) -> Result<(), String> {
         let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
-        let error = match self.session.run(&pixels) {
+        let error = match self.run(&pixels) {
             Ok(rows) => {
                 for (item, mut row) in batch.into_iter().zip(rows) {
                     activate(self.activation, &mut row);
@@ -361,13 +370,14 @@ impl Worker<'_> {
             if let SessionError::OutOfMemory(_) = error {
                 tracing::warn!(detector = self.detector.name, max_batch = half, "out of memory, batches are halved");
                 self.queue.with(|gather| gather.limit(half));
+                metrics::batch_limit(&self.detector.name, half);
             }
             let rest = batch.split_off(half);
             self.score(batch)?;
             return self.score(rest);
         }
         let Some(item) = batch.pop() else { return Ok(()) };
-        match self.session.run(&pixels) {
+        match self.run(&pixels) {
             Ok(rows) => {
                 let mut row = rows.into_iter().next().unwrap_or_default();
                 activate(self.activation, &mut row);

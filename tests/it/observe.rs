@@ -1,0 +1,222 @@
+//! What a worker tells of itself: metrics, health, traces.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
+
+use lapin::BasicProperties;
+use pixwarden::job::Lane;
+use pixwarden::telemetry::metrics;
+use serde_json::{Value, json};
+
+use crate::support::{Lab, Worker, fault, judged_fixtures, service};
+
+/// A scrape as Prometheus' own client library reads it.
+struct Scrape {
+    /// Family → kind.
+    kinds: BTreeMap<String, String>,
+    /// Sample and its labels, `le` among them, → value.
+    samples: Vec<(String, BTreeMap<String, String>, f64)>,
+}
+
+impl Scrape {
+    async fn of(worker: &Worker) -> Self {
+        let script = "
+import json, sys
+from prometheus_client.parser import text_string_to_metric_families
+families = list(text_string_to_metric_families(sys.stdin.read()))
+json.dump({
+    'kinds': {family.name: family.type for family in families},
+    'samples': [[s.name, s.labels, s.value] for family in families for s in family.samples],
+}, sys.stdout)
+";
+        let (status, text) = worker.get("/metrics").await;
+        assert_eq!(status, 200, "{text}");
+        let mut child = std::process::Command::new(service("TEST_PYTHON"))
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{text}");
+        let parsed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        Self {
+            kinds: serde_json::from_value(parsed["kinds"].clone()).unwrap(),
+            samples: serde_json::from_value(parsed["samples"].clone()).unwrap(),
+        }
+    }
+
+    /// The sum of all samples of a name whose labels include these.
+    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let matching = self.samples.iter().filter(|(sample, found, _)| {
+            sample == name && labels.iter().all(|(label, value)| found.get(*label).is_some_and(|found| found == value))
+        });
+        let values: Vec<f64> = matching.map(|(_, _, value)| *value).collect();
+        assert!(!values.is_empty(), "there is no {name} with {labels:?}");
+        values.iter().sum()
+    }
+}
+
+/// Stores every third fixture, and publishes a job for each, one for nothing, and two that end otherwise. Returns how
+/// many messages those are.
+async fn load(lab: &Lab) -> usize {
+    let fixtures: Vec<_> = judged_fixtures().into_iter().step_by(3).collect();
+    for (i, fixture) in fixtures.iter().enumerate() {
+        lab.put(&format!("{i:03}"), fixture.bytes.clone()).await;
+    }
+    for i in 0..fixtures.len() {
+        let lane = if i % 3 == 0 { Lane::Backfill } else { Lane::Live };
+        let image = format!("s3://{}/{i:03}", lab.bucket);
+        lab.job(lane, json!({"id": format!("job-{i:03}"), "image": image})).await;
+    }
+    lab.job(Lane::Live, json!({"id": "absent", "image": format!("s3://{}/absent", lab.bucket)})).await;
+    // The same bytes once more: their scores are there already.
+    lab.job(Lane::Live, json!({"id": "again", "image": format!("s3://{}/000", lab.bucket)})).await;
+    lab.publish(Lane::Live, "nonsense", BasicProperties::default()).await;
+    let test = json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": lab.bucket});
+    lab.job(Lane::Live, test).await;
+    fixtures.len() + 4
+}
+
+/// Counts rows by a text column.
+async fn counts(lab: &Lab, query: &'static str) -> BTreeMap<String, f64> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(query).fetch_all(&lab.db).await.unwrap();
+    rows.into_iter().map(|(key, n)| (key, f64::from(u32::try_from(n).unwrap()))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
+    let lab = Lab::new().await;
+    lab.listen().await;
+    let worker = lab.started_worker().await;
+    let messages = load(&lab).await;
+    let during = Scrape::of(&worker).await;
+    lab.until("SELECT count(*) FROM verdicts", i64::try_from(messages).unwrap() - 2, &worker).await;
+    lab.until_settled(&worker).await;
+    lab.until_published(&worker).await;
+    let scrape = Scrape::of(&worker).await;
+
+    for found in [&during, &scrape] {
+        let expected: BTreeMap<_, _> = metrics::ALL
+            .iter()
+            // The client library takes `_total` for a part of the sample's name.
+            .map(|metric| (metric.name.trim_end_matches("_total").to_owned(), metric.kind.as_str().to_owned()))
+            .collect();
+        assert_eq!(found.kinds, expected);
+    }
+    for metric in metrics::ALL {
+        let names = |name: &str| name.strip_prefix(metric.name).is_some_and(|rest| ["", "_count"].contains(&rest));
+        let samples: Vec<_> = scrape.samples.iter().filter(|(name, ..)| names(name)).collect();
+        assert!(!samples.is_empty(), "{}", metric.name);
+        for (_, labels, _) in samples {
+            assert!(labels.keys().eq(&metric.labels.iter().collect::<BTreeSet<_>>()), "{}: {labels:?}", metric.name);
+        }
+    }
+
+    let rows = counts(&lab, "SELECT lane || ' ' || outcome, count(*) FROM verdicts GROUP BY 1").await;
+    assert!(rows.len() > 5, "{rows:?}");
+    for (key, n) in &rows {
+        let (lane, outcome) = key.split_once(' ').unwrap();
+        assert_eq!(scrape.sum("pixwarden_jobs_total", &[("lane", lane), ("outcome", outcome)]), *n, "{key}");
+    }
+    let verdicts = rows.values().sum::<f64>();
+    assert_eq!(scrape.sum("pixwarden_jobs_total", &[]), verdicts);
+    assert_eq!(scrape.sum("pixwarden_job_duration_seconds_count", &[]), verdicts);
+    assert_eq!(scrape.sum("pixwarden_commit_verdicts_sum", &[]), verdicts);
+    assert_eq!(scrape.sum("pixwarden_stage_duration_seconds_count", &[("stage", "commit")]), verdicts);
+
+    let settled = |settlement| scrape.sum("pixwarden_deliveries_total", &[("settlement", settlement)]);
+    assert_eq!((settled("done"), settled("ignored"), settled("dead_lettered")), (verdicts, 1.0, 1.0));
+    assert_eq!((settled("retried"), settled("split"), settled("returned")), (0.0, 0.0, 0.0));
+    assert_eq!(scrape.sum("pixwarden_stage_duration_seconds_count", &[("stage", "settle")]), verdicts + 2.0);
+    assert_eq!(scrape.sum("pixwarden_deliveries_held", &[]), 0.0);
+
+    let published = counts(&lab, "SELECT routing_key, count(*) FROM outbox GROUP BY 1").await;
+    assert!(published.len() > 2, "{published:?}");
+    for (routing_key, n) in &published {
+        let labels = [("routing_key", routing_key.as_str()), ("result", "published")];
+        assert_eq!(scrape.sum("pixwarden_events_total", &labels), *n, "{routing_key}");
+    }
+    let events = published.values().sum::<f64>();
+    assert_eq!(scrape.sum("pixwarden_events_total", &[]), events);
+    assert_eq!(scrape.sum("pixwarden_stage_duration_seconds_count", &[("stage", "publish")]), events);
+
+    let reused = lab.count("SELECT count(*) FROM verdicts WHERE reused_from IS NOT NULL").await;
+    assert!(reused > 0);
+    assert_eq!(scrape.sum("pixwarden_scores_reused_total", &[]), f64::from(u32::try_from(reused).unwrap()));
+    let bytes = lab.count("SELECT sum(bytes)::bigint FROM verdicts").await;
+    assert_eq!(scrape.sum("pixwarden_fetched_bytes_total", &[]), f64::from(u32::try_from(bytes).unwrap()));
+    // Each frame is scored, and one golden image.
+    let frames =
+        lab.count("SELECT sum(least(frames, 4)) FROM verdicts WHERE scores IS NOT NULL AND reused_from IS NULL").await;
+    assert_eq!(scrape.sum("pixwarden_batch_images_sum", &[]), f64::from(u32::try_from(frames).unwrap()) + 1.0);
+    assert!(scrape.sum("pixwarden_session_run_seconds_sum", &[]) > 0.0);
+    for memory in ["decode", "object"] {
+        assert_eq!(scrape.sum(&format!("pixwarden_{memory}_memory_bytes"), &[]), 0.0);
+        assert!(scrape.sum(&format!("pixwarden_{memory}_memory_limit_bytes"), &[]) > 1e6);
+    }
+    assert_eq!(scrape.sum("pixwarden_broker_connections_total", &[]), 2.0);
+    assert_eq!(scrape.sum("pixwarden_retries_total", &[]) + scrape.sum("pixwarden_ledger_errors_total", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_is_whether_deliveries_are_consumed() {
+    let lab = Lab::new().await;
+    lab.put("k", judged_fixtures().remove(0).bytes).await;
+    let job = async |id: &str| lab.job(Lane::Live, json!({"id": id, "image": format!("s3://{}/k", lab.bucket)})).await;
+    let gauges = async |worker: &Worker| {
+        let scrape = Scrape::of(worker).await;
+        let paused = |dependency| scrape.sum("pixwarden_intake_paused", &[("dependency", dependency)]);
+        (scrape.sum("pixwarden_ready", &[]), paused("storage"), paused("ledger"))
+    };
+
+    // Frozen: the worker waits for its first connection.
+    fault(&["postgres", "pause"]).await;
+    let mut worker = lab.worker();
+    worker.until_ready_says(503, "starting").await;
+    assert_eq!(worker.get("/healthz").await, (200, "alive\n".into()));
+    assert_eq!(gauges(&worker).await, (0.0, 0.0, 0.0));
+    fault(&["postgres", "continue"]).await;
+    worker.until_ready_says(200, "consuming").await;
+    assert_eq!(gauges(&worker).await, (1.0, 0.0, 0.0));
+
+    fault(&["postgres", "stop"]).await;
+    job("during-postgres").await;
+    worker.until_ready_says(503, "paused: ledger: ").await;
+    assert_eq!(gauges(&worker).await, (0.0, 0.0, 1.0));
+    assert_eq!(worker.get("/healthz").await.0, 200);
+    fault(&["postgres", "start"]).await;
+    worker.until_ready_says(200, "consuming").await;
+
+    fault(&["s3", "stop"]).await;
+    job("during-s3").await;
+    worker.until_ready_says(503, "paused: storage: ").await;
+    assert_eq!(gauges(&worker).await, (0.0, 1.0, 0.0));
+    fault(&["s3", "start"]).await;
+    worker.until_ready_says(200, "consuming").await;
+    assert_eq!(gauges(&worker).await, (1.0, 0.0, 0.0));
+    lab.until("SELECT count(*) FROM verdicts WHERE attempts = 1", 2, &worker).await;
+
+    fault(&["rabbitmq", "stop-app"]).await;
+    worker.until_ready_says(503, "broker lost: ").await;
+    assert_eq!(gauges(&worker).await, (0.0, 0.0, 0.0));
+    fault(&["rabbitmq", "start-app"]).await;
+    worker.until_ready_says(200, "consuming").await;
+    let scrape = Scrape::of(&worker).await;
+    assert!(scrape.sum("pixwarden_broker_connections_total", &[("connection", "consuming")]) > 1.0);
+    assert!(scrape.sum("pixwarden_ledger_errors_total", &[("kind", "down")]) > 0.0);
+
+    // A job that the frozen database keeps inside makes draining last.
+    fault(&["postgres", "pause"]).await;
+    job("during-draining").await;
+    let held = async || Scrape::of(&worker).await.sum("pixwarden_deliveries_held", &[("lane", "live")]);
+    while held().await < 1.0 {
+        tokio::task::yield_now().await;
+    }
+    worker.ask_to_end().await;
+    worker.until_ready_says(503, "draining").await;
+    assert_eq!(gauges(&worker).await.0, 0.0);
+    fault(&["postgres", "continue"]).await;
+    assert!(worker.terminate().await.success());
+}
