@@ -23,17 +23,17 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::job::forms::{self, Malformed, Reading};
 use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
-use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, Unseen, decode, judge};
-use crate::telemetry::{Stage, metrics, timed};
+use crate::telemetry::{Stage, metrics, timed, traces};
 use accept::Delivery;
 use admit::Admit;
 use blob::{Blob, FetchError, Fetcher};
 use health::{Dependency, Health};
 use order::Order;
 use persist::Persist;
-use publish::Publish;
+use publish::{PassedOn, Publish};
 pub use run::{WorkerError, run};
 use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
@@ -101,6 +101,7 @@ impl Worker {
 
     /// One job: a verdict, its commit, its event and its reply.
     async fn answer(&self, job: &Job, order: &Order) -> Settlement {
+        traces::about(&job.image);
         let deadline = Instant::now() + Duration::from_millis(self.config.worker.hold_ms);
         let verdict = loop {
             // A panic costs one attempt of one job.
@@ -261,6 +262,8 @@ impl Worker {
             Committed::Known(known) if known.outcome != outcome => return Settlement::Ack,
             Committed::Known(_) => {}
             Committed::Written(event) => {
+                traces::note("pixwarden.job_id", &verdict.job_id);
+                traces::note("pixwarden.outcome", outcome.as_str());
                 metrics::committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
                 if let Some(event) = event {
                     self.publish.hand_over(event);
@@ -274,9 +277,7 @@ impl Worker {
             }
         }
         if let Some(queue) = &order.reply_to {
-            self.publish
-                .reply(queue, &publish::event(verdict, order.correlation_id.as_deref(), &self.config.prefix))
-                .await;
+            self.publish.reply(queue, &self.event(verdict, order)).await;
         }
         match outcome {
             Outcome::Failed => Settlement::DeadLetter {
@@ -310,8 +311,14 @@ impl Worker {
     }
 
     fn entry(&self, verdict: Verdict, order: &Order) -> Entry {
-        let event = publish::event(&verdict, order.correlation_id.as_deref(), &self.config.prefix);
+        let event = self.event(&verdict, order);
         Entry { verdict, event: Some(event).filter(|event| self.publish.announces(&event.routing_key)) }
+    }
+
+    fn event(&self, verdict: &Verdict, order: &Order) -> Event {
+        let trace = traces::onward(order.trace.as_ref());
+        let passed_on = PassedOn { correlation_id: order.correlation_id.as_deref(), trace: trace.as_ref() };
+        publish::event(verdict, passed_on, &self.config.prefix)
     }
 
     fn given_up(&self, job: &Job, order: &Order, reason: String) -> Verdict {

@@ -18,12 +18,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Dependency;
-use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth};
+use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth, header};
 use crate::config::SecretUrl;
 use crate::job::{Lane, forms};
 use crate::retry::Pauses;
 use crate::telemetry::intake::{Intake, State};
 use crate::telemetry::metrics::{self, Counted};
+use crate::telemetry::traces::Parent;
 
 /// A backlog without a delivery for this long means that the consumer has gone silent.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -104,6 +105,12 @@ impl Delivery {
     #[must_use]
     pub fn reply_to(&self) -> Option<&str> {
         self.properties.reply_to().as_ref().map(lapin::types::ShortString::as_str).filter(|queue| !queue.is_empty())
+    }
+
+    /// The sender's trace.
+    #[must_use]
+    pub fn trace(&self) -> Option<Parent> {
+        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
     }
 
     /// The delivery's number on its channel, for logs.

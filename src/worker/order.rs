@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::accept::Delivery;
 use crate::job::Lane;
+use crate::telemetry::traces::Parent;
 
 /// What a delivery says besides its body.
 pub(super) struct Order {
@@ -18,6 +19,7 @@ pub(super) struct Order {
     pub arrived: Instant,
     pub correlation_id: Option<String>,
     pub reply_to: Option<String>,
+    pub trace: Option<Parent>,
 }
 
 impl Order {
@@ -30,6 +32,7 @@ impl Order {
             arrived: delivery.arrived,
             correlation_id: delivery.correlation_id().map(str::to_owned),
             reply_to: delivery.reply_to().map(str::to_owned),
+            trace: delivery.trace(),
         }
     }
 }

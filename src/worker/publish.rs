@@ -10,18 +10,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
+use lapin::types::{FieldTable, ShortString};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::broker::{Message, PublishError, Publisher, Topology};
+use crate::broker::{Message, PublishError, Publisher, Topology, text};
 use crate::config::{EventsConfig, OutboxConfig};
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
+use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
 
-pub use event::{event, event_as};
+pub use event::{PassedOn, event, event_as};
 
 /// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -102,13 +105,26 @@ impl Publish {
     }
 }
 
+/// Publishes an event, in a span of the trace that it carries. That is read from the event itself: it may be long after
+/// its job, and in another process.
 async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
+    let trace = Parent::of_event(&event.payload);
+    let span = traces::publish(trace.as_ref());
     let mut properties =
         BasicProperties::default().with_content_type(CONTENT_TYPE.into()).with_message_id(event.id.to_string().into());
-    if let Ok(id) = lapin::types::ShortString::try_new(event.correlation_id.as_str()) {
+    if let Ok(id) = ShortString::try_new(event.correlation_id.as_str()) {
         properties = properties.with_correlation_id(id);
     }
-    publisher.publish(Message { exchange, routing_key, payload: event.payload.as_bytes(), properties }).await
+    if let Some(trace) = trace {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), text(trace.traceparent()));
+        if let Some(state) = trace.tracestate() {
+            headers.insert("tracestate".into(), text(state));
+        }
+        properties = properties.with_headers(headers);
+    }
+    let message = Message { exchange, routing_key, payload: event.payload.as_bytes(), properties };
+    publisher.publish(message).instrument(span).await
 }
 
 struct Deliver {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use super::Worker;
 use super::accept::{Accept, Delivery};
@@ -24,7 +23,7 @@ use crate::config::{Config, ConfigError};
 use crate::ledger::{self, Ledger, OpenError};
 use crate::screen::{Screen, StartError, decode};
 use crate::telemetry::intake::{Intake, State};
-use crate::telemetry::{http, metrics};
+use crate::telemetry::{http, metrics, traces};
 
 /// Why a worker could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -123,8 +122,8 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         let (worker, lives) = (Arc::clone(&worker), lives.clone());
         move |delivery: Delivery| {
             let worker = Arc::clone(&worker);
-            let span = tracing::info_span!("job", lane = %delivery.lane, tag = delivery.tag());
-            drop(lives.spawn(async move { worker.live(delivery).await }.instrument(span)));
+            let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
+            drop(lives.spawn(traces::job(lane, tag, parent, async move { worker.live(delivery).await })));
         }
     };
     let in_flight = {

@@ -19,7 +19,7 @@ use crate::broker::{
 };
 use crate::config::WorkerConfig;
 use crate::retry;
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, traces};
 
 /// Headers are for people; a broker's frame is not for essays.
 const MAX_REASON_CHARS: usize = 500;
@@ -170,6 +170,7 @@ impl Settle {
                 Settlement::Return
             }
         };
+        traces::note("pixwarden.settlement", settlement.as_str());
         let result = match settlement {
             Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
             _ => delivery.acker().ack(BasicAckOptions::default()).await,

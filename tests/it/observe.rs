@@ -2,8 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
+use lapin::types::FieldTable;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use pixwarden::broker::{header, text};
 use pixwarden::job::Lane;
 use pixwarden::telemetry::metrics;
 use serde_json::{Value, json};
@@ -110,7 +118,9 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
         let samples: Vec<_> = scrape.samples.iter().filter(|(name, ..)| names(name)).collect();
         assert!(!samples.is_empty(), "{}", metric.name);
         for (_, labels, _) in samples {
-            assert!(labels.keys().eq(&metric.labels.iter().collect::<BTreeSet<_>>()), "{}: {labels:?}", metric.name);
+            let (found, expected): (BTreeSet<_>, BTreeSet<_>) =
+                (labels.keys().map(String::as_str).collect(), metric.labels.iter().copied().collect());
+            assert_eq!(found, expected, "{}", metric.name);
         }
     }
 
@@ -219,4 +229,165 @@ async fn readiness_is_whether_deliveries_are_consumed() {
     assert_eq!(gauges(&worker).await.0, 0.0);
     fault(&["postgres", "continue"]).await;
     assert!(worker.terminate().await.success());
+}
+
+/// A collector: its address, and every span it was sent.
+async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
+    let spans = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&spans);
+    let take = async move |body: axum::body::Bytes| {
+        let request: ExportTraceServiceRequest = prost::Message::decode(body).unwrap();
+        for resource in request.resource_spans {
+            let attributes = resource.resource.unwrap().attributes;
+            assert!(attributes.iter().any(|a| a.key == "service.name" && format!("{a:?}").contains("pixwarden")));
+            into.lock().unwrap().extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+        }
+    };
+    let router = axum::Router::new().route("/v1/traces", axum::routing::post(take));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, spans)
+}
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PRODUCER: &str = "b7ad6b7169203331";
+
+/// A job's properties with its sender's trace.
+fn traced(flags: &str) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("traceparent".into(), text(&format!("00-{TRACE}-{PRODUCER}-{flags}")));
+    headers.insert("tracestate".into(), text("congo=t61rcWkgMzE"));
+    BasicProperties::default().with_headers(headers)
+}
+
+/// A world with an image that is announced, the queue that gets its events, and a job for it.
+async fn announced() -> (Lab, String, Value) {
+    let lab = Lab::new().await;
+    let listener = lab.listen().await;
+    let image = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap().bytes;
+    lab.put("k", image).await;
+    let job = json!({"id": "job", "image": format!("s3://{}/k", lab.bucket), "metadata": {"secret": "s3cret"}});
+    (lab, listener, job)
+}
+
+fn attribute<'a>(span: &'a Span, key: &str) -> Option<&'a Attribute> {
+    span.attributes.iter().find(|attribute| attribute.key == key)?.value.as_ref()?.value.as_ref()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() {
+    let (mut lab, listener, job) = announced().await;
+    let (address, spans) = collector().await;
+    lab.extra = format!("[worker]\nreuse_scores = false\n[traces]\nendpoint = {address:?}");
+    let mut worker = lab.started_worker().await;
+    lab.publish(Lane::Live, job.to_string(), traced("01")).await;
+    let (event, properties) = lab.next(&listener).await;
+    let traceparent = event["traceparent"].as_str().unwrap();
+    assert_eq!(header(&properties, "traceparent").as_deref(), Some(traceparent));
+    assert_eq!(header(&properties, "tracestate").as_deref(), Some("congo=t61rcWkgMzE"));
+
+    // The sender has decided against this one, and whoever goes on with it is told so.
+    let unsampled = json!({"id": "unsampled", "image": job["image"]}).to_string();
+    lab.publish(Lane::Live, unsampled, traced("00")).await;
+    let (unsampled, _) = lab.next(&listener).await;
+    let unsampled = unsampled["traceparent"].as_str().unwrap().to_owned();
+    assert!(unsampled.starts_with(&format!("00-{TRACE}-")) && unsampled.ends_with("-00"), "{unsampled}");
+    // This one begins here.
+    lab.job(Lane::Backfill, json!({"id": "own", "image": job["image"]})).await;
+    let (own, _) = lab.next(&listener).await;
+    lab.until_published(&worker).await;
+    assert!(worker.terminate().await.success());
+
+    let spans = spans.lock().unwrap();
+    let shown = |bytes: &[u8]| hex::encode(bytes);
+    let ours: Vec<_> = spans.iter().filter(|span| shown(&span.trace_id) == TRACE).collect();
+    let named = |name: &str| -> &Span {
+        let found: Vec<_> = ours.iter().filter(|span| span.name == name).collect();
+        assert_eq!(found.len(), 1, "{name} among {ours:?}");
+        *found[0]
+    };
+    let root = named("job");
+    assert_eq!((shown(&root.parent_span_id).as_str(), root.kind()), (PRODUCER, SpanKind::Consumer));
+    assert_eq!(traceparent, format!("00-{TRACE}-{}-01", shown(&root.span_id)), "the event names the job's span");
+    for stage in ["admit", "fetch", "decode", "infer", "commit", "publish", "settle"] {
+        assert_eq!(named(stage).parent_span_id, root.span_id, "{stage}");
+    }
+    assert_eq!(ours.len(), 8, "{ours:?}");
+    assert_eq!(named("publish").kind(), SpanKind::Producer);
+    for (span, key, value) in [
+        ("job", "pixwarden.job_id", "job"),
+        ("job", "pixwarden.outcome", "flagged"),
+        ("job", "pixwarden.lane", "live"),
+        ("job", "pixwarden.image.bucket", &lab.bucket),
+        ("job", "pixwarden.image.key", "k"),
+        ("settle", "pixwarden.settlement", "done"),
+    ] {
+        assert_eq!(attribute(named(span), key), Some(&Attribute::StringValue(value.into())), "{span} {key}");
+    }
+    assert!(matches!(attribute(named("fetch"), "pixwarden.image.bytes"), Some(Attribute::IntValue(n)) if *n > 0));
+    assert!(attribute(named("decode"), "pixwarden.image.format").is_some());
+    assert!(!format!("{spans:?}").contains("s3cret"), "metadata is nobody's here");
+
+    let linked = |to: &Span| {
+        let batches = spans.iter().filter(|span| span.name == "batch");
+        batches.filter(|batch| batch.links.iter().any(|link| link.span_id == to.span_id)).count()
+    };
+    assert_eq!(linked(named("infer")), 1);
+    assert!(spans.iter().filter(|span| span.name == "batch").all(|batch| shown(&batch.trace_id) != TRACE));
+    let own = own["traceparent"].as_str().unwrap();
+    let own_root = spans.iter().find(|span| span.name == "job" && own.contains(&shown(&span.span_id))).unwrap();
+    assert!(own_root.parent_span_id.is_empty() && shown(&own_root.trace_id) != TRACE);
+
+    let done = |id: &str| {
+        let lines = worker.log();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == "job is done" && line["job_id"] == id).last().unwrap()
+    };
+    assert_eq!((&done("job")["span"]["name"], &done("job")["span"]["trace_id"]), (&json!("job"), &json!(TRACE)));
+    assert_eq!(done("own")["span"]["trace_id"], shown(&own_root.trace_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_collector_a_trace_passes_through_unchanged() {
+    let (lab, listener, job) = announced().await;
+    let worker = lab.started_worker().await;
+    let reply_to = format!("reply-{}", lab.prefix);
+    let options = lapin::options::QueueDeclareOptions::default();
+    lab.channel.queue_declare(reply_to.as_str().into(), options, FieldTable::default()).await.unwrap();
+    lab.publish(Lane::Live, job.to_string(), traced("03").with_reply_to(reply_to.as_str().into())).await;
+    let expected = format!("00-{TRACE}-{PRODUCER}-03");
+    for queue in [&listener, &reply_to] {
+        let (event, properties) = lab.next(queue).await;
+        assert_eq!((&event["traceparent"], &event["tracestate"]), (&json!(expected), &json!("congo=t61rcWkgMzE")));
+        assert_eq!(header(&properties, "traceparent"), Some(expected.clone()));
+    }
+    assert!(worker.log().contains(&format!("\"trace_id\":\"{TRACE}\"")), "{}", worker.log());
+
+    let mut headers = FieldTable::default();
+    headers.insert("traceparent".into(), text("00-1-2-01"));
+    let body = json!({"id": "untraced", "image": job["image"]}).to_string();
+    lab.publish(Lane::Live, body, BasicProperties::default().with_headers(headers)).await;
+    let (event, properties) = lab.next(&listener).await;
+    assert_eq!((event.get("traceparent"), header(&properties, "traceparent")), (None, None), "that is no trace");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_away_costs_no_job_and_no_end() {
+    // It takes connections, and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut lab, listener, job) = announced().await;
+    lab.extra = format!("[traces]\nendpoint = \"http://{}\"", silent.local_addr().unwrap());
+    let mut worker = lab.started_worker().await;
+    for i in 0..100 {
+        lab.job(Lane::Live, json!({"id": format!("j{i}"), "image": job["image"]})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", 100, &worker).await;
+    lab.until_published(&worker).await;
+    assert_eq!(lab.drain(&listener).await.len(), 100);
+    lab.until_settled(&worker).await;
+    let since = Instant::now();
+    assert!(worker.terminate().await.success());
+    // Nothing is left to do but to send spans, for which three seconds are given.
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
 }

@@ -6,19 +6,29 @@ use uuid::Uuid;
 
 use crate::job::{Verdict, event_id, exact, exact_scores};
 use crate::ledger::Event;
+use crate::telemetry::traces::Parent;
+
+/// What an event passes on from the job to whoever gets it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PassedOn<'a> {
+    /// The sender's; without one it is the job's id.
+    pub correlation_id: Option<&'a str>,
+    /// Where the trace goes on: CloudEvents' extension for distributed tracing.
+    pub trace: Option<&'a Parent>,
+}
 
 /// Describes a verdict as an event, whether or not it is announced.
 #[must_use]
-pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
-    event_as(event_id(verdict.id, verdict.judgement.outcome), verdict, correlation_id, prefix)
+pub fn event(verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &str) -> Event {
+    event_as(event_id(verdict.id, verdict.judgement.outcome), verdict, passed_on, prefix)
 }
 
 /// As [`event`], under an id of its own.
 #[must_use]
-pub fn event_as(id: Uuid, verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
+pub fn event_as(id: Uuid, verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &str) -> Event {
     let outcome = verdict.judgement.outcome;
     let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
-    let payload = json!({
+    let mut payload = json!({
         "specversion": "1.0",
         "id": id,
         "type": format!("io.pixwarden.image.{outcome}.v1"),
@@ -48,10 +58,16 @@ pub fn event_as(id: Uuid, verdict: &Verdict, correlation_id: Option<&str>, prefi
             "decided_at": time,
         },
     });
+    if let Some(trace) = passed_on.trace {
+        payload["traceparent"] = trace.traceparent().into();
+        if let Some(state) = trace.tracestate() {
+            payload["tracestate"] = state.into();
+        }
+    }
     Event {
         id,
         routing_key: outcome.routing_key().to_owned(),
-        correlation_id: correlation_id.unwrap_or(&verdict.job_id).to_owned(),
+        correlation_id: passed_on.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
     }
 }
@@ -92,10 +108,23 @@ mod tests {
 
     #[test]
     fn an_event_is_a_structured_cloud_event() {
-        let event = event(&verdict(), None, "pixwarden");
+        let event = event(&verdict(), PassedOn::default(), "pixwarden");
         let payload: Value = serde_json::from_str(&event.payload).unwrap();
         insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
         assert_eq!(event.correlation_id, "job-1");
         assert!(event.payload.contains("\"score\":0.1,"), "a float32 keeps its own digits");
+    }
+
+    #[test]
+    fn an_event_carries_its_trace_and_is_else_the_same() {
+        let plain = event(&verdict(), PassedOn::default(), "pixwarden").payload;
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = Parent::read(Some(traceparent.into()), Some("a=1".into()));
+        let passed_on = PassedOn { trace: trace.as_ref(), ..PassedOn::default() };
+        let traced = event(&verdict(), passed_on, "pixwarden").payload;
+        let extension = format!(",\"traceparent\":\"{traceparent}\",\"tracestate\":\"a=1\"}}");
+        assert_eq!(traced, format!("{}{extension}", plain.strip_suffix('}').unwrap()));
+        assert_eq!(Parent::of_event(&traced), trace);
+        assert_eq!(Parent::of_event(&plain), None);
     }
 }
