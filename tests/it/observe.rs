@@ -157,10 +157,9 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
     assert_eq!(scrape.sum("pixwarden_scores_reused_total", &[]), f64::from(u32::try_from(reused).unwrap()));
     let bytes = lab.count("SELECT sum(bytes)::bigint FROM verdicts").await;
     assert_eq!(scrape.sum("pixwarden_fetched_bytes_total", &[]), f64::from(u32::try_from(bytes).unwrap()));
-    // Each frame is scored, and one golden image.
-    let frames =
-        lab.count("SELECT sum(least(frames, 4)) FROM verdicts WHERE scores IS NOT NULL AND reused_from IS NULL").await;
-    assert_eq!(scrape.sum("pixwarden_batch_images_sum", &[]), f64::from(u32::try_from(frames).unwrap()) + 1.0);
+    let scored = "SELECT sum(least(frames, 4)) FROM verdicts WHERE scores IS NOT NULL AND reused_from IS NULL";
+    let frames = lab.count(scored).await;
+    assert_eq!(scrape.sum("pixwarden_batch_images_sum", &[]), f64::from(u32::try_from(frames).unwrap()));
     assert!(scrape.sum("pixwarden_session_run_seconds_sum", &[]) > 0.0);
     for memory in ["decode", "object"] {
         assert_eq!(scrape.sum(&format!("pixwarden_{memory}_memory_bytes"), &[]), 0.0);
@@ -168,6 +167,40 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
     }
     assert_eq!(scrape.sum("pixwarden_broker_connections_total", &[]), 2.0);
     assert_eq!(scrape.sum("pixwarden_retries_total", &[]) + scrape.sum("pixwarden_ledger_errors_total", &[]), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_and_what_waits_is_counted() {
+    let mut lab = Lab::new().await;
+    lab.endpoint = crate::proxy::start(&lab.endpoint).await;
+    lab.extra = "[worker]\nattempts = 2".into();
+    lab.put("cut-1", judged_fixtures().remove(0).bytes).await;
+    let worker = lab.started_worker().await;
+    lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/cut-1", lab.bucket)})).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'failed'", 1, &worker).await;
+
+    // Queues and outbox are counted every 15 s.
+    let (dead, since) = (lab.topology.dead(), Instant::now());
+    let scrape = loop {
+        let scrape = Scrape::of(&worker).await;
+        let failed = scrape.sum("pixwarden_outbox_events", &[("routing_key", "image.failed")]);
+        if failed + scrape.sum("pixwarden_queue_messages", &[("queue", &dead)]) >= 2.0 {
+            break scrape;
+        }
+        assert!(since.elapsed() < Duration::from_secs(40), "{failed} events, and the dead letter, are not counted");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    assert_eq!(scrape.sum("pixwarden_outbox_events", &[]), 1.0);
+    assert!(scrape.sum("pixwarden_outbox_oldest_seconds", &[]) > 0.0);
+    assert_eq!(scrape.sum("pixwarden_queue_messages", &[]), 1.0);
+    // Nobody is bound to it.
+    let tries = [("routing_key", "image.failed"), ("result", "unroutable")];
+    assert!(scrape.sum("pixwarden_events_total", &tries) >= 1.0);
+    assert_eq!(scrape.sum("pixwarden_events_total", &[("result", "published")]), 0.0);
+    assert_eq!(scrape.sum("pixwarden_retries_total", &[("cause", "object")]), 2.0);
+    assert_eq!(scrape.sum("pixwarden_retries_total", &[]), 2.0);
+    let settled = |settlement| scrape.sum("pixwarden_deliveries_total", &[("settlement", settlement)]);
+    assert_eq!((settled("retried"), settled("dead_lettered"), settled("done")), (1.0, 1.0, 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +272,7 @@ async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
         let request: ExportTraceServiceRequest = prost::Message::decode(body).unwrap();
         for resource in request.resource_spans {
             let attributes = resource.resource.unwrap().attributes;
-            assert!(attributes.iter().any(|a| a.key == "service.name" && format!("{a:?}").contains("pixwarden")));
+            assert!(attributes.iter().any(|a| a.key == "service.name" && format!("{a:?}").contains("screening")));
             into.lock().unwrap().extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
         }
     };
@@ -279,7 +312,8 @@ fn attribute<'a>(span: &'a Span, key: &str) -> Option<&'a Attribute> {
 async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() {
     let (mut lab, listener, job) = announced().await;
     let (address, spans) = collector().await;
-    lab.extra = format!("[worker]\nreuse_scores = false\n[traces]\nendpoint = {address:?}");
+    lab.extra = "[worker]\nreuse_scores = false".into();
+    lab.environment = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", address), ("OTEL_SERVICE_NAME", "screening".into())];
     let mut worker = lab.started_worker().await;
     lab.publish(Lane::Live, job.to_string(), traced("01")).await;
     let (event, properties) = lab.next(&listener).await;
@@ -374,10 +408,16 @@ async fn without_a_collector_a_trace_passes_through_unchanged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_costs_no_job_and_no_end() {
-    // It takes connections, and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut lab, listener, job) = announced().await;
-    lab.extra = format!("[traces]\nendpoint = \"http://{}\"", silent.local_addr().unwrap());
+    lab.extra = format!("[traces]\nendpoint = \"http://{}/base/\"", silent.local_addr().unwrap());
+    // It takes connections, and never answers.
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = silent.accept().await.unwrap();
+        let mut head = [0; 28];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut head).await.unwrap();
+        (String::from_utf8_lossy(&head).into_owned(), stream, silent)
+    });
     let mut worker = lab.started_worker().await;
     for i in 0..100 {
         lab.job(Lane::Live, json!({"id": format!("j{i}"), "image": job["image"]})).await;
@@ -390,4 +430,5 @@ async fn a_collector_that_is_away_costs_no_job_and_no_end() {
     assert!(worker.terminate().await.success());
     // Nothing is left to do but to send spans, for which three seconds are given.
     assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+    assert_eq!(asked.await.unwrap().0, "POST /base/v1/traces HTTP/1.");
 }

@@ -39,6 +39,8 @@ pub struct Lab {
     pub extra: String,
     /// Flags added to every worker's command line.
     pub flags: Vec<String>,
+    /// Variables added to every process of ours.
+    pub environment: Vec<(&'static str, String)>,
     /// Where workers serve metrics and health.
     pub listen: &'static str,
     pub detectors: String,
@@ -88,6 +90,7 @@ impl Lab {
             folder: tempfile::tempdir().unwrap(),
             extra: String::new(),
             flags: Vec::new(),
+            environment: Vec::new(),
             listen: "127.0.0.1:0",
             detectors,
             endpoint,
@@ -127,6 +130,7 @@ impl Lab {
             .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_SECRET_KEY"))
             .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .kill_on_drop(true);
         command
