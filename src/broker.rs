@@ -15,6 +15,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 
 use crate::config::SecretUrl;
+use crate::telemetry::metrics;
 
 pub use look::{Fate, depth, header, peek, sift};
 pub use publisher::{Message, PublishError, Publisher};
@@ -96,7 +97,10 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
     let properties = ConnectionProperties::default().with_connection_name(format!("pixwarden {name}").into());
     match tokio::time::timeout(CONNECT, Connection::connect_uri(uri, properties)).await {
         Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => {
+            metrics::connected(name);
+            Ok(connection)
+        }
         Ok(Err(e)) => Err(match e.kind() {
             ErrorKind::ProtocolError(amqp) => {
                 BrokerError::Refused { url: url.to_string(), error: amqp.get_message().to_string() }

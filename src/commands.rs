@@ -160,13 +160,14 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     // A variable that is not UTF-8 is none of ours.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = load(&overlay, variables)?;
-    crate::telemetry::start(&config.log)
-        .map_err(|e| ConfigError::Invalid { option: "log.filter".into(), what: e.to_string() })?;
+    let traces = matches!(cli.command, Command::Worker(_)).then_some(&config.traces);
+    let telemetry = crate::telemetry::start(&config.log, traces)?;
     // The runtime only waits; decoding and inference have threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let status = runtime.block_on(command(cli, config));
     // What still runs after a failure must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    telemetry.stop();
     status
 }
 

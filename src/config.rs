@@ -42,6 +42,10 @@ pub struct Config {
     pub events: EventsConfig,
     /// How announcements are retried and kept.
     pub outbox: OutboxConfig,
+    /// Where metrics and health are served.
+    pub metrics: MetricsConfig,
+    /// Where traces go.
+    pub traces: TracesConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -62,6 +66,8 @@ impl Default for Config {
             worker: WorkerConfig::default(),
             events: EventsConfig::default(),
             outbox: OutboxConfig::default(),
+            metrics: MetricsConfig::default(),
+            traces: TracesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -340,6 +346,30 @@ impl Default for OutboxConfig {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where a worker answers: `host:port`, `off`, or empty for the first free port from 9464 to 9473 on loopback.
+    pub listen: String,
+}
+
+/// `[traces]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// A collector's OTLP/HTTP base; empty: the standard `OTEL_*` variables decide.
+    pub endpoint: String,
+    /// Which part of the traces that begin here is kept; a sender's decision is the sender's.
+    pub sample: f64,
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self { endpoint: String::new(), sample: 1.0 }
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -397,6 +427,14 @@ impl Config {
                 "events.publish",
                 format!("\"{key}\" is none of image.flagged, image.review, image.failed, image.passed"),
             );
+        }
+        if !(0.0..=1.0).contains(&self.traces.sample) {
+            return wrong("traces.sample", format!("{} is not from 0.0 (none) to 1.0 (all)", self.traces.sample));
+        }
+        let endpoint = &self.traces.endpoint;
+        if !endpoint.is_empty() && !url::Url::parse(endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()))
+        {
+            return wrong("traces.endpoint", "it must be a URL such as http://localhost:4318".into());
         }
         if self.buckets.iter().any(|bucket| bucket.pattern().is_empty()) {
             return wrong("buckets", "an entry has no name".into());

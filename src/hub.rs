@@ -11,15 +11,14 @@ mod settings;
 
 use std::io;
 use std::path::{Component, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::Response;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use url::Url;
 
+use crate::certificates;
 use settings::Token;
 
 pub use download::{Fetched, Folder};
@@ -203,17 +202,14 @@ impl Hub {
     /// # Errors
     /// When the system has none, and the endpoint needs them.
     pub fn new(settings: Settings) -> Result<Self, HubError> {
-        let loaded = rustls_native_certs::load_native_certs();
-        if loaded.certs.is_empty() && settings.endpoint.scheme() == "https" {
-            let why = loaded.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
+        let (tls, no_certificates) = certificates::of_the_system();
+        if let Some(why) = no_certificates.filter(|_| settings.endpoint.scheme() == "https") {
             return Err(HubError::Settings(format!(
-                "the system has no certificates to know the hub by{why}\n  hint: install ca-certificates, or set SSL_CERT_FILE"
+                "the hub cannot be known: {why}\n  hint: install ca-certificates, or set SSL_CERT_FILE"
             )));
         }
-        let roots: Vec<_> =
-            loaded.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
         let config = Agent::config_builder()
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(roots))).build())
+            .tls_config(tls)
             .user_agent(concat!("pixwarden/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(Duration::from_secs(10).min(settings.stall)))
             .timeout_recv_response(Some(settings.stall))

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
 use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
+use crate::telemetry::metrics;
 
 pub use archive::{Announcement, Archive, Filter, Rejudged};
 pub use postgres::Postgres;
@@ -119,6 +120,16 @@ pub enum LedgerError {
     },
 }
 
+/// Counts a call that was not done.
+fn count(error: &LedgerError) {
+    match error {
+        LedgerError::Down(_) => metrics::ledger_failed("down"),
+        LedgerError::Refused(_) => metrics::ledger_failed("refused"),
+        // Found before there is a job.
+        LedgerError::Schema { .. } | LedgerError::Unusable { .. } => {}
+    }
+}
+
 /// Where verdicts are kept.
 #[async_trait]
 pub trait Ledger: Archive + Reconcile {
@@ -172,6 +183,20 @@ pub trait Ledger: Archive + Reconcile {
 
     /// Closes all connections.
     async fn close(&self);
+
+    /// Counts the events that are not yet published, by routing key.
+    async fn unpublished(&self) -> Result<Vec<Unpublished>, LedgerError>;
+}
+
+/// Events of one routing key that are not yet published, at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpublished {
+    /// The topic.
+    pub routing_key: String,
+    /// How many.
+    pub events: u64,
+    /// Age of the oldest.
+    pub oldest: Duration,
 }
 
 /// Why there is no ledger.

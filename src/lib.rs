@@ -30,8 +30,9 @@
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
 //! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
+//! | [`certificates`] | whom HTTP of our own asking trusts | whom it asks |
 //! | [`commands`] | one file a subcommand, thin | |
-//! | [`telemetry`] | logs | |
+//! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
 //!
@@ -40,13 +41,16 @@
 //!   `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
-//!   asking in `hub`, paths that strangers choose (`cap_std`) in `worker/blob/folder` and `hub/download.rs`, and lapin
-//!   in `broker`, the stages that talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
+//!   asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in `telemetry/http.rs`, what counts in
+//!   `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that strangers choose (`cap_std`) in
+//!   `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that talk to it (`accept`,
+//!   `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
 //! - `screen/` names no service at all.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
 pub mod backfill;
 pub mod broker;
+pub mod certificates;
 pub mod commands;
 pub mod config;
 pub mod detector;

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::detector::{Detector, Geometry};
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
 use crate::policy::Policy;
+use crate::telemetry::{Stage, metrics, timed};
 use decode::{Pool, Undecodable};
 use infer::{Engine, Unscored};
 use prepare::Pixels;
@@ -99,6 +100,8 @@ impl Screen {
                 proof = %proof,
                 "detector is ready"
             );
+            metrics::detector(&engine.detector.name, &engine.detector.digest, &engine.place);
+            metrics::batch_limit(&engine.detector.name, engine.max_batch);
             engines.push(engine);
         }
         Ok(Self { engines, decoders: starter.decoders, policy, broken })
@@ -171,13 +174,14 @@ impl Screen {
                 geometries.push(geometry);
             }
         }
-        let decoded = self.decoders.decode(lane, bytes, geometries.into()).await?;
+        let decoded = timed(Stage::Decode, self.decoders.decode(lane, bytes, geometries.into())).await?;
 
         let pairs = decoded
             .frames
             .iter()
             .flat_map(|frame| engines.iter().zip(&which).map(|(e, i)| (*e, Arc::clone(&frame[*i]))));
-        let rows = futures_util::future::try_join_all(pairs.map(|(engine, pixels)| engine.score(lane, pixels))).await?;
+        let scoring = futures_util::future::try_join_all(pairs.map(|(engine, pixels)| engine.score(lane, pixels)));
+        let rows = timed(Stage::Infer, scoring).await?;
         let mut rows = rows.into_iter();
         let frames: Vec<Scores> = decoded
             .frames

@@ -1,37 +1,81 @@
-//! What the process says of itself: to stderr, as text on a terminal and as JSON otherwise.
+//! What the process says of itself: log lines to stderr, metrics and health over HTTP, traces to a collector.
 
-use std::io::IsTerminal;
+pub mod http;
+pub mod intake;
+pub mod metrics;
+mod stage;
+pub mod traces;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use std::io::{IsTerminal, stderr};
 
-use crate::config::{LogConfig, LogFormat};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-/// What is never logged, whatever the filter: the HTTP client traces every byte that it sends, the hub's token among them,
-/// and the AMQP client prints returned messages whole, with what their senders put into them.
-const SILENT: [&str; 3] = ["ureq=off", "ureq_proto=off", "lapin::returned_messages=off"];
+use crate::config::{ConfigError, LogConfig, LogFormat, TracesConfig};
 
-/// Starts logging. A second call changes nothing.
+pub use stage::{Stage, timed};
+
+/// What is never logged, whatever the filter: the HTTP client traces every byte that it sends, tokens among them, and the
+/// AMQP client prints returned messages whole, with what their senders put into them. Spans for the collector are for it.
+const SILENT: [&str; 4] = ["ureq", "ureq_proto", "lapin::returned_messages", traces::TARGET];
+
+/// What has to be stopped when the process ends.
+#[derive(Debug)]
+#[must_use]
+pub struct Telemetry {
+    traces: Option<traces::Exporter>,
+}
+
+/// Starts logging, and traces where they are configured; only a worker gives a configuration of them. A second call
+/// changes nothing.
 ///
 /// # Errors
-/// When the filter is not one.
-pub fn start(config: &LogConfig) -> Result<(), ParseError> {
-    let mut filter = EnvFilter::builder().parse(&config.filter)?;
-    for directive in SILENT {
-        filter = filter.add_directive(directive.parse()?);
+/// When the log's filter is not one, or traces cannot be sent as configured.
+pub fn start(log: &LogConfig, traces: Option<&TracesConfig>) -> Result<Telemetry, ConfigError> {
+    let traces = traces.map_or(Ok(None), traces::Exporter::start)?;
+    let subscriber = tracing_subscriber::registry()
+        .with(traces.as_ref().map(traces::layer))
+        .with(lines(log).with_filter(filter(log)?));
+    // Only tests start it twice.
+    drop(subscriber.try_init());
+    Ok(Telemetry { traces })
+}
+
+impl Telemetry {
+    /// Sends what is left to be sent, for a few seconds at the most.
+    pub fn stop(self) {
+        if let Some(traces) = self.traces {
+            traces.stop();
+        }
     }
-    let json = match config.format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
+}
+
+/// Lines on stderr: text on a terminal and JSON otherwise, unless told.
+fn lines<S>(log: &LogConfig) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'span> LookupSpan<'span>,
+{
+    let is_terminal = stderr().is_terminal();
+    let json = match log.format {
+        LogFormat::Auto => !is_terminal,
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = if json {
-        builder.json().flatten_event(true).with_span_list(false).try_init()
+    let lines = fmt::layer().with_writer(stderr);
+    if json {
+        lines.json().flatten_event(true).with_span_list(false).boxed()
     } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
-    };
-    // Only tests start it twice.
-    drop(started);
-    Ok(())
+        lines.with_ansi(is_terminal).with_target(false).boxed()
+    }
+}
+
+fn filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
+    let wrong = |what: String| ConfigError::Invalid { option: "log.filter".into(), what };
+    let mut filter = EnvFilter::builder().parse(&log.filter).map_err(|e| wrong(e.to_string()))?;
+    for target in SILENT {
+        filter = filter.add_directive(format!("{target}=off").parse().map_err(|e| wrong(format!("{target}: {e}")))?);
+    }
+    Ok(filter)
 }

@@ -5,6 +5,7 @@ pub mod accept;
 pub mod admit;
 pub mod blob;
 pub mod health;
+mod order;
 pub mod persist;
 pub mod publish;
 mod run;
@@ -21,18 +22,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::job::forms::{self, Malformed, Reading};
-use crate::job::{Digests, Identity, Job, Judgement, Lane, Outcome, Scores, Seen, Verdict, verdict_id};
-use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
+use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, Unseen, decode, judge};
+use crate::telemetry::{Stage, metrics, timed, traces};
 use accept::Delivery;
 use admit::Admit;
 use blob::{Blob, FetchError, Fetcher};
 use health::{Dependency, Health};
+use order::Order;
 use persist::Persist;
-use publish::Publish;
+use publish::{PassedOn, Publish};
 pub use run::{WorkerError, run};
-use settle::{Remedy, Settle, Settlement, Trouble};
+use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
 /// Everything a delivery meets on its way.
 struct Worker {
@@ -50,29 +53,6 @@ struct Worker {
     /// This process among those that screen suspects.
     process: uuid::Uuid,
     stop: CancellationToken,
-}
-
-/// What a delivery says besides its body.
-struct Order {
-    lane: Lane,
-    failures: u32,
-    redelivered: bool,
-    received_at: OffsetDateTime,
-    correlation_id: Option<String>,
-    reply_to: Option<String>,
-}
-
-impl Order {
-    fn of(delivery: &Delivery) -> Self {
-        Self {
-            lane: delivery.lane,
-            failures: delivery.failures(),
-            redelivered: delivery.redelivered,
-            received_at: delivery.received_at,
-            correlation_id: delivery.correlation_id().map(str::to_owned),
-            reply_to: delivery.reply_to().map(str::to_owned),
-        }
-    }
 }
 
 /// What is known of an image by the time it is judged.
@@ -112,15 +92,16 @@ impl Worker {
             Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
             Ok(Reading::Nothing(why)) => {
                 tracing::info!(why, "message asks for nothing");
-                Settlement::Ack
+                Settlement::Ignore
             }
             Err(Malformed(reason)) => Settlement::DeadLetter { reason, job_id: None },
         };
-        self.settle.settle(delivery, settlement).await;
+        timed(Stage::Settle, self.settle.settle(delivery, settlement)).await;
     }
 
     /// One job: a verdict, its commit, its event and its reply.
     async fn answer(&self, job: &Job, order: &Order) -> Settlement {
+        traces::about(&job.image);
         let deadline = Instant::now() + Duration::from_millis(self.config.worker.hold_ms);
         let verdict = loop {
             // A panic costs one attempt of one job.
@@ -129,8 +110,11 @@ impl Worker {
                 Ok(Ok(Answer::Known)) => return Settlement::Ack,
                 Ok(Ok(Answer::Conflict)) => return conflict(),
                 Ok(Err(trouble)) => trouble,
-                Err(_) => Trouble::Attempt("the worker panicked over it".into()),
+                Err(_) => Trouble::Attempt(Cause::Panic, "the worker panicked over it".into()),
             };
+            if let Trouble::Attempt(cause, _) = trouble {
+                metrics::attempt_failed(cause.as_str());
+            }
             match settle::remedy(trouble, order.failures, &self.config.worker) {
                 Remedy::Hold(dependency, reason) => {
                     if !self.hold(dependency, &reason, &job.image.bucket, deadline).await {
@@ -171,8 +155,9 @@ impl Worker {
         if let Some((dependency, reason)) = self.health.first_broken() {
             return Err(Trouble::Broken(dependency, reason));
         }
-        let _entered = self.admit.jobs.enter(order.lane, 1).await.map_err(|_| Trouble::Leaving)?;
-        let blob = match self.fetcher.fetch(&job.image, order.lane, &self.admit).await {
+        let entering = self.admit.jobs.enter(order.lane, 1);
+        let _entered = timed(Stage::Admit, entering).await.map_err(|_| Trouble::Leaving)?;
+        let blob = match timed(Stage::Fetch, self.fetcher.fetch(&job.image, order.lane, &self.admit)).await {
             Ok(blob) => blob,
             Err(FetchError::Missing(why)) => {
                 return Ok(self.unscored(job, order, &digests, Found::default(), Outcome::Missing, why));
@@ -181,7 +166,7 @@ impl Worker {
                 let found = Found { etag, ..Found::default() };
                 return Ok(self.unscored(job, order, &digests, found, Outcome::Rejected, why));
             }
-            Err(FetchError::Failed(why)) => return Err(Trouble::Attempt(why)),
+            Err(FetchError::Failed(why)) => return Err(Trouble::Attempt(Cause::Object, why)),
             Err(FetchError::Down(why)) => return Err(Trouble::Broken(Dependency::Storage, why)),
             Err(FetchError::Closed(_)) => return Err(Trouble::Leaving),
         };
@@ -252,7 +237,7 @@ impl Worker {
         let mut entry = self.entry(verdict, order);
         let mut refused = false;
         let committed = loop {
-            match self.persist.commit(entry.clone()).await {
+            match timed(Stage::Commit, self.persist.commit(entry.clone())).await {
                 Ok(committed) => break committed,
                 Err(LedgerError::Refused(why)) if !refused => {
                     // Whatever the database cannot store is the sender's, and most likely the metadata.
@@ -277,6 +262,9 @@ impl Worker {
             Committed::Known(known) if known.outcome != outcome => return Settlement::Ack,
             Committed::Known(_) => {}
             Committed::Written(event) => {
+                traces::note("pixwarden.job_id", &verdict.job_id);
+                traces::note("pixwarden.outcome", outcome.as_str());
+                metrics::committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }
@@ -289,9 +277,7 @@ impl Worker {
             }
         }
         if let Some(queue) = &order.reply_to {
-            self.publish
-                .reply(queue, &publish::event(verdict, order.correlation_id.as_deref(), &self.config.prefix))
-                .await;
+            self.publish.reply(queue, &self.event(verdict, order)).await;
         }
         match outcome {
             Outcome::Failed => Settlement::DeadLetter {
@@ -325,8 +311,14 @@ impl Worker {
     }
 
     fn entry(&self, verdict: Verdict, order: &Order) -> Entry {
-        let event = publish::event(&verdict, order.correlation_id.as_deref(), &self.config.prefix);
+        let event = self.event(&verdict, order);
         Entry { verdict, event: Some(event).filter(|event| self.publish.announces(&event.routing_key)) }
+    }
+
+    fn event(&self, verdict: &Verdict, order: &Order) -> Event {
+        let trace = traces::onward(order.trace.as_ref());
+        let passed_on = PassedOn { correlation_id: order.correlation_id.as_deref(), trace: trace.as_ref() };
+        publish::event(verdict, passed_on, &self.config.prefix)
     }
 
     fn given_up(&self, job: &Job, order: &Order, reason: String) -> Verdict {
@@ -387,7 +379,7 @@ fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
     match sight {
         Ok(sight) => Ok(Look::Seen(Box::new(sight))),
         Err(Unseen::Undecodable(decode::Undecodable(why))) => Ok(Look::Undecodable(why)),
-        Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(why)),
+        Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(Cause::Session, why)),
         // The process is about to end; the job goes back.
         Err(Unseen::Unscored(Unscored::Broken(_))) => Err(Trouble::Leaving),
     }

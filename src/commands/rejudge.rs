@@ -79,7 +79,7 @@ fn change(verdict: &Verdict, policy: &Policy, config: &Config, tally: &mut Tally
         before: verdict.policy.sha256.clone(),
         event: announced.then(|| {
             let id = rejudged_event_id(verdict, after, &policy.reference.sha256);
-            publish::event_as(id, &anew, None, &config.prefix)
+            publish::event_as(id, &anew, publish::PassedOn::default(), &config.prefix)
         }),
         judgement: Judgement { ..anew.judgement },
         policy: anew.policy,

@@ -343,6 +343,9 @@ mod tests {
             ("[events]\npublish = [\"image.flaged\"]", "events.publish"),
             ("prefix = \"\"", "prefix"),
             ("buckets = [\"\"]", "buckets"),
+            ("[traces]\nsample = 1.5", "traces.sample"),
+            ("[traces]\nsample = nan", "traces.sample"),
+            ("[traces]\nendpoint = \"localhost:4318\"", "traces.endpoint"),
         ] {
             match load_file(text) {
                 Err(ConfigError::Invalid { option: named, .. }) => assert_eq!(named, option),

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::rows::{self, known, stored};
 use super::schema::{self, Step};
-use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
+use super::{Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable, Unpublished};
 use crate::config::SecretUrl;
 use crate::job::Digests;
 use crate::retry;
@@ -76,6 +76,13 @@ impl Postgres {
 
     /// Runs one operation on one connection, with a deadline.
     async fn run<T, F>(&self, deadline: Duration, operation: F) -> Result<T, LedgerError>
+    where
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
+    {
+        self.attempt(deadline, operation).await.inspect_err(super::count)
+    }
+
+    async fn attempt<T, F>(&self, deadline: Duration, operation: F) -> Result<T, LedgerError>
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
@@ -280,6 +287,26 @@ impl Ledger for Postgres {
         if tokio::time::timeout(CONNECT, self.pool.close()).await.is_err() {
             tracing::warn!("the ledger's connections did not close in time");
         }
+    }
+
+    async fn unpublished(&self) -> Result<Vec<Unpublished>, LedgerError> {
+        self.run(ANSWER, |c| {
+            Box::pin(async move {
+                let query = "SELECT routing_key, count(*) AS events,
+                                 extract(epoch FROM now() - min(created_at))::float8 AS oldest_s
+                             FROM outbox WHERE published_at IS NULL GROUP BY routing_key";
+                let unpublished = |row: &PgRow| {
+                    let oldest_s = row.try_get("oldest_s")?;
+                    Ok(Unpublished {
+                        routing_key: row.try_get("routing_key")?,
+                        events: u64::try_from(row.try_get::<i64, _>("events")?).unwrap_or(0),
+                        oldest: Duration::try_from_secs_f64(oldest_s).unwrap_or_default(),
+                    })
+                };
+                sqlx::query(query).fetch_all(c).await?.iter().map(unpublished).collect()
+            })
+        })
+        .await
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
 use time::format_description::BorrowedFormatItem;
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::rows::{self, known, stored};
 use super::schema::{self, Step};
-use super::{Absent, Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable};
+use super::{Absent, Committed, Entry, Event, HANDOVER, Known, Ledger, LedgerError, Reusable, Unpublished};
 use crate::job::Digests;
 
 /// Longest wait for another process that writes to the same file.
@@ -89,10 +89,11 @@ impl Sqlite {
             let mut connection = self.pool.acquire().await?;
             operation(&mut connection).await
         };
-        match tokio::time::timeout(ANSWER, work).await {
+        let result = match tokio::time::timeout(ANSWER, work).await {
             Ok(result) => result.map_err(|e| explain(&e)),
             Err(_) => Err(LedgerError::Down(format!("no answer within {} s", ANSWER.as_secs()))),
-        }
+        };
+        result.inspect_err(super::count)
     }
 }
 
@@ -271,6 +272,25 @@ impl Ledger for Sqlite {
         if tokio::time::timeout(ANSWER, self.pool.close()).await.is_err() {
             tracing::warn!("the ledger's file did not close in time");
         }
+    }
+
+    async fn unpublished(&self) -> Result<Vec<Unpublished>, LedgerError> {
+        self.run(|c| {
+            Box::pin(async move {
+                let query = "SELECT routing_key, count(*) AS events, min(created_at) AS oldest
+                             FROM outbox WHERE published_at IS NULL GROUP BY routing_key";
+                let unpublished = |row: &SqliteRow| {
+                    let oldest: OffsetDateTime = row.try_get("oldest")?;
+                    Ok(Unpublished {
+                        routing_key: row.try_get("routing_key")?,
+                        events: u64::try_from(row.try_get::<i64, _>("events")?).unwrap_or(0),
+                        oldest: (OffsetDateTime::now_utc() - oldest).try_into().unwrap_or_default(),
+                    })
+                };
+                sqlx::query(query).fetch_all(c).await?.iter().map(unpublished).collect()
+            })
+        })
+        .await
     }
 }
 

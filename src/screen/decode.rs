@@ -22,6 +22,7 @@ use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 use crate::job::{Lane, Seen};
 use crate::lanes::Lanes;
+use crate::telemetry::traces;
 use budget::Budget;
 
 /// Why an image has no pixels, in one line for people.
@@ -280,7 +281,9 @@ impl Pool {
             queue.waiting.push(lane, Task { bytes, geometries, reply });
         }
         self.shared.ready.notify_one();
-        decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer")))
+        let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer")))?;
+        traces::note("pixwarden.image.format", decoded.seen.format);
+        Ok(decoded)
     }
 }
 

@@ -17,6 +17,7 @@ use super::prepare::Pixels;
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
 use crate::job::Lane;
+use crate::telemetry::{metrics, traces};
 
 pub use onnx::Runtime;
 
@@ -93,6 +94,7 @@ pub enum Unscored {
 
 struct Item {
     pixels: Arc<Pixels>,
+    job: traces::Link,
     reply: oneshot::Sender<Result<Vec<f32>, Unscored>>,
 }
 
@@ -199,7 +201,9 @@ impl Engine {
     pub async fn score(&self, lane: Lane, pixels: Arc<Pixels>) -> Result<Vec<f32>, Unscored> {
         let (reply, scored) = oneshot::channel();
         let broken = || Unscored::Broken(self.detector.name.clone());
-        self.queue.with(|gather| gather.push(lane, Item { pixels, reply })).map_err(|_| broken())?;
+        self.queue
+            .with(|gather| gather.push(lane, Item { pixels, job: traces::Link::here(), reply }))
+            .map_err(|_| broken())?;
         scored.await.unwrap_or_else(|_| Err(broken()))
     }
 }
@@ -342,11 +346,20 @@ impl Worker<'_> {
         }
     }
 
+    /// One run, counted, in a span that points to its jobs.
+    fn run(&mut self, batch: &[Item]) -> Result<Vec<Vec<f32>>, SessionError> {
+        let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
+        let span = traces::batch(&self.detector.name, batch.iter().map(|item| &item.job));
+        let began = Instant::now();
+        let rows = span.in_scope(|| self.session.run(&pixels));
+        metrics::ran(&self.detector.name, pixels.len(), began.elapsed());
+        rows
+    }
+
     /// Answers every item of a batch. The error is the session's death, and leaves items unanswered: they are dropped,
     /// which tells their owners the same.
     fn score(&mut self, mut batch: Vec<Item>) -> Result<(), String> {
-        let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
-        let error = match self.session.run(&pixels) {
+        let error = match self.run(&batch) {
             Ok(rows) => {
                 for (item, mut row) in batch.into_iter().zip(rows) {
                     activate(self.activation, &mut row);
@@ -361,13 +374,14 @@ impl Worker<'_> {
             if let SessionError::OutOfMemory(_) = error {
                 tracing::warn!(detector = self.detector.name, max_batch = half, "out of memory, batches are halved");
                 self.queue.with(|gather| gather.limit(half));
+                metrics::batch_limit(&self.detector.name, half);
             }
             let rest = batch.split_off(half);
             self.score(batch)?;
             return self.score(rest);
         }
         let Some(item) = batch.pop() else { return Ok(()) };
-        match self.session.run(&pixels) {
+        match self.run(std::slice::from_ref(&item)) {
             Ok(rows) => {
                 let mut row = rows.into_iter().next().unwrap_or_default();
                 activate(self.activation, &mut row);

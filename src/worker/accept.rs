@@ -2,8 +2,11 @@
 //!
 //! Stream end, cancel, channel error, lost heartbeat and a consumer that has gone silent all lead to the same place: a
 //! new connection, after a pause. Whatever was not acknowledged is delivered again.
+//!
+//! What it is doing it tells [`Intake`], and before it does it where that is less than consuming.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -15,15 +18,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Dependency;
-use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth};
+use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth, header};
 use crate::config::SecretUrl;
 use crate::job::{Lane, forms};
 use crate::retry::Pauses;
+use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::metrics::{self, Counted};
+use crate::telemetry::traces::Parent;
 
 /// A backlog without a delivery for this long means that the consumer has gone silent.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often that, and the connection, is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often it is counted what waits in the queues.
+const COUNT: Duration = Duration::from_secs(15);
 
 /// One message, from its arrival to its settlement.
 #[derive(Debug)]
@@ -38,8 +46,11 @@ pub struct Delivery {
     pub redelivered: bool,
     /// When it came.
     pub received_at: OffsetDateTime,
+    /// The same, for durations.
+    pub arrived: Instant,
     acker: Acker,
     tag: u64,
+    _held: Counted,
 }
 
 impl Delivery {
@@ -50,8 +61,10 @@ impl Delivery {
             properties: delivery.properties,
             redelivered: delivery.redelivered,
             received_at: OffsetDateTime::now_utc(),
+            arrived: Instant::now(),
             acker: delivery.acker,
             tag: delivery.delivery_tag,
+            _held: metrics::held(lane),
         }
     }
 
@@ -94,6 +107,12 @@ impl Delivery {
         self.properties.reply_to().as_ref().map(lapin::types::ShortString::as_str).filter(|queue| !queue.is_empty())
     }
 
+    /// The sender's trace.
+    #[must_use]
+    pub fn trace(&self) -> Option<Parent> {
+        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
+    }
+
     /// The delivery's number on its channel, for logs.
     #[must_use]
     pub fn tag(&self) -> u64 {
@@ -132,6 +151,8 @@ pub struct Accept {
     pub prefetch: u16,
     /// Broken dependencies; any of them pauses intake.
     pub broken: watch::Receiver<BTreeMap<Dependency, String>>,
+    /// Where to say what it is doing.
+    pub intake: Intake,
     /// Set when the worker drains.
     pub stop: CancellationToken,
 }
@@ -179,14 +200,29 @@ impl Accept {
                 }
                 Err(e) => e,
             };
+            self.intake.is(State::Lost(lost.to_string()));
             let pause = pauses.longer();
             tracing::warn!(error = %lost, pause_ms = pause.as_millis(), "the broker is lost, connecting anew");
             self.stop.run_until_cancelled(tokio::time::sleep(pause)).await?;
         }
     }
 
-    /// Consumes on one connection, in turns of open intake, until the worker drains.
+    /// Consumes on one connection until the worker drains, and counts meanwhile what waits in the queues.
     async fn consume(
+        &mut self,
+        connection: &Connection,
+        take: &impl Fn(Delivery),
+        in_flight: &impl Fn() -> usize,
+    ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
+        let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
+        tokio::select! {
+            ended = self.turns(connection, take, in_flight) => ended,
+            never = count(connection, &queues), if metrics::are_on() => match never {},
+        }
+    }
+
+    /// Consumes in turns of open intake.
+    async fn turns(
         &mut self,
         connection: &Connection,
         take: &impl Fn(Delivery),
@@ -203,6 +239,7 @@ impl Accept {
             if self.broken.borrow_and_update().is_empty() {
                 self.turn(connection, &channels, take, in_flight).await?;
             } else {
+                self.say_paused();
                 tokio::select! {
                     () = self.stop.cancelled() => {}
                     _ = self.broken.changed() => {}
@@ -230,6 +267,7 @@ impl Accept {
             let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
             consumers.push((*lane, answered("consuming", request).await?));
         }
+        self.intake.is(State::Consuming);
         tracing::info!(prefetch = self.prefetch, "consuming");
         let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
@@ -256,6 +294,7 @@ impl Accept {
             last[usize::from(lane == Lane::Backfill)] = Instant::now();
             take(Delivery::new(lane, arrived(delivery)?));
         }
+        self.say_paused();
         for (lane, channel) in channels {
             let tag = format!("pixwarden.{lane}");
             answered("cancelling", channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default())).await?;
@@ -268,6 +307,14 @@ impl Accept {
         Ok(())
     }
 
+    /// Says what it is paused for, if it is; who drains has said so already.
+    fn say_paused(&self) {
+        let broken: Vec<_> = self.broken.borrow().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        if !broken.is_empty() {
+            self.intake.is(State::Paused(broken.join("; ")));
+        }
+    }
+
     /// An error if there is a backlog: nothing has come for a while, although there was room.
     async fn not_silent(&self, connection: &Connection, lane: Lane) -> Result<(), BrokerError> {
         let queue = self.topology.lane(lane);
@@ -276,6 +323,21 @@ impl Accept {
                 Err(BrokerError::Protocol(format!("{messages} messages wait in {queue}, and none was delivered")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Shows how many messages are ready in each queue. A question that fails leaves what was seen last.
+async fn count(connection: &Connection, queues: &[String]) -> Infallible {
+    let mut pace = tokio::time::interval(COUNT);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        pace.tick().await;
+        for queue in queues {
+            match depth(connection, queue).await {
+                Ok(seen) => metrics::queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
+                Err(e) => tracing::debug!(error = %e, queue, "the queue could not be counted"),
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::job::Lane;
 use crate::lanes::Lanes;
+use crate::telemetry::metrics::Counted;
 
 /// One of this many parts of a gate is kept for live jobs.
 const LIVE_SHARE: u64 = 4;
@@ -46,6 +47,8 @@ struct Shared {
     total: u64,
     /// What backfill may have at the most.
     backfill_total: u64,
+    /// Shows what is taken.
+    show: Option<fn(u64) -> Counted>,
     state: Mutex<State>,
 }
 
@@ -68,15 +71,26 @@ pub struct Permit {
     shared: Arc<Shared>,
     lane: Lane,
     amount: u64,
+    _shown: Option<Counted>,
 }
 
 impl Gate {
     /// A gate for `total` units, at least 1.
     #[must_use]
     pub fn new(total: u64) -> Self {
+        Self::with(total, None)
+    }
+
+    /// As [`Gate::new`], for units of which a metric shows how many are taken.
+    #[must_use]
+    pub fn shown(total: u64, show: fn(u64) -> Counted) -> Self {
+        Self::with(total, Some(show))
+    }
+
+    fn with(total: u64, show: Option<fn(u64) -> Counted>) -> Self {
         let total = total.max(1);
         let backfill_total = (total - total / LIVE_SHARE).max(1);
-        Self { shared: Arc::new(Shared { total, backfill_total, state: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { total, backfill_total, show, state: Mutex::default() }) }
     }
 
     /// Waits for `amount` units. More than there is counts as all there is, so that nothing waits for ever.
@@ -127,7 +141,9 @@ impl Shared {
                 if waiter.lane == Lane::Backfill {
                     state.taken_by_backfill += waiter.amount;
                 }
-                let permit = Permit { shared: Arc::clone(self), lane: waiter.lane, amount: waiter.amount };
+                let shown = self.show.map(|show| show(waiter.amount));
+                let permit =
+                    Permit { shared: Arc::clone(self), lane: waiter.lane, amount: waiter.amount, _shown: shown };
                 (waiter, permit)
             };
             // One who no longer waits gives its permit straight back.

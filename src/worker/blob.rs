@@ -20,6 +20,7 @@ use wildmatch::WildMatch;
 use super::admit::{Admit, Closed, Permit};
 use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
 use crate::job::{ImageRef, Lane};
+use crate::telemetry::{metrics, traces};
 use folder::Folder;
 use s3::S3;
 
@@ -221,6 +222,8 @@ impl Fetcher {
         loop {
             let why = match self.once(image, lane, admit).await? {
                 Ok(blob) => {
+                    metrics::fetched(blob.bytes.len() as u64);
+                    traces::count("pixwarden.image.bytes", blob.bytes.len() as u64);
                     *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
                     return Ok(blob);
                 }

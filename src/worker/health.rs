@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::retry::Pauses;
+use crate::telemetry::metrics;
 
 /// What every job needs, whatever its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,12 +20,20 @@ pub enum Dependency {
     Ledger,
 }
 
-impl fmt::Display for Dependency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Dependency {
+    /// Its name, for people and as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Storage => "storage",
             Self::Ledger => "ledger",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Dependency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -56,6 +65,7 @@ impl Health {
         if !is_news {
             return;
         }
+        metrics::paused(dependency.as_str(), true);
         tracing::warn!(%dependency, reason, "dependency is broken, intake is paused");
         let broken = Arc::clone(&self.broken);
         drop(tokio::spawn(async move {
@@ -70,6 +80,7 @@ impl Health {
             }
             let away_ms = since.elapsed().as_millis();
             tracing::info!(%dependency, away_ms, "dependency is back, intake goes on");
+            metrics::paused(dependency.as_str(), false);
             broken.send_modify(|broken| drop(broken.remove(&dependency)));
         }));
     }

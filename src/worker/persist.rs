@@ -5,12 +5,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
@@ -63,8 +65,10 @@ async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
 fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
     Box::pin(async move {
         let entries: Vec<Entry> = group.iter().map(|waiting| waiting.entry.clone()).collect();
+        let began = Instant::now();
         match ledger.commit(&entries).await {
             Ok(answers) => {
+                metrics::transaction(entries.len(), began.elapsed());
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }

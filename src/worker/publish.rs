@@ -3,22 +3,28 @@
 //! An event is handed over straight after its commit. Whatever does not arrive stays in the outbox, and the sweeper
 //! takes it once it is due: after a crash, after the broker was away, or when at last somebody has bound a queue.
 
+mod event;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
-use serde_json::json;
-use time::format_description::well_known::Rfc3339;
+use lapin::types::{FieldTable, ShortString};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::broker::{Message, PublishError, Publisher, Topology};
+use crate::broker::{Message, PublishError, Publisher, Topology, text};
 use crate::config::{EventsConfig, OutboxConfig};
-use crate::job::{Verdict, event_id, exact, exact_scores};
+use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
+use crate::telemetry::traces::{self, Parent};
+use crate::telemetry::{Stage, metrics};
+
+pub use event::{PassedOn, event, event_as};
 
 /// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -26,60 +32,16 @@ const CONTENT_TYPE: &str = "application/cloudevents+json";
 const WAITING: usize = 4_096;
 /// Events the sweeper takes at a time.
 const SWEEP: u32 = 500;
+/// How often it is counted what waits in the outbox.
+const COUNT: Duration = Duration::from_secs(15);
 
-/// Describes a verdict as an event, whether or not it is announced.
-#[must_use]
-pub fn event(verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
-    event_as(event_id(verdict.id, verdict.judgement.outcome), verdict, correlation_id, prefix)
-}
-
-/// As [`event`], under an id of its own.
-#[must_use]
-pub fn event_as(id: Uuid, verdict: &Verdict, correlation_id: Option<&str>, prefix: &str) -> Event {
-    let outcome = verdict.judgement.outcome;
-    let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
-    let payload = json!({
-        "specversion": "1.0",
-        "id": id,
-        "type": format!("io.pixwarden.image.{outcome}.v1"),
-        "source": format!("/{prefix}"),
-        "subject": verdict.image.uri(),
-        "time": time,
-        "datacontenttype": "application/json",
-        "data": {
-            "verdict_id": verdict.id,
-            "job_id": verdict.job_id,
-            "lane": verdict.lane,
-            "image": {
-                "bucket": verdict.image.bucket,
-                "key": verdict.image.key,
-                "version_id": verdict.image.version_id,
-                "etag": verdict.image.etag,
-                "sha256": verdict.sha256.map(hex::encode),
-            },
-            "outcome": outcome,
-            "reason": verdict.judgement.reason,
-            "label": verdict.judgement.label,
-            "score": verdict.judgement.score.map(exact),
-            "scores": verdict.scores.as_ref().map(exact_scores),
-            "detectors": verdict.detectors,
-            "policy": verdict.policy,
-            "metadata": verdict.metadata,
-            "decided_at": time,
-        },
-    });
-    Event {
-        id,
-        routing_key: outcome.routing_key().to_owned(),
-        correlation_id: correlation_id.unwrap_or(&verdict.job_id).to_owned(),
-        payload: payload.to_string(),
-    }
-}
+/// An event on its way to the publisher, and since when.
+type Handed = (Event, Instant);
 
 /// The way out for events and replies.
 #[derive(Clone)]
 pub struct Publish {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Handed>,
     publisher: Arc<Publisher>,
     topology: Topology,
     announced: Arc<[String]>,
@@ -109,7 +71,11 @@ impl Publish {
         };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
         let tasks = async move {
-            tokio::join!(deliver.run(receiver, in_flight), sweep(publisher, ledger, sender, outbox, stop));
+            tokio::join!(
+                deliver.run(receiver, in_flight),
+                count(Arc::clone(&ledger), stop.clone()),
+                sweep(publisher, ledger, sender, outbox, stop),
+            );
         };
         (publish, tasks)
     }
@@ -122,7 +88,7 @@ impl Publish {
 
     /// Hands a committed event over. If too many wait, the sweeper will take it.
     pub fn hand_over(&self, event: Event) {
-        if self.events.try_send(event).is_err() {
+        if self.events.try_send((event, Instant::now())).is_err() {
             tracing::debug!("the publisher is behind, the event is left to the sweeper");
         }
     }
@@ -139,13 +105,26 @@ impl Publish {
     }
 }
 
+/// Publishes an event, in a span of the trace that it carries. That is read from the event itself: it may be long after
+/// its job, and in another process.
 async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
+    let trace = Parent::of_event(&event.payload);
+    let span = traces::publish(trace.as_ref());
     let mut properties =
         BasicProperties::default().with_content_type(CONTENT_TYPE.into()).with_message_id(event.id.to_string().into());
-    if let Ok(id) = lapin::types::ShortString::try_new(event.correlation_id.as_str()) {
+    if let Ok(id) = ShortString::try_new(event.correlation_id.as_str()) {
         properties = properties.with_correlation_id(id);
     }
-    publisher.publish(Message { exchange, routing_key, payload: event.payload.as_bytes(), properties }).await
+    if let Some(trace) = trace {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), text(trace.traceparent()));
+        if let Some(state) = trace.tracestate() {
+            headers.insert("tracestate".into(), text(state));
+        }
+        properties = properties.with_headers(headers);
+    }
+    let message = Message { exchange, routing_key, payload: event.payload.as_bytes(), properties };
+    publisher.publish(message).instrument(span).await
 }
 
 struct Deliver {
@@ -158,18 +137,18 @@ struct Deliver {
 
 impl Deliver {
     /// Publishes what comes, up to `in_flight` unconfirmed at a time, and marks what arrived.
-    async fn run(self, mut events: mpsc::Receiver<Event>, in_flight: usize) {
+    async fn run(self, mut events: mpsc::Receiver<Handed>, in_flight: usize) {
         let this = Arc::new(self);
         let room = Arc::new(Semaphore::new(in_flight));
         let (arrived, confirmed) = mpsc::channel(in_flight);
         let marking = tokio::spawn(mark(Arc::clone(&this.ledger), confirmed));
         let mut sending = JoinSet::new();
-        while let Some(event) = events.recv().await {
+        while let Some((event, since)) = events.recv().await {
             let Ok(place) = Arc::clone(&room).acquire_owned().await else { break };
             let (this, arrived) = (Arc::clone(&this), arrived.clone());
             sending.spawn(async move {
                 let _place = place;
-                this.publish(event, arrived).await;
+                this.publish(event, since, arrived).await;
             });
             while sending.try_join_next().is_some() {}
         }
@@ -180,11 +159,19 @@ impl Deliver {
         }
     }
 
-    async fn publish(&self, event: Event, arrived: mpsc::Sender<Uuid>) {
+    async fn publish(&self, event: Event, since: Instant, arrived: mpsc::Sender<Uuid>) {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
-            Ok(()) => drop(arrived.send(event.id).await),
+            Ok(()) => {
+                metrics::event(&event.routing_key, "published");
+                metrics::passed(Stage::Publish, since.elapsed());
+                if arrived.send(event.id).await.is_err() {
+                    tracing::debug!(event = %event.id, "nobody marks it as published, it will be published again");
+                }
+            }
             Err(e) => {
-                if matches!(e, PublishError::Unroutable { .. })
+                let unroutable = matches!(e, PublishError::Unroutable { .. });
+                metrics::event(&event.routing_key, if unroutable { "unroutable" } else { "failed" });
+                if unroutable
                     && self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(event.routing_key.clone())
                 {
                     tracing::warn!(
@@ -217,7 +204,7 @@ async fn mark(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<Uuid>) {
 async fn sweep(
     publisher: Arc<Publisher>,
     ledger: Arc<dyn Ledger>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Handed>,
     config: OutboxConfig,
     stop: CancellationToken,
 ) {
@@ -244,7 +231,7 @@ async fn sweep(
                 tracing::info!(events = events_due, "publishing events that were left");
             }
             for event in due {
-                if events.send(event).await.is_err() {
+                if events.send((event, Instant::now())).await.is_err() {
                     return;
                 }
             }
@@ -258,46 +245,20 @@ async fn sweep(
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-    use time::macros::datetime;
-
-    use super::*;
-    use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, verdict_id};
-
-    fn verdict() -> Verdict {
-        Verdict {
-            id: verdict_id("job-1"),
-            job_id: "job-1".into(),
-            lane: Lane::Live,
-            image: ImageRef { etag: Some("e".into()), ..ImageRef::from_uri("s3://uploads/a b.jpg").unwrap() },
-            sha256: Some([7; 32]),
-            bytes: Some(12),
-            seen: None,
-            judgement: Judgement {
-                outcome: Outcome::Flagged,
-                reason: Some("why".into()),
-                label: Some("by AI".into()),
-                score: Some(0.1),
-            },
-            scores: Some(Scores::from([("d".into(), [("by AI".to_owned(), 0.1f32)].into())])),
-            detectors: Digests::from([("d".into(), "digest".into())]),
-            policy: PolicyRef { name: "default".into(), sha256: "p".into() },
-            metadata: Some(json!({"user": 7})),
-            reused_from: None,
-            attempts: 1,
-            received_at: datetime!(2026-01-02 03:04:05 UTC),
-            decided_at: datetime!(2026-01-02 03:04:06 UTC),
+/// Shows what waits in the outbox, if anybody may ask. A question that fails leaves what was seen last.
+async fn count(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
+    let mut pace = tokio::time::interval(COUNT);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while metrics::are_on() && stop.run_until_cancelled(pace.tick()).await.is_some() {
+        match ledger.unpublished().await {
+            Ok(waiting) => {
+                for routing_key in Outcome::ALL.map(Outcome::routing_key) {
+                    let events = waiting.iter().find(|events| events.routing_key == routing_key);
+                    metrics::outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
+                }
+                metrics::outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
+            }
+            Err(e) => tracing::debug!(error = %e, "the outbox could not be counted"),
         }
-    }
-
-    #[test]
-    fn an_event_is_a_structured_cloud_event() {
-        let event = event(&verdict(), None, "pixwarden");
-        let payload: Value = serde_json::from_str(&event.payload).unwrap();
-        insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
-        assert_eq!(event.correlation_id, "job-1");
-        assert!(event.payload.contains("\"score\":0.1,"), "a float32 keeps its own digits");
     }
 }

@@ -1,7 +1,7 @@
 //! The start and the end of a worker.
 //!
-//! Start: ledger, detectors, store, broker, and only then the first delivery. End: stop intake, turn back who waits,
-//! finish who is inside, publish, close; one deadline over all.
+//! Start: health, so that others can watch the rest of it, ledger, store, detectors, broker, and only then the first
+//! delivery. End: stop intake, turn back who waits, finish who is inside, publish, close; one deadline over all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use super::Worker;
 use super::accept::{Accept, Delivery};
@@ -23,6 +22,8 @@ use crate::broker::{BrokerError, Publisher, Topology};
 use crate::config::{Config, ConfigError};
 use crate::ledger::{self, Ledger, OpenError};
 use crate::screen::{Screen, StartError, decode};
+use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::{http, metrics, traces};
 
 /// Why a worker could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,11 @@ pub enum WorkerError {
 /// When it cannot start, or something it cannot do without is gone.
 pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
+    let intake = Intake::default();
+    if let Some(listener) = http::listen(&config.metrics.listen).await? {
+        metrics::start();
+        drop(tokio::spawn(http::serve(listener, intake.clone())));
+    }
     let ledger: Arc<dyn Ledger> =
         if migrate { ledger::open_or_create(&config).await? } else { ledger::open(&config).await? }.into();
     if migrate {
@@ -65,11 +71,18 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let (stop, publish_stop) = (CancellationToken::new(), CancellationToken::new());
     let health = Health::default();
+    let prefetch = prefetch(&config, &screen)?;
+    metrics::limits(metrics::Limits {
+        prefetch,
+        decode_memory_bytes: config.decode.memory_bytes,
+        object_memory_bytes: config.storage.memory_bytes,
+    });
     let accept = Accept {
         url: queue.clone(),
         topology: topology.clone(),
-        prefetch: prefetch(&config, &screen)?,
+        prefetch,
         broken: health.watch(),
+        intake: intake.clone(),
         stop: stop.clone(),
     };
     let connection = accept.open().await?;
@@ -89,7 +102,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         admit: Admit {
             jobs: Gate::new(jobs as u64),
             downloads: Gate::new(config.storage.downloads as u64),
-            bytes: Gate::new(config.storage.memory_bytes),
+            bytes: Gate::shown(config.storage.memory_bytes, metrics::object_memory),
         },
         settle: Settle::new(Arc::clone(&publisher), topology),
         company: RwLock::new(()),
@@ -109,8 +122,8 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         let (worker, lives) = (Arc::clone(&worker), lives.clone());
         move |delivery: Delivery| {
             let worker = Arc::clone(&worker);
-            let span = tracing::info_span!("job", lane = %delivery.lane, tag = delivery.tag());
-            drop(lives.spawn(async move { worker.live(delivery).await }.instrument(span)));
+            let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
+            drop(lives.spawn(traces::job(lane, tag, parent, async move { worker.live(delivery).await })));
         }
     };
     let in_flight = {
@@ -126,6 +139,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         _ = &mut publishing => return Err(WorkerError::Task("publish")),
     }
 
+    intake.is(State::Draining);
     tracing::info!(in_flight = lives.len(), "draining");
     let drain = Duration::from_millis(worker.config.worker.drain_ms);
     let drained = tokio::time::timeout(drain, async {

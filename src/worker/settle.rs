@@ -19,6 +19,7 @@ use crate::broker::{
 };
 use crate::config::WorkerConfig;
 use crate::retry;
+use crate::telemetry::{metrics, traces};
 
 /// Headers are for people; a broker's frame is not for essays.
 const MAX_REASON_CHARS: usize = 500;
@@ -29,8 +30,10 @@ const BEFORE_RETURN: Duration = Duration::from_secs(2);
 /// How a delivery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
-    /// Done: its outcome is committed, or it asked for nothing.
+    /// Done: its outcome is committed.
     Ack,
+    /// Done: it asked for nothing.
+    Ignore,
     /// Again later, from a delay queue.
     Retry {
         /// Failed attempts so far, this one included.
@@ -51,13 +54,50 @@ pub enum Settlement {
     Return,
 }
 
+impl Settlement {
+    /// Its name as a metric's label.
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Ack => "done",
+            Self::Ignore => "ignored",
+            Self::Retry { .. } => "retried",
+            Self::DeadLetter { .. } => "dead_lettered",
+            Self::Split(_) => "split",
+            Self::Return => "returned",
+        }
+    }
+}
+
+/// What a failed attempt failed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The object could not be had, and others can.
+    Object,
+    /// The model cannot run this image, and it can run others.
+    Session,
+    /// Something in this program broke over it.
+    Panic,
+}
+
+impl Cause {
+    /// Its name as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Object => "object",
+            Self::Session => "session",
+            Self::Panic => "panic",
+        }
+    }
+}
+
 /// Why a job has no verdict yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// Something every job needs is broken.
     Broken(Dependency, String),
     /// This attempt failed; another may not.
-    Attempt(String),
+    Attempt(Cause, String),
     /// The worker drains, or has to end.
     Leaving,
 }
@@ -79,7 +119,7 @@ pub fn remedy(trouble: Trouble, failures: u32, config: &WorkerConfig) -> Remedy 
     match trouble {
         Trouble::Broken(dependency, reason) => Remedy::Hold(dependency, reason),
         Trouble::Leaving => Remedy::Settle(Settlement::Return),
-        Trouble::Attempt(reason) => match failures.saturating_add(1) {
+        Trouble::Attempt(_, reason) => match failures.saturating_add(1) {
             failures if failures >= config.attempts => {
                 Remedy::GiveUp(format!("given up after {failures} attempts: {reason}"))
             }
@@ -104,7 +144,7 @@ impl Settle {
     /// Settles a delivery. If a copy cannot be published, the original goes back to its queue.
     pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
         let copied = match &settlement {
-            Settlement::Ack | Settlement::Return => Ok(()),
+            Settlement::Ack | Settlement::Ignore | Settlement::Return => Ok(()),
             Settlement::Retry { failures, reason } => {
                 let queue = self.topology.delay(delivery.lane, retry::rung(*failures));
                 tracing::info!(reason, failures, queue, "job is retried later");
@@ -121,19 +161,23 @@ impl Settle {
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
         };
-        let result = match (settlement, copied) {
-            (Settlement::Return, _) => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
-            (_, Ok(())) => delivery.acker().ack(BasicAckOptions::default()).await,
-            (_, Err(e)) => {
+        let settlement = match copied {
+            Ok(()) => settlement,
+            Err(e) => {
                 tracing::warn!(error = %e, "a copy could not be published, the message goes back to its queue");
                 // It will be here again at once, and must not go round at the speed of the processor.
                 tokio::time::sleep(BEFORE_RETURN).await;
-                delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await
+                Settlement::Return
             }
+        };
+        traces::note("pixwarden.settlement", settlement.as_str());
+        let result = match settlement {
+            Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
+            _ => delivery.acker().ack(BasicAckOptions::default()).await,
         };
         // A dead channel settles nothing; the broker delivers again.
         match result {
-            Ok(true) => {}
+            Ok(true) => metrics::settled(delivery.lane, settlement.as_str()),
             Ok(false) => tracing::debug!("the delivery's channel is gone, it will be delivered again"),
             Err(e) => tracing::debug!(error = %e, "the delivery could not be settled, it will be delivered again"),
         }
@@ -223,11 +267,9 @@ mod tests {
         assert_eq!(remedy(broken, 99, &config), Remedy::Hold(Dependency::Ledger, "away".into()), "costs no attempt");
         assert_eq!(remedy(Trouble::Leaving, 99, &config), Remedy::Settle(Settlement::Return));
         let retry = Settlement::Retry { failures: 2, reason: "x".into() };
-        assert_eq!(remedy(Trouble::Attempt("x".into()), 1, &config), Remedy::Settle(retry));
-        assert_eq!(
-            remedy(Trouble::Attempt("x".into()), 2, &config),
-            Remedy::GiveUp("given up after 3 attempts: x".into())
-        );
+        let attempt = || Trouble::Attempt(Cause::Object, "x".into());
+        assert_eq!(remedy(attempt(), 1, &config), Remedy::Settle(retry));
+        assert_eq!(remedy(attempt(), 2, &config), Remedy::GiveUp("given up after 3 attempts: x".into()));
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod ledger;
 mod memory;
 mod messages;
 mod models;
+mod observe;
 mod operate;
 mod proxy;
 mod scan;

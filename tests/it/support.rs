@@ -39,6 +39,10 @@ pub struct Lab {
     pub extra: String,
     /// Flags added to every worker's command line.
     pub flags: Vec<String>,
+    /// Variables added to every process of ours.
+    pub environment: Vec<(&'static str, String)>,
+    /// Where workers serve metrics and health.
+    pub listen: &'static str,
     pub detectors: String,
     /// Where objects are, for Pixwarden; the fields around it are the S3 server's.
     pub objects: String,
@@ -88,6 +92,8 @@ impl Lab {
             folder: tempfile::tempdir().unwrap(),
             extra: String::new(),
             flags: Vec::new(),
+            environment: Vec::new(),
+            listen: "127.0.0.1:0",
             detectors,
             objects: "s3://".into(),
             endpoint,
@@ -102,13 +108,14 @@ impl Lab {
         let path = self.folder.path().join("pixwarden.toml");
         let text = format!(
             "queue = {:?}\nledger = {:?}\nobjects = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
-             [policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
+             [metrics]\nlisten = {:?}\n[policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
             service("TEST_AMQP_URL"),
             self.ledger_url,
             self.objects,
             self.prefix,
             self.bucket,
             self.detectors,
+            self.listen,
             self.endpoint,
             self.extra
         );
@@ -127,6 +134,7 @@ impl Lab {
             .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_SECRET_KEY"))
             .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .kill_on_drop(true);
         command
@@ -320,15 +328,60 @@ impl Worker {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    /// Where it serves metrics and health, once it says so.
+    pub async fn address(&self) -> String {
+        let since = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            // The last one is of the last start.
+            let said = lines.filter(|line| line["message"] == "metrics and health are served").last();
+            if let Some(line) = said {
+                return line["address"].as_str().unwrap().to_owned();
+            }
+            assert!(since.elapsed() < Duration::from_secs(30), "it serves nothing:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What it answers: status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.address().await).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Waits until `/readyz` answers so; returns how long that took.
+    pub async fn until_ready_says(&self, status: u16, words: &str) -> Duration {
+        let since = Instant::now();
+        loop {
+            let (found, body) = self.get("/readyz").await;
+            if found == status && body.contains(words) {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{found} {body}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// SIGKILL.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// SIGTERM, and how it ended.
-    pub async fn terminate(&mut self) -> std::process::ExitStatus {
+    /// SIGTERM.
+    pub async fn ask_to_end(&self) {
         let pid = self.child.id().unwrap().to_string();
         Command::new("kill").arg(&pid).status().await.unwrap();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn terminate(&mut self) -> std::process::ExitStatus {
+        self.ask_to_end().await;
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
         ended.unwrap_or_else(|_| panic!("the worker does not end:\n{}", self.log())).unwrap()
     }

@@ -5,6 +5,8 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::telemetry::metrics::{self, Counted};
+
 pub(super) struct Budget {
     total: u64,
     state: Mutex<State>,
@@ -22,6 +24,7 @@ struct State {
 pub(super) struct Grant<'a> {
     budget: &'a Budget,
     bytes: u64,
+    _shown: Counted,
 }
 
 impl Budget {
@@ -41,7 +44,7 @@ impl Budget {
         state.serving += 1;
         state.free -= bytes;
         self.changed.notify_all();
-        Grant { budget: self, bytes }
+        Grant { budget: self, bytes, _shown: metrics::decode_memory(bytes) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
