@@ -35,11 +35,11 @@ pub struct Telemetry {
 /// When the log's filter is not one, or traces cannot be sent as configured.
 pub fn start(log: &LogConfig, traces: Option<&TracesConfig>) -> Result<Telemetry, ConfigError> {
     let traces = traces.map_or(Ok(None), traces::Exporter::start)?;
-    let subscriber = tracing_subscriber::registry()
-        .with(traces.as_ref().map(traces::layer))
-        .with(lines(log).with_filter(filter(log)?));
+    // Only what somebody filters in is made at all, and that has to be told by every layer: an absent one wants all.
+    let mut layers = vec![lines(log).with_filter(filter(log)?).boxed()];
+    layers.extend(traces.as_ref().map(|exporter| traces::layer(exporter).boxed()));
     // Only tests start it twice.
-    drop(subscriber.try_init());
+    drop(tracing_subscriber::registry().with(layers).try_init());
     Ok(Telemetry { traces })
 }
 
@@ -78,4 +78,18 @@ fn filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
         filter = filter.add_directive(format!("{target}=off").parse().map_err(|e| wrong(format!("{target}: {e}")))?);
     }
     Ok(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_collector_no_span_for_it_is_made() {
+        let log = LogConfig { filter: "pixwarden=trace".into(), ..LogConfig::default() };
+        let traces = start(&log, Some(&TracesConfig::default())).unwrap();
+        assert!(traces.traces.is_none());
+        assert!(!tracing::info_span!("job").is_disabled(), "log lines have theirs");
+        assert!(traces::stage(Stage::Fetch).is_disabled());
+    }
 }

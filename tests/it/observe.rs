@@ -339,7 +339,7 @@ async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() 
     let named = |name: &str| -> &Span {
         let found: Vec<_> = ours.iter().filter(|span| span.name == name).collect();
         assert_eq!(found.len(), 1, "{name} among {ours:?}");
-        *found[0]
+        found[0]
     };
     let root = named("job");
     assert_eq!((shown(&root.parent_span_id).as_str(), root.kind()), (PRODUCER, SpanKind::Consumer));
@@ -375,8 +375,8 @@ async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() 
 
     let done = |id: &str| {
         let lines = worker.log();
-        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["message"] == "job is done" && line["job_id"] == id).last().unwrap()
+        let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.rfind(|line| line["message"] == "job is done" && line["job_id"] == id).unwrap()
     };
     assert_eq!((&done("job")["span"]["name"], &done("job")["span"]["trace_id"]), (&json!("job"), &json!(TRACE)));
     assert_eq!(done("own")["span"]["trace_id"], shown(&own_root.trace_id));

@@ -333,9 +333,9 @@ impl Worker {
         let since = Instant::now();
         loop {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             // The last one is of the last start.
-            let said = lines.filter(|line| line["message"] == "metrics and health are served").last();
+            let said = lines.rfind(|line| line["message"] == "metrics and health are served");
             if let Some(line) = said {
                 return line["address"].as_str().unwrap().to_owned();
             }
