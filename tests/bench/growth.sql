@@ -1,0 +1,76 @@
+-- How the ledger grows: fills a database of its own with verdicts as a worker writes them, and prints what the table and
+-- each index take, and how the program's own queries are planned.
+--
+--     tests/services/run -- sh -c 'psql --quiet "$TEST_POSTGRES_URL" --set rows=1000000 --file tests/bench/growth.sql'
+--
+-- Ids are random, as UUIDv5 are; times rise; a key has 63 bytes. One verdict in sixteen has an event in the outbox.
+
+\set ON_ERROR_STOP on
+CREATE DATABASE growth;
+\connect growth
+SELECT version();
+
+\ir ../../migrations/postgres/0001_ledger.sql
+\ir ../../migrations/postgres/0002_lookups.sql
+
+-- In transactions of 500 rows, sorted by id, which is what a busy worker's group commits look like: an index over random
+-- values is filled in no order, and its pages split.
+CREATE PROCEDURE fill(rows integer) LANGUAGE plpgsql AS $$
+BEGIN
+    FOR batch IN 0 .. rows / 500 - 1 LOOP
+        INSERT INTO verdicts
+        SELECT id, id::text, CASE WHEN n % 3 = 0 THEN 'backfill' ELSE 'live' END, 'uploads',
+               format('users/%s/2026/%s.jpg', left(md5(n::text), 12), gen_random_uuid()),
+               NULL, md5(random()::text), sha256(random()::text::bytea), 40000 + n % 400000, 'jpeg', 1920, 1080, 1,
+               outcome,
+               CASE WHEN outcome <> 'passed' THEN 'synthetic-2.0 says "by AI" 0.9257, flag_at is 0.9' END,
+               'by AI', p,
+               jsonb_build_object('synthetic-2.0', jsonb_build_object('by AI', p, 'by human', 1 - p)),
+               jsonb_build_object('synthetic-2.0', repeat('0123456789abcdef', 4)),
+               jsonb_build_object('name', 'default', 'sha256', repeat('fedcba9876543210', 4)),
+               jsonb_build_object('user', n % 100000), NULL, 1,
+               timestamptz '2026-01-01' + n * interval '1 second', timestamptz '2026-01-01 00:00:01' + n * interval '1 second'
+        FROM (SELECT gen_random_uuid() AS id, n, random()::real AS p,
+                     CASE WHEN n % 32 = 0 THEN 'flagged' WHEN n % 32 = 1 THEN 'review' ELSE 'passed' END AS outcome
+              FROM generate_series(batch * 500, batch * 500 + 499) AS n ORDER BY 1) AS made;
+        INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, due_at)
+        SELECT gen_random_uuid(), id, 'image.' || outcome, job_id,
+               jsonb_build_object('specversion', '1.0', 'id', id, 'type', 'io.pixwarden.image.flagged.v1', 'source', '/pixwarden',
+                   'subject', 's3://uploads/' || key, 'time', decided_at, 'datacontenttype', 'application/json',
+                   'data', to_jsonb(v) - '{id,width,height,frames,format,bytes,attempts,received_at,reused_from}'::text[]),
+               now() + interval '30 seconds'
+        FROM verdicts AS v
+        WHERE decided_at > timestamptz '2026-01-01 00:00:00' + batch * 500 * interval '1 second' AND outcome <> 'passed';
+        COMMIT;
+        UPDATE outbox SET published_at = now() WHERE published_at IS NULL;
+        COMMIT;
+    END LOOP;
+END $$;
+CALL fill(:rows);
+VACUUM (ANALYZE) verdicts, outbox;
+
+\echo
+\echo Bytes of each table without its indexes, and of each index; and a row of it
+SELECT t.relname AS table, c.relname AS name, pg_size_pretty(pg_relation_size(c.oid)) AS size,
+       round(pg_relation_size(c.oid) / t.reltuples::numeric) AS bytes_a_row
+FROM pg_class AS t
+JOIN pg_class AS c ON c.oid = t.oid OR c.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = t.oid)
+WHERE t.relname IN ('verdicts', 'outbox')
+ORDER BY t.relname DESC, c.relkind DESC, c.relname;
+
+SELECT id, encode(sha256, 'hex') AS sha256, bucket, key FROM verdicts OFFSET :rows / 2 LIMIT 1 \gset
+\set explain 'EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, SUMMARY OFF)'
+
+\echo A redelivered job
+:explain SELECT * FROM verdicts WHERE id = :'id';
+\echo Scores to take over
+:explain SELECT * FROM verdicts WHERE sha256 = decode(:'sha256', 'hex') AND scores IS NOT NULL AND reused_from IS NULL
+    AND detectors = jsonb_build_object('synthetic-2.0', repeat('0123456789abcdef', 4)) AND outcome <> 'failed' LIMIT 1;
+\echo show s3://bucket/key
+:explain SELECT * FROM verdicts WHERE bucket = :'bucket' AND key = :'key' ORDER BY decided_at DESC LIMIT 20;
+\echo A page of export or rejudge
+:explain SELECT * FROM verdicts WHERE decided_at >= '2026-01-05' AND decided_at < 'infinity' ORDER BY decided_at, id LIMIT 500;
+\echo A batch of prune
+:explain SELECT id FROM verdicts WHERE decided_at < '2026-01-02' ORDER BY decided_at LIMIT 5000;
+\echo What the sweeper asks every five seconds, when nothing is due
+:explain SELECT event_id FROM outbox WHERE published_at IS NULL AND due_at <= now() ORDER BY due_at LIMIT 500;
