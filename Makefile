@@ -24,7 +24,7 @@ demo: ## screen sample images with the bundled detector; needs no broker, databa
 	@echo "Real use needs a real detector: models fetch hf://OWNER/NAME, then scan --detector models/NAME PATH..."
 
 test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
-	@tests/services/get build runtime python services nextest
+	@tests/services/get build runtime python services nextest promtool
 	cargo build --locked --all-targets
 	.tools/venv/bin/python tests/packaging/check.py
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)

@@ -13,6 +13,7 @@ mod changes;
 mod errors;
 mod faults;
 mod hub;
+mod interface;
 mod invariants;
 mod lanes;
 mod ledger;

@@ -1,0 +1,242 @@
+"""Kubernetes manifests, rendered and held against the schemas of those who read them; and the systemd unit."""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+from cloudcoil.models.keda import v1alpha1 as keda
+from cloudcoil.models.prometheus_operator import v1 as prometheus
+from common import NO_SECRET, PROGRAMS, ROOT, SECRET_NAME, example_options, leaves, option_variables
+
+KUBERNETES = "1.37"
+# Kinds that are not Kubernetes' own.
+OTHERS = {
+    "ScaledObject": keda.ScaledObject,
+    "TriggerAuthentication": keda.TriggerAuthentication,
+    "PodMonitor": prometheus.PodMonitor,
+}
+BASE = ROOT / "deploy/kubernetes/base"
+UNIT = ROOT / "deploy/systemd/pixwarden.service"
+# What KEDA's rabbitmq scaler knows, as its documentation lists it: the schema leaves a trigger's metadata open.
+RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue", "vhostName", "hostFromEnv", "unsafeSsl"}
+
+
+def findings():
+    secret = yaml.safe_load((BASE / "secret.example.yaml").read_text())
+    for where in ("base", "overlays/gpu"):
+        rendered, error = render(where)
+        if error:
+            yield error
+            continue
+        for finding in [
+            *schemas([*rendered, secret]),
+            *references(rendered, secret),
+            *restricted(rendered),
+            *probes(rendered),
+            *lanes(rendered),
+        ]:
+            yield f"deploy/kubernetes/{where}: {finding}"
+    yield from gpu(render("base")[0], render("overlays/gpu")[0])
+    yield from options(secret["stringData"])
+    yield from unit()
+
+
+def render(where):
+    """The objects that `kubectl apply -k` would send, or why there are none."""
+    command = [PROGRAMS / "kubectl", "kustomize", ROOT / "deploy/kubernetes" / where]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode != 0:
+        return [], f"deploy/kubernetes/{where}: kubectl kustomize says\n{result.stderr}"
+    return list(yaml.safe_load_all(result.stdout)), None
+
+
+def schemas(rendered):
+    for thing in rendered:
+        kind = thing["kind"]
+        try:
+            if kind in OTHERS:
+                read = OTHERS[kind].model_validate(thing).model_dump(mode="json", by_alias=True, exclude_unset=True)
+                # These models leave out what they do not know, where the others refuse it.
+                if read != thing:
+                    yield f"{kind}: it has fields that its schema does not: {json.dumps(thing)}\nread as {json.dumps(read)}"
+            else:
+                kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+        except (kubernetes_validate.ValidationError, ValueError) as error:
+            yield f"{kind} {thing['metadata']['name']}: {error}"
+
+
+def references(rendered, secret):
+    """Whatever names something else names what is there."""
+    worker = one(rendered, "Deployment")
+    pod = worker["spec"]["template"]
+    names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret]}
+    wanted = {("ServiceAccount", pod["spec"]["serviceAccountName"])}
+    wanted |= {("ConfigMap", volume["configMap"]["name"]) for volume in pod["spec"]["volumes"] if "configMap" in volume}
+    for container in containers(worker):
+        wanted |= {("Secret", source["secretRef"]["name"]) for source in container["envFrom"]}
+        wanted_mounts = {mount["name"] for mount in container["volumeMounts"]}
+        if wanted_mounts != {volume["name"] for volume in pod["spec"]["volumes"]}:
+            yield f"{container['name']} mounts {wanted_mounts}, which is not what the pod has"
+        if not re.search(r":\d+\.\d+\.\d+-(cpu|cuda)$", container["image"]):
+            yield f"{container['name']}: {container['image']} is not pinned to a release"
+    scaled, broker = one(rendered, "ScaledObject"), one(rendered, "TriggerAuthentication")
+    wanted.add(("Deployment", scaled["spec"]["scaleTargetRef"]["name"]))
+    for trigger in scaled["spec"]["triggers"]:
+        wanted.add(("TriggerAuthentication", trigger["authenticationRef"]["name"]))
+    for parameter in broker["spec"]["secretTargetRef"]:
+        wanted.add(("Secret", parameter["name"]))
+        if parameter["key"] not in secret["stringData"]:
+            yield f"KEDA reads {parameter['key']}, which the secret does not have"
+    for missing in sorted(wanted - names):
+        yield f"{' '.join(missing)} is referred to and not there"
+
+    labels = pod["metadata"]["labels"]
+    policy = one(rendered, "NetworkPolicy")["spec"]
+    selectors = {
+        "Deployment": worker["spec"]["selector"],
+        "PodDisruptionBudget": one(rendered, "PodDisruptionBudget")["spec"]["selector"],
+        "PodMonitor": one(rendered, "PodMonitor")["spec"]["selector"],
+        "NetworkPolicy": policy["podSelector"],
+    }
+    for kind, selector in selectors.items():
+        if not selector["matchLabels"].items() <= labels.items():
+            yield f"{kind} selects {selector['matchLabels']}, the pod has {labels}"
+    if "replicas" in worker["spec"]:
+        yield "Deployment has replicas, which every apply would set back to"
+    for thing in rendered:
+        if thing["kind"] != "Namespace" and thing["metadata"]["namespace"] != secret["metadata"]["namespace"]:
+            yield f"{thing['kind']} is in another namespace than the secret"
+
+
+def restricted(rendered):
+    """What the namespace's pod security demands, and a file system that nobody writes to."""
+    enforced = one(rendered, "Namespace")["metadata"]["labels"].get("pod-security.kubernetes.io/enforce")
+    if enforced != "restricted":
+        yield f"Namespace enforces {enforced}"
+    worker = one(rendered, "Deployment")
+    pod = worker["spec"]["template"]["spec"]
+    context = pod["securityContext"]
+    if not context["runAsNonRoot"] or context["seccompProfile"]["type"] != "RuntimeDefault":
+        yield f"the pod's security context is {context}"
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    if (context["runAsUser"], context["runAsGroup"]) != (int(user[1]), int(user[2])):
+        yield f"the pod does not run as the image's user, {user[0]}"
+    if pod["automountServiceAccountToken"]:
+        yield "the pod gets a token that it does not need"
+    expected = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    for container in containers(worker):
+        if container["securityContext"] != expected:
+            yield f"{container['name']} has the security context {container['securityContext']}"
+        if set(container["resources"]) != {"requests", "limits"}:
+            yield f"{container['name']} has no requests or no limits"
+
+
+def probes(rendered):
+    """Kubelet, Prometheus and network policy ask the port that the worker listens on; draining has the time it needs."""
+    worker = one(rendered, "Deployment")["spec"]["template"]["spec"]
+    container = worker["containers"][0]
+    configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
+    (port,) = container["ports"]
+    if configuration["metrics"]["listen"] != f"0.0.0.0:{port['containerPort']}":
+        yield f"the worker listens on {configuration['metrics']['listen']}, not on port {port['containerPort']}"
+    for probe, path in (("startup", "/healthz"), ("liveness", "/healthz"), ("readiness", "/readyz")):
+        asked = container[f"{probe}Probe"]["httpGet"]
+        if asked != {"path": path, "port": port["name"]}:
+            yield f"the {probe} probe asks {asked}"
+    (endpoint,) = one(rendered, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (ingress,) = one(rendered, "NetworkPolicy")["spec"]["ingress"]
+    if endpoint["port"] != port["name"] or ingress["ports"] != [{"port": port["name"]}]:
+        yield f"Prometheus asks {endpoint['port']}, and may ask {ingress['ports']}"
+    drain_s = configuration["worker"]["drain_ms"] / 1000
+    if worker["terminationGracePeriodSeconds"] <= drain_s:
+        yield f"a worker is killed before it has drained for {drain_s} s"
+
+
+def lanes(rendered):
+    """A trigger a lane, with nothing that KEDA would ignore."""
+    configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
+    prefix = configuration.get("prefix", example_options()["prefix"])
+    spec = one(rendered, "ScaledObject")["spec"]
+    queues = [trigger["metadata"]["queueName"] for trigger in spec["triggers"]]
+    if sorted(queues) != [f"{prefix}.jobs.backfill", f"{prefix}.jobs.live"]:
+        yield f"KEDA looks at {queues}"
+    for trigger in spec["triggers"]:
+        if trigger["type"] != "rabbitmq" or trigger["metadata"]["mode"] != "QueueLength":
+            yield f"a trigger is {trigger}"
+        if unknown := trigger["metadata"].keys() - RABBITMQ_TRIGGER:
+            yield f"KEDA knows no {sorted(unknown)}"
+    if spec["minReplicaCount"] < 1:
+        yield "with no worker at all, uploads wait for one to start, and nobody publishes what is left in the outbox"
+
+
+def gpu(base, overlay):
+    """The overlay is the base but for what a GPU needs."""
+    container = one(overlay, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    if container["resources"]["limits"].get("nvidia.com/gpu") != "1":
+        yield "overlays/gpu: the worker asks for no GPU"
+    if {"name": "PIXWARDEN_INFERENCE_DEVICE", "value": "cuda"} not in container["env"]:
+        yield "overlays/gpu: the worker may fall back to the CPU"
+    for one_container in containers(one(overlay, "Deployment")):
+        if not one_container["image"].endswith("-cuda"):
+            yield f"overlays/gpu: {one_container['name']} runs {one_container['image']}"
+    for before, after in zip(base, overlay, strict=True):
+        if before["kind"] != "Deployment" and before != after:
+            yield f"overlays/gpu: {before['kind']} differs from the base's"
+
+
+def options(secret):
+    """Options and variables that exist, and no secret that looks like one."""
+    known = option_variables()
+    configuration = tomllib.loads((BASE / "pixwarden.toml").read_text())
+    environment = dict(line.split("=", 1) for line in lines(UNIT.parent / "pixwarden.env.example") if "=" in line)
+    for path in leaves(configuration):
+        if "PIXWARDEN_" + "_".join(path).upper() not in known:
+            yield f"deploy/kubernetes/base/pixwarden.toml: {'.'.join(path)} is no option"
+    for where, variables in (("base/secret.example.yaml", secret), ("pixwarden.env.example", environment)):
+        for variable, value in variables.items():
+            if variable.startswith("PIXWARDEN_") and variable not in known:
+                yield f"{where}: no option is behind {variable}"
+            inside = re.search(r"://[^:/]+:([^@]+)@", value)
+            if SECRET_NAME.search(variable):
+                inside = re.fullmatch(r"(.*)", value)
+            if inside and not NO_SECRET.fullmatch(inside[1]):
+                yield f"{where}: {variable} may be taken for a secret"
+
+
+def unit():
+    """What systemd says of the unit, with a program in place of the one that is not installed here."""
+    settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
+    if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
+        yield "pixwarden.service: the worker is killed before it has drained"
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        print("packaging: there is no systemd-analyze here, so the unit's settings were not verified")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / UNIT.name
+        copy.write_text(UNIT.read_text().replace("/opt/pixwarden/pixwarden worker", "/bin/true worker"))
+        command = [analyze, "verify", "--recursive-errors=no", copy]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        # Of a setting that it does not know it only warns.
+        if result.returncode != 0 or UNIT.name in result.stderr:
+            yield f"pixwarden.service: systemd-analyze says\n{result.stderr}"
+
+
+def lines(path):
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def one(things, kind):
+    (thing,) = [thing for thing in things if thing["kind"] == kind]
+    return thing
+
+
+def containers(deployment):
+    pod = deployment["spec"]["template"]["spec"]
+    return [*pod["initContainers"], *pod["containers"]]
