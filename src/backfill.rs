@@ -252,7 +252,7 @@ impl Backfill {
 
     /// The jobs for those objects that have no verdict and no job yet.
     async fn orders(&self, objects: Vec<ImageRef>) -> Result<Vec<Order>, BackfillError> {
-        let standings = self.patiently(|| self.ledger.standings(&objects, &self.digests)).await?;
+        let standings = self.patiently(async || self.ledger.standings(&objects, &self.digests).await).await?;
         let (mut orders, mut ids) = (Vec::new(), HashSet::new());
         for (image, standing) in objects.into_iter().zip(standings) {
             match self.order(image, standing) {
@@ -265,7 +265,7 @@ impl Backfill {
         let since = OffsetDateTime::now_utc() - self.options.again_after;
         let ids: Vec<Uuid> = ids.into_iter().collect();
         let waiting: HashSet<Uuid> =
-            self.patiently(|| self.ledger.published_since(&ids, since)).await?.into_iter().collect();
+            self.patiently(async || self.ledger.published_since(&ids, since).await).await?.into_iter().collect();
         add(&self.tally.waiting, waiting.len());
         orders.retain(|order| !waiting.contains(&order.id));
         Ok(orders)
@@ -335,15 +335,15 @@ impl Backfill {
                 Err(e) => failed = Some(e),
             }
         }
-        self.patiently(|| self.ledger.note_published_jobs(&ids, began)).await?;
+        self.patiently(async || self.ledger.note_published_jobs(&ids, began).await).await?;
         add(&self.tally.published, ids.len());
         failed.map_or(Ok(()), Err)
     }
 
     async fn send(&self, exchange: &str, order: &Order) -> Result<Uuid, BackfillError> {
         let transient = |e: &PublishError| matches!(e, PublishError::Broker(_) | PublishError::Nacked);
-        let sent = retry::patiently(PATIENCE, transient, || {
-            self.publisher.publish(Message::json(exchange, Lane::Backfill.as_str(), &order.body))
+        let sent = retry::patiently(PATIENCE, transient, async || {
+            self.publisher.publish(Message::json(exchange, Lane::Backfill.as_str(), &order.body)).await
         });
         let failed = |e| BackfillError::Publish { image: order.image.uri(), error: Box::new(e) };
         sent.await.map(|()| order.id).map_err(failed)
@@ -351,7 +351,7 @@ impl Backfill {
 
     async fn forget_answered(&self) -> Result<(), BackfillError> {
         let before = OffsetDateTime::now_utc() - self.options.again_after;
-        self.patiently(|| self.ledger.forget_published_jobs(before)).await.map(drop)
+        self.patiently(async || self.ledger.forget_published_jobs(before).await).await.map(drop)
     }
 
     /// Where an earlier run over this source, with the same filter and detectors, has stopped. Behind one that is long ago
@@ -361,7 +361,7 @@ impl Backfill {
             return Ok(None);
         }
         let id = self.progress_id(source);
-        let kept = self.patiently(|| self.ledger.progress(&id)).await?;
+        let kept = self.ledger.progress(&id).await?;
         let since = OffsetDateTime::now_utc() - self.options.again_after;
         Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
     }
@@ -371,7 +371,7 @@ impl Backfill {
             return Ok(());
         }
         let id = self.progress_id(source);
-        self.patiently(|| self.ledger.keep_progress(&id, mark)).await
+        self.patiently(async || self.ledger.keep_progress(&id, mark).await).await
     }
 
     fn progress_id(&self, source: &Source) -> String {
@@ -379,10 +379,7 @@ impl Backfill {
         job::derived_id(&json!(["backfill", source.to_string(), filter, retry_failed, self.digests]))
     }
 
-    async fn patiently<T, F>(&self, operation: impl FnMut() -> F) -> Result<T, BackfillError>
-    where
-        F: Future<Output = Result<T, LedgerError>>,
-    {
+    async fn patiently<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
         Ok(retry::patiently(PATIENCE, |e| matches!(e, LedgerError::Down(_)), operation).await?)
     }
 }

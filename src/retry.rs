@@ -87,15 +87,11 @@ where
 ///
 /// # Errors
 /// The last error.
-pub async fn patiently<T, E, F>(
+pub async fn patiently<T, E: std::fmt::Display>(
     patience: Duration,
     transient: impl Fn(&E) -> bool,
-    mut operation: impl FnMut() -> F,
-) -> Result<T, E>
-where
-    E: std::fmt::Display,
-    F: Future<Output = Result<T, E>>,
-{
+    mut operation: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut pauses = Pauses::default();
     let began = Instant::now();
     loop {

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use lapin::Connection;
 
+use super::PATIENCE;
 use crate::broker::{self, BrokerError};
 use crate::config::SecretUrl;
+use crate::retry;
 
 /// How often a full lane is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -49,7 +51,8 @@ impl Pace {
     /// all others publish little to this lane.
     pub(super) async fn room(&mut self, wanted: u32) -> Result<u32, BrokerError> {
         while self.room == 0 {
-            let waiting = self.waiting().await?;
+            let may_pass = |e: &BrokerError| !matches!(e, BrokerError::Refused { .. });
+            let waiting = retry::patiently(PATIENCE, may_pass, async || self.waiting().await).await?;
             self.room = self.bounds.depth.saturating_sub(waiting);
             if self.room == 0 {
                 tokio::time::sleep(LOOK).await;

@@ -10,7 +10,7 @@ use pixwarden::job::Lane;
 use serde_json::{Value, json};
 use tokio::process::Child;
 
-use crate::support::{Ended, Lab, Worker, good_image};
+use crate::support::{Ended, Lab, Worker, fault, good_image};
 
 /// What a run says it did.
 #[derive(Debug, PartialEq, Eq)]
@@ -385,4 +385,26 @@ async fn what_cannot_be_meant_is_refused_with_what_to_do() {
         assert!(refused.stderr.contains(words), "{arguments:?}: {}", refused.stderr);
     }
     assert_eq!(lab.waiting(&lab.topology.lane(Lane::Backfill)).await, 1, "what came before the wrong line");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_waits_for_a_broker_and_a_ledger_that_are_away() {
+    const OBJECTS: usize = 2_000;
+    let lab = with_folder(OBJECTS).await;
+    let run = started(&lab, &[&format!("s3://{}/", lab.bucket), "--rate", "200"]);
+    let since = Instant::now();
+    while lab.count("SELECT count(*) FROM backfill_jobs").await < 200 {
+        assert!(since.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    fault(&["rabbitmq", "restart"]).await;
+    fault(&["postgres", "restart"]).await;
+    let ended = ended(run).await.expect_ok();
+    assert!(ended.stderr.contains("it is tried again after a pause"), "{}", ended.stderr);
+    assert_eq!(summary(&ended).published, OBJECTS as u64);
+    // Our own connections are gone; a new world looks.
+    let fresh = Lab::new().await;
+    let bodies = fresh.drain(&lab.topology.lane(Lane::Backfill)).await;
+    let distinct: BTreeSet<String> = bodies.iter().map(|(body, _)| body.to_string()).collect();
+    assert_eq!(distinct.len(), OBJECTS, "{} jobs", bodies.len());
 }

@@ -34,14 +34,16 @@ def findings():
         if error:
             yield error
             continue
-        for finding in [
-            *schemas([*rendered, secret]),
-            *references(rendered, secret),
-            *restricted(rendered),
-            *probes(rendered),
-            *lanes(rendered),
-        ]:
-            yield f"deploy/kubernetes/{where}: {finding}"
+        wrong = list(schemas([*rendered, secret]))
+        # What is no manifest at all is not worth looking at further.
+        if not wrong:
+            wrong = [
+                *references(rendered, secret),
+                *restricted(rendered),
+                *probes(rendered),
+                *lanes(rendered),
+            ]
+        yield from (f"deploy/kubernetes/{where}: {finding}" for finding in wrong)
     yield from gpu(render("base")[0], render("overlays/gpu")[0])
     yield from options(secret["stringData"])
     yield from unit()
