@@ -12,6 +12,7 @@ SELECT version();
 
 \ir ../../migrations/postgres/0001_ledger.sql
 \ir ../../migrations/postgres/0002_lookups.sql
+\ir ../../migrations/postgres/0003_backfill.sql
 
 -- In transactions of 500 rows, sorted by id, which is what a busy worker's group commits look like: an index over random
 -- values is filled in no order, and its pages split.
@@ -70,7 +71,15 @@ SELECT id, encode(sha256, 'hex') AS sha256, bucket, key FROM verdicts OFFSET :ro
 :explain SELECT * FROM verdicts WHERE bucket = :'bucket' AND key = :'key' ORDER BY decided_at DESC LIMIT 20;
 \echo A page of export or rejudge
 :explain SELECT * FROM verdicts WHERE decided_at >= '2026-01-05' AND decided_at < 'infinity' ORDER BY decided_at, id LIMIT 500;
-\echo A batch of prune
-:explain SELECT id FROM verdicts WHERE decided_at < '2026-01-02' ORDER BY decided_at LIMIT 5000;
 \echo What the sweeper asks every five seconds, when nothing is due
 :explain SELECT event_id FROM outbox WHERE published_at IS NULL AND due_at <= now() ORDER BY due_at LIMIT 500;
+\echo Three batches of prune, one after another: does what is deleted stand in the way of the next?
+SELECT $$DELETE FROM verdicts WHERE id IN (
+    SELECT id FROM verdicts
+    WHERE decided_at < '2026-01-05' AND ('{}' = '{}'::text[] OR outcome = ANY('{}'))
+        AND NOT EXISTS (SELECT FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)
+    ORDER BY decided_at, id LIMIT 5000)$$ AS batch \gset
+:explain :batch;
+\timing on
+:batch;
+:batch;
