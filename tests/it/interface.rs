@@ -67,7 +67,8 @@ async fn every_event_and_reply_is_as_its_schema_says() {
     let large = fixtures.iter().find(|fixture| fixture.bytes.len() > 20_000).unwrap();
     lab.put("cut-off", large.bytes.clone()).await;
     lab.put("too-large", vec![0; 2_000_001]).await;
-    let direct = std::mem::replace(&mut lab.endpoint, crate::proxy::start(&lab.endpoint).await);
+    let proxy = crate::proxy::start(&lab.endpoint).await;
+    let direct = std::mem::replace(&mut lab.endpoint, proxy);
     let mut worker = lab.started_worker().await;
     let replies = format!("replies-{}", lab.prefix);
     let options = lapin::options::QueueDeclareOptions::default();
@@ -99,6 +100,7 @@ async fn every_event_and_reply_is_as_its_schema_says() {
     assert!(events.iter().any(|(event, _)| event["traceparent"].is_string()));
     let mut files = Vec::new();
     for (number, (event, _)) in events.iter().chain(&replies).enumerate() {
+        described(event);
         let file = lab.folder.path().join(format!("event-{number}.json"));
         std::fs::write(&file, event.to_string()).unwrap();
         files.push(file);
@@ -110,6 +112,21 @@ async fn every_event_and_reply_is_as_its_schema_says() {
     wrong["data"]["outcome"] = json!("perhaps");
     std::fs::write(&files[0], wrong.to_string()).unwrap();
     assert_ne!(valid(&files[..1]).await.status, 0);
+}
+
+/// The schema lets consumers meet fields of later releases; this release has none that it leaves out.
+fn described(event: &Value) {
+    let schema: Value = serde_json::from_slice(&std::fs::read(docs("schemas/event.schema.json")).unwrap()).unwrap();
+    let verdict = &schema["$defs"]["verdict"]["properties"];
+    for (known, found) in [
+        (&schema["properties"], event),
+        (verdict, &event["data"]),
+        (&verdict["image"]["properties"], &event["data"]["image"]),
+    ] {
+        for field in found.as_object().unwrap().keys() {
+            assert!(known.get(field).is_some(), "{field} is not in the schema");
+        }
+    }
 }
 
 async fn valid(files: &[PathBuf]) -> Ended {

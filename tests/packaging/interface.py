@@ -6,7 +6,7 @@ import warnings
 
 import yaml
 from common import ROOT
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, SchemaError
 
 with warnings.catch_warnings():
     # Fields of its models are called "schema", of which pydantic warns.
@@ -63,7 +63,11 @@ def examples():
     """The schemas are schemas, every example is valid, and every form and outcome has one."""
     for kind in ("job", "event"):
         schema = json.loads((DOCS / f"schemas/{kind}.schema.json").read_text())
-        Draft202012Validator.check_schema(schema)
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            yield f"docs/schemas/{kind}.schema.json: {error.message}"
+            continue
         validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
         files = sorted((DOCS / f"examples/{kind}s").glob("*.json"))
         for file in files:
