@@ -145,8 +145,9 @@ def probes(rendered):
     container = worker["containers"][0]
     configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
     (port,) = container["ports"]
-    if configuration["metrics"]["listen"] != f"0.0.0.0:{port['containerPort']}":
-        yield f"the worker listens on {configuration['metrics']['listen']}, not on port {port['containerPort']}"
+    listen = configuration.get("metrics", {}).get("listen")
+    if listen != f"0.0.0.0:{port['containerPort']}":
+        yield f"the worker listens on {listen}, not on port {port['containerPort']}"
     for probe, path in (("startup", "/healthz"), ("liveness", "/healthz"), ("readiness", "/readyz")):
         asked = container[f"{probe}Probe"]["httpGet"]
         if asked != {"path": path, "port": port["name"]}:
