@@ -74,7 +74,7 @@ pub trait Archive: Send + Sync {
     /// events are all published.
     async fn count_settled(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` of them, oldest first, and says how many.
+    /// Deletes up to `limit` of them with their events, oldest first, and says how many verdicts.
     async fn delete_settled(&self, until: OffsetDateTime, outcomes: &[Outcome], limit: u32)
     -> Result<u64, LedgerError>;
 

@@ -121,7 +121,8 @@ pub fn remedy(trouble: Trouble, failures: u32, config: &WorkerConfig) -> Remedy 
         Trouble::Leaving => Remedy::Settle(Settlement::Return),
         Trouble::Attempt(_, reason) => match failures.saturating_add(1) {
             failures if failures >= config.attempts => {
-                Remedy::GiveUp(format!("given up after {failures} attempts: {reason}"))
+                let attempts = if failures == 1 { "attempt" } else { "attempts" };
+                Remedy::GiveUp(format!("given up after {failures} {attempts}: {reason}"))
             }
             failures => Remedy::Settle(Settlement::Retry { failures, reason }),
         },

@@ -354,6 +354,7 @@ async fn only_old_verdicts_whose_events_are_out_are_deleted() {
         assert_eq!(ledger.delete_settled(until, &[Outcome::Passed, Outcome::Review], 10).await.unwrap(), 1);
         assert_eq!(ledger.delete_settled(until, &[], 1).await.unwrap(), 1);
         assert_eq!(ledger.delete_settled(until, &[], 10).await.unwrap(), 0);
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2, "what is gone owes and remembers nothing");
         for (entry, left) in [(young, true), (old, false), (owing, true)] {
             assert_eq!(ledger.read(entry.verdict.id).await.unwrap().is_some(), left, "{}", entry.verdict.job_id);
         }

@@ -109,15 +109,22 @@ impl Archive for Postgres {
         limit: u32,
     ) -> Result<u64, LedgerError> {
         let outcomes: Vec<&'static str> = outcomes.iter().map(|outcome| outcome.as_str()).collect();
-        let done = self.run(LONG_ANSWER, move |c| {
-            let query = sqlx::query(concat!(
-                "DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
-                settled!(),
-                " ORDER BY decided_at, id LIMIT $3)"
-            ));
-            Box::pin(query.bind(until).bind(outcomes).bind(i64::from(limit)).execute(c))
-        });
-        Ok(done.await?.rows_affected())
+        let deleted: i64 = self
+            .run(LONG_ANSWER, move |c| {
+                let query = sqlx::query_scalar(concat!(
+                    "WITH gone AS (
+                         DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
+                    settled!(),
+                    " ORDER BY decided_at, id LIMIT $3) RETURNING id
+                     ), events AS (
+                         DELETE FROM outbox WHERE verdict_id IN (SELECT id FROM gone)
+                     )
+                     SELECT count(*) FROM gone"
+                ));
+                Box::pin(query.bind(until).bind(outcomes).bind(i64::from(limit)).fetch_one(c))
+            })
+            .await?;
+        Ok(u64::try_from(deleted).unwrap_or(0))
     }
 
     async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError> {

@@ -108,15 +108,23 @@ impl Archive for Sqlite {
         limit: u32,
     ) -> Result<u64, LedgerError> {
         let outcomes = rows::text(&outcomes);
-        let done = self.run(move |c| {
-            let query = sqlx::query(concat!(
-                "DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
-                settled!(),
-                " ORDER BY decided_at, id LIMIT $3)"
-            ));
-            Box::pin(query.bind(stamp(until)).bind(outcomes).bind(limit).execute(c))
-        });
-        Ok(done.await?.rows_affected())
+        self.run(move |c| {
+            Box::pin(async move {
+                let mut transaction = c.begin_with(BEGIN).await?;
+                let query = concat!("SELECT id FROM verdicts", settled!(), " ORDER BY decided_at, id LIMIT $3");
+                let query = sqlx::query_scalar(query).bind(stamp(until)).bind(outcomes).bind(limit);
+                let gone: Vec<String> = query.fetch_all(&mut *transaction).await?;
+                for query in [
+                    "DELETE FROM outbox WHERE verdict_id IN (SELECT value FROM json_each($1))",
+                    "DELETE FROM verdicts WHERE id IN (SELECT value FROM json_each($1))",
+                ] {
+                    sqlx::query(query).bind(rows::text(&gone)).execute(&mut *transaction).await?;
+                }
+                transaction.commit().await?;
+                Ok(gone.len() as u64)
+            })
+        })
+        .await
     }
 
     async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError> {
