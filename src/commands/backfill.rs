@@ -9,13 +9,12 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 
 use super::age::Age;
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
 use super::record::instant;
-use super::signals::Signals;
+use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::{Backfill, Bounds, End, Filter, IN_FLIGHT, Options, Tally};
 use crate::broker::{Publisher, Topology, connect};
 use crate::config::Config;
@@ -27,9 +26,6 @@ use crate::worker::blob::Fetcher;
 /// How often a bar is drawn, and how often a line is logged where there is none.
 const DRAW: Duration = Duration::from_millis(200);
 const LOG: Duration = Duration::from_secs(60);
-
-/// The exit status of a shell's command that was interrupted.
-const INTERRUPTED: u8 = 130;
 
 const COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "published", "end"];
 
@@ -145,7 +141,10 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         tally: Arc::default(),
     });
     let progress = Progress::new(Unit::Images);
-    let stop = stop_on_signal(Signals::listen()?, &progress);
+    let bar = progress.clone();
+    let stop = Signals::listen()?.stop(move || {
+        bar.around(|| eprintln!("stopping behind the jobs that are on their way; once more stops at once"));
+    });
     let telling = tokio::spawn(tell(Arc::clone(&backfill), progress.clone()));
     let ended = backfill.run(&stop).await;
     telling.abort();
@@ -154,20 +153,6 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     ledger.close().await;
     summary(arguments, &backfill.tally, ended.as_ref().ok().copied())?;
     Ok(if ended? == End::Stopped { INTERRUPTED } else { 0 })
-}
-
-/// The first signal ends the run behind the jobs that are on their way.
-fn stop_on_signal(mut signals: Signals, progress: &Progress) -> CancellationToken {
-    let stop = CancellationToken::new();
-    let (on_signal, progress) = (stop.clone(), progress.clone());
-    drop(tokio::spawn(async move {
-        signals.next().await;
-        on_signal.cancel();
-        progress.around(|| eprintln!("stopping behind what is on its way; again to stop at once"));
-        signals.next().await;
-        std::process::exit(i32::from(INTERRUPTED));
-    }));
-    stop
 }
 
 /// Says how far the run is: on a bar, whose end is known once a second listing has counted it, or a line a minute.

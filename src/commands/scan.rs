@@ -11,12 +11,11 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt};
-use tokio_util::sync::CancellationToken;
 
 use super::files;
 use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
-use super::signals::Signals;
+use super::signals::{INTERRUPTED, Signals};
 use crate::config::Config;
 use crate::job::Outcome;
 use crate::ledger::{Ledger, LedgerError};
@@ -25,9 +24,6 @@ use crate::worker::persist::Persist;
 use file::{Book, Report, Scan};
 
 const COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
-
-/// The exit status of a shell's command that was interrupted.
-const INTERRUPTED: u8 = 130;
 
 /// The outcome from which on `scan` exits with 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -86,7 +82,10 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
     let mut output = Output::new(Format::or_default(arguments.format), &COLUMNS)?;
     let progress = Progress::new(Unit::Images);
     count(&arguments.paths, &progress);
-    let stop = stop_on_signal(Signals::listen()?, &progress);
+    let bar = progress.clone();
+    let stop = Signals::listen()?.stop(move || {
+        bar.around(|| eprintln!("stopping after the images that are being screened; once more stops at once"));
+    });
     // Enough to keep decoders and sessions busy.
     let ahead = 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode);
     let stopped = OnceCell::new();
@@ -144,20 +143,6 @@ fn count(paths: &[PathBuf], progress: &Progress) {
         let (walk, progress) = (files::walk(paths.to_vec()), progress.clone());
         drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
     }
-}
-
-/// The first SIGINT or SIGTERM lets what has begun finish; the second ends the process.
-fn stop_on_signal(mut signals: Signals, progress: &Progress) -> CancellationToken {
-    let (stop, progress) = (CancellationToken::new(), progress.clone());
-    let told = stop.clone();
-    drop(tokio::spawn(async move {
-        signals.next().await;
-        progress.around(|| eprintln!("stopping after the images that are being screened; once more stops at once"));
-        told.cancel();
-        signals.next().await;
-        std::process::exit(i32::from(INTERRUPTED));
-    }));
-    stop
 }
 
 /// What has been seen so far.

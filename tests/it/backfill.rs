@@ -47,12 +47,7 @@ fn started(lab: &Lab, arguments: &[&str]) -> Child {
 
 async fn ended(child: Child) -> Ended {
     let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
-    let output = output.expect("the backfill does not end").unwrap();
-    Ended {
-        status: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    output.expect("the backfill does not end").unwrap().into()
 }
 
 /// Stores small objects, many at a time. That they are no images makes no difference here.
@@ -407,4 +402,25 @@ async fn a_run_waits_for_a_broker_and_a_ledger_that_are_away() {
     let bodies = fresh.drain(&lab.topology.lane(Lane::Backfill)).await;
     let distinct: BTreeSet<String> = bodies.iter().map(|(body, _)| body.to_string()).collect();
     assert_eq!(distinct.len(), OBJECTS, "{} jobs", bodies.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_says_so_and_leaves_its_turn_to_the_next() {
+    let lab = with_folder(300).await;
+    let source = format!("s3://{}/", lab.bucket);
+    let run = started(&lab, &[&source, "--depth", "20"]);
+    let lane = lab.topology.lane(Lane::Backfill);
+    let since = Instant::now();
+    while lab.waiting(&lane).await < 20 {
+        assert!(since.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let interrupted = tokio::process::Command::new("kill").args(["-INT", &run.id().unwrap().to_string()]).status();
+    assert!(interrupted.await.unwrap().success());
+    let stopped = ended(run).await;
+    assert_eq!(stopped.status, 130, "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("stopped, the same command goes on from here"), "{}", stopped.stderr);
+    let rest = lab.run(&["backfill", &source]).await.expect_ok();
+    assert!(!rest.stderr.contains("another backfill is at work"), "{}", rest.stderr);
+    assert_eq!((summary(&rest).waiting, summary(&rest).published), (20, 280));
 }

@@ -401,15 +401,20 @@ pub struct Ended {
     pub stderr: String,
 }
 
-impl Ended {
-    pub async fn of(mut command: Command) -> Self {
-        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
-        let output = output.expect("the command does not end").unwrap();
+impl From<std::process::Output> for Ended {
+    fn from(output: std::process::Output) -> Self {
         Self {
             status: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+}
+
+impl Ended {
+    pub async fn of(mut command: Command) -> Self {
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
+        output.expect("the command does not end").unwrap().into()
     }
 
     pub fn expect_ok(self) -> Self {
