@@ -9,6 +9,7 @@ mod pace;
 pub mod source;
 mod turn;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -145,6 +146,8 @@ pub struct Backfill {
     pub digests: Digests,
     /// What to do.
     pub options: Options,
+    /// When the run began: jobs that it has published itself are never too old to wait.
+    pub began: OffsetDateTime,
     /// What was met.
     pub tally: Arc<Tally>,
 }
@@ -262,7 +265,7 @@ impl Backfill {
                 Some(order) => orders.push(order),
             }
         }
-        let since = OffsetDateTime::now_utc() - self.options.again_after;
+        let since = self.began - self.options.again_after;
         let ids: Vec<Uuid> = ids.into_iter().collect();
         let waiting: HashSet<Uuid> =
             self.patiently(async || self.ledger.published_since(&ids, since).await).await?.into_iter().collect();
@@ -273,19 +276,22 @@ impl Backfill {
 
     /// The job for an object; `None` where what stands on it is enough.
     fn order(&self, image: ImageRef, standing: Option<Standing>) -> Option<Order> {
-        let again = match standing {
-            None => None,
-            Some(Standing { outcome: Outcome::Failed, .. }) if self.options.retry_failed => None,
-            // Its verdict is never replaced; what is there again is another job.
-            Some(Standing { outcome: Outcome::Missing, decided_at }) if self.options.retry_failed => Some(decided_at),
-            Some(_) => return None,
-        };
         let derived = Job { identity: Identity::Derived { sequencer: None }, image, detectors: None, metadata: None };
         let (mut id, image) = (derived.id(None, &self.digests), derived.image);
         let mut body = json!({"image": image});
-        if let Some(decided_at) = again {
-            id = job::derived_id(&json!([id, "missing", decided_at.unix_timestamp_nanos().to_string()]));
-            body["id"] = json!(id);
+        match standing {
+            None => {}
+            Some(Standing { outcome: Outcome::Missing | Outcome::Failed, .. }) if !self.options.retry_failed => {
+                return None;
+            }
+            // Its verdict will be replaced.
+            Some(Standing { outcome: Outcome::Failed, job_id, .. }) if job_id == id => {}
+            // A job of another id, or one that was missing: no verdict of that id is replaced, so this is another job.
+            Some(Standing { outcome: Outcome::Missing | Outcome::Failed, job_id, decided_at }) => {
+                id = job::derived_id(&json!(["again", id, job_id, decided_at.unix_timestamp_nanos().to_string()]));
+                body["id"] = json!(id);
+            }
+            Some(_) => return None,
         }
         Some(Order { id: job::verdict_id(&id), body: body.to_string(), image })
     }
@@ -320,7 +326,10 @@ impl Backfill {
     async fn chunk(&self, orders: Vec<Order>, pace: &mut Pace) -> Result<(), BackfillError> {
         let began = OffsetDateTime::now_utc();
         let exchange = self.topology.jobs();
-        let paced = stream::iter(&orders).then(|order| {
+        // Behind the first failure nothing is begun.
+        let failing = Cell::new(false);
+        let rest = stream::iter(&orders).take_while(|_| std::future::ready(!failing.get()));
+        let paced = rest.then(|order| {
             let wait = pace.wait();
             async move {
                 tokio::time::sleep(wait).await;
@@ -332,7 +341,10 @@ impl Backfill {
         while let Some(sent) = confirmed.next().await {
             match sent {
                 Ok(id) => ids.push(id),
-                Err(e) => failed = Some(e),
+                Err(e) => {
+                    failing.set(true);
+                    failed = Some(e);
+                }
             }
         }
         self.patiently(async || self.ledger.note_published_jobs(&ids, began).await).await?;
@@ -350,7 +362,7 @@ impl Backfill {
     }
 
     async fn forget_answered(&self) -> Result<(), BackfillError> {
-        let before = OffsetDateTime::now_utc() - self.options.again_after;
+        let before = self.began - self.options.again_after;
         self.patiently(async || self.ledger.forget_published_jobs(before).await).await.map(drop)
     }
 
@@ -362,7 +374,7 @@ impl Backfill {
         }
         let id = self.progress_id(source);
         let kept = self.ledger.progress(&id).await?;
-        let since = OffsetDateTime::now_utc() - self.options.again_after;
+        let since = self.began - self.options.again_after;
         Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
     }
 
@@ -376,10 +388,14 @@ impl Backfill {
 
     fn progress_id(&self, source: &Source) -> String {
         let Options { filter, retry_failed, .. } = &self.options;
-        job::derived_id(&json!(["backfill", source.to_string(), filter, retry_failed, self.digests]))
+        job::derived_id(&json!(["backfill", source.identity(), filter, retry_failed, self.digests]))
     }
 
     async fn patiently<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
-        Ok(retry::patiently(PATIENCE, |e| matches!(e, LedgerError::Down(_)), operation).await?)
+        Ok(retry::patiently(PATIENCE, may_pass, operation).await?)
     }
+}
+
+fn may_pass(error: &LedgerError) -> bool {
+    matches!(error, LedgerError::Down(_))
 }

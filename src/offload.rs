@@ -29,6 +29,16 @@ pub fn stream<T: Send + 'static>(
     read: impl FnOnce(&Sink<T>) -> Result<(), Enough> + Send + 'static,
 ) -> BoxStream<'static, T> {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    drop(tokio::task::spawn_blocking(move || read(&Sink(sender))));
-    stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
+    let reading = tokio::task::spawn_blocking(move || read(&Sink(sender)));
+    stream::unfold((receiver, reading), |(mut receiver, reading)| async move {
+        if let Some(item) = receiver.recv().await {
+            return Some((item, (receiver, reading)));
+        }
+        // A reader that panicked has not come to the end.
+        match reading.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Ok(_) | Err(Err(_)) => None,
+        }
+    })
+    .boxed()
 }

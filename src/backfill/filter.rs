@@ -3,6 +3,7 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use crate::job::forms::MAX_KEY_BYTES;
 use crate::worker::blob::Listed;
 
 /// Conditions on an object; it has to meet all that are given.
@@ -29,24 +30,29 @@ impl Filter {
         object.image.etag.is_some() && sized && dated
     }
 
-    /// Whether an object is meant. What is not known of one that is not there excludes nothing.
+    /// Whether an object is meant, as far as its key tells.
     #[must_use]
-    pub fn takes(&self, object: &Listed) -> bool {
+    pub fn names(&self, object: &Listed) -> bool {
         let key = object.image.key.as_bytes();
         let ends_with = |suffix: &String| {
             let from = key.len().checked_sub(suffix.len());
             from.is_some_and(|from| key[from..].eq_ignore_ascii_case(suffix.as_bytes()))
         };
-        // A key with a slash at its end stands for a folder in some tools, and U+0000 fits into no message.
-        let nameable = !key.ends_with(b"/") && !key.contains(&0);
-        let named = self.suffixes.is_empty() || self.suffixes.iter().any(ends_with);
+        // A key with a slash at its end stands for a folder in some tools; U+0000, or more than S3 allows, is no job.
+        let nameable = !key.ends_with(b"/") && !key.contains(&0) && key.len() <= MAX_KEY_BYTES;
+        nameable && (self.suffixes.is_empty() || self.suffixes.iter().any(ends_with))
+    }
+
+    /// Whether an object is meant. What is not known of one that is not there excludes nothing.
+    #[must_use]
+    pub fn takes(&self, object: &Listed) -> bool {
         let sized = object.bytes.is_none_or(|n| {
             self.min_bytes.is_none_or(|least| n >= least) && self.max_bytes.is_none_or(|most| n <= most)
         });
         let dated = object
             .modified
             .is_none_or(|at| self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until));
-        nameable && named && sized && dated
+        self.names(object) && sized && dated
     }
 }
 
@@ -82,6 +88,7 @@ mod tests {
         }
         assert!(!Filter::default().takes(&object("folder/", 0, early)));
         assert!(!Filter::default().takes(&object("nul\0", 1, early)));
+        assert!(!Filter::default().takes(&object(&"k".repeat(1_025), 1, early)));
     }
 
     #[test]

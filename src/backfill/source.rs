@@ -17,7 +17,7 @@ use futures_util::stream::{self, BoxStream};
 use super::PATIENCE;
 use super::filter::Filter;
 use crate::job::ImageRef;
-use crate::retry::Pauses;
+use crate::retry::{self, Pauses};
 use crate::worker::blob::{Fetcher, Listed, Part, StoreError};
 
 /// Objects asked for one by one at a time.
@@ -45,7 +45,12 @@ pub enum Place {
     /// In the object store.
     Object(ImageRef),
     /// On this machine.
-    File(PathBuf),
+    File {
+        /// Where.
+        path: PathBuf,
+        /// What tells it from another file of that name; empty before [`Source::pin`].
+        state: String,
+    },
 }
 
 /// One entry of a source.
@@ -92,7 +97,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Object(object) => f.write_str(&object.uri()),
-            Self::File(path) => path.display().fmt(f),
+            Self::File { path, .. } => path.display().fmt(f),
         }
     }
 }
@@ -108,6 +113,32 @@ impl fmt::Display for Source {
 }
 
 impl Source {
+    /// Ties a list to what it holds now: neither a mark in it nor a second reading may be of another one.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn pin(self, fetcher: &Fetcher) -> Result<Self, SourceError> {
+        Ok(match self {
+            Self::Prefix { .. } => self,
+            Self::Inventory(place) => Self::Inventory(place.pin(fetcher).await?),
+            Self::Manifest(place) => Self::Manifest(place.pin(fetcher).await?),
+        })
+    }
+
+    /// Tells it from every other source, and from an earlier state of its list.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Inventory(Place::Object(list)) | Self::Manifest(Place::Object(list)) => {
+                format!("{self} {}", list.etag.as_deref().unwrap_or_default())
+            }
+            Self::Inventory(Place::File { state, .. }) | Self::Manifest(Place::File { state, .. }) => {
+                format!("{self} {state}")
+            }
+            Self::Prefix { .. } => self.to_string(),
+        }
+    }
+
     /// Its entries behind a mark, as they are written down.
     pub fn entries(
         &self,
@@ -138,6 +169,7 @@ impl Source {
             filter: Arc::new(filter.clone()),
             after,
             items: None,
+            begun: false,
             failing: None,
             pauses: Pauses::default(),
         };
@@ -152,6 +184,7 @@ struct Reading {
     filter: Arc<Filter>,
     after: Option<String>,
     items: Option<BoxStream<'static, Result<Item, SourceError>>>,
+    begun: bool,
     failing: Option<Instant>,
     pauses: Pauses,
 }
@@ -173,18 +206,28 @@ impl Reading {
             match items.next().await? {
                 Ok(item) => {
                     self.after = Some(item.mark.clone());
+                    self.begun = true;
                     if self.failing.take().is_some() {
                         self.pauses.reset();
                     }
                     return Some(Ok(item));
                 }
-                Err(e) if e.may_pass() && self.failing.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
+                // One that never gave anything is more likely misspelt than away.
+                Err(e)
+                    if self.begun
+                        && e.may_pass()
+                        && self.failing.get_or_insert_with(Instant::now).elapsed() < PATIENCE =>
+                {
                     let pause = self.pauses.longer();
                     tracing::warn!(source = %self.source, error = %e, pause_ms = pause.as_millis(), "the source is read on after a pause");
                     self.items = None;
                     tokio::time::sleep(pause).await;
                 }
-                Err(e) => return Some(Err(e)),
+                Err(e) => {
+                    // What comes behind an error must not be taken for all there was: the mark would pass over the rest.
+                    self.items = Some(stream::empty().boxed());
+                    return Some(Err(e));
+                }
             }
         }
     }
@@ -193,13 +236,19 @@ impl Reading {
 /// Asks the store for what a list does not say of an object.
 async fn known(item: Item, fetcher: &Fetcher, filter: &Filter) -> Result<Item, SourceError> {
     let Some(object) = &item.object else { return Ok(item) };
-    if filter.knows_enough(object) {
+    if filter.knows_enough(object) || !filter.names(object) {
         return Ok(item);
     }
-    match fetcher.head(&object.image).await {
+    let transient = |e: &StoreError| matches!(e, StoreError::Unclear(_));
+    match retry::briefly(transient, || fetcher.head(&object.image)).await {
         Ok(object) => Ok(Item { object: Some(object), ..item }),
         // The worker says so, and the ledger will have it.
-        Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(item),
+        Err(StoreError::Missing(_)) => Ok(item),
+        // The object's own, unless nothing else may be read either: an answer to HEAD does not tell.
+        Err(StoreError::Denied(why)) => match fetcher.probe(&object.image.bucket).await {
+            Ok(()) => Ok(item),
+            Err(store) => Err(StoreError::Down(format!("{why}; {store}")).into()),
+        },
         Err(e) => Err(e.into()),
     }
 }
@@ -209,7 +258,7 @@ impl Place {
     async fn file(&self, fetcher: &Fetcher) -> Result<File, SourceError> {
         let failed = |error| SourceError::File { place: self.clone(), error };
         let object = match self {
-            Self::File(path) => return File::open(path).map_err(failed),
+            Self::File { path, .. } => return File::open(path).map_err(failed),
             Self::Object(object) => object,
         };
         let mut file = tempfile::tempfile().map_err(failed)?;
@@ -229,6 +278,26 @@ impl Place {
         }
         file.rewind().map_err(failed)?;
         Ok(file)
+    }
+
+    async fn pin(self, fetcher: &Fetcher) -> Result<Self, SourceError> {
+        match self {
+            Self::Object(object) => match fetcher.head(&object).await {
+                Ok(listed) => Ok(Self::Object(listed.image)),
+                Err(StoreError::Missing(why)) => Err(Self::Object(object).wrong(why)),
+                Err(e) => Err(e.into()),
+            },
+            Self::File { path, .. } => {
+                let state = path.canonicalize().and_then(|whole| {
+                    let found = whole.metadata()?;
+                    Ok(format!("{} {} {:?}", whole.display(), found.len(), found.modified()?))
+                });
+                match state {
+                    Ok(state) => Ok(Self::File { path, state }),
+                    Err(error) => Err(SourceError::File { place: Self::File { path, state: String::new() }, error }),
+                }
+            }
+        }
     }
 
     fn wrong(&self, what: impl Into<String>) -> SourceError {

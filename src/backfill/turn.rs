@@ -7,7 +7,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::{PATIENCE, may_pass};
 use crate::ledger::{Ledger, LedgerError, TURN};
+use crate::retry;
 
 /// How often a process says that it lives; several may be missed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -28,7 +30,7 @@ impl Turn {
     pub(super) async fn take(ledger: Arc<dyn Ledger>, stop: &CancellationToken) -> Result<Option<Self>, LedgerError> {
         let process = Uuid::new_v4();
         let mut told = false;
-        while !ledger.take_turn(process).await? {
+        while !retry::patiently(PATIENCE, may_pass, async || ledger.take_turn(process).await).await? {
             if !told {
                 tracing::warn!(
                     "another backfill is at work on this ledger, or was until {} s ago: this one begins when it has ended",
@@ -58,10 +60,12 @@ impl Turn {
 async fn keep(ledger: Arc<dyn Ledger>, process: Uuid, lost: CancellationToken) {
     loop {
         tokio::time::sleep(SIGN_OF_LIFE).await;
-        match ledger.take_turn(process).await {
-            Ok(true) => {}
-            Ok(false) => return lost.cancel(),
-            Err(e) => tracing::debug!(error = %e, "the turn could not be kept"),
+        // A call that hangs must not be what makes it late.
+        match tokio::time::timeout(SIGN_OF_LIFE, ledger.take_turn(process)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return lost.cancel(),
+            Ok(Err(e)) => tracing::debug!(error = %e, "the turn could not be kept"),
+            Err(_) => tracing::debug!("the turn could not be kept in time"),
         }
     }
 }

@@ -1,7 +1,10 @@
-//! How long ago, as an argument.
+//! Ages and other durations on the command line: 90s, 15m, 2h, 7d.
 
 use std::str::FromStr;
 use std::time::Duration;
+
+/// Longer ago is no moment that anybody means, and beyond some age none that a computer knows.
+const LONGEST_S: u64 = 100 * 365 * 86_400;
 
 /// A duration as people write it: a number and one of s, m, h, d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +23,11 @@ impl FromStr for Age {
             _ => return Err(wrong()),
         };
         let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-        number.checked_mul(unit).map(|seconds| Self(Duration::from_secs(seconds))).ok_or_else(wrong)
+        let seconds = number.checked_mul(unit).ok_or_else(wrong)?;
+        if seconds > LONGEST_S {
+            return Err(format!("\"{text}\" is more than a hundred years"));
+        }
+        Ok(Self(Duration::from_secs(seconds)))
     }
 }
 
@@ -33,7 +40,7 @@ mod tests {
         for (text, seconds) in [("90s", 90), ("15m", 900), ("2h", 7_200), ("7d", 604_800), ("0s", 0)] {
             assert_eq!(text.parse(), Ok(Age(Duration::from_secs(seconds))), "{text}");
         }
-        for text in ["", "7", "d", "-1s", "1.5h", "7 d", "99999999999999999999d", "1ü"] {
+        for text in ["", "7", "d", "-1s", "1.5h", "7 d", "99999999999999999999d", "36501d", "1ü"] {
             assert!(text.parse::<Age>().is_err(), "{text}");
         }
     }

@@ -104,16 +104,20 @@ impl Arguments {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-    rate.ok_or_else(|| "it must be a number above 0".into())
+    let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
+    rate.ok_or_else(|| "it must be a number from 0.001 to 1000000".into())
 }
 
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
-    let (config, sources) = sources::resolve(arguments, config)?;
+    let (config, named) = sources::resolve(arguments, config)?;
     let queue = config.queue()?.clone();
     let detectors = packages(&config)?;
     let digests: Digests = detectors.into_iter().map(|detector| (detector.name, detector.digest)).collect();
     let fetcher = Arc::new(Fetcher::open(&config).await?);
+    let mut sources = Vec::new();
+    for source in named {
+        sources.push(source.pin(&fetcher).await?);
+    }
     let ledger: Arc<dyn ledger::Ledger> = ledger::open(&config).await?.into();
     ledger.check_schema().await?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
@@ -138,6 +142,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             bounds: Bounds { rate: arguments.rate, depth: arguments.depth },
             again_after: arguments.again_after.0,
         },
+        began: OffsetDateTime::now_utc(),
         tally: Arc::default(),
     });
     let progress = Progress::new(Unit::Images);
@@ -189,6 +194,7 @@ fn summary(arguments: &Arguments, tally: &Tally, end: Option<End>) -> anyhow::Re
     let [filtered, screened, waiting, published] =
         [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
     let (end, words) = match end {
+        _ if arguments.dry_run => ("counted", ""),
         Some(End::Done) => ("done", ""),
         Some(End::Limit) => ("limit", "; the limit is reached, the same command goes on from here"),
         Some(End::Stopped) => ("stopped", "; stopped, the same command goes on from here"),

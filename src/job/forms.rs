@@ -13,7 +13,7 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The largest `metadata`, as JSON text.
 pub const MAX_METADATA_BYTES: usize = 16 * 1024;
 /// S3's own limit for keys.
-const MAX_KEY_BYTES: usize = 1024;
+pub const MAX_KEY_BYTES: usize = 1024;
 const MAX_BUCKET_BYTES: usize = 255;
 const MAX_ID_CHARS: usize = 200;
 

@@ -14,8 +14,10 @@ use crate::job::{Digests, ImageRef, Outcome};
 pub const TURN: Duration = Duration::from_secs(10);
 
 /// The best verdict there is on an object in its present state under the present detectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
+    /// Its job's id.
+    pub job_id: String,
     /// Its outcome; `missing` and `failed` only where there is no other.
     pub outcome: Outcome,
     /// When it was decided.
@@ -40,7 +42,7 @@ pub trait Reconcile: Send + Sync {
     /// What stands on each object, in order. An `ETag` of `None` means verdicts that have none.
     async fn standings(&self, objects: &[ImageRef], digests: &Digests) -> Result<Vec<Option<Standing>>, LedgerError>;
 
-    /// Of these verdicts' ids, those whose jobs were published since then.
+    /// Of these verdicts' ids, those whose jobs were published since then and have no verdict yet.
     async fn published_since(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError>;
 
     /// Records that jobs were published, at a time that is not after it.

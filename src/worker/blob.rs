@@ -162,12 +162,10 @@ impl Fetcher {
         Ok(Self { store, allowed, limits: config.storage.clone(), answered: Mutex::default() })
     }
 
-    /// Whether jobs may name this bucket. Characters that no bucket has are refused whatever the pattern: in the place
-    /// of a bucket they could mean another kind of address.
+    /// Whether jobs may name this bucket.
     #[must_use]
     pub fn allows(&self, bucket: &str) -> bool {
-        let plain = bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        plain && self.allowed.iter().any(|pattern| pattern.matches(bucket))
+        is_bucket(bucket) && self.allowed.iter().any(|pattern| pattern.matches(bucket))
     }
 
     /// The buckets that are allowed by name.
@@ -268,6 +266,13 @@ impl Fetcher {
             Err(_) => late(),
         }
     }
+}
+
+/// Whether this can be a bucket's name. Characters that no bucket has are refused whatever is allowed: in the place of a
+/// bucket they could mean another kind of address.
+#[must_use]
+pub fn is_bucket(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 /// Reads a body to its announced end, hashing on the way. A body cut short has been seen to end like a whole one.

@@ -1,7 +1,6 @@
 //! An archive and its ledger: everything gets a job once, however often and however interrupted a backfill runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -14,12 +13,12 @@ use crate::support::{Ended, Lab, Worker, fault, good_image};
 
 /// What a run says it did.
 #[derive(Debug, PartialEq, Eq)]
-struct Summary {
-    met: u64,
-    filtered: u64,
-    screened: u64,
-    waiting: u64,
-    published: u64,
+pub struct Summary {
+    pub met: u64,
+    pub filtered: u64,
+    pub screened: u64,
+    pub waiting: u64,
+    pub published: u64,
 }
 
 fn summary(ended: &Ended) -> Summary {
@@ -34,12 +33,12 @@ fn summary(ended: &Ended) -> Summary {
     }
 }
 
-async fn backfill(lab: &Lab, arguments: &[&str]) -> Summary {
+pub async fn backfill(lab: &Lab, arguments: &[&str]) -> Summary {
     summary(&lab.run(&[&["backfill"][..], arguments].concat()).await.expect_ok())
 }
 
 /// A backfill in a process of its own.
-fn started(lab: &Lab, arguments: &[&str]) -> Child {
+pub fn started(lab: &Lab, arguments: &[&str]) -> Child {
     let mut command = lab.command();
     command.arg("--config").arg(lab.config()).arg("backfill").args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -59,21 +58,22 @@ async fn put(lab: &Lab, keys: impl IntoIterator<Item = String>) {
     futures_util::stream::iter(puts).buffer_unordered(32).collect::<Vec<_>>().await;
 }
 
-async fn answered(lab: &Lab, verdicts: usize, worker: &Worker) {
+pub async fn answered(lab: &Lab, verdicts: usize, worker: &Worker) {
     lab.until("SELECT count(*) FROM verdicts", i64::try_from(verdicts).unwrap(), worker).await;
     lab.until_settled(worker).await;
 }
 
 /// Every key that has a verdict, with how many.
-async fn verdicts(lab: &Lab) -> BTreeMap<String, i64> {
+pub async fn verdicts(lab: &Lab) -> BTreeMap<String, i64> {
     let query = "SELECT key, count(*) FROM verdicts GROUP BY key";
     sqlx::query_as(query).fetch_all(&lab.db).await.unwrap().into_iter().collect()
 }
 
 /// A world whose objects lie in a folder, where thousands cost nothing.
-async fn with_folder(objects: usize) -> Lab {
+pub async fn with_folder(objects: usize) -> Lab {
     let mut lab = Lab::new().await;
     let root = lab.folder.path().join("objects");
+    std::fs::create_dir_all(root.join(&lab.bucket)).unwrap();
     for i in 0..objects {
         let path = root.join(&lab.bucket).join(format!("{:02}/{i:05}.jpg", i % 7));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -190,7 +190,8 @@ async fn two_runs_at_once_and_one_before_the_lane_is_empty_publish_nothing_twice
     assert_eq!(backfill(&lab, &[&whole, "--dry-run"]).await, waiting);
     // A lane that was emptied by hand: its jobs are lost, and are published again once they are old enough.
     lab.drain(&lane).await;
-    assert_eq!(backfill(&lab, &[&whole, "--again-after", "0s"]).await.published, 1_500);
+    assert_eq!(backfill(&lab, &[&whole, &part, "--again-after", "0s"]).await.published, 1_500);
+    assert_eq!(backfill(&lab, &[&whole]).await, waiting, "what that one published waits like any other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,6 +235,9 @@ async fn a_limit_and_filters_bound_what_is_published() {
         let lab = &lab;
         async move { backfill(lab, &arguments).await.published }
     };
+    let (one, other) = (format!("{source}00/"), format!("{source}01/"));
+    let side_by_side = backfill(&lab, &[&one, &other, "--dry-run"]).await;
+    assert_eq!((side_by_side.met, side_by_side.waiting), (18, 18), "{side_by_side:?}");
     assert_eq!(counted(&["--suffix", ".JPG"]).await, 60);
     assert_eq!(counted(&["--suffix", ".png"]).await, 0);
     assert_eq!(counted(&["--min-bytes", "2"]).await, 50, "two digits");
@@ -264,6 +268,15 @@ async fn what_failed_or_was_missing_is_tried_again_only_when_asked() {
     lab.until(query, 2, &worker).await;
     lab.until_settled(&worker).await;
     assert_eq!(backfill(&lab, &[&source, "--retry-failed"]).await.published, 0);
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE key LIKE '02/%'").await, 1, "the failed one is replaced");
+
+    // The second job of what was missing fails in its turn: its verdict is not the first job's.
+    let fail = "UPDATE verdicts SET outcome = 'failed' WHERE key LIKE '01/%' AND outcome = 'undecodable'";
+    sqlx::query(fail).execute(&lab.db).await.unwrap();
+    assert_eq!(backfill(&lab, &[&source, "--retry-failed"]).await.published, 1);
+    lab.until(query, 2, &worker).await;
+    lab.until_settled(&worker).await;
+    assert_eq!(backfill(&lab, &[&source, "--retry-failed"]).await.published, 0);
     assert!(worker.terminate().await.success());
 }
 
@@ -273,7 +286,7 @@ async fn a_run_that_was_interrupted_long_ago_begins_anew() {
     let source = format!("s3://{}/", lab.bucket);
     let mut run = started(&lab, &[&source, "--depth", "1100"]);
     let since = Instant::now();
-    while lab.waiting(&lab.topology.lane(Lane::Backfill)).await < 1_100 {
+    while lab.count("SELECT count(*) FROM backfill_jobs").await < 1_100 {
         assert!(since.elapsed() < Duration::from_secs(30));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -283,78 +296,6 @@ async fn a_run_that_was_interrupted_long_ago_begins_anew() {
     sqlx::query(forget).execute(&lab.db).await.unwrap();
     let anew = backfill(&lab, &[&source, "--limit", "0"]).await;
     assert_eq!((anew.met, anew.waiting), (1_100, 1_100), "from its first page, and none is published");
-}
-
-/// The lines of a manifest, and the rows of an inventory.
-fn gzip(text: &str) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(text.as_bytes()).unwrap();
-    encoder.finish().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn lists_are_read_from_the_store_and_from_here() {
-    let lab = Lab::new().await;
-    let bucket = &lab.bucket;
-    let mut etags = BTreeMap::new();
-    for key in ["in/a b+.jpg", "in/c.jpg", "in/d.jpg"] {
-        etags.insert(key, lab.put(key, key.as_bytes().to_vec()).await);
-    }
-    let rows = |keys: &[(&str, &str, &str)]| -> String {
-        let row = |(key, latest, deleted): &(&str, &str, &str)| {
-            let etag = etags.get(key.replace('+', " ").replace("%2B", "+").as_str()).map_or("e", |etag| etag);
-            format!(
-                "\"{bucket}\",\"{key}\",\"v\",\"{latest}\",\"{deleted}\",\"5\",\"2026-01-02T03:04:05.000Z\",\"{etag}\"\n"
-            )
-        };
-        keys.iter().map(row).collect()
-    };
-    let data = [
-        rows(&[("in/a+b%2B.jpg", "true", "false"), ("in/c.jpg", "false", "false")]),
-        rows(&[("in/c.jpg", "true", "false"), ("in/gone.jpg", "true", "true")]),
-    ];
-    let schema = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag";
-    let manifest = json!({"sourceBucket": bucket, "fileFormat": "CSV", "fileSchema": schema, "version": "2016-11-30",
-        "files": [{"key": "inventory/data/1.csv.gz", "size": 1}, {"key": "inventory/data/2.csv.gz", "size": 1}]});
-    for (i, text) in data.iter().enumerate() {
-        lab.put(&format!("inventory/data/{}.csv.gz", i + 1), gzip(text)).await;
-    }
-    lab.put("inventory/2026-01-02T00-00Z/manifest.json", manifest.to_string().into_bytes()).await;
-    let inventory = format!("s3://{bucket}/inventory/2026-01-02T00-00Z/manifest.json");
-    let met = Summary { met: 4, filtered: 2, screened: 0, waiting: 0, published: 2 };
-    assert_eq!(backfill(&lab, &["--inventory", &inventory, "--dry-run"]).await, met);
-
-    // The same as it is copied here.
-    let here = lab.folder.path().join("inventory");
-    std::fs::create_dir_all(here.join("data")).unwrap();
-    std::fs::create_dir_all(here.join("2026-01-02T00-00Z")).unwrap();
-    for (i, text) in data.iter().enumerate() {
-        std::fs::write(here.join(format!("data/{}.csv.gz", i + 1)), gzip(text)).unwrap();
-    }
-    let local = here.join("2026-01-02T00-00Z/manifest.json");
-    std::fs::write(&local, manifest.to_string()).unwrap();
-    assert_eq!(backfill(&lab, &["--inventory", local.to_str().unwrap()]).await, met);
-
-    // A manifest says nothing of the objects, so that the store is asked; one that is not there has a verdict too.
-    let lines: String = ["in/c.jpg", "in/d.jpg", "in/d.jpg", "in/gone.jpg"]
-        .iter()
-        .map(|key| json!({"source-ref": format!("s3://{bucket}/{key}"), "x": 1}).to_string() + "\n")
-        .collect();
-    let list = lab.folder.path().join("list.jsonl");
-    std::fs::write(&list, &lines).unwrap();
-    lab.put("list.jsonl", lines.into_bytes()).await;
-    let met = Summary { met: 4, filtered: 0, screened: 0, waiting: 2, published: 2 };
-    assert_eq!(backfill(&lab, &["--manifest", list.to_str().unwrap()]).await, met);
-    let mut worker = lab.started_worker().await;
-    answered(&lab, 4, &worker).await;
-    assert_eq!(
-        verdicts(&lab).await.into_keys().collect::<Vec<_>>(),
-        ["in/a b+.jpg", "in/c.jpg", "in/d.jpg", "in/gone.jpg"]
-    );
-    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome = 'missing'").await, 1);
-    let again = backfill(&lab, &["--manifest", &format!("s3://{bucket}/list.jsonl")]).await;
-    assert_eq!((again.screened, again.published), (4, 0), "{again:?}");
-    assert!(worker.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,11 +310,13 @@ async fn what_cannot_be_meant_is_refused_with_what_to_do() {
         (vec![], 2, "SOURCE"),
         (vec!["s3://other/"], 2, "hint: add it to `buckets`"),
         (vec!["file:///elsewhere"], 2, "is not in"),
+        (vec!["s3://gone/", "--bucket", "gone"], 1, "the bucket \"gone\" cannot be opened"),
         (vec!["uploads/x"], 2, "is neither s3://bucket/prefix nor file:///folder"),
         (vec!["--manifest", "nothing.jsonl"], 1, "nothing.jsonl cannot be read"),
         (vec!["--manifest", list], 1, "line 2:"),
         (vec!["--inventory", inventory], 1, "hint: have it made in CSV"),
-        (vec!["s3://x/", "--rate", "0"], 2, "above 0"),
+        (vec!["s3://x/", "--rate", "0"], 2, "from 0.001"),
+        (vec!["s3://x/", "--again-after", "99999999d"], 2, "a hundred years"),
     ] {
         let refused = lab.run(&[&["backfill"][..], &arguments].concat()).await;
         assert_eq!(refused.status, status, "{arguments:?}: {}", refused.stderr);
@@ -423,4 +366,18 @@ async fn an_interrupted_run_says_so_and_leaves_its_turn_to_the_next() {
     let rest = lab.run(&["backfill", &source]).await.expect_ok();
     assert!(!rest.stderr.contains("another backfill is at work"), "{}", rest.stderr);
     assert_eq!((summary(&rest).waiting, summary(&rest).published), (20, 280));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_in_a_file_keeps_the_same_promises() {
+    let mut lab = with_folder(1_200).await;
+    lab.ledger_url = format!("sqlite://{}", lab.folder.path().join("ledger.db").display());
+    lab.run(&["migrate"]).await.expect_ok();
+    let source = format!("s3://{}/", lab.bucket);
+    assert_eq!(backfill(&lab, &[&source, "--limit", "1100"]).await.published, 1_100);
+    let rest = backfill(&lab, &[&source]).await;
+    assert_eq!((rest.met, rest.waiting, rest.published), (200, 100, 100), "it goes on behind its first page");
+    let again = backfill(&lab, &[&source]).await;
+    assert_eq!((again.waiting, again.published), (1_200, 0));
+    assert_eq!(lab.waiting(&lab.topology.lane(Lane::Backfill)).await, 1_200);
 }

@@ -17,6 +17,7 @@ mod interface;
 mod invariants;
 mod lanes;
 mod ledger;
+mod lists;
 mod memory;
 mod messages;
 mod models;

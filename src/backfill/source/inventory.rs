@@ -112,11 +112,12 @@ async fn open(place: &Place, fetcher: &Fetcher) -> Result<(Columns, Vec<Place>),
 fn data_file(manifest: &Place, key: &str) -> Place {
     match manifest {
         Place::Object(object) => Place::Object(ImageRef { key: key.to_owned(), etag: None, ..object.clone() }),
-        Place::File(path) => {
+        Place::File { path, .. } => {
             let folder = path.parent().unwrap_or(Path::new(""));
             let name = key.rsplit('/').next().unwrap_or(key);
             let beside = folder.join(name);
-            Place::File(if beside.exists() { beside } else { folder.join("../data").join(name) })
+            let path = if beside.exists() { beside } else { folder.join("../data").join(name) };
+            Place::File { path, state: String::new() }
         }
     }
 }
@@ -166,7 +167,7 @@ impl Rest {
             Ok(plain) => plain,
             Err(e) => return sink.put(Err(failed(e))),
         };
-        let mut rows = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(plain);
+        let mut rows = csv::ReaderBuilder::new().has_headers(false).from_reader(plain);
         for (number, row) in (1u64..).zip(rows.records()) {
             if number <= self.done {
                 continue;

@@ -9,6 +9,7 @@ use crate::backfill::source::{Place, Source};
 use crate::commands::UsageError;
 use crate::config::{Bucket, Config, Objects};
 use crate::job::ImageRef;
+use crate::worker::blob::is_bucket;
 
 /// Resolves what the arguments name. Where no buckets are configured those of the sources are allowed: which ones jobs
 /// may name is the worker's to say.
@@ -40,7 +41,7 @@ pub(super) fn resolve(arguments: &Arguments, config: &Config) -> anyhow::Result<
 }
 
 fn allowed(buckets: &[Bucket], name: &str) -> bool {
-    buckets.iter().any(|bucket| WildMatch::new(bucket.pattern()).matches(name))
+    is_bucket(name) && buckets.iter().any(|bucket| WildMatch::new(bucket.pattern()).matches(name))
 }
 
 fn bucket(source: &Source) -> Option<&str> {
@@ -51,7 +52,8 @@ fn bucket(source: &Source) -> Option<&str> {
 }
 
 fn place(text: &str) -> Place {
-    ImageRef::from_uri(text).map_or_else(|| Place::File(PathBuf::from(text)), Place::Object)
+    let here = || Place::File { path: PathBuf::from(text), state: String::new() };
+    ImageRef::from_uri(text).map_or_else(here, Place::Object)
 }
 
 /// Reads `s3://bucket`, `s3://bucket/prefix`, or a `file://` folder at or below the one with the buckets.
@@ -100,7 +102,7 @@ fn all(root: &Path, buckets: &[Bucket]) -> Result<Vec<Source>, String> {
         let entry = entry.map_err(wrong)?;
         if let Some(name) = entry.file_name().to_str()
             && entry.file_type().map_err(wrong)?.is_dir()
-            && (buckets.is_empty() || allowed(buckets, name))
+            && (if buckets.is_empty() { is_bucket(name) } else { allowed(buckets, name) })
         {
             names.push(name.to_owned());
         }

@@ -11,6 +11,13 @@ use crate::job::{Digests, ImageRef};
 use crate::ledger::reconcile::{Reconcile, Standing, TURN};
 use crate::ledger::{LedgerError, rows};
 
+/// Whether a job has its verdict: one that was decided since it was published.
+macro_rules! answered {
+    () => {
+        "EXISTS (SELECT FROM verdicts WHERE id = job.id AND decided_at >= job.published_at)"
+    };
+}
+
 #[async_trait]
 impl Reconcile for Postgres {
     async fn take_turn(&self, process: Uuid) -> Result<bool, LedgerError> {
@@ -70,10 +77,10 @@ impl Reconcile for Postgres {
         self.run(ANSWER, move |c| {
             Box::pin(async move {
                 let query = sqlx::query(
-                    "SELECT object.number, verdict.outcome, verdict.decided_at
+                    "SELECT object.number, verdict.job_id, verdict.outcome, verdict.decided_at
                      FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS object (bucket, key, etag, number)
                      CROSS JOIN LATERAL (
-                         SELECT outcome, decided_at FROM verdicts
+                         SELECT job_id, outcome, decided_at FROM verdicts
                          WHERE bucket = object.bucket AND key = object.key AND etag IS NOT DISTINCT FROM object.etag
                              AND detectors = $4
                          ORDER BY outcome IN ('missing', 'failed'), decided_at DESC LIMIT 1
@@ -85,7 +92,8 @@ impl Reconcile for Postgres {
                     let place = usize::try_from(number - 1).ok().and_then(|place| standings.get_mut(place));
                     if let Some(standing) = place {
                         let outcome = rows::outcome(row.try_get("outcome")?)?;
-                        *standing = Some(Standing { outcome, decided_at: row.try_get("decided_at")? });
+                        let (job_id, decided_at) = (row.try_get("job_id")?, row.try_get("decided_at")?);
+                        *standing = Some(Standing { job_id, outcome, decided_at });
                     }
                 }
                 Ok(standings)
@@ -97,7 +105,10 @@ impl Reconcile for Postgres {
     async fn published_since(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
         let ids = ids.to_vec();
         self.run(ANSWER, move |c| {
-            let query = sqlx::query_scalar("SELECT id FROM backfill_jobs WHERE id = ANY($1) AND published_at >= $2");
+            let query = sqlx::query_scalar(concat!(
+                "SELECT id FROM backfill_jobs AS job WHERE id = ANY($1) AND published_at >= $2 AND NOT ",
+                answered!()
+            ));
             Box::pin(query.bind(ids).bind(since).fetch_all(c))
         })
         .await
@@ -118,11 +129,8 @@ impl Reconcile for Postgres {
 
     async fn forget_published_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
         let done = self.run(ANSWER, move |c| {
-            let query = sqlx::query(
-                "DELETE FROM backfill_jobs AS job
-                 WHERE published_at < $1
-                     OR EXISTS (SELECT FROM verdicts WHERE id = job.id AND decided_at >= job.published_at)",
-            );
+            let query =
+                sqlx::query(concat!("DELETE FROM backfill_jobs AS job WHERE published_at < $1 OR ", answered!()));
             Box::pin(query.bind(before).execute(c))
         });
         Ok(done.await?.rows_affected())

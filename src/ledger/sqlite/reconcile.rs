@@ -10,6 +10,13 @@ use crate::job::{Digests, ImageRef};
 use crate::ledger::reconcile::{Reconcile, Standing, TURN};
 use crate::ledger::{LedgerError, rows};
 
+/// Whether a job has its verdict: one that was decided since it was published.
+macro_rules! answered {
+    () => {
+        "EXISTS (SELECT 1 FROM verdicts WHERE id = job.id AND decided_at >= job.published_at)"
+    };
+}
+
 #[async_trait]
 impl Reconcile for Sqlite {
     async fn take_turn(&self, process: Uuid) -> Result<bool, LedgerError> {
@@ -69,14 +76,15 @@ impl Reconcile for Sqlite {
                 let mut standings = Vec::with_capacity(objects.len());
                 for object in objects {
                     let query = sqlx::query(
-                        "SELECT outcome, decided_at FROM verdicts
+                        "SELECT job_id, outcome, decided_at FROM verdicts
                          WHERE bucket = $1 AND key = $2 AND etag IS $3 AND detectors = $4
                          ORDER BY outcome IN ('missing', 'failed'), decided_at DESC LIMIT 1",
                     );
                     let query = query.bind(object.bucket).bind(object.key).bind(object.etag).bind(&digests);
                     let standing = query.fetch_optional(&mut *c).await?.map(|row| {
                         let outcome = rows::outcome(row.try_get("outcome")?)?;
-                        Ok::<_, sqlx::Error>(Standing { outcome, decided_at: row.try_get("decided_at")? })
+                        let (job_id, decided_at) = (row.try_get("job_id")?, row.try_get("decided_at")?);
+                        Ok::<_, sqlx::Error>(Standing { job_id, outcome, decided_at })
                     });
                     standings.push(standing.transpose()?);
                 }
@@ -91,8 +99,11 @@ impl Reconcile for Sqlite {
         self.run(move |c| {
             Box::pin(async move {
                 let names: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-                let query = "SELECT id FROM backfill_jobs
-                             WHERE id IN (SELECT value FROM json_each($1)) AND published_at >= $2";
+                let query = concat!(
+                    "SELECT id FROM backfill_jobs AS job
+                     WHERE id IN (SELECT value FROM json_each($1)) AND published_at >= $2 AND NOT ",
+                    answered!()
+                );
                 let query = sqlx::query_scalar(query).bind(rows::text(&names)).bind(stamp(since));
                 let found: Vec<String> = query.fetch_all(c).await?;
                 found.iter().map(|id| Uuid::parse_str(id).map_err(|e| sqlx::Error::Decode(e.into()))).collect()
@@ -119,11 +130,8 @@ impl Reconcile for Sqlite {
 
     async fn forget_published_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
         let done = self.run(move |c| {
-            let query = sqlx::query(
-                "DELETE FROM backfill_jobs
-                 WHERE published_at < $1 OR EXISTS (
-                     SELECT 1 FROM verdicts WHERE id = backfill_jobs.id AND decided_at >= backfill_jobs.published_at)",
-            );
+            let query =
+                sqlx::query(concat!("DELETE FROM backfill_jobs AS job WHERE published_at < $1 OR ", answered!()));
             Box::pin(query.bind(stamp(before)).execute(c))
         });
         Ok(done.await?.rows_affected())

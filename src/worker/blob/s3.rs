@@ -174,7 +174,10 @@ impl Store for S3 {
         stream::unfold(pages, |mut pages| async move { Some((pages.next().await?, pages)) })
             .flat_map(move |page| {
                 let listed: Vec<_> = match page {
-                    Ok(page) => page.contents.unwrap_or_default().iter().map(|object| listed(&bucket, object)).collect(),
+                    Ok(page) => {
+                        let encoded = page.encoding_type() == Some(&EncodingType::Url);
+                        page.contents().iter().map(|object| listed(&bucket, object, encoded)).collect()
+                    }
                     Err(e) => vec![Err(match this.sort(&bucket, &e) {
                         StoreError::Denied(why) => StoreError::Denied(format!(
                             "the bucket \"{bucket}\" cannot be listed: {why}\n  hint: that needs s3:ListBucket on the bucket"
@@ -213,15 +216,19 @@ impl Store for S3 {
     }
 }
 
-/// An object as it is listed, its key still encoded: by AWS as a form is, where `+` is a space, by others with %20. A
+/// An object as it is listed, its key still encoded where the store says so: by AWS as a form is, where `+` is a space, by others with %20. A
 /// literal `+` is %2B in either.
-fn listed(bucket: &str, object: &aws_sdk_s3::types::Object) -> Result<Listed, StoreError> {
-    let encoded = object.key().unwrap_or_default().replace('+', "%20");
-    let key = percent_decode_str(&encoded).decode_utf8().map_err(|_| {
-        StoreError::Down(format!(
-            "the bucket \"{bucket}\" has a key that is not UTF-8, as the store lists it: {encoded}"
-        ))
-    })?;
+fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Result<Listed, StoreError> {
+    let key = object.key().unwrap_or_default();
+    let form = key.replace('+', "%20");
+    let key = if encoded {
+        percent_decode_str(&form).decode_utf8().map_err(|_| {
+            let what = format!("the bucket \"{bucket}\" has a key that is not UTF-8, as the store lists it: {key}");
+            StoreError::Down(what)
+        })?
+    } else {
+        key.into()
+    };
     Ok(Listed {
         image: ImageRef {
             bucket: bucket.to_owned(),

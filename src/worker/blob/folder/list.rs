@@ -5,10 +5,10 @@
 
 use std::io;
 
-use cap_std::fs::{Dir, DirEntry};
+use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
-use super::{Folder, Listed, Part, StoreError, listed, sort};
+use super::{Folder, Listed, Part, StoreError, is_plain, listed, sort};
 use crate::offload::{self, Enough, Sink};
 
 /// Lists on a thread of its own.
@@ -50,6 +50,10 @@ impl Walk<'_> {
         let bucket = folder.bucket(&self.part.bucket)?;
         // Nothing lies above the last folder that the prefix names.
         let Some((above, _)) = self.part.prefix.rsplit_once('/') else { return self.folder(&bucket, "") };
+        if !is_plain(above) {
+            // No key begins so.
+            return Ok(());
+        }
         self.below(&format!("{above}/"), bucket.open_dir(above))
     }
 
@@ -67,26 +71,31 @@ impl Walk<'_> {
 
     /// Lists a folder whose keys begin with `path`, which is empty or ends with a slash.
     fn folder(&self, dir: &Dir, path: &str) -> Result<(), End> {
-        let mut entries = Vec::new();
-        for entry in dir.entries().map_err(|e| sort(&e))? {
-            let entry = entry.map_err(|e| sort(&e))?;
-            let kind = entry.file_type().map_err(|e| sort(&e))?;
+        let failed = |e: io::Error| StoreError::Unclear(format!("the folder /{path} cannot be listed: {e}"));
+        let mut keys = Vec::new();
+        for entry in dir.entries().map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
                 tracing::warn!(folder = path, name = ?entry.file_name(), "a name that is not UTF-8 is no key, it is passed over");
                 continue;
             };
+            let mut kind = entry.file_type().map_err(failed)?;
+            if !(kind.is_dir() || kind.is_file() || kind.is_symlink()) {
+                // Some file systems do not say it along with the name.
+                kind = dir.symlink_metadata(&name).map_err(failed)?.file_type();
+            }
             // A folder sorts as its keys do, with the slash.
             let slash = if kind.is_dir() { "/" } else { "" };
             if kind.is_dir() || kind.is_file() {
-                entries.push((format!("{path}{name}{slash}"), entry));
+                keys.push(format!("{path}{name}{slash}"));
             }
         }
-        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        for (key, entry) in entries.into_iter().filter(|(key, _)| self.is_meant(key)) {
-            if key.ends_with('/') {
-                self.below(&key, entry.open_dir())?;
-            } else {
-                self.file(&key, &entry)?;
+        keys.sort_unstable();
+        for key in keys.into_iter().filter(|key| self.is_meant(key)) {
+            let name = &key[path.len()..];
+            match name.strip_suffix('/') {
+                Some(name) => self.below(&key, dir.open_dir(name))?,
+                None => self.file(&key, dir.symlink_metadata(name))?,
             }
         }
         Ok(())
@@ -103,8 +112,8 @@ impl Walk<'_> {
         }
     }
 
-    fn file(&self, key: &str, entry: &DirEntry) -> Result<(), End> {
-        let found = match entry.metadata() {
+    fn file(&self, key: &str, found: io::Result<Metadata>) -> Result<(), End> {
+        let found = match found {
             // Removed meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             found => found.map_err(|e| sort(&e))?,
@@ -144,7 +153,7 @@ mod tests {
         for (i, after) in sorted.iter().enumerate() {
             assert_eq!(keys(&folder, "", Some(after)).await, sorted[i + 1..], "behind {after}");
         }
-        for prefix in ["a", "a/", "a/b", "a/b/", "a/b/c", "b/", "nothing/", "nothing/at/all"] {
+        for prefix in ["a", "a/", "a/b", "a/b/", "a/b/c", "b/", "nothing/", "nothing/at/all", "a//b", "./a"] {
             let expected: Vec<_> = sorted.iter().filter(|key| key.starts_with(prefix)).cloned().collect();
             assert_eq!(keys(&folder, prefix, None).await, expected, "{prefix}");
         }
