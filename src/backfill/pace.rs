@@ -12,8 +12,8 @@ use crate::retry;
 
 /// How often a full lane is looked at.
 const LOOK: Duration = Duration::from_millis(500);
-/// Jobs published before that is noted, at the most. What was not noted when a run is killed is published again, and the
-/// worker finds that it is the same job.
+/// Jobs published before that is noted, at the most. What was not noted when a run is killed is published again; it is
+/// the same job, and gets no second verdict.
 const CHUNK: u32 = 250;
 
 /// Bounds on publishing.

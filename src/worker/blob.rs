@@ -95,7 +95,7 @@ pub struct Object {
 /// An object as a store lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// With its `ETag`, and without a version.
+    /// Without a version; with its `ETag`, unless a list of somebody's does not say it.
     pub image: ImageRef,
     /// Its length.
     pub bytes: Option<u64>,
