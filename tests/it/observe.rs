@@ -103,16 +103,24 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
     lab.until("SELECT count(*) FROM verdicts", i64::try_from(messages).unwrap() - 2, &worker).await;
     lab.until_settled(&worker).await;
     lab.until_published(&worker).await;
-    let scrape = Scrape::of(&worker).await;
-
-    for found in [&during, &scrape] {
-        let expected: BTreeMap<_, _> = metrics::ALL
-            .iter()
-            // The client library takes `_total` for a part of the sample's name.
-            .map(|metric| (metric.name.trim_end_matches("_total").to_owned(), metric.kind.as_str().to_owned()))
-            .collect();
-        assert_eq!(found.kinds, expected);
+    let expected: BTreeMap<_, _> = metrics::ALL
+        .iter()
+        // The client library takes `_total` for a part of the sample's name.
+        .map(|metric| (metric.name.trim_end_matches("_total").to_owned(), metric.kind.as_str().to_owned()))
+        .collect();
+    for (name, kind) in &during.kinds {
+        assert_eq!(expected.get(name), Some(kind), "{name}");
     }
+    // What waits is shown once it was counted for the first time.
+    let since = Instant::now();
+    let scrape = loop {
+        let scrape = Scrape::of(&worker).await;
+        if scrape.kinds == expected {
+            break scrape;
+        }
+        assert!(since.elapsed() < Duration::from_secs(20), "{:?}", scrape.kinds);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
     for metric in metrics::ALL {
         let names = |name: &str| name.strip_prefix(metric.name).is_some_and(|rest| ["", "_count"].contains(&rest));
         let samples: Vec<_> = scrape.samples.iter().filter(|(name, ..)| names(name)).collect();
