@@ -35,11 +35,18 @@ pub struct Telemetry {
 /// When the log's filter is not one, or traces cannot be sent as configured.
 pub fn start(log: &LogConfig, traces: Option<&TracesConfig>) -> Result<Telemetry, ConfigError> {
     let traces = traces.map_or(Ok(None), traces::Exporter::start)?;
-    // Only what somebody filters in is made at all, and that has to be told by every layer: an absent one wants all.
-    let mut layers = vec![lines(log).with_filter(filter(log)?).boxed()];
-    layers.extend(traces.as_ref().map(|exporter| traces::layer(exporter).boxed()));
+    let filter = filter(log)?;
+    let started = match &traces {
+        // A filter of the layer's own would lose lines where it is the only one, after a library has asked the `log`
+        // crate whether it may log: https://github.com/tokio-rs/tracing/issues/2519. Beside the exporter's, which wants
+        // nothing of what lines show, every callsite is asked for anew, and nothing is lost.
+        None => tracing_subscriber::registry().with(filter).with(lines(log)).try_init(),
+        Some(exporter) => {
+            tracing_subscriber::registry().with(traces::layer(exporter)).with(lines(log).with_filter(filter)).try_init()
+        }
+    };
     // Only tests start it twice.
-    drop(tracing_subscriber::registry().with(layers).try_init());
+    drop(started);
     Ok(Telemetry { traces })
 }
 
