@@ -32,6 +32,7 @@
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
 //! | [`certificates`] | whom HTTP of our own asking trusts | whom it asks |
 //! | [`commands`] | one file a subcommand, thin | |
+//! | [`planted`] | bugs and crashes that `tests/chaos` asks a debug build for | |
 //! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
@@ -60,6 +61,7 @@ pub mod job;
 pub mod lanes;
 pub mod ledger;
 pub mod offload;
+pub mod planted;
 pub mod policy;
 pub mod retry;
 pub mod screen;

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::job::forms::{self, Malformed, Reading};
 use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
 use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
+use crate::planted::{self, Bug};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, Unseen, decode, judge};
 use crate::telemetry::{Stage, metrics, timed, traces};
@@ -81,6 +82,9 @@ impl Worker {
     /// One delivery, from its arrival to its settlement.
     async fn live(&self, delivery: Delivery) {
         let order = Order::of(&delivery);
+        if planted::has(Bug::AckBeforeCommit) {
+            settle::acknowledge_too_early(&delivery).await;
+        }
         let settlement = match forms::read(&delivery.body, delivery.message_id()) {
             Ok(Reading::Job(mut job)) => {
                 // A replayed dead letter keeps the id it failed under.
@@ -170,6 +174,7 @@ impl Worker {
             Err(FetchError::Down(why)) => return Err(Trouble::Broken(Dependency::Storage, why)),
             Err(FetchError::Closed(_)) => return Err(Trouble::Leaving),
         };
+        planted::passed("fetch");
         let mut found = Found {
             etag: blob.etag.clone(),
             version_id: blob.version_id.clone(),
@@ -200,7 +205,11 @@ impl Worker {
                 found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
                 Ok(self.verdict(job, order, &digests, found, sight.judgement))
             }
-            Look::Undecodable(why) => Ok(self.unscored(job, order, &digests, found, Outcome::Undecodable, why)),
+            Look::Undecodable(why) => {
+                let is_bug = planted::has(Bug::ErrorIsPassed);
+                let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
+                Ok(self.unscored(job, order, &digests, found, outcome, why))
+            }
             Look::Deadly(deaths) => {
                 let why = format!("the worker died {deaths} times while it screened this image alone");
                 Ok(self.unscored(job, order, &digests, found, Outcome::Failed, why))
@@ -216,7 +225,11 @@ impl Worker {
             return seen(self.screen.look(order.lane, bytes, digests).await);
         }
         let _alone = self.company.write().await;
-        let deaths = self.ledger.begin_alone(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1);
+        let deaths = if planted::has(Bug::AttemptsAfterWork) {
+            0
+        } else {
+            self.ledger.begin_alone(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1)
+        };
         let look = if deaths >= self.config.worker.deaths {
             Ok(Look::Deadly(deaths))
         } else {
@@ -265,6 +278,7 @@ impl Worker {
                 traces::note("pixwarden.job_id", &verdict.job_id);
                 traces::note("pixwarden.outcome", outcome.as_str());
                 metrics::committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
+                planted::passed("commit");
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }

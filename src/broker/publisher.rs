@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::{BrokerError, answered, connect};
 use crate::config::SecretUrl;
+use crate::planted::{self, Bug};
 use crate::retry::Pauses;
 
 /// Why a message did not arrive.
@@ -97,7 +98,8 @@ impl Publisher {
         let (exchange, routing_key) = (name(message.exchange)?, name(message.routing_key)?);
         let _place = self.room.acquire().await;
         let (generation, channel) = self.check_out().await?;
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let options =
+            BasicPublishOptions { mandatory: !planted::has(Bug::NoMandatory), ..BasicPublishOptions::default() };
         let properties = message.properties.with_delivery_mode(2);
         let confirmed = answered("confirming a message", async {
             channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use super::rows::{self, stored};
@@ -22,6 +22,7 @@ use super::schema::{self, Step};
 use super::{Committed, Entry, Event, Known, Ledger, LedgerError, Reusable, Unpublished};
 use crate::config::SecretUrl;
 use crate::job::Digests;
+use crate::planted::{self, Bug};
 use crate::retry;
 use commit::{Columns, known};
 
@@ -224,15 +225,21 @@ impl Ledger for Postgres {
             .run(ANSWER, move |c| {
                 // The lease is the time of the next try: 30 s doubled with each, ten minutes at most. No transaction
                 // stays open while events are published, and no cursor over ids can pass by a late commit.
-                let query = sqlx::query(
+                let passed_by = if planted::has(Bug::OutboxByIdCursor) {
+                    "AND event_id > (SELECT event_id FROM outbox WHERE published_at IS NOT NULL
+                                     ORDER BY event_id DESC LIMIT 1)"
+                } else {
+                    ""
+                };
+                let query = sqlx::query(AssertSqlSafe(format!(
                     "UPDATE outbox
                      SET tries = tries + 1,
                          due_at = now() + least(interval '10 minutes', interval '30 seconds' * power(2, least(tries, 10)))
                      WHERE event_id IN (
-                         SELECT event_id FROM outbox WHERE published_at IS NULL AND due_at <= now()
+                         SELECT event_id FROM outbox WHERE published_at IS NULL AND due_at <= now() {passed_by}
                          ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
                      RETURNING event_id, routing_key, correlation_id, payload::text AS payload",
-                );
+                )));
                 Box::pin(query.bind(i64::from(limit)).fetch_all(c))
             })
             .await?;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
@@ -39,11 +40,16 @@ impl Persist {
     ///
     /// # Errors
     /// When the ledger is down, or refuses this very row.
-    pub async fn commit(&self, entry: Entry) -> Result<Committed, LedgerError> {
+    pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
+        let kept_back = if planted::has(Bug::NoEventOnRedelivery) { entry.event.take() } else { None };
         let (reply, committed) = oneshot::channel();
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
-        committed.await.unwrap_or_else(|_| Err(stopped()))
+        let committed = committed.await.unwrap_or_else(|_| Err(stopped()))?;
+        Ok(match committed {
+            Committed::Written(event) => Committed::Written(event.or(kept_back)),
+            known @ Committed::Known(_) => known,
+        })
     }
 }
 

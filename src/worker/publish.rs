@@ -21,6 +21,7 @@ use crate::broker::{Message, PublishError, Publisher, Topology, text};
 use crate::config::{EventsConfig, OutboxConfig};
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
+use crate::planted;
 use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
 
@@ -162,6 +163,7 @@ impl Deliver {
     async fn publish(&self, event: Event, since: Instant, arrived: mpsc::Sender<Uuid>) {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
+                planted::passed("publish");
                 metrics::event(&event.routing_key, "published");
                 metrics::passed(Stage::Publish, since.elapsed());
                 if arrived.send(event.id).await.is_err() {

@@ -18,6 +18,7 @@ use crate::broker::{
     ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text,
 };
 use crate::config::WorkerConfig;
+use crate::planted;
 use crate::retry;
 use crate::telemetry::{metrics, traces};
 
@@ -176,6 +177,7 @@ impl Settle {
             Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
             _ => delivery.acker().ack(BasicAckOptions::default()).await,
         };
+        planted::passed("settle");
         // A dead channel settles nothing; the broker delivers again.
         match result {
             Ok(true) => metrics::settled(delivery.lane, settlement.as_str()),
@@ -206,6 +208,13 @@ impl Settle {
     ) -> Result<(), PublishError> {
         let properties = copied(&delivery.properties, headers);
         self.publisher.publish(Message { exchange, routing_key, payload: &delivery.body, properties }).await
+    }
+}
+
+/// The mistake that `planted::Bug::AckBeforeCommit` stands for.
+pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
+    if let Err(e) = delivery.acker().ack(BasicAckOptions::default()).await {
+        tracing::debug!(error = %e, "the delivery could not be settled");
     }
 }
 

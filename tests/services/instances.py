@@ -109,6 +109,15 @@ class RabbitMq(Service):
     def close_connections(self):
         self._control("close_all_connections", "closed by a test")
 
+    def alarm(self):
+        self._control("set_vm_memory_high_watermark", "absolute", "1")
+
+    def calm(self):
+        self._control("set_vm_memory_high_watermark", "0.4")
+
+    def list_connections(self):
+        return self._control("list_connections", "--no-table-headers", "pid")
+
     def list_queues(self, prefix):
         columns = ["name", "messages_ready", "messages_unacknowledged", "consumers"]
         listing = self._control("list_queues", "--no-table-headers", *columns)

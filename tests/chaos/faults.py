@@ -1,0 +1,86 @@
+"""What each kind of fault does: how it begins, and how it is healed."""
+
+import random
+import signal
+import time
+
+import psycopg
+
+from world import DATABASE
+
+# A worker that is to crash at a step dies when it passes it for one of the first times.
+CRASH_WITHIN = 40
+
+END_SESSIONS = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{DATABASE}' AND pid <> pg_backend_pid()"
+READ_ONLY = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only = on"
+READ_WRITE = f"ALTER DATABASE {DATABASE} RESET default_transaction_read_only"
+
+
+class Faults:
+    def __init__(self, world, fleet, proxies, events, seed):
+        self.world, self.fleet, self.events = world, fleet, events
+        self.proxies = dict(zip(("broker", "ledger", "store"), proxies))
+        self.chance = random.Random(f"faults-{seed}")
+
+    def strike(self, kind, lasts):
+        """One fault, from its beginning to its healing."""
+        service, _, what = kind.partition("-")
+        if strike := getattr(self, kind.replace("-", "_"), None):
+            strike(lasts)
+        elif what.startswith("crash-"):
+            self.crash(what.removeprefix("crash-"))
+        elif what == "restart":
+            name = {"broker": "rabbitmq", "ledger": "postgres", "store": "s3"}[service]
+            self.world.control(name, "stop")
+            time.sleep(lasts)
+            self.world.control(name, "start")
+        else:
+            self.disturb(self.proxies[service], what, lasts)
+
+    def disturb(self, proxy, mode, lasts):
+        """Changes what a proxy does for a while; a reset of TCP is over at once."""
+        if mode == "reset" and hasattr(proxy, "reset"):
+            proxy.reset()
+            return
+        proxy.mode = mode.removeprefix("commit-")
+        time.sleep(lasts)
+        proxy.mode = "pass"
+
+    def worker_kill(self, _):
+        self.fleet.kill(self.chance.choice(self.fleet.workers))
+
+    def worker_stop(self, lasts):
+        process = self.chance.choice(self.fleet.workers).process
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(lasts)
+        process.send_signal(signal.SIGCONT)
+
+    def crash(self, step):
+        self.fleet.crash(self.chance.choice(self.fleet.workers), step, self.chance.randint(1, CRASH_WITHIN))
+
+    def broker_close_connections(self, _):
+        self.world.control("rabbitmq", "close-connections")
+
+    def broker_memory_alarm(self, lasts):
+        self.world.control("rabbitmq", "alarm")
+        time.sleep(lasts)
+        self.world.control("rabbitmq", "calm")
+
+    def broker_event_queue_deleted(self, lasts):
+        self.events.delete_queue()
+        time.sleep(lasts)
+        self.events.declare_queue()
+
+    def ledger_backends_terminated(self, _):
+        self._sql(END_SESSIONS)
+
+    def ledger_read_only(self, lasts):
+        # Sessions keep the setting that they began with.
+        self._sql(READ_ONLY, END_SESSIONS)
+        time.sleep(lasts)
+        self._sql(READ_WRITE, END_SESSIONS)
+
+    def _sql(self, *statements):
+        with psycopg.connect(self.world.admin_url, autocommit=True) as admin:
+            for statement in statements:
+                admin.execute(statement)

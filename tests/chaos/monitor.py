@@ -1,0 +1,65 @@
+"""Watches the run from outside: verdicts as they come, and whether the workers say that they are ready."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+import psycopg
+
+LOOK_S = 0.1
+
+
+@dataclass
+class Usage:
+    """What the run holds at a moment: of workers the one that holds most, of connections all."""
+
+    resident_mib: int
+    descriptors: int
+    broker_connections: int
+    ledger_connections: int
+
+
+class Monitor(threading.Thread):
+    def __init__(self, world, fleet):
+        super().__init__(daemon=True)
+        self._world, self._fleet = world, fleet
+        self._progress = threading.Condition()
+        self.verdicts = 0
+        self.not_ready_at = None
+        self._last_at = time.monotonic()
+
+    def run(self):
+        threading.Thread(target=self._watch_readiness, daemon=True).start()
+        database = None
+        while True:
+            try:
+                database = database or self._world.database()
+                verdicts = database.execute("SELECT count(*) FROM verdicts").fetchone()[0]
+                with self._progress:
+                    if verdicts > self.verdicts:
+                        self.verdicts, self._last_at = verdicts, time.monotonic()
+                        self._progress.notify_all()
+            except (psycopg.Error, OSError):
+                database = None
+            time.sleep(LOOK_S)
+
+    def _watch_readiness(self):
+        while True:
+            if not self._fleet.ready() and self.not_ready_at is None:
+                self.not_ready_at = time.monotonic()
+            time.sleep(LOOK_S)
+
+    def progress_after(self, moment, limit_s):
+        """Seconds from a moment to the first verdict seen after it; None if none comes within the limit."""
+        with self._progress:
+            if self._progress.wait_for(lambda: self._last_at > moment, limit_s):
+                return self._last_at - moment
+        return None
+
+    def usage(self):
+        resident, descriptors = zip(*(worker.usage() for worker in self._fleet.workers))
+        with self._world.database() as database:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            sessions = database.execute(query).fetchone()[0]
+        connections = self._world.control("rabbitmq", "list-connections").split()
+        return Usage(max(resident), max(descriptors), len(connections), sessions)

@@ -1,0 +1,117 @@
+"""A TCP proxy between workers and one service, which breaks what passes through it."""
+
+import asyncio
+import socket
+import struct
+import threading
+
+LATENCY_S = 0.2
+DRIP_BYTES = 256
+DRIP_S = 0.01
+LOOK_S = 0.05
+
+
+class Loop:
+    """An event loop on a thread of its own; all proxies share it."""
+
+    def __init__(self):
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+
+class Link:
+    """One connection through the proxy."""
+
+    def __init__(self, *writers):
+        self.writers = writers
+        self.doomed = False
+
+    def reset(self):
+        for writer in self.writers:
+            reset(writer)
+
+
+class TcpProxy:
+    """Listens on a port of its own. `marker` is what a request holds whose reply may be dropped; None means any."""
+
+    def __init__(self, loop, target_port, marker=None):
+        self.mode = "pass"
+        self.dropped = 0
+        self._loop = loop
+        self._target_port = target_port
+        self._marker = marker
+        self._links = set()
+        server = loop.call(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+
+    def reset(self):
+        """Resets every connection there is now."""
+        self._loop.call(self._reset_all())
+
+    async def _reset_all(self):
+        for link in list(self._links):
+            link.reset()
+
+    async def _serve(self, from_worker, to_worker):
+        try:
+            from_service, to_service = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            reset(to_worker)
+            return
+        link = Link(to_worker, to_service)
+        self._links.add(link)
+        try:
+            await asyncio.gather(
+                self._pump(link, from_worker, to_service, up=True), self._pump(link, from_service, to_worker, up=False)
+            )
+        finally:
+            self._links.discard(link)
+            for writer in link.writers:
+                writer.close()
+
+    async def _pump(self, link, reader, writer, up):
+        try:
+            while data := await reader.read(1 << 16):
+                await self._pass(link, data, writer, up)
+        except OSError:
+            pass
+        # When one side has ended the other is told. A half-closed connection is nothing these protocols use.
+        for other in link.writers:
+            other.close()
+
+    async def _pass(self, link, data, writer, up):
+        while self.mode == "black-hole":
+            await asyncio.sleep(LOOK_S)
+        if self.mode == "reply-dropped" and self._drops(link, data, up):
+            self.dropped += 1
+            link.reset()
+            return
+        if self.mode == "latency":
+            await asyncio.sleep(LATENCY_S)
+        if self.mode == "drip":
+            for start in range(0, len(data), DRIP_BYTES):
+                writer.write(data[start : start + DRIP_BYTES])
+                await writer.drain()
+                if self.mode == "drip":
+                    await asyncio.sleep(DRIP_S)
+            return
+        writer.write(data)
+        await writer.drain()
+
+    def _drops(self, link, data, up):
+        if up:
+            link.doomed = self._marker is None or self._marker in data
+            return False
+        return link.doomed
+
+
+def reset(writer):
+    """Closes a connection by a reset instead of an orderly end."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None:
+        # Lingering for zero seconds makes close() send RST (socket(7)).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

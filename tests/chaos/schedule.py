@@ -1,0 +1,70 @@
+"""Which fault comes when: the same seed gives the same schedule."""
+
+import random
+from dataclasses import dataclass
+
+# Every kind of fault, and the shortest and longest time it lasts, in seconds. What happens at one instant lasts for 0.
+KINDS = {
+    "worker-kill": (0, 0),
+    "worker-stop": (2, 15),
+    "worker-crash-fetch": (0, 0),
+    "worker-crash-commit": (0, 0),
+    "worker-crash-publish": (0, 0),
+    "worker-crash-settle": (0, 0),
+    "broker-restart": (1, 6),
+    "broker-close-connections": (0, 0),
+    "broker-memory-alarm": (2, 8),
+    "broker-event-queue-deleted": (2, 8),
+    "broker-reset": (0, 0),
+    "broker-black-hole": (2, 25),
+    "broker-latency": (3, 8),
+    "broker-drip": (3, 8),
+    "broker-reply-dropped": (2, 5),
+    "ledger-backends-terminated": (0, 0),
+    "ledger-restart": (1, 5),
+    "ledger-read-only": (2, 6),
+    "ledger-commit-reply-dropped": (2, 5),
+    "ledger-reset": (0, 0),
+    "ledger-black-hole": (2, 25),
+    "ledger-latency": (3, 8),
+    "ledger-drip": (3, 8),
+    "store-restart": (1, 5),
+    "store-slow": (3, 8),
+    "store-stalled": (3, 10),
+    "store-503": (2, 8),
+    "store-cut-short": (2, 8),
+    "store-wrong-etag": (2, 8),
+    "store-missing": (2, 8),
+    "store-reset": (2, 5),
+    "store-black-hole": (2, 15),
+}
+
+FIRST_S = 3
+PAUSE_S = (1.5, 4.0)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fault: when it begins after the load has, and for how long it lasts, both in seconds."""
+
+    at: float
+    kind: str
+    lasts: float
+
+
+def plan(seed, seconds, kinds=None):
+    """Faults one after another, all within `seconds`. Every kind comes once before any comes again."""
+    chance = random.Random(f"schedule-{seed}")
+    planned, deck, now = [], [], FIRST_S
+    while True:
+        if not deck:
+            deck = sorted(kinds or KINDS)
+            chance.shuffle(deck)
+        kind = deck.pop()
+        shortest, longest = KINDS[kind]
+        # Short ones are more frequent than long ones; both find something.
+        lasts = round(shortest + (longest - shortest) * chance.random() ** 2, 1)
+        if now + lasts > seconds:
+            return planned
+        planned.append(Planned(round(now, 1), kind, lasts))
+        now += lasts + chance.uniform(*PAUSE_S)
