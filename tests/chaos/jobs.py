@@ -80,7 +80,7 @@ class Jobs(threading.Thread):
 
     def _plain(self, number, kind, data, outcome):
         key = f"{kind}/{number} ä+%20.jpg"
-        etag = data and self._put(key, data)
+        etag = None if data is None else self._put(key, data)
         record = {"id": f"job-{number}", "kind": kind, "key": key, "outcome": outcome}
         image = f"s3://{BUCKET}/{key}"
         if etag and number % 3 == 0:

@@ -31,6 +31,8 @@ pub struct Lab {
     pub channel: Channel,
     pub publisher: Publisher,
     pub db: PgPool,
+    /// Where the broker and the database are, for Pixwarden.
+    pub queue: String,
     pub ledger_url: String,
     pub s3: aws_sdk_s3::Client,
     pub bucket: String,
@@ -87,6 +89,7 @@ impl Lab {
             connection,
             channel,
             db,
+            queue: service("TEST_AMQP_URL"),
             ledger_url: url.to_string(),
             s3,
             folder: tempfile::tempdir().unwrap(),
@@ -109,7 +112,7 @@ impl Lab {
         let text = format!(
             "queue = {:?}\nledger = {:?}\nobjects = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
              [metrics]\nlisten = {:?}\n[policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
-            service("TEST_AMQP_URL"),
+            self.queue,
             self.ledger_url,
             self.objects,
             self.prefix,
@@ -326,6 +329,11 @@ impl Worker {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Whether its whole log holds some words.
+    pub fn log_has(&self, words: &str) -> bool {
+        std::fs::read_to_string(&self.log).unwrap_or_default().contains(words)
     }
 
     /// Where it serves metrics and health, once it says so.

@@ -102,7 +102,7 @@ impl S3 {
             ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
             // Nothing but our own If-Match has this answer, whoever gives it.
-            (_, 412) => StoreError::Missing("the object has changed since the job was made: its ETag differs".into()),
+            (_, 412) => changed(),
             ("MethodNotAllowed", _) => StoreError::Missing("the object has been deleted".into()),
             // By the store's own code only: a proxy that answers 404 knows nothing of objects.
             ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
@@ -150,6 +150,12 @@ impl Store for S3 {
             return Err(StoreError::Unclear("the store did not say how long the object is".into()));
         };
         let etag = answer.e_tag().map(unquoted);
+        // Not every store heeds If-Match, and a verdict must not be about another object than its job is.
+        if let (Some(wanted), Some(found)) = (&image.etag, &etag)
+            && wanted != found
+        {
+            return Err(changed());
+        }
         let version_id = answer.version_id().map(str::to_owned);
         let body = stream::unfold(answer.body, |mut body| async move {
             let chunk = body.next().await?;
@@ -239,6 +245,10 @@ fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Re
         bytes: object.size().and_then(|n| u64::try_from(n).ok()),
         modified: object.last_modified().and_then(instant),
     })
+}
+
+fn changed() -> StoreError {
+    StoreError::Missing("the object has changed since the job was made: its ETag differs".into())
 }
 
 fn unquoted(etag: &str) -> String {

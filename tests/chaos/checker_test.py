@@ -1,0 +1,144 @@
+"""Shows the checker evidence of every mistake it is there to find.
+
+    .tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
+"""
+
+import unittest
+from dataclasses import replace
+
+from checker import Evidence, check
+from monitor import Usage
+from schedule import KINDS, plan
+
+
+def good():
+    """A run in which everything went as promised."""
+    return Evidence(
+        tried={
+            "a": {"id": "a", "kind": "good", "key": "a.jpg", "outcome": "flagged"},
+            "key:b.jpg": {"id": "key:b.jpg", "kind": "derived", "key": "b.jpg", "outcome": "passed"},
+            "d": {"id": "d", "kind": "deadly", "key": "d.jpg", "outcome": "failed"},
+            "m": {"id": "m", "kind": "malformed", "key": None, "outcome": None},
+            "conflict:c.jpg": {"id": "a", "kind": "conflict", "key": "c.jpg", "outcome": None},
+        },
+        confirmed={"a", "key:b.jpg", "d", "m", "conflict:c.jpg"},
+        verdicts=[
+            {"id": "1", "job_id": "a", "key": "a.jpg", "outcome": "flagged"},
+            {"id": "2", "job_id": "5f2c", "key": "b.jpg", "outcome": "passed"},
+            {"id": "3", "job_id": "d", "key": "d.jpg", "outcome": "failed"},
+        ],
+        audit=[("d", "failed", "passed")],
+        outbox=[("e1", True), ("e2", True), ("e3", True)],
+        events=[
+            {"id": "e1", "verdict_id": "1", "job_id": "a", "outcome": "flagged", "body": "x"},
+            {"id": "e1", "verdict_id": "1", "job_id": "a", "outcome": "flagged", "body": "x"},
+            {"id": "e2", "verdict_id": "2", "job_id": "5f2c", "outcome": "passed", "body": "y"},
+            {"id": "e3", "verdict_id": "3", "job_id": "d", "outcome": "failed", "body": "z"},
+        ],
+        queues={"chaos.jobs.live": 0},
+        dead=[(None, None, "no JSON"), ("d", "d.jpg", "died"), ("a", "c.jpg", "id_conflict: it belongs to another")],
+        before=Usage(100, 40, 4, 10),
+        after=Usage(120, 42, 4, 10),
+    )
+
+
+class Checker(unittest.TestCase):
+    def finds(self, evidence, *wanted):
+        found = check(evidence)
+        self.assertEqual(len(found), len(wanted), found)
+        for line, words in zip(found, wanted):
+            self.assertIn(words, line)
+
+    def test_a_good_run_is_good(self):
+        self.finds(good())
+
+    def test_what_was_never_confirmed_may_have_an_outcome_or_none(self):
+        evidence = good()
+        evidence.confirmed.remove("a")
+        self.finds(evidence)
+        evidence.tried["new"] = {"id": "new", "kind": "good", "key": "n.jpg", "outcome": "passed"}
+        self.finds(evidence)
+
+    def test_a_lost_job_is_found(self):
+        evidence = good()
+        evidence.tried["b"] = {"id": "b", "kind": "good", "key": "x.jpg", "outcome": "passed"}
+        evidence.confirmed.add("b")
+        self.finds(evidence, "lost: confirmed jobs without an outcome: 1, such as b")
+
+    def test_two_verdicts_of_one_job_are_found(self):
+        evidence = good()
+        evidence.verdicts.append({"id": "4", "job_id": "77", "key": "b.jpg", "outcome": "passed"})
+        evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "77", "outcome": "passed", "body": "w"})
+        self.finds(evidence, "doubled: jobs with several outcomes: 1, such as key:b.jpg")
+
+    def test_a_verdict_that_nobody_asked_for_is_found(self):
+        evidence = good()
+        evidence.verdicts.append({"id": "4", "job_id": "ghost", "key": "g.jpg", "outcome": "passed"})
+        evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "ghost", "outcome": "passed", "body": "w"})
+        self.finds(evidence, "outcomes without a job: 1, such as ghost")
+
+    def test_a_rewritten_verdict_is_found(self):
+        evidence = good()
+        evidence.audit.append(("a", "flagged", "passed"))
+        self.finds(evidence, "rewritten after their commit: 1, such as a: flagged to passed")
+
+    def test_a_wrong_outcome_is_found_and_a_lie_of_the_store_excuses_only_missing(self):
+        evidence = good()
+        evidence.tried["a"]["outcome"] = "undecodable"
+        self.finds(evidence, "other than expected: 1, such as a: flagged instead of undecodable")
+        evidence.lies["a.jpg"] = {"missing"}
+        self.finds(evidence, "other than expected")
+        evidence.verdicts[0]["outcome"] = "missing"
+        for event in evidence.events[:2]:
+            event["outcome"] = "missing"
+        self.finds(evidence)
+
+    def test_a_missing_event_is_found(self):
+        evidence = good()
+        del evidence.events[2]
+        self.finds(evidence, "events missing, of verdicts that owe one: 1, such as 2")
+
+    def test_an_event_that_differs_is_found(self):
+        for field, value, words in [
+            ("body", "other", "differ in their body: 1, such as e1"),
+            ("outcome", "passed", "another outcome than the verdict: 1, such as a"),
+            ("id", "e9", "several event ids: 1, such as 1"),
+        ]:
+            evidence = good()
+            evidence.events[1][field] = value
+            self.finds(evidence, words)
+        evidence = good()
+        evidence.events[0]["verdict_id"] = evidence.events[1]["verdict_id"] = "9"
+        self.finds(evidence, "events missing", "events without a verdict")
+
+    def test_what_is_left_behind_is_found(self):
+        evidence = good()
+        evidence.queues["chaos.delay.live.5s"] = 2
+        evidence.outbox[0] = ("e1", False)
+        self.finds(evidence, "unpublished in the outbox: 1, such as e1", "left behind: 1, such as 2 in chaos.delay.live.5s")
+
+    def test_dead_letters_are_accounted_for(self):
+        evidence = good()
+        evidence.dead = [("a", "a.jpg", "why not")]
+        self.finds(evidence, "nothing explains", "failed jobs that are not", "malformed messages that are not")
+
+    def test_growth_and_unexpected_ends_are_found(self):
+        evidence = replace(good(), after=Usage(900, 400, 9, 90), unexpected=["worker 0 ended with 1"])
+        self.finds(evidence, "resident mib", "descriptors", "broker connections", "ledger connections", "nobody had killed")
+
+
+class Schedule(unittest.TestCase):
+    def test_the_same_seed_gives_the_same_schedule_and_another_another(self):
+        self.assertEqual(plan(7, 300), plan(7, 300))
+        self.assertNotEqual(plan(7, 300), plan(8, 300))
+
+    def test_every_kind_comes_before_any_comes_again(self):
+        kinds = [fault.kind for fault in plan(1, 3600)]
+        self.assertEqual(sorted(kinds[: len(KINDS)]), sorted(KINDS))
+
+    def test_all_is_over_in_time(self):
+        self.assertTrue(all(fault.at + fault.lasts <= 120 for fault in plan(3, 120)))
+
+
+if __name__ == "__main__":
+    unittest.main()
