@@ -1,7 +1,7 @@
 # What people and CI run here. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-models lint
+.PHONY: help demo test chaos chaos-planted test-models lint
 
 PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
 
@@ -10,6 +10,9 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/libonnxruntime.so
 # There are no examples. Asking for them gives the dependencies the features that the tests want of them (tokio's clock,
 # for one), so that no two targets here compile tokio and all that stands on it anew.
 TEST_FEATURES := --examples
+CHAOS := .tools/venv/bin/python tests/chaos/run --pixwarden $(PIXWARDEN)
+MINUTES := 10
+PLANTED := ack-before-commit no-mandatory outbox-by-id-cursor error-is-passed attempts-after-work no-event-on-redelivery
 # Cargo finds its subcommands on the path.
 export PATH := $(PATH):$(CURDIR)/.tools/cargo-nextest/bin:$(CURDIR)/.tools/cargo-deny/bin
 
@@ -30,8 +33,20 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python tests/evaluate.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
+	.tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
 	cargo test --locked --doc
+	tests/services/run -- $(CHAOS) --minutes 2 --seed 1
 	tests/services/run -- cargo nextest run --locked
+
+chaos: ## break everything around running workers for MINUTES=10 by SEED (any), and check that nothing was lost
+	@tests/services/get build runtime python services
+	cargo build --locked --bins $(TEST_FEATURES)
+	tests/services/run -- $(CHAOS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS))
+
+chaos-planted: ## put six known mistakes into the workers, one after another, and see that the chaos run finds each
+	@tests/services/get build runtime python services
+	cargo build --locked --bins $(TEST_FEATURES)
+	for bug in $(PLANTED); do tests/services/run -- $(CHAOS) --minutes 0.4 --seed 11 --planted $$bug || exit 1; done
 
 test-models: ## test converter and training recipe, which need PyTorch (gigabytes) and ten minutes
 	@tests/services/get build runtime

@@ -29,7 +29,8 @@ class Events(threading.Thread):
     def delete_queue(self):
         """Takes the queue away, without losing what is in it: unbinds it, empties it, deletes it."""
         self._deaf.set()
-        self._is_deaf.wait(20)
+        if not self._is_deaf.wait(20):
+            raise RuntimeError("the listener did not give its queue up")
 
     def declare_queue(self):
         self._deaf.clear()
@@ -51,23 +52,27 @@ class Events(threading.Thread):
         while not self._ending.is_set():
             if self._deaf.is_set():
                 channel.queue_unbind(LISTENER, f"{PREFIX}.events", "image.#")
-                self._hear(channel, lambda: True)
-                channel.queue_delete(LISTENER, if_empty=True)
+                # A quorum queue cannot be deleted on condition that it is empty, and its count is a little old.
+                self._hear(channel, lambda is_empty: is_empty)
+                while channel.queue_declare(LISTENER, passive=True).method.message_count:
+                    self._hear(channel, lambda is_empty: is_empty)
+                channel.queue_delete(LISTENER)
                 self._is_deaf.set()
                 while self._deaf.is_set():
                     connection.sleep(0.1)
                 self._is_deaf.clear()
             channel.queue_declare(LISTENER, durable=True, arguments={"x-queue-type": "quorum"})
             channel.queue_bind(LISTENER, f"{PREFIX}.events", "image.#")
-            self._hear(channel, lambda: self._deaf.is_set() or self._ending.is_set())
+            self._hear(channel, lambda _: self._deaf.is_set() or self._ending.is_set())
         connection.close()
 
     def _hear(self, channel, enough):
-        """Takes what comes until it has been enough and nothing has come for a moment."""
+        """Takes what comes until it is enough; `enough` is told whether nothing has come for a moment."""
         for method, _, body in channel.consume(LISTENER, inactivity_timeout=0.5):
+            # What has come and was not acknowledged goes back to the queue.
+            if enough(method is None):
+                break
             if method is None:
-                if enough():
-                    break
                 continue
             event = json.loads(body)
             data = event["data"]
