@@ -69,21 +69,22 @@ class Events(threading.Thread):
     def _hear(self, channel, enough):
         """Takes what comes until it is enough; `enough` is told whether nothing has come for a moment."""
         for method, _, body in channel.consume(LISTENER, inactivity_timeout=0.5):
-            # What has come and was not acknowledged goes back to the queue.
+            if method is not None:
+                self._write_down(json.loads(body), body)
+                channel.basic_ack(method.delivery_tag)
+            # Not before: what has been taken would stay unacknowledged, and go with the queue.
             if enough(method is None):
                 break
-            if method is None:
-                continue
-            event = json.loads(body)
-            data = event["data"]
-            self._journal.write(
-                id=event["id"],
-                job_id=data["job_id"],
-                outcome=data["outcome"],
-                verdict_id=data["verdict_id"],
-                body=hashlib.sha256(body).hexdigest(),
-            )
-            channel.basic_ack(method.delivery_tag)
-            self.heard += 1
-            self._answered = [*self._answered[-100:], data["job_id"]]
         channel.cancel()
+
+    def _write_down(self, event, body):
+        data = event["data"]
+        self._journal.write(
+            id=event["id"],
+            job_id=data["job_id"],
+            outcome=data["outcome"],
+            verdict_id=data["verdict_id"],
+            body=hashlib.sha256(body).hexdigest(),
+        )
+        self.heard += 1
+        self._answered = [*self._answered[-100:], data["job_id"]]
