@@ -1,7 +1,7 @@
 # What people and CI run here. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-planted test-models lint
+.PHONY: help demo test chaos chaos-planted fuzz test-models lint
 
 PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
 
@@ -12,6 +12,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/libonnxruntime.so
 TEST_FEATURES := --examples
 CHAOS := .tools/venv/bin/python tests/chaos/run --pixwarden $(PIXWARDEN)
 MINUTES := 10
+SECONDS := 600
 PLANTED := ack-before-commit no-mandatory outbox-by-id-cursor error-is-passed attempts-after-work no-event-on-redelivery
 # Cargo finds its subcommands on the path.
 export PATH := $(PATH):$(CURDIR)/.tools/cargo-nextest/bin:$(CURDIR)/.tools/cargo-deny/bin
@@ -35,8 +36,13 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
 	.tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
 	cargo test --locked --doc
+	for target in messages images packages; do FUZZ_VERBOSITY=0 tests/fuzz/run $$target 15 || exit 1; done
 	tests/services/run -- $(CHAOS) --minutes 2 --seed 1
 	tests/services/run -- cargo nextest run --locked
+
+fuzz: ## mutate messages, images and model packages for SECONDS=600 each, the decoders instrumented too
+	@tests/services/get build
+	for target in messages images packages; do FUZZ_EVERYTHING=1 tests/fuzz/run $$target $(SECONDS) || exit 1; done
 
 chaos: ## break everything around running workers for MINUTES=10 by SEED (any), and check that nothing was lost
 	@tests/services/get build runtime python services
@@ -58,7 +64,7 @@ test-models: ## test converter and training recipe, which need PyTorch (gigabyte
 
 lint: ## check formatting, clippy's lints, the documentation's links, licences and banned dependencies
 	@tests/services/get build lint
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib $(TEST_FEATURES)
 	cargo fetch --locked

@@ -70,6 +70,8 @@ class Checker(unittest.TestCase):
         evidence.verdicts.append({"id": "4", "job_id": "77", "key": "b.jpg", "outcome": "passed"})
         evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "77", "outcome": "passed", "body": "w"})
         self.finds(evidence, "doubled: jobs with several outcomes: 1, such as key:b.jpg")
+        evidence.lies["b.jpg"] = {"missing"}
+        self.finds(evidence)
 
     def test_a_verdict_that_nobody_asked_for_is_found(self):
         evidence = good()
@@ -110,6 +112,15 @@ class Checker(unittest.TestCase):
         evidence = good()
         evidence.events[0]["verdict_id"] = evidence.events[1]["verdict_id"] = "9"
         self.finds(evidence, "events missing", "events without a verdict")
+
+    def test_a_failed_verdict_that_was_replaced_has_an_event_for_each_outcome(self):
+        evidence = good()
+        evidence.tried["d"]["outcome"] = evidence.verdicts[2]["outcome"] = "passed"
+        evidence.events.append({"id": "e5", "verdict_id": "3", "job_id": "d", "outcome": "passed", "body": "v"})
+        self.finds(evidence)
+        evidence.audit.clear()
+        evidence.dead.remove(("d", "d.jpg", "died"))
+        self.finds(evidence, "several event ids: 1, such as 3", "another outcome than the verdict: 1, such as d")
 
     def test_what_is_left_behind_is_found(self):
         evidence = good()

@@ -1,0 +1,67 @@
+//! Bytes → pixels, with the limits that the memory of this process has to keep to (`tests/fuzz/run`).
+
+use std::sync::{Arc, OnceLock};
+
+use pixwarden::config::DecodeConfig;
+use pixwarden::detector::{CropRounding, Filter, Geometry, Resize};
+use pixwarden::job::Lane;
+use pixwarden::screen::decode::{Pool, allows};
+use tokio::runtime::{Builder, Runtime};
+
+const EDGE: u32 = 32;
+
+struct Decoding {
+    pool: Pool,
+    runtime: Runtime,
+    limits: DecodeConfig,
+    geometries: Arc<[Geometry]>,
+}
+
+fn start() -> Decoding {
+    let limits = DecodeConfig {
+        threads: 1,
+        max_width: 4_096,
+        max_height: 4_096,
+        max_pixels: 4 << 20,
+        max_decoded_bytes: 64 << 20,
+        memory_bytes: 64 << 20,
+        max_animation_pixels: 16 << 20,
+        ..DecodeConfig::default()
+    };
+    let geometry = |resize| Geometry {
+        resize,
+        filter: Filter::Bicubic,
+        width: EDGE,
+        height: EDGE,
+        rounding: CropRounding::HalfToEven,
+    };
+    Decoding {
+        pool: Pool::start(&limits).expect("a thread can be had"),
+        runtime: Builder::new_current_thread().build().expect("a runtime can be had"),
+        limits,
+        geometries: [
+            geometry(Resize::Exact { width: EDGE, height: EDGE }),
+            geometry(Resize::Fit { width: EDGE, height: EDGE, fill: [0; 3] }),
+        ]
+        .into(),
+    }
+}
+
+/// Decodes an image; whatever it is, it becomes pixels of the size asked for or a reason.
+pub fn decode(data: &[u8]) {
+    static DECODING: OnceLock<Decoding> = OnceLock::new();
+    let Decoding { pool, runtime, limits, geometries } = DECODING.get_or_init(start);
+    let bytes = data.to_vec().into();
+    match runtime.block_on(pool.decode(Lane::Live, bytes, Arc::clone(geometries))) {
+        Ok(decoded) => {
+            assert!(allows(limits, decoded.seen), "within the limits: {:?}", decoded.seen);
+            assert!(!decoded.frames.is_empty() && decoded.frames.len() <= limits.max_frames as usize);
+            assert!(decoded.frames.len() <= decoded.seen.frames as usize);
+            for pixels in decoded.frames.iter().flatten() {
+                assert_eq!((pixels.width, pixels.height), (EDGE, EDGE));
+                assert_eq!(pixels.data.len(), (EDGE * EDGE * 3) as usize);
+            }
+        }
+        Err(undecodable) => assert!(!undecodable.0.is_empty() && !undecodable.0.contains('\n')),
+    }
+}
