@@ -14,6 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 
+use crate::certificates;
 use crate::config::SecretUrl;
 use crate::telemetry::metrics;
 
@@ -58,6 +59,9 @@ pub enum BrokerError {
         /// The broker's words.
         error: String,
     },
+    /// The user may not do this.
+    #[error("the broker: {0}\n  hint: which permissions each command needs is in docs/access.md")]
+    Forbidden(String),
     /// A queue or exchange is there with another argument.
     #[error(
         "{kind} \"{name}\" is there with another `{argument}`: the broker has {existing}, Pixwarden declares {ours}\n  hint: delete it once it is empty and nobody uses it, or choose another `prefix`"
@@ -105,7 +109,11 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
             ErrorKind::ProtocolError(amqp) => {
                 BrokerError::Refused { url: url.to_string(), error: amqp.get_message().to_string() }
             }
-            _ => unreachable(e.to_string()),
+            _ => {
+                let words = e.to_string();
+                let hint = certificates::hint(&words);
+                unreachable(words + hint)
+            }
         }),
     }
 }
@@ -129,6 +137,9 @@ fn explain(error: &lapin::Error) -> BrokerError {
         ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
         _ => error.to_string(),
     };
+    if words.starts_with("ACCESS_REFUSED") {
+        return BrokerError::Forbidden(words);
+    }
     mismatch(&words).unwrap_or(BrokerError::Protocol(words))
 }
 

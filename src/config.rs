@@ -547,6 +547,11 @@ impl fmt::Display for SecretUrl {
                     return f.write_str("(a URL that cannot be shown)");
                 }
                 url.set_query(None);
+                // An `@` behind the host: what looks like a port, a path or a fragment is a password with a `/` or `#` in it.
+                if url.path().contains('@') || url.fragment().is_some_and(|fragment| fragment.contains('@')) {
+                    return f.write_str("(a URL whose password has characters that must be percent-encoded)");
+                }
+                url.set_fragment(None);
                 write!(f, "{url}")
             }
             // Not a URL: it may be anything, also a password in the wrong place.
@@ -574,7 +579,15 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        for url in ["amqp://user:s3cret@host:5672/%2f", "postgres://u:s3cret@h/db?password=s3cret", "s3cret"] {
+        for url in [
+            "amqp://user:s3cret@host:5672/%2f",
+            "postgres://u:s3cret@h/db?password=s3cret",
+            "s3cret",
+            "amqp://u:12/s3cret@h",
+            "amqp://u:12#s3cret@h",
+            "amqp://u:1?s3cret@h",
+            "amqp://u:p@s3cret@h",
+        ] {
             let url = SecretUrl::from(url.to_owned());
             let shown = format!("{url} {url:?} {}", serde_json::to_string(&url).unwrap());
             assert!(!shown.contains("s3cret"), "{shown}");

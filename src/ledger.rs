@@ -145,6 +145,11 @@ pub trait Ledger: Archive + Reconcile {
     /// Checks that it can be written to.
     async fn ping(&self) -> Result<(), LedgerError>;
 
+    /// What a worker needs and this user may not do, in the database's words.
+    async fn lacks(&self) -> Result<Vec<String>, LedgerError> {
+        Ok(Vec::new())
+    }
+
     /// What is known of the verdict of this id.
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError>;
 

@@ -4,7 +4,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::{BrokerError, answered, table, text};
+use super::{BrokerError, answered, depth, table, text};
 use crate::job::{Lane, Outcome};
 use crate::retry::RUNGS;
 
@@ -110,6 +110,18 @@ impl Topology {
             }
         }
         answered("closing a channel", channel.close(200, "declared".into())).await
+    }
+
+    /// Declares everything unless a queue of it is there, so that whoever only publishes or looks needs no permission
+    /// to declare once the first worker has run: asking for a queue needs none.
+    ///
+    /// # Errors
+    /// As [`Topology::declare`].
+    pub async fn ensure(&self, connection: &Connection, queue: &str) -> Result<(), BrokerError> {
+        match depth(connection, queue).await? {
+            Some(_) => Ok(()),
+            None => self.declare(connection).await,
+        }
     }
 
     async fn exchange(

@@ -18,7 +18,7 @@ use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::{Backfill, Bounds, End, Filter, IN_FLIGHT, Options, Tally};
 use crate::broker::{Publisher, Topology, connect};
 use crate::config::Config;
-use crate::job::Digests;
+use crate::job::{Digests, Lane};
 use crate::ledger;
 use crate::screen::packages;
 use crate::worker::blob::Fetcher;
@@ -122,7 +122,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     ledger.check_schema().await?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     if !arguments.dry_run {
-        topology.declare(&connect(&queue, "backfill").await?).await?;
+        topology.ensure(&connect(&queue, "backfill").await?, &topology.lane(Lane::Backfill)).await?;
     }
 
     let backfill = Arc::new(Backfill {

@@ -39,12 +39,20 @@ async fn queue(config: &Config, topology: &Topology) -> Finding {
     let url = config.queue().map_err(|e| e.to_string())?;
     let connection = connect(url, "check").await.map_err(|e| e.to_string())?;
     let mut words = format!("{url} answers");
+    let mut declared = true;
     for lane in Lane::ALL {
         let queue = topology.lane(lane);
         words += &match depth(&connection, &queue).await.map_err(|e| e.to_string())? {
             Some((messages, consumers)) => format!("; {queue}: {messages} waiting, {consumers} consuming"),
-            None => format!("; {queue} is not declared yet, the first worker does that"),
+            None => {
+                declared = false;
+                format!("; {queue} is not declared yet, the first worker does that")
+            }
         };
+    }
+    if declared {
+        // Changes nothing any more, and says what a worker's user would not be allowed to do.
+        topology.declare(&connection).await.map_err(|e| e.to_string())?;
     }
     Ok(words)
 }
@@ -68,6 +76,14 @@ async fn ledger(config: &Config) -> Finding {
     let ledger = ledger::open(config).await.map_err(|e| e.to_string())?;
     ledger.check_schema().await.map_err(|e| e.to_string())?;
     ledger.ping().await.map_err(|e| e.to_string())?;
+    let lacks = ledger.lacks().await.map_err(|e| e.to_string())?;
+    if !lacks.is_empty() {
+        return Err(format!(
+            "{} answers, but a worker would need {}\n  hint: deploy/postgres/roles.sql grants it; run it again after each `pixwarden migrate`",
+            config.ledger,
+            lacks.join(", ")
+        ));
+    }
     let scope = if config.ledger.file().is_some() { "; a file serves one worker" } else { "" };
     Ok(format!("{} answers and its schema is up to date{scope}", config.ledger))
 }

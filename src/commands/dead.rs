@@ -109,8 +109,8 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     }
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(config.queue()?, "dead").await?;
-    topology.declare(&connection).await?;
     let dead = topology.dead();
+    topology.ensure(&connection, &dead).await?;
     match &arguments.command {
         Command::List { which, limit, format } => {
             let (messages, left) = peek(&connection, &dead, *limit).await?;

@@ -30,7 +30,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let url = config.queue()?.clone();
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(&url, "enqueue").await?;
-    topology.declare(&connection).await?;
+    topology.ensure(&connection, &topology.lane(arguments.lane)).await?;
     let send = Send {
         publisher: Arc::new(Publisher::new(url, "enqueue", IN_FLIGHT)),
         exchange: topology.jobs(),

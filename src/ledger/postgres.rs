@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::rows::{self, stored};
 use super::schema::{self, Step};
 use super::{Committed, Entry, Event, Known, Ledger, LedgerError, Reusable, Unpublished};
+use crate::certificates;
 use crate::config::SecretUrl;
 use crate::job::Digests;
 use crate::planted::{self, Bug};
@@ -72,7 +73,11 @@ impl Postgres {
             .acquire_timeout(CONNECT)
             .connect_with(options.application_name("pixwarden"))
             .await
-            .map_err(|e| unusable(words(&e)))?;
+            .map_err(|e| {
+                let words = words(&e);
+                let hint = certificates::hint(&words);
+                unusable(words + hint)
+            })?;
         Ok(Self { pool })
     }
 
@@ -143,6 +148,16 @@ impl Ledger for Postgres {
             })
             .await?;
         if read_only { Err(LedgerError::Down("the server is read-only".into())) } else { Ok(()) }
+    }
+
+    async fn lacks(&self) -> Result<Vec<String>, LedgerError> {
+        let question = "SELECT privilege || ' on ' || relation
+             FROM (VALUES ('verdicts', ARRAY['SELECT', 'INSERT', 'UPDATE']),
+                          ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+                          ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),
+                  unnest(privileges) AS privilege
+             WHERE NOT has_table_privilege(relation, privilege)";
+        self.run(ANSWER, move |c| Box::pin(sqlx::query_scalar(question).fetch_all(c))).await
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Known>, LedgerError> {

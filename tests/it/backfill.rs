@@ -40,7 +40,7 @@ pub async fn backfill(lab: &Lab, arguments: &[&str]) -> Summary {
 /// A backfill in a process of its own.
 pub fn started(lab: &Lab, arguments: &[&str]) -> Child {
     let mut command = lab.command();
-    command.arg("--config").arg(lab.config()).arg("backfill").args(arguments);
+    command.arg("--config").arg(lab.config_of("backfill")).arg("backfill").args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -7,6 +7,7 @@
 
 mod support;
 
+mod access;
 mod attempts;
 mod backfill;
 mod changes;

@@ -79,7 +79,12 @@ impl Lab {
 
         let endpoint = service(endpoint);
         let s3 = client(&endpoint, region);
-        s3.create_bucket().bucket(&name).send().await.unwrap();
+        if endpoint == service("TEST_S3_ENDPOINT") {
+            let bucket = name.clone();
+            tokio::task::spawn_blocking(move || control(&["s3", "make-bucket", &bucket])).await.unwrap();
+        } else {
+            s3.create_bucket().bucket(&name).send().await.unwrap();
+        }
         let detectors = format!("{:?}", fixtures().join("detectors/spread-nhwc"));
         let lab = Self {
             publisher: Publisher::new(amqp, "test", 64),
@@ -102,18 +107,53 @@ impl Lab {
             endpoint,
             region: region.to_owned(),
         };
+        lab.grant().await;
         lab.run(&["migrate"]).await.expect_ok();
+        lab.grant().await;
         lab
+    }
+
+    /// Gives the roles of `deploy/postgres/roles.sql` what it says, in this world's database.
+    pub async fn grant(&self) {
+        let roles = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/postgres/roles.sql")).unwrap();
+        sqlx::raw_sql(AssertSqlSafe(roles)).execute(&self.db).await.unwrap();
+    }
+
+    /// The broker as one of the users of `deploy/rabbitmq/permissions.json`.
+    pub fn queue_as(user: &str) -> String {
+        login(&service("TEST_AMQP_URL"), user, &service("TEST_AMQP_PASSWORD"))
+    }
+
+    /// The ledger as one of the roles of `deploy/postgres/roles.sql`, where it is Postgres.
+    pub fn ledger_as(&self, role: &str) -> String {
+        if self.ledger_url.starts_with("sqlite:") {
+            return self.ledger_url.clone();
+        }
+        login(&self.ledger_url, role, &service("TEST_POSTGRES_PASSWORD"))
     }
 
     /// The configuration file of this world's workers.
     pub fn config(&self) -> PathBuf {
-        let path = self.folder.path().join("pixwarden.toml");
+        self.config_of("worker")
+    }
+
+    /// The configuration file of a command, with the users that docs/access.md gives it.
+    pub fn config_of(&self, command: &str) -> PathBuf {
+        let (user, role) = match command {
+            "migrate" => ("nobody", "pixwarden_owner"),
+            "show" | "export" => ("nobody", "pixwarden_reader"),
+            "enqueue" => ("pixwarden-publisher", "nobody"),
+            "backfill" => ("pixwarden-publisher", "pixwarden_operator"),
+            "rejudge" | "prune" => ("nobody", "pixwarden_operator"),
+            "dead" => ("pixwarden-operator", "nobody"),
+            _ => ("pixwarden-worker", "pixwarden_worker"),
+        };
+        let path = self.folder.path().join(format!("{command}.toml"));
         let text = format!(
             "queue = {:?}\nledger = {:?}\nobjects = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
              [metrics]\nlisten = {:?}\n[policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
-            self.queue,
-            self.ledger_url,
+            login(&self.queue, user, &service("TEST_AMQP_PASSWORD")),
+            self.ledger_as(role),
             self.objects,
             self.prefix,
             self.bucket,
@@ -133,8 +173,8 @@ impl Lab {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("ORT_DYLIB_PATH", service("ORT_DYLIB_PATH"))
-            .env("AWS_ACCESS_KEY_ID", service("TEST_S3_ACCESS_KEY"))
-            .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_SECRET_KEY"))
+            .env("AWS_ACCESS_KEY_ID", service("TEST_S3_READ_ACCESS_KEY"))
+            .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_READ_SECRET_KEY"))
             .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -146,7 +186,7 @@ impl Lab {
     /// Runs the binary to its end.
     pub async fn run(&self, arguments: &[&str]) -> Ended {
         let mut command = self.command();
-        command.arg("--config").arg(self.config()).args(arguments);
+        command.arg("--config").arg(self.config_of(arguments[0])).args(arguments);
         Ended::of(command).await
     }
 
@@ -296,6 +336,15 @@ impl Lab {
             sqlx::query_as("SELECT job_id, outcome FROM verdicts").fetch_all(&self.db).await.unwrap();
         rows.into_iter().collect()
     }
+}
+
+/// A URL with another user.
+fn login(url: &str, user: &str, password: &str) -> String {
+    let mut url: url::Url = url.parse().unwrap();
+    url.set_username(user).unwrap();
+    // The URL library leaves a percent sign as it stands.
+    url.set_password(Some(&password.replace('%', "%25"))).unwrap();
+    url.to_string()
 }
 
 pub fn client(endpoint: &str, region: &str) -> aws_sdk_s3::Client {

@@ -4,12 +4,18 @@ Every instance lives in one folder, listens on the loopback interface alone, and
 runs already: its own ports, data, passwords and, for RabbitMQ, its own Erlang cookie and port mapper.
 """
 
+import base64
+import hashlib
+import json
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
+import urllib.parse
 from pathlib import Path
 
+import certificates
 from service import (
     LOOPBACK,
     STATE_VARIABLE,
@@ -28,6 +34,19 @@ from service import (
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools"
+DEPLOY = ROOT / "deploy"
+
+# What a test calls its prefix, its database and its bucket, for all three of them.
+TEST_NAME = "it-[0-9a-f]{32}"
+
+
+def restricted_password():
+    """One whose every second character means something in a URL."""
+    return f"p@ss/{secrets.token_hex(8)}:?#%&+"
+
+
+def quoted(password):
+    return urllib.parse.quote(password, safe="")
 
 
 class PortMapper(Service):
@@ -45,17 +64,25 @@ class RabbitMq(Service):
     PROGRAMS = Path("/usr/lib/rabbitmq/bin")
     USER = "pixwarden"
 
-    def __init__(self, run, port, distribution_port, mapper):
+    def __init__(self, run, port, tls_port, distribution_port, mapper):
         super().__init__(run, port)
+        self.tls_port = tls_port
         self.distribution_port = distribution_port
         self.mapper = mapper
         self.password = secrets.token_hex(12)
+        self.restricted_password = restricted_password()
 
     def prepare(self):
+        definitions = self.folder / "definitions.json"
+        definitions.write_text(json.dumps(self.definitions()))
+        tls = self.run.certificates
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = {LOOPBACK}:{self.port}\n"
-            f"default_user = {self.USER}\n"
-            f"default_pass = {self.password}\n"
+            f"listeners.ssl.1 = {LOOPBACK}:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {tls.ca}\n"
+            f"ssl_options.certfile = {tls.server}\n"
+            f"ssl_options.keyfile = {tls.server_key}\n"
+            f"load_definitions = {definitions}\n"
         )
         # A quorum queue's counts are as old as its last tick, five seconds at worst by default.
         (self.folder / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 250}]}].\n")
@@ -97,7 +124,28 @@ class RabbitMq(Service):
         return answer[:1] == b"\x01" and answer[7:] == b"\x00\x0a\x00\x0a"
 
     def exports(self):
-        return {"TEST_AMQP_URL": f"amqp://{self.USER}:{self.password}@{LOOPBACK}:{self.port}/%2f"}
+        return {
+            "TEST_AMQP_URL": f"amqp://{self.USER}:{self.password}@{LOOPBACK}:{self.port}/%2f",
+            "TEST_AMQP_TLS_PORT": str(self.tls_port),
+            "TEST_AMQP_PASSWORD": self.restricted_password,
+        }
+
+    def definitions(self):
+        """The tests' own user, who may do anything, and those of deploy/, for the tests' prefixes instead of ours."""
+        permissions = json.loads((DEPLOY / "rabbitmq" / "permissions.json").read_text())["permissions"]
+        for permission in permissions:
+            for what in ("configure", "write", "read"):
+                permission[what] = permission[what].replace("pixwarden\\.", f"{TEST_NAME}\\.")
+        users = [rabbitmq_user(permission["user"], self.restricted_password, []) for permission in permissions]
+        everything = {"user": self.USER, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+        return {
+            "vhosts": [{"name": "/"}],
+            "users": [rabbitmq_user(self.USER, self.password, ["administrator"]), *users],
+            "permissions": [everything, *permissions],
+        }
+
+    def set_permissions(self, user, configure, write, read):
+        self._control("set_permissions", "-p", "/", user, configure, write, read)
 
     def stop_app(self):
         self._control("stop_app")
@@ -136,6 +184,18 @@ class RabbitMq(Service):
         return result.stdout
 
 
+def rabbitmq_user(name, password, tags):
+    """As definitions have it: the hash is of a salt and the password, behind the salt."""
+    salt = secrets.token_bytes(4)
+    digest = hashlib.sha256(salt + password.encode()).digest()
+    return {
+        "name": name,
+        "password_hash": base64.b64encode(salt + digest).decode(),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": tags,
+    }
+
+
 class PostgreSql(Service):
     """PostgreSQL as it is set up for production: a commit is on disk when it returns."""
 
@@ -150,6 +210,7 @@ class PostgreSql(Service):
     def __init__(self, run, port):
         super().__init__(run, port)
         self.password = secrets.token_hex(12)
+        self.restricted_password = restricted_password()
         self.user = unprivileged_user()
         self.programs = sorted(
             Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True
@@ -176,6 +237,25 @@ class PostgreSql(Service):
         )
         if result.returncode != 0:
             raise ServiceError(f"initdb failed:\n{result.stdout}{result.stderr}")
+        # The server wants a key that is its own and nobody else's.
+        for source, name in ((self.run.certificates.server, "server.crt"), (self.run.certificates.server_key, "server.key")):
+            target = self.folder / "data" / name
+            shutil.copy(source, target)
+            target.chmod(0o600)
+            if self.user:
+                shutil.chown(target, self.user)
+
+    def set_up(self):
+        """Makes the roles of deploy/; what they may do in a test's database, that test sets up."""
+        roles = (DEPLOY / "postgres" / "roles.sql").read_text()
+        for role in ("owner", "worker", "operator", "reader"):
+            roles += f"ALTER ROLE pixwarden_{role} PASSWORD '{self.restricted_password}';\n"
+        psql = [executable("psql", *self.programs), "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--file=-"]
+        psql += [f"--host={LOOPBACK}", f"--port={self.port}", f"--username={self.SUPERUSER}", "postgres"]
+        environment = {**self.environment(), "PGPASSWORD": self.password}
+        result = subprocess.run(psql, input=roles, capture_output=True, text=True, env=environment, timeout=60)
+        if result.returncode != 0:
+            raise ServiceError(f"deploy/postgres/roles.sql failed:\n{result.stderr}")
 
     def command(self):
         settings = {
@@ -183,6 +263,7 @@ class PostgreSql(Service):
             "port": self.port,
             "unix_socket_directories": "",
             "max_connections": 200,
+            "ssl": "on",
         }
         return [executable("postgres", *self.programs), "-D", self.folder / "data"] + [
             part for name, value in settings.items() for part in ("-c", f"{name}={value}")
@@ -193,7 +274,10 @@ class PostgreSql(Service):
         return subprocess.run(ready, env=self.environment()).returncode == 0
 
     def exports(self):
-        return {"TEST_POSTGRES_URL": f"postgres://{self.SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/postgres"}
+        return {
+            "TEST_POSTGRES_URL": f"postgres://{self.SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/postgres",
+            "TEST_POSTGRES_PASSWORD": self.restricted_password,
+        }
 
 
 class Garage(Service):
@@ -209,6 +293,8 @@ class Garage(Service):
         self.rpc_port = rpc_port
         self.access_key = f"GK{secrets.token_hex(12)}"
         self.secret_key = secrets.token_hex(32)
+        self.read_key = f"GK{secrets.token_hex(12)}"
+        self.read_secret = secrets.token_hex(32)
 
     def prepare(self):
         (self.folder / "garage.toml").write_text(
@@ -228,8 +314,28 @@ api_bind_addr = "{LOOPBACK}:{self.port}"
 
     def command(self):
         # These options make a layout of one node and a key that may create buckets.
-        garage = executable("garage", TOOLS / "garage" / "bin")
-        return [garage, "-c", self.folder / "garage.toml", "server", "--single-node", "--default-access-key"]
+        return [*self.program(), "server", "--single-node", "--default-access-key"]
+
+    def program(self):
+        return [executable("garage", TOOLS / "garage" / "bin"), "-c", self.folder / "garage.toml"]
+
+    def set_up(self):
+        self._control("key", "import", "--yes", "-n", "reader", self.read_key, self.read_secret)
+
+    def make_bucket(self, bucket):
+        """A bucket that the tests' key may fill, and the workers' key get from and list, as deploy/s3/policy.json has it.
+
+        Over S3 it would be a name that one key alone knows.
+        """
+        self._control("bucket", "create", bucket)
+        self._control("bucket", "allow", "--read", "--write", bucket, "--key", self.access_key)
+        self._control("bucket", "allow", "--read", bucket, "--key", self.read_key)
+
+    def _control(self, *arguments):
+        command = [*self.program(), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=60)
+        if result.returncode != 0:
+            raise ServiceError(f"garage {' '.join(arguments[:2])} failed:\n{result.stderr}")
 
     def variables(self):
         return {"GARAGE_DEFAULT_ACCESS_KEY": self.access_key, "GARAGE_DEFAULT_SECRET_KEY": self.secret_key}
@@ -243,6 +349,8 @@ api_bind_addr = "{LOOPBACK}:{self.port}"
             "TEST_S3_REGION": self.REGION,
             "TEST_S3_ACCESS_KEY": self.access_key,
             "TEST_S3_SECRET_KEY": self.secret_key,
+            "TEST_S3_READ_ACCESS_KEY": self.read_key,
+            "TEST_S3_READ_SECRET_KEY": self.read_secret,
         }
 
 
@@ -261,6 +369,25 @@ class Moto(Service):
         return {"TEST_MOTO_ENDPOINT": f"http://{LOOPBACK}:{self.port}"}
 
 
+class TlsProxy(Service):
+    """TLS before Garage, which speaks none: one port with a good certificate, one with a certificate that has expired."""
+
+    name = "tls"
+
+    def __init__(self, run, port, expired_port, target):
+        super().__init__(run, port)
+        self.expired_port = expired_port
+        self.target = target
+
+    def command(self):
+        tls = self.run.certificates
+        program = [sys.executable, ROOT / "tests" / "services" / "tls_proxy.py", str(self.target.port)]
+        return [*program, f"{self.port}={tls.server}={tls.server_key}", f"{self.expired_port}={tls.expired}={tls.server_key}"]
+
+    def exports(self):
+        return {"TEST_S3_TLS_PORT": str(self.port), "TEST_S3_EXPIRED_PORT": str(self.expired_port)}
+
+
 class Run:
     """All the services of one run, in its folder."""
 
@@ -271,15 +398,19 @@ class Run:
         self.check = check
         self._ports = ports = Ports()
         mapper = PortMapper(self, ports.take())
+        garage = Garage(self, ports.take(), ports.take())
         self.services = [
             mapper,
-            RabbitMq(self, ports.take(), ports.take(), mapper),
+            RabbitMq(self, ports.take(), ports.take(), ports.take(), mapper),
             Moto(self, ports.take()),
             PostgreSql(self, ports.take()),
-            Garage(self, ports.take(), ports.take()),
+            garage,
+            TlsProxy(self, ports.take(), ports.take(), garage),
         ]
+        self.certificates = certificates.Certificates(folder / "certificates")
 
     def start(self):
+        self.certificates.make()
         # RabbitMQ takes longest and is launched early; the others start in its shadow.
         for service in self.services:
             service.folder.mkdir()
@@ -287,10 +418,12 @@ class Run:
             service.launch()
         for service in self.services:
             service.await_ready()
+            service.set_up()
 
     def environment(self):
         """What the tests get."""
         variables = {STATE_VARIABLE: str(self.state), "TEST_SERVICES": str(ROOT / "tests" / "services" / "control")}
+        variables.update(self.certificates.exports())
         for service in self.services:
             variables.update(service.exports())
         return variables

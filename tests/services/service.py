@@ -63,7 +63,7 @@ class Ports:
     the abstract sockets: it vanishes with its holder, and is per network namespace, as ports are.
     """
 
-    BLOCK = 8
+    BLOCK = 16
 
     def __init__(self):
         blocks = range(20000, 32000, self.BLOCK)
@@ -79,7 +79,7 @@ class Ports:
                 self._left = list(block)
                 return
             self._lock.close()
-        raise ServiceError("no eight ports in a row are free between 20000 and 32000")
+        raise ServiceError("no sixteen ports in a row are free between 20000 and 32000")
 
     def take(self):
         return self._left.pop(0)
@@ -178,6 +178,9 @@ class Service:
 
     def is_ready(self):
         return accepts_connections(self.port)
+
+    def set_up(self):
+        """Does what can only be asked of it once it serves, before the tests begin."""
 
     def exports(self):
         """What the tests get to know about it."""

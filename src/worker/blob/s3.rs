@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
 use super::{FIRST_BYTE, Listed, Object, PROBE_KEY, Part, Store, StoreError};
+use crate::certificates;
 use crate::config::{Bucket, Config};
 use crate::job::ImageRef;
 
@@ -91,7 +92,8 @@ impl S3 {
     {
         let words = one_line(error);
         let SdkError::ServiceError(service) = error else {
-            return StoreError::Unclear(words);
+            let hint = certificates::hint(&words);
+            return StoreError::Unclear(words + hint);
         };
         let named = self.named.iter().any(|named| named == bucket);
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());

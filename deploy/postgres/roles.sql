@@ -1,0 +1,56 @@
+-- The roles of a ledger, and what each may do in the database that this runs in. docs/access.md says who uses which.
+--
+-- Run by a superuser, or by whoever may create roles and owns the database: before the first `pixwarden migrate`, and
+-- again after each, since a new table belongs to its owner alone until then. Running it again changes nothing else.
+-- Roles are made without a password and cannot log in until they have one: ALTER ROLE pixwarden_worker PASSWORD '...'.
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['pixwarden_owner', 'pixwarden_worker', 'pixwarden_operator', 'pixwarden_reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', role);
+        END IF;
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
+    END LOOP;
+    -- By default everybody on the server may connect and make temporary tables.
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+END
+$$;
+
+-- Before PostgreSQL 15 everybody may make tables here.
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO pixwarden_owner;
+GRANT USAGE ON SCHEMA public TO pixwarden_worker, pixwarden_operator, pixwarden_reader;
+
+DO $$
+DECLARE
+    may record;
+BEGIN
+    FOR may IN SELECT * FROM (VALUES
+        -- `worker`: inserts verdicts with their events, and replaces a `failed` one.
+        ('pixwarden_worker', 'verdicts', 'SELECT, INSERT, UPDATE'),
+        ('pixwarden_worker', 'outbox', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
+        -- `rejudge`, `prune` and `backfill`.
+        ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'outbox', 'SELECT, INSERT, DELETE'),
+        ('pixwarden_operator', 'backfill_turn', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'backfill_progress', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'backfill_jobs', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', '_sqlx_migrations', 'SELECT'),
+        -- `show` and `export`.
+        ('pixwarden_reader', 'verdicts', 'SELECT'),
+        ('pixwarden_reader', 'outbox', 'SELECT'),
+        ('pixwarden_reader', '_sqlx_migrations', 'SELECT')
+    ) AS privilege (role, relation, privileges)
+    WHERE to_regclass('public.' || relation) IS NOT NULL
+    LOOP
+        -- What an earlier release granted and this one does not goes as well.
+        EXECUTE format('REVOKE ALL ON public.%I FROM %I', may.relation, may.role);
+        EXECUTE format('GRANT %s ON public.%I TO %I', may.privileges, may.relation, may.role);
+    END LOOP;
+END
+$$;
