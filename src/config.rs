@@ -526,8 +526,18 @@ impl SecretUrl {
             let what = format!("{self} is not a URL that begins with {}", schemes.join(" or "));
             return Err(ConfigError::Invalid { option: option.into(), what });
         }
+        if self.file().is_none() && url::Url::parse(&self.0).is_ok_and(|url| misreads_password(&url)) {
+            let what = "an `@` comes after the host\n  hint: percent-encode it there and in the password: / is %2F, ? is %3F, # is %23, @ is %40, % is %25";
+            return Err(ConfigError::Invalid { option: option.into(), what: what.into() });
+        }
         Ok(self)
     }
+}
+
+/// Whether what looks like a port, a path, a query or a fragment may be a password with a `/`, `?` or `#` in it: an `@`
+/// follows.
+fn misreads_password(url: &url::Url) -> bool {
+    [Some(url.path()), url.query(), url.fragment()].into_iter().flatten().any(|part| part.contains('@'))
 }
 
 impl From<String> for SecretUrl {
@@ -546,11 +556,10 @@ impl fmt::Display for SecretUrl {
                 if url.password().is_some() && url.set_password(Some("***")).is_err() {
                     return f.write_str("(a URL that cannot be shown)");
                 }
-                url.set_query(None);
-                // An `@` behind the host: what looks like a port, a path or a fragment is a password with a `/` or `#` in it.
-                if url.path().contains('@') || url.fragment().is_some_and(|fragment| fragment.contains('@')) {
+                if misreads_password(&url) {
                     return f.write_str("(a URL whose password has characters that must be percent-encoded)");
                 }
+                url.set_query(None);
                 url.set_fragment(None);
                 write!(f, "{url}")
             }

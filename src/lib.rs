@@ -30,7 +30,7 @@
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
 //! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
-//! | [`certificates`] | whom HTTP of our own asking trusts | whom it asks |
+//! | [`certificates`] | whom we trust, and what to do about a certificate that is refused | whom it asks |
 //! | [`commands`] | one file a subcommand, thin | |
 //! | [`planted`] | bugs and crashes that `tests/chaos` asks a debug build for | |
 //! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |

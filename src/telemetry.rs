@@ -18,8 +18,10 @@ use crate::config::{ConfigError, LogConfig, LogFormat, TracesConfig};
 pub use stage::{Stage, timed};
 
 /// What is never logged, whatever the filter: the HTTP client traces every byte that it sends, tokens among them, and the
-/// AMQP client prints returned messages whole, with what their senders put into them. Spans for the collector are for it.
-const SILENT: [&str; 4] = ["ureq", "ureq_proto", "lapin::returned_messages", traces::TARGET];
+/// AMQP client prints the frames that it writes, the login among them, and returned messages whole, with what their
+/// senders put into them. Spans for the collector are for it.
+const SILENT: [&str; 6] =
+    ["ureq", "ureq_proto", "lapin::io_loop", "lapin::frames", "lapin::returned_messages", traces::TARGET];
 
 /// What has to be stopped when the process ends.
 #[derive(Debug)]

@@ -399,6 +399,24 @@ mod tests {
         assert!(read(&[0xFF, 0xFE], None).unwrap_err().0.contains("UTF-8"));
     }
 
+    #[test]
+    fn sizes_are_exact_depth_is_bounded_and_the_last_of_equal_keys_counts() {
+        // Valid but for their length, so that nothing but the limit can refuse them.
+        let padded = |bytes: usize| format!("{:bytes$}", r#"{"image": "s3://b/k"}"#);
+        assert_eq!(one(&padded(MAX_BODY_BYTES)).image.key, "k");
+        assert!(reason(&padded(MAX_BODY_BYTES + 1)).contains("the limit is 65536"));
+        let with = |bytes: usize| json!({"image": "s3://b/k", "metadata": {"a": "x".repeat(bytes - 8)}}).to_string();
+        assert!(one(&with(MAX_METADATA_BYTES)).metadata.is_some());
+        assert!(reason(&with(MAX_METADATA_BYTES + 1)).contains("`metadata` is larger"));
+        let deep = |levels: usize| {
+            let metadata = format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+            format!(r#"{{"image": "s3://b/k", "metadata": {metadata}}}"#)
+        };
+        assert!(one(&deep(100)).metadata.is_some());
+        assert!(reason(&deep(5_000)).contains("recursion limit"));
+        assert_eq!(one(r#"{"image": "s3://b/1", "image": "s3://b/2"}"#).image.key, "2");
+    }
+
     /// What S3 leaves unencoded in a notification's key.
     const FORM: &AsciiSet =
         &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*').remove(b' ');

@@ -10,7 +10,7 @@ async fn over_tls(host: &str, authorities: &str) -> Lab {
     let mut lab = Lab::new().await;
     lab.endpoint = format!("https://{host}:{}", service("TEST_S3_TLS_PORT"));
     let port = service("TEST_AMQP_TLS_PORT").parse().unwrap();
-    let mut queue: url::Url = Lab::queue_as("pixwarden-worker").replacen("amqp:", "amqps:", 1).parse().unwrap();
+    let mut queue: url::Url = lab.queue_as("pixwarden-worker").replacen("amqp:", "amqps:", 1).parse().unwrap();
     queue.set_host(Some(host)).unwrap();
     queue.set_port(Some(port)).unwrap();
     let mut ledger: url::Url = lab.ledger_as("pixwarden_worker").parse().unwrap();
@@ -78,7 +78,7 @@ async fn check_names_what_a_users_permissions_lack() {
     let mut lab = Lab::new().await;
     lab.run(&["check", "--log", "off"]).await.expect_ok();
     sqlx::query("REVOKE UPDATE ON outbox FROM pixwarden_worker").execute(&lab.db).await.unwrap();
-    lab.environment = vec![("PIXWARDEN_QUEUE", Lab::queue_as("pixwarden-operator"))];
+    lab.environment = vec![("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-operator"))];
     let said = lab.run(&["check", "--log", "off"]).await;
     assert_eq!(said.status, 1, "{}", said.stdout);
     for words in ["ACCESS_REFUSED", "docs/access.md", "a worker would need UPDATE on outbox", "roles.sql"] {
@@ -106,7 +106,7 @@ async fn each_user_may_do_no_more_than_it_must() {
     }
     // A publisher can neither read dead letters nor declare anything.
     let mut command = lab.command();
-    command.env("PIXWARDEN_QUEUE", Lab::queue_as("pixwarden-publisher"));
+    command.env("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-publisher"));
     command.arg("--config").arg(lab.config()).args(["dead", "list"]);
     let refused = Ended::of(command).await;
     assert!(refused.status == 1 && refused.stderr.contains("ACCESS_REFUSED"), "{}", refused.stderr);

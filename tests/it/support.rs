@@ -31,7 +31,7 @@ pub struct Lab {
     pub channel: Channel,
     pub publisher: Publisher,
     pub db: PgPool,
-    /// Where the broker and the database are, for Pixwarden.
+    /// The broker; a test may put something in between.
     pub queue: String,
     pub ledger_url: String,
     pub s3: aws_sdk_s3::Client,
@@ -120,8 +120,8 @@ impl Lab {
     }
 
     /// The broker as one of the users of `deploy/rabbitmq/permissions.json`.
-    pub fn queue_as(user: &str) -> String {
-        login(&service("TEST_AMQP_URL"), user, &service("TEST_AMQP_PASSWORD"))
+    pub fn queue_as(&self, user: &str) -> String {
+        login(&self.queue, user, &service("TEST_AMQP_PASSWORD"))
     }
 
     /// The ledger as one of the roles of `deploy/postgres/roles.sql`, where it is Postgres.
@@ -152,7 +152,7 @@ impl Lab {
         let text = format!(
             "queue = {:?}\nledger = {:?}\nobjects = {:?}\nprefix = {:?}\nbuckets = [{:?}]\ndetectors = [{}]\n\
              [metrics]\nlisten = {:?}\n[policy]\nlabel = \"by AI\"\n[storage]\nendpoint = {:?}\npath_style = true\n{}\n",
-            login(&self.queue, user, &service("TEST_AMQP_PASSWORD")),
+            self.queue_as(user),
             self.ledger_as(role),
             self.objects,
             self.prefix,
