@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
 use super::super::files;
+use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
 use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
 use crate::ledger::{Entry, Ledger};
@@ -61,6 +62,8 @@ pub(super) struct Report {
     pub unchanged: bool,
     /// What each detector saw of the first frame.
     pub shown: Vec<(String, Arc<Pixels>)>,
+    /// What it took, where that was measured.
+    pub cost: Option<Cost>,
 }
 
 /// What is known before the judgement.
@@ -93,7 +96,7 @@ impl<'a> Scan<'a> {
         let file = State::of(&path).await.with_context(|| format!("reading {image}"))?;
         let id = self.job_id(&file);
         if let Some(verdict) = self.known(&id).await? {
-            return Ok(Some(Report { image, verdict, unchanged: true, shown: Vec::new() }));
+            return Ok(Some(Report { image, verdict, unchanged: true, shown: Vec::new(), cost: None }));
         }
         let received_at = OffsetDateTime::now_utc();
         let (found, judgement) = self.look(path, file.bytes).await?;
@@ -118,7 +121,7 @@ impl<'a> Scan<'a> {
         if let Some(book) = &self.book {
             book.persist.commit(Entry { verdict: verdict.clone(), event: None }).await?;
         }
-        Ok(Some(Report { image, verdict, unchanged: false, shown: found.shown }))
+        Ok(Some(Report { image, verdict, unchanged: false, shown: found.shown, cost: None }))
     }
 
     /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
@@ -236,6 +239,7 @@ impl Report {
             ("bytes", json!(self.verdict.bytes)),
             ("frames", json!(seen.map(|seen| seen.frames))),
         ];
-        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value));
+        fields.chain(self.cost.iter().flat_map(Cost::fields)).collect()
     }
 }
