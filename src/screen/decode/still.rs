@@ -72,9 +72,11 @@ pub(super) fn still<D: ImageDecoder>(
 ) -> Result<Seen, Undecodable> {
     let mut decoder = decoder.map_err(|e| explain(name, &e))?;
     let ((width, height), color) = (decoder.dimensions(), decoder.color_type());
-    // The samples, and beside them either the copy in RGB or, in some decoders, a second set of samples.
+    // The samples, and beside them either the copy in RGB or, in some decoders, a second set of samples. Lossless WebP is
+    // decoded with alpha even where it has none.
     let samples = u64::from(color.bytes_per_pixel());
-    let grant = context.admit(width, height, samples + samples.max(3))?;
+    let beside = if format == "webp" { 4 } else { 3 };
+    let grant = context.admit(width, height, samples + samples.max(beside))?;
     let orientation = decoder.orientation().map_or(1, image::metadata::Orientation::to_exif);
     decoder.set_limits(limits(context)).map_err(|e| explain(name, &e))?;
 
