@@ -13,6 +13,7 @@ mod backfill;
 mod changes;
 mod errors;
 mod faults;
+mod hostile;
 mod hub;
 mod interface;
 mod invariants;

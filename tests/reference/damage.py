@@ -42,7 +42,7 @@ def _saved(image: Image.Image, container: str, **options) -> bytes:
     return out.getvalue()
 
 
-def _whole_files() -> dict[str, bytes]:
+def whole_files() -> dict[str, bytes]:
     """Good files to damage, by name with extension."""
     picture = Image.fromarray(scene(811, 320, 240))
     frames = [Image.fromarray(scene(811 + index, 120, 90)) for index in range(4)]
@@ -166,7 +166,7 @@ def _something_else() -> Iterator[Bad]:
 
 def bad_files() -> Iterator[tuple[str, Bad]]:
     """All bad files with the kind of badness, always the same and in the same order."""
-    whole = _whole_files()
+    whole = whole_files()
     kinds = {
         "bad: cut short": _cut_short(whole),
         "bad: corrupted": _corrupted(whole),
