@@ -20,7 +20,7 @@ use crate::detector::{Detector, Geometry};
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
 use crate::policy::Policy;
 use crate::telemetry::{Stage, metrics, timed};
-use decode::{Pool, Undecodable};
+use decode::{Pool, Undecodable, Unread};
 use infer::{Engine, Unscored};
 use prepare::Pixels;
 use start::Starter;
@@ -57,9 +57,21 @@ pub enum Unseen {
     /// It is no whole image, or one over the limits.
     #[error(transparent)]
     Undecodable(#[from] Undecodable),
+    /// Nothing could decode it, whatever it is.
+    #[error("{0}")]
+    Undecoded(String),
     /// A detector could not score it, or is gone.
     #[error(transparent)]
     Unscored(#[from] Unscored),
+}
+
+impl From<Unread> for Unseen {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Undecodable(undecodable) => Self::Undecodable(undecodable),
+            Unread::NoDecoder(_) => Self::Undecoded(unread.to_string()),
+        }
+    }
 }
 
 impl Screen {
