@@ -73,7 +73,7 @@ enum Command {
     Man(shell::Man),
     /// Decode for another process
     #[command(hide = true)]
-    Decoder,
+    Decoder(decoder::Arguments),
 }
 
 /// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
@@ -155,7 +155,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Completions(arguments) => return shell::completions(arguments),
         Command::Man(arguments) => return shell::man(arguments),
-        Command::Decoder => return decoder::run(),
+        Command::Decoder(arguments) => return decoder::run(arguments),
         _ => {}
     }
     let mut overlay = cli.common.overlay();
@@ -197,7 +197,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
         Command::Check => check::run(&config).await,
-        Command::Completions(_) | Command::Man(_) | Command::Decoder => Ok(0),
+        Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }
 

@@ -137,6 +137,15 @@ impl Screen {
         self.engines.len()
     }
 
+    /// Where images are decoded, for people.
+    #[must_use]
+    pub fn decoding(&self) -> String {
+        match self.decoders.layers() {
+            Some(layers) => format!("in processes, confined by {layers}"),
+            None => "on threads of this process; what kills a decoder would kill it".into(),
+        }
+    }
+
     /// One line a detector: name, place, batch and labels.
     pub fn describe(&self) -> impl Iterator<Item = String> {
         self.engines.iter().map(|engine| {

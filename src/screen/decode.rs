@@ -7,6 +7,7 @@
 mod animated;
 mod budget;
 pub mod child;
+mod confine;
 mod jpeg;
 mod process;
 mod protocol;
@@ -28,6 +29,8 @@ use crate::lanes::Lanes;
 use crate::telemetry::traces;
 use budget::{Budget, Held, Memory};
 use process::Decoder;
+
+pub use confine::Layers;
 
 /// Why an image has no pixels, in one line for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -254,6 +257,7 @@ pub fn picture(pixels: &Pixels, edge: u32) -> image::ImageResult<Picture> {
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    layers: Option<Layers>,
 }
 
 struct Shared {
@@ -287,22 +291,35 @@ impl Pool {
             limits: config.clone(),
             budget: Budget::new(config.memory_bytes),
         });
-        let mut pool = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let mut pool = Self { shared: Arc::clone(&shared), threads: Vec::new(), layers: None };
         let (started, starting) = std::sync::mpsc::channel();
         for i in 0..Self::threads(config) {
             let (shared, started) = (Arc::clone(&shared), started.clone());
             let work = move || match Worker::start(&shared) {
                 Ok(worker) => {
+                    drop(started.send(Ok(worker.layers())));
                     drop(started);
                     worker.work(&shared);
                 }
-                Err(e) => drop(started.send(e)),
+                Err(e) => drop(started.send(Err(e))),
             };
             pool.threads.push(std::thread::Builder::new().name(format!("decode-{i}")).spawn(work)?);
         }
         drop(started);
-        // The channel ends once all have begun to work.
-        starting.recv().map_or(Ok(pool), Err)
+        // The channel ends once all have begun to work. They are all of one program, confined alike.
+        for layers in starting {
+            pool.layers = layers?;
+        }
+        if let Some(layers) = pool.layers.as_ref().filter(|layers| !layers.missing.is_empty()) {
+            tracing::warn!(%layers, "decoders are not confined as they could be");
+        }
+        Ok(pool)
+    }
+
+    /// What confines the processes that decode, if there are any.
+    #[must_use]
+    pub fn layers(&self) -> Option<&Layers> {
+        self.layers.as_ref()
     }
 
     /// How many threads a configuration means.
@@ -352,6 +369,13 @@ impl<'a> Worker<'a> {
             Isolation::Thread => Self::Alone(Preparer::default()),
             Isolation::Process => Self::With(Decoder::start(&shared.limits, &shared.budget)?),
         })
+    }
+
+    fn layers(&self) -> Option<Layers> {
+        match self {
+            Self::Alone(_) => None,
+            Self::With(decoder) => decoder.layers(),
+        }
     }
 
     fn work(mut self, shared: &Shared) {

@@ -7,9 +7,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use super::budget::{Held, Memory};
+use super::budget::{Budget, Held, Memory};
+use super::confine::confine;
 use super::protocol::{Order, Report, receive, send};
 use super::{Decoded, Undecodable, decode_safely};
+use crate::config::DecodeConfig;
+use crate::detector::{CropRounding, Filter, Geometry, Resize};
 use crate::screen::prepare::Preparer;
 
 /// Serves the worker at the other end of standard input until that closes it.
@@ -19,8 +22,10 @@ use crate::screen::prepare::Preparer;
 pub fn serve() -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let Order::Setup { limits } = receive(&stream)? else { return Err(out_of_turn()) };
-    send(&stream, &Report::Ready)?;
     let mut preparer = Preparer::default();
+    warm_up(&limits, &mut preparer)?;
+    let layers = confine(&limits);
+    send(&stream, &Report::Ready { layers })?;
     loop {
         let (bytes, geometries) = match receive(&stream) {
             Ok(Order::Image { bytes, geometries }) => (bytes, geometries),
@@ -33,6 +38,54 @@ pub fn serve() -> io::Result<()> {
         match image.and_then(|image| decode_safely(&image, &geometries, &limits, &memory, &mut preparer)) {
             Ok(decoded) => tell(&stream, &decoded)?,
             Err(Undecodable(reason)) => send(&stream, &Report::Undecodable { reason })?,
+        }
+    }
+}
+
+/// What libraries look up once, such as what the processor can do, they look up while they may: on ARM, libjpeg-turbo
+/// reads a file for it.
+fn warm_up(limits: &DecodeConfig, preparer: &mut Preparer) -> io::Result<()> {
+    let mut jpeg = io::Cursor::new(Vec::new());
+    image::RgbImage::new(16, 16).write_to(&mut jpeg, image::ImageFormat::Jpeg).map_err(io::Error::other)?;
+    let resize = Resize::Exact { width: 8, height: 8 };
+    let geometry = Geometry { resize, filter: Filter::Bicubic, width: 8, height: 8, rounding: CropRounding::Down };
+    let memory = Budget::new(limits.memory_bytes);
+    // Limits may be so low that nothing is decoded, ever.
+    drop(decode_safely(jpeg.get_ref(), &[geometry], limits, &memory, preparer));
+    Ok(())
+}
+
+/// Something a confined process must not be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attempt {
+    /// To connect to an address.
+    Network,
+    /// To open a file.
+    File,
+    /// To run a program.
+    Program,
+    /// To take more memory than an image may.
+    Memory,
+}
+
+/// Confines this process and tries what must fail. If it succeeds, or is the end of the process, is the answer.
+///
+/// # Errors
+/// What refused the attempt.
+pub fn attempt(attempt: Attempt) -> io::Result<()> {
+    let limits = DecodeConfig::default();
+    confine(&limits);
+    match attempt {
+        Attempt::Network => std::net::TcpStream::connect(("127.0.0.1", 9)).map(drop).or_else(|e| match e.kind() {
+            // Nobody listens there, but the attempt went through.
+            io::ErrorKind::ConnectionRefused => Ok(()),
+            _ => Err(e),
+        }),
+        Attempt::File => std::fs::File::open("/proc/self/status").map(drop),
+        Attempt::Program => std::process::Command::new("/proc/self/exe").arg("--version").output().map(drop),
+        Attempt::Memory => {
+            let bytes = usize::try_from(limits.max_decoded_bytes).unwrap_or(usize::MAX).saturating_mul(4);
+            Vec::<u8>::new().try_reserve_exact(bytes).map_err(io::Error::other)
         }
     }
 }

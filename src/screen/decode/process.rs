@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::budget::Memory;
+use super::confine::Layers;
 use super::protocol::{Order, Report, receive, send};
 use super::{Decoded, Undecodable, Unread};
 use crate::config::DecodeConfig;
@@ -64,6 +65,11 @@ impl<'a> Decoder<'a> {
         Ok(Self { config, memory, running: Some(Running::start(config)?) })
     }
 
+    /// What confines the process that runs.
+    pub(super) fn layers(&self) -> Option<Layers> {
+        self.running.as_ref().map(|running| running.layers.clone())
+    }
+
     /// Decodes one image.
     ///
     /// # Errors
@@ -97,6 +103,7 @@ impl<'a> Decoder<'a> {
 struct Running {
     child: Child,
     line: Line,
+    layers: Layers,
 }
 
 impl Running {
@@ -115,7 +122,8 @@ impl Running {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))?;
-        let mut running = Self { child, line: Line { stream: ours, until: Instant::now() + START } };
+        let mut running =
+            Self { child, line: Line { stream: ours, until: Instant::now() + START }, layers: Layers::default() };
         match running.greet(config) {
             Ok(()) => Ok(running),
             Err(e) => Err(io::Error::other(format!("{program} decoder: {}", running.end(&e)))),
@@ -125,7 +133,10 @@ impl Running {
     fn greet(&mut self, config: &DecodeConfig) -> io::Result<()> {
         send(&mut self.line, &Order::Setup { limits: config.clone() })?;
         match receive(&mut self.line)? {
-            Report::Ready => Ok(()),
+            Report::Ready { layers } => {
+                self.layers = layers;
+                Ok(())
+            }
             _ => Err(out_of_turn()),
         }
     }

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::confine::Layers;
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 
@@ -28,8 +29,8 @@ pub(super) enum Order {
 /// From the process that decodes, which nobody has to believe.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
-    /// The answer to a setup.
-    Ready,
+    /// The answer to a setup, before any byte of an image.
+    Ready { layers: Layers },
     /// The image needs so much memory, instead of what it had until now; it waits for the grant.
     Need { bytes: u64 },
     /// The image's facts, and then the pixels of the `taken` frames, `[taken][geometry][height, width, 3] u8`.
