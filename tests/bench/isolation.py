@@ -4,7 +4,8 @@
     python tests/bench/isolation.py --pixwarden target/release/pixwarden
 
 Scans the same one-megapixel JPEGs both ways in turns, with the bundled detector, whose inference is next to nothing,
-and prints each round, the medians of images a second, their ratio, and the memory of the largest process.
+and prints each round, the medians of images a second and of processor time an image, their ratios, and the memory of
+the largest process. On a machine that does other things as well, only the processor time means much.
 ORT_DYLIB_PATH is taken from the environment.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 EDGE = 1000
+FIGURES = "{:7.1f} images/s {:7.2f} ms of processor time an image {:6.0f} MB"
 SUMMARY = re.compile(rb"^(\d+) images: .*?([\d.]+) a second", re.MULTILINE)
 
 
@@ -34,7 +36,7 @@ def make(folder, count):
 
 
 def scan(pixwarden, folder, isolation):
-    """Images a second, and the peak memory of the largest process in megabytes."""
+    """Images a second, processor seconds of all processes, and the peak memory of the largest in megabytes."""
     process = subprocess.Popen(
         [pixwarden, "scan", "--format", "jsonl", folder],
         env={**os.environ, "PIXWARDEN_DECODE_ISOLATION": isolation},
@@ -47,7 +49,7 @@ def scan(pixwarden, folder, isolation):
     found = SUMMARY.search(said)
     if process.returncode != 0 or not found:
         raise SystemExit(said.decode(errors="replace"))
-    return float(found[2]), usage.ru_maxrss / 1024
+    return float(found[2]), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main():
@@ -62,12 +64,14 @@ def main():
         for turn in range(options.rounds):
             order = ["thread", "process"] if turn % 2 == 0 else ["process", "thread"]
             for isolation in order:
-                found[isolation].append(scan(options.pixwarden, folder, isolation))
-                print(f"{isolation:8} {found[isolation][-1][0]:7.1f} images/s {found[isolation][-1][1]:6.0f} MB")
-    medians = {name: statistics.median(rate for rate, _ in rounds) for name, rounds in found.items()}
-    for name, rate in medians.items():
-        print(f"median   {name:8} {rate:7.1f} images/s, at most {max(mb for _, mb in found[name]):.0f} MB")
-    print(f"process / thread: {medians['process'] / medians['thread']:.3f}")
+                rate, seconds, megabytes = scan(options.pixwarden, folder, isolation)
+                found[isolation].append((rate, seconds * 1000 / options.images, megabytes))
+                print(f"{isolation:8} " + FIGURES.format(*found[isolation][-1]), flush=True)
+    medians = {name: [statistics.median(column) for column in zip(*rounds)] for name, rounds in found.items()}
+    for name, figures in medians.items():
+        print(f"median   {name:8} " + FIGURES.format(*figures))
+    rate, cost, _ = (p / t for p, t in zip(medians["process"], medians["thread"]))
+    print(f"process / thread: {rate:.3f} in images a second, {cost:.3f} in processor time")
 
 
 if __name__ == "__main__":
