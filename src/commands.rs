@@ -4,6 +4,7 @@ mod age;
 pub mod backfill;
 pub mod check;
 pub mod dead;
+mod decoder;
 pub mod enqueue;
 pub mod evaluate;
 pub mod export;
@@ -70,6 +71,9 @@ enum Command {
     Completions(shell::Completions),
     /// Write the manual's pages
     Man(shell::Man),
+    /// Decode for another process
+    #[command(hide = true)]
+    Decoder(decoder::Arguments),
 }
 
 /// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
@@ -147,10 +151,11 @@ fn word(choice: impl clap::ValueEnum) -> String {
 /// # Errors
 /// When the command failed; [`status`] tells the exit status.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
-    // These two are about the command line itself, whatever is configured.
+    // Two are about the command line itself, and one is told what is configured.
     match &cli.command {
         Command::Completions(arguments) => return shell::completions(arguments),
         Command::Man(arguments) => return shell::man(arguments),
+        Command::Decoder(arguments) => return decoder::run(arguments),
         _ => {}
     }
     let mut overlay = cli.common.overlay();
@@ -192,7 +197,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
         Command::Check => check::run(&config).await,
-        Command::Completions(_) | Command::Man(_) => Ok(0),
+        Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }
 

@@ -168,12 +168,28 @@ pub struct RuleConfig {
     pub flag_at: f32,
 }
 
+/// Where images are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In confined processes of their own, one a decoder thread.
+    Process,
+    /// On threads of this process.
+    Thread,
+}
+
 /// `[decode]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeConfig {
     /// Decoder threads; 0: one a core.
     pub threads: usize,
+    /// Whether they decode themselves or each has a process that does.
+    pub isolation: Isolation,
+    /// Longest one image may take in a process, the wait for memory not counted.
+    pub deadline_ms: u64,
+    /// The program that is such a process, called with the argument `decoder`; empty: this one.
+    pub helper: String,
     /// An image wider than this is not decoded.
     pub max_width: u32,
     /// An image higher than this is not decoded.
@@ -194,6 +210,9 @@ impl Default for DecodeConfig {
     fn default() -> Self {
         Self {
             threads: 0,
+            isolation: Isolation::Thread,
+            deadline_ms: 10_000,
+            helper: String::new(),
             max_width: 16_384,
             max_height: 16_384,
             max_pixels: 100_000_000,
@@ -405,13 +424,14 @@ impl Config {
         if self.prefix.is_empty() || self.prefix.len() > 100 || !self.prefix.bytes().all(|b| b.is_ascii_graphic()) {
             return wrong("prefix", "it must be 1 to 100 printable ASCII characters without spaces".into());
         }
-        let at_least_one: [(&str, u64); 11] = [
+        let at_least_one: [(&str, u64); 12] = [
             ("inference.max_batch", self.inference.max_batch as u64),
             ("inference.max_run_ms", self.inference.max_run_ms),
             ("storage.downloads", self.storage.downloads as u64),
             ("storage.max_object_bytes", self.storage.max_object_bytes),
             ("storage.memory_bytes", self.storage.memory_bytes),
             ("storage.deadline_ms", self.storage.deadline_ms),
+            ("decode.deadline_ms", self.decode.deadline_ms),
             ("decode.memory_bytes", self.decode.memory_bytes),
             ("decode.max_frames", u64::from(self.decode.max_frames)),
             ("worker.attempts", u64::from(self.worker.attempts)),
@@ -435,6 +455,9 @@ impl Config {
         if !endpoint.is_empty() && !url::Url::parse(endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()))
         {
             return wrong("traces.endpoint", "it must be a URL such as http://localhost:4318".into());
+        }
+        if !self.decode.helper.is_empty() && !Path::new(&self.decode.helper).is_absolute() {
+            return wrong("decode.helper", format!("\"{}\" is not a whole path, beginning with /", self.decode.helper));
         }
         if self.buckets.iter().any(|bucket| bucket.pattern().is_empty()) {
             return wrong("buckets", "an entry has no name".into());

@@ -40,7 +40,8 @@
 //! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/proof.rs`,
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Pixels`, `Delivery`, `Permit`,
 //!   `Dependency`.)
-//! - Image decoders are named in `screen/decode` only, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
+//! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
+//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
 //!   asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in `telemetry/http.rs`, what counts in
 //!   `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that strangers choose (`cap_std`) in

@@ -21,7 +21,7 @@ use crate::job::{Digests, Judgement, Lane, Scores, Seen};
 use crate::planted;
 use crate::policy::Policy;
 use crate::telemetry::{Stage, metrics, timed};
-use decode::{Pool, Undecodable};
+use decode::{Pool, Undecodable, Unread};
 use infer::{Engine, Unscored};
 use prepare::Pixels;
 use start::Starter;
@@ -58,9 +58,21 @@ pub enum Unseen {
     /// It is no whole image, or one over the limits.
     #[error(transparent)]
     Undecodable(#[from] Undecodable),
+    /// Nothing could decode it, whatever it is.
+    #[error("{0}")]
+    Undecoded(String),
     /// A detector could not score it, or is gone.
     #[error(transparent)]
     Unscored(#[from] Unscored),
+}
+
+impl From<Unread> for Unseen {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Undecodable(undecodable) => Self::Undecodable(undecodable),
+            Unread::NoDecoder(_) => Self::Undecoded(unread.to_string()),
+        }
+    }
 }
 
 impl Screen {
@@ -124,6 +136,15 @@ impl Screen {
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.engines.len()
+    }
+
+    /// Where images are decoded, for people.
+    #[must_use]
+    pub fn decoding(&self) -> String {
+        match self.decoders.layers() {
+            Some(layers) => format!("in processes, confined by {layers}"),
+            None => "on threads of this process; what kills a decoder would kill it".into(),
+        }
     }
 
     /// One line a detector: name, place, batch and labels.

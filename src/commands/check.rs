@@ -15,7 +15,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     let mut failed = 0u32;
     let mut tell = |what: &str, finding: Finding| {
         let (mark, words) = match &finding {
-            Ok(words) if words.contains("nobody listening") => ("look  ", words),
+            Ok(words) if ["nobody listening", "missing: "].iter().any(|sign| words.contains(sign)) => ("look  ", words),
             Ok(words) => ("ok    ", words),
             Err(words) => ("FAILED", words),
         };
@@ -29,7 +29,10 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
         tell("objects", finding.map(|()| format!("the store answers for the bucket \"{bucket}\"")));
     }
     match Screen::start(config) {
-        Ok(screen) => screen.describe().for_each(|words| tell("detector", Ok(words))),
+        Ok(screen) => {
+            tell("decoding", Ok(screen.decoding()));
+            screen.describe().for_each(|words| tell("detector", Ok(words)));
+        }
         Err(e) => tell("detector", Err(e.to_string())),
     }
     Ok(u8::from(failed > 0))

@@ -5,6 +5,7 @@ mod hugging_face;
 mod processors;
 mod timm;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::FieldError;
@@ -15,7 +16,7 @@ type Object = Map<String, Value>;
 const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
 /// The interpolation of a resize, by PIL's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Filter {
     /// Nearest neighbour (PIL code 0).
     Nearest,
@@ -32,7 +33,7 @@ pub enum Filter {
 }
 
 /// The first step: what size the upright image is brought to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Resize {
     /// The image is used as it is.
     None,
@@ -71,7 +72,7 @@ pub enum Resize {
 }
 
 /// How the offset of a centre crop is rounded when the difference is odd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum CropRounding {
     /// `(edge - crop) // 2`, as transformers does.
     Down,
@@ -80,7 +81,7 @@ pub enum CropRounding {
 }
 
 /// From an upright image to `[height, width, 3] u8`. Detectors with equal geometries share one result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Geometry {
     /// The first step.
     pub resize: Resize,

@@ -6,7 +6,11 @@
 
 mod animated;
 mod budget;
+pub mod child;
+mod confine;
 mod jpeg;
+mod process;
+mod protocol;
 mod rgb;
 mod still;
 
@@ -18,12 +22,15 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::prepare::{Pixels, Preparer};
-use crate::config::DecodeConfig;
+use crate::config::{DecodeConfig, Isolation};
 use crate::detector::Geometry;
 use crate::job::{Lane, Seen};
 use crate::lanes::Lanes;
 use crate::telemetry::traces;
-use budget::Budget;
+use budget::{Budget, Held, Memory};
+use process::Decoder;
+
+pub use confine::Layers;
 
 /// Why an image has no pixels, in one line for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +47,17 @@ impl Undecodable {
         let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Self(format!("damaged {format}: {words}"))
     }
+}
+
+/// Why an image was not read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unread {
+    /// It is at fault.
+    #[error(transparent)]
+    Undecodable(#[from] Undecodable),
+    /// The machine is.
+    #[error("no process to decode in can be had: {0}")]
+    NoDecoder(String),
 }
 
 /// What decoding an image gave: its facts, and for each frame one [`Pixels`] a geometry.
@@ -63,7 +81,7 @@ struct Frame {
 /// What a format's decoder works with.
 struct Context<'a> {
     limits: &'a DecodeConfig,
-    budget: &'a Budget,
+    memory: &'a dyn Memory,
     /// Takes each frame that is to be screened, in order.
     take: &'a mut dyn FnMut(&Frame) -> Result<(), Undecodable>,
 }
@@ -72,7 +90,7 @@ impl<'a> Context<'a> {
     /// Checks an image's size and waits for memory to decode it.
     ///
     /// `bytes_per_pixel` is everything the decoder holds at its peak, the output included.
-    fn admit(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<budget::Grant<'a>, Undecodable> {
+    fn admit(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<Box<dyn Held + 'a>, Undecodable> {
         let limits = self.limits;
         let over = |what: String| Err(Undecodable(format!("over the decode limits: {what}")));
         if width == 0 || height == 0 {
@@ -89,8 +107,25 @@ impl<'a> Context<'a> {
         if bytes > limits.max_decoded_bytes {
             return over(format!("{bytes} bytes to decode, the limit is {}", limits.max_decoded_bytes));
         }
-        Ok(self.budget.acquire(bytes))
+        Ok(self.memory.take(bytes))
     }
+}
+
+/// As [`decode`]; a panic in a decoder is the image's fault.
+fn decode_safely(
+    bytes: &[u8],
+    geometries: &[Geometry],
+    limits: &DecodeConfig,
+    memory: &dyn Memory,
+    preparer: &mut Preparer,
+) -> Result<Decoded, Undecodable> {
+    let decoded =
+        std::panic::catch_unwind(AssertUnwindSafe(|| decode(bytes, geometries, limits, memory, &mut *preparer)));
+    decoded.unwrap_or_else(|_| {
+        // The resizer's buffers may be half-written.
+        *preparer = Preparer::default();
+        Err(Undecodable::new("damaged: the decoder could not cope with it"))
+    })
 }
 
 /// Decodes one image and prepares each of its frames for every geometry.
@@ -98,7 +133,7 @@ fn decode(
     bytes: &[u8],
     geometries: &[Geometry],
     limits: &DecodeConfig,
-    budget: &Budget,
+    memory: &dyn Memory,
     preparer: &mut Preparer,
 ) -> Result<Decoded, Undecodable> {
     let mut frames = Vec::new();
@@ -112,7 +147,7 @@ fn decode(
         frames.push(prepared.map_err(|e| Undecodable(e.to_string()))?);
         Ok(())
     };
-    let mut context = Context { limits, budget, take: &mut take };
+    let mut context = Context { limits, memory, take: &mut take };
     let seen = match Format::of(bytes)? {
         Format::Jpeg => jpeg::decode(bytes, &mut context),
         Format::Png => still::png(bytes, &mut context),
@@ -222,6 +257,7 @@ pub fn picture(pixels: &Pixels, edge: u32) -> image::ImageResult<Picture> {
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    layers: Option<Layers>,
 }
 
 struct Shared {
@@ -240,14 +276,14 @@ struct Queue {
 struct Task {
     bytes: Bytes,
     geometries: Arc<[Geometry]>,
-    reply: oneshot::Sender<Result<Decoded, Undecodable>>,
+    reply: oneshot::Sender<Result<Decoded, Unread>>,
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts the threads, and a process for each if that is wanted.
     ///
     /// # Errors
-    /// When the system refuses a thread.
+    /// When the system refuses a thread or a process.
     pub fn start(config: &DecodeConfig) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -255,13 +291,35 @@ impl Pool {
             limits: config.clone(),
             budget: Budget::new(config.memory_bytes),
         });
-        let threads = (0..Self::threads(config))
-            .map(|i| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(format!("decode-{i}")).spawn(move || shared.work())
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { shared, threads })
+        let mut pool = Self { shared: Arc::clone(&shared), threads: Vec::new(), layers: None };
+        let (started, starting) = std::sync::mpsc::channel();
+        for i in 0..Self::threads(config) {
+            let (shared, started) = (Arc::clone(&shared), started.clone());
+            let work = move || match Worker::start(&shared) {
+                Ok(worker) => {
+                    drop(started.send(Ok(worker.layers())));
+                    drop(started);
+                    worker.work(&shared);
+                }
+                Err(e) => drop(started.send(Err(e))),
+            };
+            pool.threads.push(std::thread::Builder::new().name(format!("decode-{i}")).spawn(work)?);
+        }
+        drop(started);
+        // The channel ends once all have begun to work. They are all of one program, confined alike.
+        for layers in starting {
+            pool.layers = layers?;
+        }
+        if let Some(layers) = pool.layers.as_ref().filter(|layers| !layers.missing.is_empty()) {
+            tracing::warn!(%layers, "decoders are not confined as they could be");
+        }
+        Ok(pool)
+    }
+
+    /// What confines the processes that decode, if there are any.
+    #[must_use]
+    pub fn layers(&self) -> Option<&Layers> {
+        self.layers.as_ref()
     }
 
     /// How many threads a configuration means.
@@ -274,14 +332,14 @@ impl Pool {
     ///
     /// # Errors
     /// When the bytes are not a whole image that may be decoded.
-    pub async fn decode(&self, lane: Lane, bytes: Bytes, geometries: Arc<[Geometry]>) -> Result<Decoded, Undecodable> {
+    pub async fn decode(&self, lane: Lane, bytes: Bytes, geometries: Arc<[Geometry]>) -> Result<Decoded, Unread> {
         let (reply, decoded) = oneshot::channel();
         {
             let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
             queue.waiting.push(lane, Task { bytes, geometries, reply });
         }
         self.shared.ready.notify_one();
-        let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer")))?;
+        let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer").into()))?;
         traces::note("pixwarden.image.format", decoded.seen.format);
         Ok(decoded)
     }
@@ -299,23 +357,43 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
-    fn work(&self) {
-        let mut preparer = Preparer::default();
-        while let Some(task) = self.next() {
-            let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                decode(&task.bytes, &task.geometries, &self.limits, &self.budget, &mut preparer)
-            }));
-            let decoded = decoded.unwrap_or_else(|_| {
-                // The resizer's buffers may be half-written.
-                preparer = Preparer::default();
-                Err(Undecodable::new("damaged: the decoder could not cope with it"))
-            });
+/// What a decoder thread works with.
+enum Worker<'a> {
+    Alone(Preparer),
+    With(Decoder<'a>),
+}
+
+impl<'a> Worker<'a> {
+    fn start(shared: &'a Shared) -> std::io::Result<Self> {
+        Ok(match shared.limits.isolation {
+            Isolation::Thread => Self::Alone(Preparer::default()),
+            Isolation::Process => Self::With(Decoder::start(&shared.limits, &shared.budget)?),
+        })
+    }
+
+    fn layers(&self) -> Option<Layers> {
+        match self {
+            Self::Alone(_) => None,
+            Self::With(decoder) => decoder.layers(),
+        }
+    }
+
+    fn work(mut self, shared: &Shared) {
+        while let Some(task) = shared.next() {
+            let decoded = match &mut self {
+                Self::Alone(preparer) => {
+                    decode_safely(&task.bytes, &task.geometries, &shared.limits, &shared.budget, preparer)
+                        .map_err(Unread::from)
+                }
+                Self::With(decoder) => decoder.decode(&task.bytes, &task.geometries),
+            };
             // Nobody waits for an answer once the job was given up.
             drop(task.reply.send(decoded));
         }
     }
+}
 
+impl Shared {
     /// The next task somebody still waits for, or `None` once the pool is closed and empty.
     fn next(&self) -> Option<Task> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

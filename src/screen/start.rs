@@ -32,8 +32,8 @@ pub enum StartError {
     /// A model runs, but not as its package says.
     #[error(transparent)]
     Proof(#[from] ProofError),
-    /// No threads.
-    #[error("the system refuses threads to decode on: {0}")]
+    /// No threads, or no processes.
+    #[error("there is nothing to decode on: {0}")]
     Threads(#[from] std::io::Error),
 }
 

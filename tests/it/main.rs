@@ -28,6 +28,7 @@ mod models;
 mod observe;
 mod operate;
 mod proxy;
+mod sandbox;
 mod scan;
 mod throughput;
 mod twins;

@@ -169,7 +169,9 @@ impl<'a> Scan<'a> {
             Err(Unseen::Undecodable(decode::Undecodable(why))) => {
                 Ok((found, Judgement::unscored(Outcome::Undecodable, why)))
             }
-            Err(Unseen::Unscored(e)) => Ok((found, Judgement::unscored(Outcome::Failed, e.to_string()))),
+            Err(e @ (Unseen::Undecoded(_) | Unseen::Unscored(_))) => {
+                Ok((found, Judgement::unscored(Outcome::Failed, e.to_string())))
+            }
         }
     }
 

@@ -20,7 +20,24 @@ struct State {
     serving: u64,
 }
 
+/// Where memory to decode in comes from: the budget itself, or whoever keeps it for a process that decodes.
+pub(super) trait Memory {
+    /// Waits until so much is free.
+    fn take(&self, bytes: u64) -> Box<dyn Held + '_>;
+}
+
 /// Memory taken; dropping it gives the memory back.
+pub(super) trait Held {}
+
+impl Memory for Budget {
+    fn take(&self, bytes: u64) -> Box<dyn Held + '_> {
+        Box::new(self.acquire(bytes))
+    }
+}
+
+impl Held for Grant<'_> {}
+
+/// Memory taken of a [`Budget`].
 pub(super) struct Grant<'a> {
     budget: &'a Budget,
     bytes: u64,

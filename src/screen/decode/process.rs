@@ -1,0 +1,256 @@
+//! The worker's half of decoding in a process: one process a decoder thread, kept over images, replaced when it dies.
+//!
+//! An image is tried in two processes before it is blamed: whoever kills by memory or by group may hit an innocent.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::budget::Memory;
+use super::confine::Layers;
+use super::protocol::{Order, Report, receive, send};
+use super::{Decoded, Undecodable, Unread};
+use crate::config::DecodeConfig;
+use crate::detector::Geometry;
+use crate::job::{Seen, format_name};
+use crate::screen::prepare::Pixels;
+
+/// Longest a process may take until it is ready; it has next to nothing to do.
+const START: Duration = Duration::from_secs(10);
+
+/// Longest a process whose socket is closed may take to be gone by itself, so that its own end is seen and not ours.
+const GONE: Duration = Duration::from_millis(200);
+
+/// Processes an image is tried in.
+const TRIES: u32 = 2;
+
+/// Longest reason that is believed.
+const MAX_REASON: usize = 1000;
+
+/// One thread's process, and how to have another.
+pub(super) struct Decoder<'a> {
+    config: &'a DecodeConfig,
+    memory: &'a dyn Memory,
+    running: Option<Running>,
+}
+
+/// What ended a try.
+enum Fault {
+    /// It is gone, or said what it must not.
+    Broken(io::Error),
+    /// It took too long.
+    Late,
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        // What a socket says whose time is over.
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            _ => Self::Broken(error),
+        }
+    }
+}
+
+impl<'a> Decoder<'a> {
+    /// Starts the first process.
+    ///
+    /// # Errors
+    /// When the system refuses one, or it does not become ready.
+    pub(super) fn start(config: &'a DecodeConfig, memory: &'a dyn Memory) -> io::Result<Self> {
+        Ok(Self { config, memory, running: Some(Running::start(config)?) })
+    }
+
+    /// What confines the process that runs.
+    pub(super) fn layers(&self) -> Option<Layers> {
+        self.running.as_ref().map(|running| running.layers.clone())
+    }
+
+    /// Decodes one image.
+    ///
+    /// # Errors
+    /// When it cannot be decoded, or no process can be had that would.
+    pub(super) fn decode(&mut self, bytes: &[u8], geometries: &[Geometry]) -> Result<Decoded, Unread> {
+        let mut over_it = String::new();
+        for _ in 0..TRIES {
+            let mut running = match self.running.take() {
+                Some(running) => running,
+                None => Running::start(self.config).map_err(|e| Unread::NoDecoder(e.to_string()))?,
+            };
+            match running.decode(bytes, geometries, self.config, self.memory) {
+                Ok(decoded) => {
+                    self.running = Some(running);
+                    return Ok(decoded?);
+                }
+                Err(Fault::Late) => {
+                    over_it = format!("decoding took longer than {} ms", self.config.deadline_ms);
+                }
+                Err(Fault::Broken(error)) => {
+                    over_it = format!("the decoder died over it: {}", running.end(&error));
+                }
+            }
+            tracing::warn!(why = over_it, "a decoder is replaced");
+        }
+        Err(Unread::Undecodable(Undecodable(over_it)))
+    }
+}
+
+/// A process that decodes. Dropping it ends it.
+struct Running {
+    child: Child,
+    line: Line,
+    layers: Layers,
+}
+
+impl Running {
+    fn start(config: &DecodeConfig) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let program = if config.helper.is_empty() { "/proc/self/exe" } else { &config.helper };
+        let child = Command::new(program)
+            .arg0("pixwarden")
+            .arg("decoder")
+            .env_clear()
+            .current_dir("/")
+            // A terminal's Ctrl-C is for the worker, which drains.
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))?;
+        let mut running =
+            Self { child, line: Line { stream: ours, until: Instant::now() + START }, layers: Layers::default() };
+        match running.greet(config) {
+            Ok(()) => Ok(running),
+            Err(e) => Err(io::Error::other(format!("{program} decoder: {}", running.end(&e)))),
+        }
+    }
+
+    fn greet(&mut self, config: &DecodeConfig) -> io::Result<()> {
+        send(&mut self.line, &Order::Setup { limits: config.clone() })?;
+        match receive(&mut self.line)? {
+            Report::Ready { layers } => {
+                self.layers = layers;
+                Ok(())
+            }
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    fn decode(
+        &mut self,
+        bytes: &[u8],
+        geometries: &[Geometry],
+        config: &DecodeConfig,
+        memory: &dyn Memory,
+    ) -> Result<Result<Decoded, Undecodable>, Fault> {
+        self.line.until = Instant::now() + Duration::from_millis(config.deadline_ms);
+        send(&mut self.line, &Order::Image { bytes: bytes.len() as u64, geometries: geometries.to_vec() })?;
+        self.line.write_all(bytes)?;
+        let mut held = None;
+        loop {
+            match receive(&mut self.line)? {
+                Report::Need { bytes } if bytes <= config.max_decoded_bytes => {
+                    drop(held.take());
+                    let since = Instant::now();
+                    held = Some(memory.take(bytes));
+                    self.line.until += since.elapsed();
+                    send(&mut self.line, &Order::Granted)?;
+                }
+                Report::Seen { format, width, height, frames, taken } if (1..=config.max_frames).contains(&taken) => {
+                    let format = format_name(&format).ok_or_else(out_of_turn)?;
+                    let frames = Seen { format, width, height, frames };
+                    return Ok(Ok(self.pixels(frames, taken, geometries)?));
+                }
+                Report::Undecodable { reason } => return Ok(Err(Undecodable(one_line(&reason)))),
+                _ => return Err(out_of_turn().into()),
+            }
+        }
+    }
+
+    /// Takes the pixels in, as many as the geometries say.
+    fn pixels(&mut self, seen: Seen, taken: u32, geometries: &[Geometry]) -> io::Result<Decoded> {
+        let mut one = |geometry: &Geometry| {
+            let Geometry { width, height, .. } = *geometry;
+            let mut data = vec![0; width as usize * height as usize * 3];
+            self.line.read_exact(&mut data)?;
+            Ok(Arc::new(Pixels { width, height, data }))
+        };
+        let frames = (0..taken).map(|_| geometries.iter().map(&mut one).collect()).collect::<io::Result<_>>()?;
+        Ok(Decoded { seen, frames })
+    }
+
+    /// How a process whose line is broken ended, in words.
+    fn end(&mut self, error: &io::Error) -> String {
+        let since = Instant::now();
+        while since.elapsed() < GONE {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return ending(status),
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => break,
+            }
+        }
+        error.to_string()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It holds nothing that a kill could leave half done, and may no longer listen to anything else.
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            tracing::error!(%error, "a decoder cannot be ended");
+        }
+    }
+}
+
+fn ending(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, code) => format!("exit status {}", code.unwrap_or(-1)),
+    }
+}
+
+fn one_line(reason: &str) -> String {
+    reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON).collect()
+}
+
+fn out_of_turn() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it said what makes no sense")
+}
+
+/// A socket with one deadline over all that is said and heard, however slowly.
+struct Line {
+    stream: UnixStream,
+    until: Instant,
+}
+
+impl Line {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

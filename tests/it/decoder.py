@@ -1,0 +1,65 @@
+"""A decoder that passes everything on to the real one, but for an image whose comment says how to misbehave.
+
+Called as `decoder.py decoder` by a worker, with a socket as standard input. REAL is set by the test.
+"""
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+
+def take(sock, count):
+    data = b""
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        if not part:
+            sys.exit(0)
+        data += part
+    return data
+
+
+def receive(sock):
+    return json.loads(take(sock, struct.unpack("<I", take(sock, 4))[0]))
+
+
+def send(sock, message, tail=b""):
+    body = json.dumps(message).encode()
+    sock.sendall(struct.pack("<I", len(body)) + body + tail)
+
+
+def misbehave(image, worker):
+    for mark in (b"DIE", b"HANG", b"LIE"):
+        if b"please " + mark in image:
+            with open(__file__ + ".tries", "a") as tries:
+                tries.write(mark.decode() + "\n")
+            if mark == b"DIE":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if mark == b"HANG":
+                time.sleep(3600)
+            send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+
+
+worker = socket.socket(fileno=0)
+ours, theirs = socket.socketpair()
+real = subprocess.Popen([REAL, "decoder"], stdin=theirs, env={})
+theirs.close()
+send(ours, receive(worker))
+send(worker, receive(ours))
+while True:
+    order = receive(worker)["Image"]
+    image = take(worker, order["bytes"])
+    misbehave(image, worker)
+    send(ours, {"Image": order}, image)
+    report = receive(ours)
+    while "Need" in report:
+        send(worker, report)
+        send(ours, receive(worker))
+        report = receive(ours)
+    sizes = [geometry["width"] * geometry["height"] * 3 for geometry in order["geometries"]]
+    pixels = take(ours, sum(sizes) * report["Seen"]["taken"]) if "Seen" in report else b""
+    send(worker, report, pixels)

@@ -1,0 +1,192 @@
+//! Images that kill, stall or lie are decoded in processes that cannot do anything else.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pixwarden::job::Lane;
+use serde_json::json;
+
+use crate::support::{Lab, Worker, figure, fixtures, good_image, service};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_pixwarden");
+
+/// SIGSYS, by which seccomp kills.
+const BAD_SYSTEM_CALL: i32 = 31;
+
+/// A good JPEG but for what its comment asks of `decoder.py`.
+fn marked(mark: &str) -> Vec<u8> {
+    let script = "
+import io, sys
+from PIL import Image
+out = io.BytesIO()
+Image.new('RGB', (64, 64), (200, 120, 40)).save(out, 'JPEG', comment=b'please ' + sys.argv[1].encode())
+sys.stdout.buffer.write(out.getvalue())
+";
+    let made = Command::new(service("TEST_PYTHON")).args(["-c", script, mark]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    made.stdout
+}
+
+/// A world whose worker has two decoders, played by `decoder.py`.
+async fn lab_with_helper(deadline_ms: u32) -> (Lab, PathBuf) {
+    let mut lab = Lab::new().await;
+    let helper = lab.folder.path().join("decoder.py");
+    let code = format!("#!{}\nREAL = {BINARY:?}\n{}", service("TEST_PYTHON"), include_str!("decoder.py"));
+    std::fs::write(&helper, code).unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o700)).unwrap();
+    lab.extra = format!(
+        "[decode]\nisolation = \"process\"\nthreads = 2\nhelper = {helper:?}\ndeadline_ms = {deadline_ms}\n\
+         [worker]\nreuse_scores = false"
+    );
+    let tries = lab.folder.path().join("decoder.py.tries");
+    (lab, tries)
+}
+
+/// Processes whose parent is the worker: ids and states (proc_pid_stat(5)).
+fn children(worker: u32) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let after_name: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        if after_name[1] == worker.to_string() {
+            found.push((pid, after_name[0].to_owned()));
+        }
+    }
+    found
+}
+
+async fn until_gone(pids: &[u32]) {
+    let since = Instant::now();
+    while pids.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+        assert!(since.elapsed() < Duration::from_secs(10), "still there: {pids:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn reason(lab: &Lab, job: &str) -> (String, String) {
+    sqlx::query_as("SELECT outcome, reason FROM verdicts WHERE job_id = $1").bind(job).fetch_one(&lab.db).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_kills_its_decoder_among_256_costs_itself_only() {
+    let (lab, tries) = lab_with_helper(10_000).await;
+    lab.put("good", good_image()).await;
+    lab.put("deadly", marked("DIE")).await;
+    for i in 0..256 {
+        let key = if i == 100 { "deadly" } else { "good" };
+        lab.job(Lane::Live, json!({"id": format!("j{i}"), "image": format!("s3://{}/{key}", lab.bucket)})).await;
+    }
+    let mut worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts", 256, &worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome = 'passed'").await, 255);
+    let found = reason(&lab, "j100").await;
+    assert_eq!(found, ("undecodable".into(), "the decoder died over it: signal 11".into()));
+    assert_eq!(std::fs::read_to_string(tries).unwrap(), "DIE\nDIE\n");
+    assert!(worker.child.try_wait().unwrap().is_none(), "{}", worker.log());
+    let children = children(worker.child.id().unwrap());
+    assert!(children.iter().all(|(_, state)| state != "Z"), "{children:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decoder_that_hangs_or_lies_is_replaced() {
+    let (lab, tries) = lab_with_helper(2_000).await;
+    lab.put("good", good_image()).await;
+    lab.put("hang", marked("HANG")).await;
+    lab.put("lie", marked("LIE")).await;
+    for (id, key) in [("a", "good"), ("b", "hang"), ("c", "lie"), ("d", "good"), ("e", "good")] {
+        lab.job(Lane::Live, json!({"id": id, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+    }
+    let worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts", 5, &worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome = 'passed'").await, 3);
+    let undecodable = |why: &str| ("undecodable".to_owned(), why.to_owned());
+    assert_eq!(reason(&lab, "b").await, undecodable("decoding took longer than 2000 ms"));
+    assert_eq!(reason(&lab, "c").await, undecodable("the decoder died over it: it said what makes no sense"));
+    let mut tries: Vec<_> = std::fs::read_to_string(tries).unwrap().lines().map(str::to_owned).collect();
+    tries.sort();
+    assert_eq!(tries, ["HANG", "HANG", "LIE", "LIE"]);
+}
+
+/// A worker with two real decoders, and their ids.
+async fn confined() -> (Lab, Worker, Vec<u32>) {
+    let mut lab = Lab::new().await;
+    lab.extra = "[decode]\nisolation = \"process\"\nthreads = 2".into();
+    lab.environment.push(("SECRET", "not for decoders".into()));
+    let worker = lab.started_worker().await;
+    let pids: Vec<u32> = children(worker.child.id().unwrap()).into_iter().map(|(pid, _)| pid).collect();
+    assert_eq!(pids.len(), 2);
+    (lab, worker, pids)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decoders_have_nothing_and_end_with_their_worker() {
+    let (_lab, mut worker, pids) = confined().await;
+    for pid in &pids {
+        let of = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        assert_eq!(of("environ"), "");
+        assert_eq!(of("oom_score_adj").trim(), "1000");
+        let status = of("status");
+        // 2: with a filter.
+        for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "Threads:\t1"] {
+            assert!(status.contains(line), "{line} is not in {status}");
+        }
+        let limits = of("limits");
+        let unlimited = limits.lines().find(|line| line.starts_with("Max address space")).unwrap();
+        assert!(!unlimited.contains("unlimited"), "{unlimited}");
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+            let open = std::fs::read_link(entry.path()).unwrap().to_str().unwrap().to_owned();
+            assert!(open.starts_with("socket:") || open == "/dev/null", "{open}");
+        }
+    }
+    assert!(worker.terminate().await.success(), "{}", worker.log());
+    until_gone(&pids).await;
+}
+
+/// A stopped process looks at no socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_leaves_no_decoder_not_even_one_that_hangs() {
+    let (_lab, mut worker, pids) = confined().await;
+    assert!(Command::new("kill").args(["-STOP", &pids[0].to_string()]).status().unwrap().success());
+    worker.kill().await;
+    until_gone(&pids).await;
+}
+
+#[test]
+fn a_decoder_cannot_reach_the_network_a_file_a_program_or_more_memory() {
+    for what in ["network", "file", "program", "memory"] {
+        let ended = Command::new(BINARY).args(["decoder", "--attempt", what]).env_clear().output().unwrap();
+        let words = String::from_utf8_lossy(&ended.stderr);
+        let is_refused = match what {
+            "memory" => ended.status.success(),
+            _ => ended.status.signal() == Some(BAD_SYSTEM_CALL),
+        };
+        assert!(is_refused, "{what}: {} {words}", ended.status);
+    }
+}
+
+#[test]
+fn threads_and_processes_see_the_same() {
+    let folder = fixtures();
+    let scan = |isolation: &str| {
+        let ended = Command::new(BINARY)
+            .args(["scan", "--format", "jsonl", "--label", "by AI", "--detector"])
+            .arg(folder.join("detectors/spread-nhwc"))
+            .args([folder.join("images"), folder.join("bad")])
+            .env("PIXWARDEN_DECODE_ISOLATION", isolation)
+            .output()
+            .unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let (thread, process) = (scan("thread"), scan("process"));
+    figure(&format!("{} images and damaged files are seen alike", thread.lines().count()));
+    assert!(thread.lines().count() > 100);
+    for (thread, process) in thread.lines().zip(process.lines()) {
+        assert_eq!(thread, process);
+    }
+    assert_eq!(thread.len(), process.len());
+}
