@@ -210,7 +210,7 @@ impl Default for DecodeConfig {
     fn default() -> Self {
         Self {
             threads: 0,
-            isolation: Isolation::Thread,
+            isolation: Isolation::Process,
             deadline_ms: 10_000,
             helper: String::new(),
             max_width: 16_384,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pixwarden::config::DecodeConfig;
+use pixwarden::config::{DecodeConfig, Isolation};
 use pixwarden::detector::{CropRounding, Filter, Geometry, Resize};
 use pixwarden::job::Lane;
 use pixwarden::screen::decode::{Pool, allows};
@@ -20,6 +20,7 @@ struct Decoding {
 fn start() -> Decoding {
     let limits = DecodeConfig {
         threads: 1,
+        isolation: Isolation::Thread,
         max_width: 4_096,
         max_height: 4_096,
         max_pixels: 4 << 20,
