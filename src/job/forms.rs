@@ -402,7 +402,10 @@ mod tests {
     #[test]
     fn sizes_are_exact_depth_is_bounded_and_the_last_of_equal_keys_counts() {
         // Valid but for their length, so that nothing but the limit can refuse them.
-        let padded = |bytes: usize| format!("{:bytes$}", r#"{"image": "s3://b/k"}"#);
+        let padded = |bytes: usize| {
+            let job = r#"{"image": "s3://b/k"}"#;
+            format!("{job}{}", " ".repeat(bytes - job.len()))
+        };
         assert_eq!(one(&padded(MAX_BODY_BYTES)).image.key, "k");
         assert!(reason(&padded(MAX_BODY_BYTES + 1)).contains("the limit is 65536"));
         let with = |bytes: usize| json!({"image": "s3://b/k", "metadata": {"a": "x".repeat(bytes - 8)}}).to_string();
