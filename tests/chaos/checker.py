@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 LOST = "lost: confirmed jobs without an outcome"
 DOUBLED = "doubled: jobs with several outcomes"
 UNHEARD = "events missing, of verdicts that owe one"
+UNPUBLISHED = "events still unpublished in the outbox"
+OTHERWISE = "outcomes other than expected"
 
 # How much more there may be after the run than when it was warm.
 GROWTH = {"resident_mib": 150, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
@@ -59,10 +61,11 @@ def check_outcomes(evidence, jobs, rows, wrong):
     wrong.note(LOST, {job for job in jobs if job in evidence.confirmed} - set(rows))
     wrong.note(DOUBLED, (job for job, answers in rows.items() if len(answers) > 1 and not restated(jobs.get(job), evidence)))
     wrong.note("outcomes without a job", set(rows) - set(jobs))
-    rewritten = (f"{job}: {before} to {after}" for job, before, after in evidence.audit if before != "failed")
+    may = {"deleted", "failed"}
+    rewritten = (f"{job}: {old} to {new}" for job, old, new in evidence.audit if old != "failed" or new in may)
     wrong.note("verdicts rewritten after their commit", rewritten)
     wrong.note(
-        "outcomes other than expected",
+        OTHERWISE,
         (
             f"{job}: {row['outcome']} instead of {jobs[job]['outcome']}"
             for job, answers in rows.items()
@@ -104,7 +107,8 @@ def check_events(evidence, wrong):
     for event in evidence.events:
         heard[event["verdict_id"]].add(event["id"])
         bodies[event["id"]].add(event["body"])
-    wrong.note(UNHEARD, set(outcomes) - set(heard))
+    told = {(event["verdict_id"], event["outcome"]) for event in evidence.events}
+    wrong.note(UNHEARD, (verdict for verdict, outcome in outcomes.items() if (verdict, outcome) not in told))
     wrong.note("events without a verdict", set(heard) - set(outcomes))
     # A `failed` verdict may be replaced by a later delivery, and has an event for each outcome then.
     replaced = {job for job, before, _ in evidence.audit if before == "failed"}
@@ -112,10 +116,10 @@ def check_events(evidence, wrong):
     several = (verdict for verdict, ids in heard.items() if len(ids) > 1 and verdict in final)
     wrong.note("verdicts with several event ids", several)
     wrong.note("duplicate events that differ in their body", (event for event, seen in bodies.items() if len(seen) > 1))
-    told = [e for e in evidence.events if not (e["outcome"] == "failed" and e["job_id"] in replaced)]
-    differ = {e["job_id"] for e in told if outcomes.get(e["verdict_id"], e["outcome"]) != e["outcome"]}
+    last = [e for e in evidence.events if not (e["outcome"] == "failed" and e["job_id"] in replaced)]
+    differ = {e["job_id"] for e in last if outcomes.get(e["verdict_id"], e["outcome"]) != e["outcome"]}
     wrong.note("events that tell another outcome than the verdict", differ)
-    wrong.note("events still unpublished in the outbox", (id for id, published in evidence.outbox if not published))
+    wrong.note(UNPUBLISHED, (id for id, published in evidence.outbox if not published))
 
 
 def check_queues(evidence, rows, wrong):
@@ -123,6 +127,9 @@ def check_queues(evidence, rows, wrong):
     kinds = [kind_of_dead(entry, evidence, rows) for entry in evidence.dead]
     wrong.note("dead letters that nothing explains", (e for e, kind in zip(evidence.dead, kinds) if kind is None))
     failed = {job for job, answers in rows.items() if any(row["outcome"] == "failed" for row in answers)}
+    conflicts = {job for job in evidence.confirmed if evidence.tried[job]["kind"] == "conflict"}
+    refused = {f"conflict:{key}" for _, key, reason in evidence.dead if reason.startswith("id_conflict")}
+    wrong.note("jobs with another's id that are not among the dead letters", conflicts - refused)
     wrong.note("failed jobs that are not among the dead letters", failed - {job for job, _, _ in evidence.dead})
     malformed = {job for job in evidence.confirmed if evidence.tried[job]["kind"] == "malformed"}
     # They look alike, so that they can only be counted.

@@ -81,8 +81,10 @@ class Checker(unittest.TestCase):
 
     def test_a_rewritten_verdict_is_found(self):
         evidence = good()
-        evidence.audit.append(("a", "flagged", "passed"))
-        self.finds(evidence, "rewritten after their commit: 1, such as a: flagged to passed")
+        for change in [("a", "flagged", "passed"), ("d", "failed", "deleted"), ("d", "failed", "failed")]:
+            evidence = good()
+            evidence.audit.append(change)
+            self.finds(evidence, f"rewritten after their commit: 1, such as {change[0]}: {change[1]} to {change[2]}")
 
     def test_a_wrong_outcome_is_found_and_a_lie_of_the_store_excuses_only_missing(self):
         evidence = good()
@@ -118,6 +120,9 @@ class Checker(unittest.TestCase):
         evidence.tried["d"]["outcome"] = evidence.verdicts[2]["outcome"] = "passed"
         evidence.events.append({"id": "e5", "verdict_id": "3", "job_id": "d", "outcome": "passed", "body": "v"})
         self.finds(evidence)
+        last = evidence.events.pop()
+        self.finds(evidence, "events missing, of verdicts that owe one: 1, such as 3")
+        evidence.events.append(last)
         evidence.audit.clear()
         evidence.dead.remove(("d", "d.jpg", "died"))
         self.finds(evidence, "several event ids: 1, such as 3", "another outcome than the verdict: 1, such as d")
@@ -131,7 +136,9 @@ class Checker(unittest.TestCase):
     def test_dead_letters_are_accounted_for(self):
         evidence = good()
         evidence.dead = [("a", "a.jpg", "why not")]
-        self.finds(evidence, "nothing explains", "failed jobs that are not", "malformed messages that are not")
+        self.finds(
+            evidence, "nothing explains", "another's id", "failed jobs that are not", "malformed messages that are not"
+        )
 
     def test_growth_and_unexpected_ends_are_found(self):
         evidence = replace(good(), after=Usage(900, 400, 9, 90), unexpected=["worker 0 ended with 1"])

@@ -103,7 +103,7 @@ class TcpProxy:
 
     def _drops(self, link, data, up):
         if up:
-            link.doomed = self._marker is None or self._marker in data
+            link.doomed = link.doomed or self._marker is None or self._marker in data
             return False
         return link.doomed
 

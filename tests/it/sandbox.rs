@@ -156,8 +156,8 @@ async fn a_killed_worker_leaves_no_decoder_not_even_one_that_hangs() {
 }
 
 #[test]
-fn a_decoder_cannot_reach_the_network_a_file_a_program_or_more_memory() {
-    for what in ["network", "file", "program", "memory"] {
+fn a_decoder_cannot_reach_the_network_a_file_a_program_a_descriptor_or_more_memory() {
+    for what in ["network", "file", "program", "descriptor", "memory"] {
         let ended = Command::new(BINARY).args(["decoder", "--attempt", what]).env_clear().output().unwrap();
         let words = String::from_utf8_lossy(&ended.stderr);
         let is_refused = match what {

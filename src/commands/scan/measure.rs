@@ -1,5 +1,6 @@
-//! What one file costs: wall time, and how far memory rose.
+//! What one file costs: wall time, and how far the memory of this process and its decoders rose.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Instant;
 
@@ -8,22 +9,29 @@ use serde_json::{Value, json};
 /// Taken before a file is read. Its figures are of this file alone only while no other is being screened.
 pub(super) struct Measure {
     began: Instant,
-    /// Resident before, where the system lets its peak be set back to that.
-    resident_bytes: Option<u64>,
+    /// Resident before, a process, where the system lets its peak be set back to that.
+    resident_bytes: BTreeMap<u32, u64>,
 }
 
 impl Measure {
     pub(super) fn begin() -> Self {
-        // "5" sets the peak back to what is resident now (proc_pid_clear_refs(5), since Linux 4.0).
-        let reset = fs::write("/proc/self/clear_refs", "5").ok();
-        let resident_bytes = reset.and_then(|()| status("VmRSS:"));
+        let reset = |pid: &u32| {
+            // "5" sets the peak back to what is resident now (proc_pid_clear_refs(5), since Linux 4.0).
+            fs::write(format!("/proc/{pid}/clear_refs"), "5").ok()?;
+            status(*pid, "VmRSS:")
+        };
+        let resident_bytes = processes().into_iter().filter_map(|pid| Some((pid, reset(&pid)?))).collect();
         Self { began: Instant::now(), resident_bytes }
     }
 
-    /// Milliseconds since, and by how many bytes the peak of resident memory exceeded what was resident before.
+    /// Milliseconds since, and by how many bytes the peaks of resident memory exceeded what was resident before. A decoder
+    /// that was started meanwhile counts as a whole, and one that is gone not at all.
     pub(super) fn end(&self) -> Cost {
         let millis = self.began.elapsed().as_secs_f64() * 1e3;
-        let peak_bytes = self.resident_bytes.zip(status("VmHWM:")).map(|(before, peak)| peak.saturating_sub(before));
+        let before = |pid| self.resident_bytes.get(&pid).copied().unwrap_or_default();
+        let rise = |pid| Some(status(pid, "VmHWM:")?.saturating_sub(before(pid)));
+        let is_known = self.resident_bytes.contains_key(&std::process::id());
+        let peak_bytes = is_known.then(|| processes().into_iter().filter_map(rise).sum());
         Cost { millis, peak_bytes }
     }
 }
@@ -44,9 +52,18 @@ impl Cost {
     }
 }
 
-/// One of the sizes of this process that Linux keeps (proc_pid_status(5)), in bytes.
-fn status(name: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/status").ok()?;
+/// This process and its children, which are its decoders.
+fn processes() -> Vec<u32> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let children: String = children.collect();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    std::iter::once(std::process::id()).chain(children).collect()
+}
+
+/// One of the sizes of a process that Linux keeps (proc_pid_status(5)), in bytes.
+fn status(pid: u32, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kibibytes = text.lines().find_map(|line| line.strip_prefix(name))?;
     kibibytes.split_whitespace().next()?.parse::<u64>().ok().map(|n| n << 10)
 }

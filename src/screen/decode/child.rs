@@ -24,7 +24,7 @@ pub fn serve() -> io::Result<()> {
     let Order::Setup { limits } = receive(&stream)? else { return Err(out_of_turn()) };
     let mut preparer = Preparer::default();
     warm_up(&limits, &mut preparer)?;
-    let layers = confine(&limits);
+    let layers = confine(&limits, &stream);
     send(&stream, &Report::Ready { layers })?;
     loop {
         let (bytes, geometries) = match receive(&stream) {
@@ -64,6 +64,8 @@ pub enum Attempt {
     File,
     /// To run a program.
     Program,
+    /// To use a descriptor that is not its socket.
+    Descriptor,
     /// To take more memory than an image may.
     Memory,
 }
@@ -74,7 +76,7 @@ pub enum Attempt {
 /// What refused the attempt.
 pub fn attempt(attempt: Attempt) -> io::Result<()> {
     let limits = DecodeConfig::default();
-    confine(&limits);
+    confine(&limits, &io::stdin());
     match attempt {
         Attempt::Network => std::net::TcpStream::connect(("127.0.0.1", 9)).map(drop).or_else(|e| match e.kind() {
             // Nobody listens there, but the attempt went through.
@@ -83,6 +85,10 @@ pub fn attempt(attempt: Attempt) -> io::Result<()> {
         }),
         Attempt::File => std::fs::File::open("/proc/self/status").map(drop),
         Attempt::Program => std::process::Command::new("/proc/self/exe").arg("--version").output().map(drop),
+        Attempt::Descriptor => {
+            io::stdout().write_all(b"it can be used\n")?;
+            io::stdout().flush()
+        }
         Attempt::Memory => {
             let bytes = usize::try_from(limits.max_decoded_bytes).unwrap_or(usize::MAX).saturating_mul(4);
             Vec::<u8>::new().try_reserve_exact(bytes).map_err(io::Error::other)

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
 
 use landlock::{ABI, Access, AccessFs, AccessNet, LandlockStatus, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
@@ -38,8 +39,8 @@ impl fmt::Display for Layers {
     }
 }
 
-/// Confines the process, which has one thread, for the rest of its life.
-pub(super) fn confine(limits: &DecodeConfig) -> Layers {
+/// Confines the process, which has one thread, for the rest of its life. It keeps one socket.
+pub(super) fn confine(limits: &DecodeConfig, socket: &impl AsRawFd) -> Layers {
     let mut layers = Layers::default();
     let mut add = |name: &str, layer: Result<String, String>| match layer {
         Ok(active) => layers.active.push(active),
@@ -51,7 +52,7 @@ pub(super) fn confine(limits: &DecodeConfig) -> Layers {
     let size = size();
     add("landlock", landlock());
     add("memory limit", size.and_then(|now| own_limits(now, limits)));
-    add("seccomp", seccomp());
+    add("seccomp", seccomp(socket.as_raw_fd()));
     layers
 }
 
@@ -103,19 +104,14 @@ fn own_limits(now: u64, limits: &DecodeConfig) -> Result<String, String> {
 }
 
 /// What decoding needs of the kernel: the socket, memory, and a way to end. Anything else kills.
-fn seccomp() -> Result<String, String> {
-    let filter = filter().map_err(|e| e.to_string())?;
+fn seccomp(socket: RawFd) -> Result<String, String> {
+    let filter = filter(socket).map_err(|e| e.to_string())?;
     seccompiler::apply_filter(&filter).map_err(|e| e.to_string())?;
     Ok("seccomp".into())
 }
 
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+fn filter(socket: RawFd) -> Result<BpfProgram, seccompiler::BackendError> {
     let plain = [
-        // The socket.
-        libc::SYS_read,
-        libc::SYS_write,
-        libc::SYS_recvfrom,
-        libc::SYS_sendto,
         libc::SYS_close,
         // Memory.
         libc::SYS_brk,
@@ -141,6 +137,13 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let only = |argument, operator, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
     };
+    // The socket, and the words of a panic, which go nowhere. Whoever started the worker may have left it descriptors that
+    // its children have too; they are of no use here.
+    let descriptor = |number: RawFd| only(0, SeccompCmpOp::Eq, u64::from(number.unsigned_abs()));
+    for call in [libc::SYS_read, libc::SYS_write, libc::SYS_recvfrom, libc::SYS_sendto] {
+        rules.insert(call, vec![descriptor(socket)?]);
+    }
+    rules.entry(libc::SYS_write).or_default().push(descriptor(libc::STDERR_FILENO)?);
     // No memory that can be run.
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {

@@ -28,6 +28,13 @@ const GONE: Duration = Duration::from_millis(200);
 /// Processes an image is tried in.
 const TRIES: u32 = 2;
 
+/// Times that memory may be asked for over one image; formats ask once or twice.
+const MOST_NEEDS: u32 = 8;
+
+/// Tries to have another process, and the pause between them: a machine that has none to give now is no image's fault.
+const STARTS: u32 = 60;
+const BETWEEN_STARTS: Duration = Duration::from_secs(1);
+
 /// Longest reason that is believed.
 const MAX_REASON: usize = 1000;
 
@@ -79,7 +86,7 @@ impl<'a> Decoder<'a> {
         for _ in 0..TRIES {
             let mut running = match self.running.take() {
                 Some(running) => running,
-                None => Running::start(self.config).map_err(|e| Unread::NoDecoder(e.to_string()))?,
+                None => self.another().map_err(|e| Unread::NoDecoder(e.to_string()))?,
             };
             match running.decode(bytes, geometries, self.config, self.memory) {
                 Ok(decoded) => {
@@ -96,6 +103,22 @@ impl<'a> Decoder<'a> {
             tracing::warn!(why = over_it, "a decoder is replaced");
         }
         Err(Unread::Undecodable(Undecodable(over_it)))
+    }
+}
+
+impl Decoder<'_> {
+    /// Another process, as soon as one can be had.
+    fn another(&self) -> io::Result<Running> {
+        let mut tries = 1;
+        loop {
+            match Running::start(self.config) {
+                Ok(running) => return Ok(running),
+                Err(error) if tries >= STARTS => return Err(error),
+                Err(error) => tracing::warn!(%error, "no decoder can be had, trying again"),
+            }
+            tries += 1;
+            std::thread::sleep(BETWEEN_STARTS);
+        }
     }
 }
 
@@ -151,10 +174,11 @@ impl Running {
         self.line.until = Instant::now() + Duration::from_millis(config.deadline_ms);
         send(&mut self.line, &Order::Image { bytes: bytes.len() as u64, geometries: geometries.to_vec() })?;
         self.line.write_all(bytes)?;
-        let mut held = None;
+        let (mut held, mut needs) = (None, 0);
         loop {
             match receive(&mut self.line)? {
-                Report::Need { bytes } if bytes <= config.max_decoded_bytes => {
+                Report::Need { bytes } if bytes <= config.max_decoded_bytes && needs < MOST_NEEDS => {
+                    needs += 1;
                     drop(held.take());
                     let since = Instant::now();
                     held = Some(memory.take(bytes));
@@ -163,8 +187,13 @@ impl Running {
                 }
                 Report::Seen { format, width, height, frames, taken } if (1..=config.max_frames).contains(&taken) => {
                     let format = format_name(&format).ok_or_else(out_of_turn)?;
-                    let frames = Seen { format, width, height, frames };
-                    return Ok(Ok(self.pixels(frames, taken, geometries)?));
+                    let seen = Seen { format, width, height, frames };
+                    // As it stands upright, an image may be as wide as it may be high.
+                    let edge = config.max_width.max(config.max_height);
+                    if width > edge || height > edge || frames < taken {
+                        return Err(out_of_turn().into());
+                    }
+                    return Ok(Ok(self.pixels(seen, taken, geometries)?));
                 }
                 Report::Undecodable { reason } => return Ok(Err(Undecodable(one_line(&reason)))),
                 _ => return Err(out_of_turn().into()),
