@@ -63,6 +63,9 @@ pub fn decode(data: &[u8]) {
                 assert_eq!(pixels.data.len(), (EDGE * EDGE * 3) as usize);
             }
         }
-        Err(undecodable) => assert!(!undecodable.0.is_empty() && !undecodable.0.contains('\n')),
+        Err(unread) => {
+            let reason = unread.to_string();
+            assert!(!reason.is_empty() && !reason.contains('\n'));
+        }
     }
 }
