@@ -90,7 +90,7 @@ async fn what_a_file_took_is_told_only_when_asked_for() {
     let mut measured = row(scan(folder.path(), &["--format", "jsonl", sample])).await;
     assert!(measured["millis"].as_f64().unwrap() > 0.0, "{measured}");
     let fields = measured.as_object_mut().unwrap();
-    (fields.remove("millis"), fields.remove("peak_bytes"));
+    fields.retain(|field, _| !["millis", "peak_bytes"].contains(&field.as_str()));
     let mut plain = Command::new(env!("CARGO_BIN_EXE_pixwarden"));
     plain.env_clear().env("ORT_DYLIB_PATH", service("ORT_DYLIB_PATH")).args(["scan", "--format", "jsonl", sample]);
     plain.args(["--detector", concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifake-32")]).current_dir(folder.path());

@@ -231,7 +231,7 @@ async fn enqueue_and_dead_list_do_what_they_say() {
         assert!(lines[0]["reason"].as_str().unwrap().contains("neither JSON nor s3://"));
     }
     let check = lab.run(&["check"]).await.expect_ok();
-    assert_eq!(check.stdout.lines().filter(|line| line.starts_with("ok")).count(), 5, "{}", check.stdout);
+    assert_eq!(check.stdout.lines().filter(|line| line.starts_with("ok")).count(), 6, "{}", check.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
