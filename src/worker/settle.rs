@@ -25,6 +25,10 @@ use crate::telemetry::{metrics, traces};
 /// Headers are for people; a broker's frame is not for essays.
 const MAX_REASON_CHARS: usize = 500;
 
+/// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB at most by default, and a
+/// table that fills it would leave no room for ours: the broker would close the connection over it.
+const MAX_HEADERS: usize = 64 << 10;
+
 /// Pause before a message goes back because its copy could not be published.
 const BEFORE_RETURN: Duration = Duration::from_secs(2);
 
@@ -222,11 +226,19 @@ pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
 /// which the broker accepts from its owner only.
 fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
     let mut all = FieldTable::default();
+    let mut left = MAX_HEADERS;
     for (key, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
         // Further addresses of the sender's: the copy is not for them.
-        if !matches!(key.as_str(), "CC" | "BCC") {
-            all.insert(key.clone(), value.clone());
+        if matches!(key.as_str(), "CC" | "BCC") {
+            continue;
         }
+        let size = key.as_str().len() + size(value);
+        if size > left {
+            tracing::warn!(header = key.as_str(), bytes = size, "a header is too large for the copy and is left out");
+            continue;
+        }
+        left -= size;
+        all.insert(key.clone(), value.clone());
     }
     for (key, value) in headers {
         all.insert((*key).into(), value.clone());
@@ -260,6 +272,20 @@ fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicP
         copy = copy.with_app_id(value.clone());
     }
     copy
+}
+
+/// About how many bytes a header's value takes in its frame, never fewer than it does.
+fn size(value: &AMQPValue) -> usize {
+    const FIXED: usize = 16;
+    let inner = match value {
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
+        AMQPValue::FieldArray(array) => array.as_slice().iter().map(size).sum(),
+        AMQPValue::FieldTable(table) => table.inner().iter().map(|(key, value)| key.as_str().len() + size(value)).sum(),
+        _ => 0,
+    };
+    FIXED + inner
 }
 
 fn shortened(reason: &str) -> String {
@@ -304,5 +330,23 @@ mod tests {
         assert_eq!(headers.get("traceparent"), Some(&text("00-1-2-01")));
         assert_eq!(headers.get(REASON_HEADER), Some(&text("why")));
         assert_eq!(headers.get("CC"), None);
+    }
+
+    #[test]
+    fn a_copy_leaves_out_headers_that_would_fill_its_frame() {
+        let mut nested = FieldTable::default();
+        nested.insert("inside".into(), text(&"a".repeat(MAX_HEADERS)));
+        let mut headers = FieldTable::default();
+        headers.insert("a-long".into(), text(&"a".repeat(MAX_HEADERS)));
+        headers.insert("b-nested".into(), AMQPValue::FieldTable(nested));
+        for i in 0..10_000 {
+            headers.insert(format!("c-{i}").into(), AMQPValue::Boolean(true));
+        }
+        let original = BasicProperties::default().with_headers(headers);
+        let copy = copied(&original, &[(REASON_HEADER, text("why"))]);
+        let kept = copy.headers().as_ref().unwrap().inner();
+        assert!(!kept.contains_key("a-long") && !kept.contains_key("b-nested"));
+        assert!((1_000..10_000).contains(&kept.len()), "{} of the small ones are kept", kept.len());
+        assert_eq!(kept.get(REASON_HEADER), Some(&text("why")));
     }
 }

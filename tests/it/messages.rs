@@ -102,6 +102,26 @@ async fn the_same_job_twice_is_one_verdict_and_one_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn headers_that_fill_a_frame_stop_nobody() {
+    let lab = Lab::new().await;
+    lab.put("k", good_image()).await;
+    let worker = lab.started_worker().await;
+    // As much as one frame of the broker's default size carries: nothing can be added to it.
+    let mut headers = lapin::types::FieldTable::default();
+    headers.insert("x".into(), lapin::types::AMQPValue::LongString("a".repeat(130_990).into()));
+    let full = || BasicProperties::default().with_headers(headers.clone());
+    lab.publish(Lane::Live, "no job", full()).await;
+    let job = json!({"id": "full", "image": format!("s3://{}/k", lab.bucket)}).to_string();
+    lab.publish(Lane::Live, job, full()).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed'", 1, &worker).await;
+    lab.until_settled(&worker).await;
+    let dead = lab.drain(&lab.topology.dead()).await;
+    let [(body, properties)] = &dead[..] else { panic!("{} dead letters", dead.len()) };
+    assert_eq!(body, "no job");
+    assert!(!properties.headers().as_ref().unwrap().inner().contains_key("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_id_for_another_image_is_dead_lettered() {
     let lab = Lab::new().await;
     lab.put("a.jpg", good_image()).await;
