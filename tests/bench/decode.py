@@ -2,12 +2,12 @@
 """Bytes of a JPEG → 384x384 pixels: processor time and error, beside the libraries that people use for it.
 
     cargo build --locked --release && cargo bench --locked --bench parts --no-run     # names PARTS
-    python3 -m venv /tmp/decode && /tmp/decode/bin/pip install -r tests/bench/decode-requirements.txt
+    python3 -m venv /tmp/decode && /tmp/decode/bin/pip install -r tests/bench/requirements.txt
     /tmp/decode/bin/python tests/bench/decode.py --parts PARTS --pixwarden target/release/pixwarden
 
-Everybody has one thread and gets the same files, already in memory. Time is that of all threads of the process, and the
-error is that against Pillow decoding all and resizing bicubically, whose pixels detectors are trained on. Whoever is
-first changes from round to round.
+Everybody is a process by itself, which stays over all files, for what a library's memory costs depends on who else is
+there. Time is that of all its threads, reading the file not counted. The error is that against Pillow decoding all and
+resizing bicubically, whose pixels detectors are trained on. Whoever is first changes from round to round.
 
 With --pixwarden it also scans the samples and a set of made JPEGs in both modes, and says how far scores come apart and
 how often the outcome is another one; --flips does only that. ORT_DYLIB_PATH is taken from the environment.
@@ -85,37 +85,60 @@ PEERS = {
 OURS = {"exact": "exact", "fast": "fast", "image crate": "crate"}
 
 
-class Parts:
-    """The program that measures what is written in Rust."""
+class Contestant:
+    """A process that decodes the files it is told, and says what that took."""
 
-    def __init__(self, program, folder):
-        self.pixels = folder / "pixels"
-        command = [program, "decode", "--edge", str(EDGE), "--pixels", self.pixels]
+    def __init__(self, name, options, folder):
+        self.way, self.pixels = OURS.get(name, name), folder / f"{name}.pixels"
+        peer = [sys.executable, __file__, "--peer", self.pixels]
+        command = [options.parts, "decode", "--edge", str(EDGE), "--pixels", self.pixels] if name in OURS else peer
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def seconds(self, way, file):
-        self.process.stdin.write(f"{way} {file}\n")
+    def seconds(self, file):
+        self.process.stdin.write(f"{self.way}\t{file}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            sys.exit(f"the measuring program ended with {self.process.wait()}")
+            sys.exit(f"{self.way} ended with {self.process.wait()}")
         return json.loads(answer)["nanoseconds"] / 1e9
 
-    def seen(self):
+    def look(self, file):
+        self.seconds(file)
         return np.fromfile(self.pixels, np.uint8).reshape(EDGE, EDGE, 3)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def peer(target):
+    """Is such a process, of any library."""
+    cv2.setNumThreads(1)
+    pyvips.cache_set_max(0)
+    for line in sys.stdin:
+        name, file = line.rstrip("\n").split("\t")
+        data = Path(file).read_bytes()
+        before = time.process_time_ns()
+        pixels = PEERS[name](data)
+        nanoseconds = time.process_time_ns() - before
+        pixels.tofile(target)
+        print(json.dumps({"nanoseconds": nanoseconds}), flush=True)
 
 
 def main():
     options = arguments()
+    if options.peer:
+        peer(options.peer)
+        return
     found = figures.Figures("decode")
-    cv2.setNumThreads(1)
-    pyvips.cache_set_max(0)
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as folder:
         folder = Path(folder)
         if not options.flips:
-            parts = Parts(options.parts, folder)
+            contestants = {name: Contestant(name, options, folder) for name in [*OURS, *PEERS]}
             for size in images.SIZES:
-                compare(options, parts, found, size, images.make(folder / "images", size, options.images))
+                compare(options, contestants, found, size, images.make(folder / "images", size, options.images))
+            for contestant in contestants.values():
+                contestant.end()
         if options.pixwarden:
             flips(options, found, folder / "flips")
     found.report(options.json)
@@ -131,7 +154,10 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=9, help="runs of each way (default 9)")
     parser.add_argument("--quick", action="store_true", help="one round over few images: whether it works, no figures")
     parser.add_argument("--json", type=Path, help="where everything is written")
+    parser.add_argument("--peer", type=Path, metavar="PIXELS", help="be a library that is measured")
     options = parser.parse_args()
+    if options.peer:
+        return options
     if options.flips and not options.pixwarden or not options.flips and not options.parts:
         parser.error("--flips needs --pixwarden, and everything else --parts")
     options.detector = options.detector or [ROOT / "models/cifake-32"]
@@ -140,33 +166,22 @@ def arguments():
     return options
 
 
-def compare(options, parts, found, size, files):
+def compare(options, contestants, found, size, files):
     """One size of pictures: milliseconds an image, and the error."""
-    data = [file.read_bytes() for file in files]
-    passes = max(1, round(RUN_BYTES / sum(map(len, data))))
-    names = [*OURS, *PEERS]
+    passes = max(1, round(RUN_BYTES / sum(file.stat().st_size for file in files)))
     print(f"{size}: {len(files)} pictures, {passes} times a run", flush=True)
-    row = {name: f"{size}: {name}" for name in names}
-    reference = [pillow(one) for one in data]
-    for name in names:
-        error(found, row[name], reference, [look(parts, name, file, one)[1] for file, one in zip(files, data)])
-    for _, order in figures.turns(names, options.rounds):
+    row = {name: f"{size}: {name}" for name in contestants}
+    reference = [contestants["Pillow full"].look(file) for file in files]
+    for name, contestant in contestants.items():
+        error(found, row[name], reference, [contestant.look(file) for file in files])
+    for _, order in figures.turns(contestants, options.rounds):
         for name in order:
-            taken = [look(parts, name, file, one)[0] for _ in range(passes) for file, one in zip(files, data)]
+            taken = [contestants[name].seconds(file) for _ in range(passes) for file in files]
             found.add(row[name], 1000 * sum(taken) / len(taken), "ms of CPU an image")
-    for name in names:
+    for name in contestants:
         if name != "Pillow full":
             wanted = WANTED[name][0] if size == "12mp" and name in WANTED else None
             found.ratio(f"{row[name]} / Pillow full", row[name], row["Pillow full"], at_most=wanted)
-
-
-def look(parts, name, file, data):
-    """Seconds of processor time, and the pixels."""
-    if name in OURS:
-        return parts.seconds(OURS[name], file), parts.seen()
-    before = time.process_time_ns()
-    pixels = PEERS[name](data)
-    return (time.process_time_ns() - before) / 1e9, pixels
 
 
 def error(found, row, reference, pixels):

@@ -238,7 +238,8 @@ mod tests {
                 let (exact, fast) = (&exact.frames[0][0].data, &fast.frames[0][0].data);
                 assert!(exact != fast, "{made:?} to {edge} is not shrunk");
                 let decibels = signal_to_noise(exact, fast);
-                assert!(decibels >= 39.0, "{made:?} to {edge}: {decibels:.1} dB");
+                // 39 are promised, of any picture.
+                assert!(decibels >= 45.0, "{made:?} to {edge}: {decibels:.1} dB");
             }
             let [exact, fast] = both(&bytes, 384).map(Result::unwrap);
             assert!(exact.frames == fast.frames, "{made:?} is too small to be shrunk");

@@ -49,7 +49,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let geometries = Arc::from([Geometry { resize, filter: Filter::Bicubic, width: edge, height: edge, rounding }]);
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let (way, file) = line.split_once(' ').context("a line is WAY FILE")?;
+        let (way, file) = line.split_once('\t').context("a line is a way, a tab and a file")?;
         let way = Way::from_str(way, false).map_err(anyhow::Error::msg)?;
         let bytes = std::fs::read(Path::new(file)).with_context(|| format!("reading {file}"))?;
         let before = processor_nanoseconds();

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pixwarden::config::{DecodeConfig, Isolation};
+use pixwarden::config::{DecodeConfig, DecodeMode, Isolation};
 use pixwarden::detector::{CropRounding, Filter, Geometry, Resize};
-use pixwarden::job::Lane;
+use pixwarden::job::{Lane, Seen};
 use pixwarden::screen::decode::{Pool, allows};
 use tokio::runtime::{Builder, Runtime};
 
@@ -48,12 +48,22 @@ fn start() -> Decoding {
     }
 }
 
-/// Decodes an image; whatever it is, it becomes pixels of the size asked for or a reason.
+/// Decodes an image; whatever it is, it becomes pixels of the size asked for or a reason. A JPEG is decoded in both modes,
+/// which must know the same of it.
 pub fn decode(data: &[u8]) {
     static DECODING: OnceLock<Decoding> = OnceLock::new();
-    let Decoding { pool, runtime, limits, geometries } = DECODING.get_or_init(start);
+    let decoding = DECODING.get_or_init(start);
+    let exact = decode_in(DecodeMode::Exact, data, decoding);
+    if data.starts_with(&[0xFF, 0xD8]) {
+        assert_eq!(exact, decode_in(DecodeMode::Fast, data, decoding));
+    }
+}
+
+/// Decodes an image, and returns what is known of it or the reason.
+fn decode_in(mode: DecodeMode, data: &[u8], decoding: &Decoding) -> Result<Seen, String> {
+    let Decoding { pool, runtime, limits, geometries } = decoding;
     let bytes = data.to_vec().into();
-    match runtime.block_on(pool.decode(Lane::Live, bytes, Arc::clone(geometries))) {
+    match runtime.block_on(pool.decode_in(mode, Lane::Live, bytes, Arc::clone(geometries))) {
         Ok(decoded) => {
             assert!(allows(limits, decoded.seen), "within the limits: {:?}", decoded.seen);
             assert!(!decoded.frames.is_empty() && decoded.frames.len() <= limits.max_frames as usize);
@@ -62,10 +72,12 @@ pub fn decode(data: &[u8]) {
                 assert_eq!((pixels.width, pixels.height), (EDGE, EDGE));
                 assert_eq!(pixels.data.len(), (EDGE * EDGE * 3) as usize);
             }
+            Ok(decoded.seen)
         }
         Err(unread) => {
             let reason = unread.to_string();
             assert!(!reason.is_empty() && !reason.contains('\n'));
+            Err(reason)
         }
     }
 }
