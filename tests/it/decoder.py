@@ -33,7 +33,7 @@ def send(sock, message, tail=b""):
 
 
 def misbehave(image, worker):
-    for mark in (b"DIE", b"HANG", b"LIE"):
+    for mark in (b"DIE", b"HANG", b"SPIN", b"WAIT", b"LIE", b"AHEAD"):
         if b"please " + mark in image:
             with open(__file__ + ".tries", "a") as tries:
                 tries.write(mark.decode() + "\n")
@@ -41,7 +41,15 @@ def misbehave(image, worker):
                 os.kill(os.getpid(), signal.SIGSEGV)
             if mark == b"HANG":
                 time.sleep(3600)
-            send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+            if mark == b"SPIN":
+                while True:
+                    pass
+            if mark == b"WAIT":
+                time.sleep(1.5)
+            if mark == b"LIE":
+                send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+            return mark
+    return None
 
 
 worker = socket.socket(fileno=0)
@@ -53,7 +61,7 @@ send(worker, receive(ours))
 while True:
     order = receive(worker)["Image"]
     image = take(worker, order["bytes"])
-    misbehave(image, worker)
+    mark = misbehave(image, worker)
     send(ours, {"Image": order}, image)
     report = receive(ours)
     while "Need" in report:
@@ -63,3 +71,5 @@ while True:
     sizes = [geometry["width"] * geometry["height"] * 3 for geometry in order["geometries"]]
     pixels = take(ours, sum(sizes) * report["Seen"]["taken"]) if "Seen" in report else b""
     send(worker, report, pixels)
+    if mark == b"AHEAD":
+        send(worker, {"Undecodable": {"reason": "an answer to what comes next"}})

@@ -1,9 +1,12 @@
 //! The worker's half of decoding in a process: one process a decoder thread, kept over images, replaced when it dies.
 //!
-//! An image is tried in two processes before it is blamed: whoever kills by memory or by group may hit an innocent.
+//! An image is tried in two processes before it is blamed: whoever kills by memory or by group may hit an innocent. What
+//! is limited is processor time, or a busy machine would blame images.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -24,6 +27,12 @@ const START: Duration = Duration::from_secs(10);
 
 /// Longest a process whose socket is closed may take to be gone by itself, so that its own end is seen and not ours.
 const GONE: Duration = Duration::from_millis(200);
+
+/// Images that one process decodes, so that what an image may have done to it does not last.
+const IMAGES: u32 = 1000;
+
+/// How many times its processor time an image may take by the clock: a process that waits for ever uses none.
+const PATIENCE: u32 = 3;
 
 /// Processes an image is tried in.
 const TRIES: u32 = 2;
@@ -55,9 +64,8 @@ enum Fault {
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
-        // What a socket says whose time is over.
         match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            io::ErrorKind::TimedOut => Self::Late,
             _ => Self::Broken(error),
         }
     }
@@ -90,7 +98,7 @@ impl<'a> Decoder<'a> {
             };
             match running.decode(bytes, geometries, self.config, self.memory) {
                 Ok(decoded) => {
-                    self.running = Some(running);
+                    self.running = Some(running).filter(|running| running.images < IMAGES);
                     return Ok(decoded?);
                 }
                 Err(Fault::Late) => {
@@ -127,6 +135,8 @@ struct Running {
     child: Child,
     line: Line,
     layers: Layers,
+    /// Decoded so far.
+    images: u32,
 }
 
 impl Running {
@@ -145,8 +155,8 @@ impl Running {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| io::Error::new(e.kind(), format!("{program}: {e}")))?;
-        let mut running =
-            Self { child, line: Line { stream: ours, until: Instant::now() + START }, layers: Layers::default() };
+        let line = Line::new(ours, child.id());
+        let mut running = Self { child, line, layers: Layers::default(), images: 0 };
         match running.greet(config) {
             Ok(()) => Ok(running),
             Err(e) => Err(io::Error::other(format!("{program} decoder: {}", running.end(&e)))),
@@ -171,7 +181,12 @@ impl Running {
         config: &DecodeConfig,
         memory: &dyn Memory,
     ) -> Result<Result<Decoded, Undecodable>, Fault> {
-        self.line.until = Instant::now() + Duration::from_millis(config.deadline_ms);
+        // An answer that is there before the question is none to this image.
+        if rustix::io::ioctl_fionread(&self.line.stream).map_err(io::Error::from)? > 0 {
+            return Err(out_of_turn().into());
+        }
+        self.images += 1;
+        self.line.begin(Duration::from_millis(config.deadline_ms));
         send(&mut self.line, &Order::Image { bytes: bytes.len() as u64, geometries: geometries.to_vec() })?;
         self.line.write_all(bytes)?;
         let (mut held, mut needs) = (None, 0);
@@ -182,7 +197,7 @@ impl Running {
                     drop(held.take());
                     let since = Instant::now();
                     held = Some(memory.take(bytes));
-                    self.line.until += since.elapsed();
+                    self.line.waited(since.elapsed());
                     send(&mut self.line, &Order::Granted)?;
                 }
                 Report::Seen { format, width, height, frames, taken } if (1..=config.max_frames).contains(&taken) => {
@@ -251,15 +266,59 @@ fn out_of_turn() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "it said what makes no sense")
 }
 
-/// A socket with one deadline over all that is said and heard, however slowly.
+/// A socket with one deadline over all that is said and heard, however slowly: so much processor time of the process at
+/// its other end, and some times as much by the clock.
 struct Line {
     stream: UnixStream,
+    /// Of the other end, which has one thread. Without it, all time that passes is taken for its own.
+    schedstat: Option<File>,
+    /// What it may use, and what it had used before.
+    allowed: Duration,
+    before: Duration,
+    /// When to look at what it has used.
+    look: Instant,
+    /// When its time is over in any case.
     until: Instant,
 }
 
 impl Line {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        match self.until.saturating_duration_since(Instant::now()) {
+    /// The first deadline is that of a start.
+    fn new(stream: UnixStream, process: u32) -> Self {
+        let schedstat = File::open(format!("/proc/{process}/schedstat")).ok();
+        let now = Instant::now();
+        let mut line = Self { stream, schedstat, allowed: START, before: Duration::ZERO, look: now, until: now };
+        line.begin(START);
+        line
+    }
+
+    fn begin(&mut self, allowed: Duration) {
+        let now = Instant::now();
+        (self.allowed, self.before) = (allowed, self.used().unwrap_or_default());
+        (self.look, self.until) = (now + allowed, now + allowed * PATIENCE);
+    }
+
+    /// Time that was not its own does not count.
+    fn waited(&mut self, time: Duration) {
+        self.look += time;
+        self.until += time;
+    }
+
+    /// Processor time of the other end so far: nanoseconds, the first figure (Documentation/scheduler/sched-stats.rst).
+    fn used(&self) -> Option<Duration> {
+        let mut text = [0; 64];
+        let length = self.schedstat.as_ref()?.read_at(&mut text, 0).ok()?;
+        let figure = std::str::from_utf8(&text[..length]).ok()?.split_whitespace().next()?;
+        figure.parse().ok().map(Duration::from_nanos)
+    }
+
+    /// How long to wait before asking again.
+    fn left(&mut self) -> io::Result<Option<Duration>> {
+        let now = Instant::now();
+        if now >= self.look {
+            let used = self.used().map_or(self.allowed, |used| used.saturating_sub(self.before));
+            self.look = (now + self.allowed.saturating_sub(used)).min(self.until);
+        }
+        match self.look.saturating_duration_since(now) {
             Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(Some(left)),
         }
@@ -268,15 +327,27 @@ impl Line {
 
 impl Read for Line {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer)
+        loop {
+            let left = self.left()?;
+            self.stream.set_read_timeout(left)?;
+            match self.stream.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
     }
 }
 
 impl Write for Line {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(buffer)
+        loop {
+            let left = self.left()?;
+            self.stream.set_write_timeout(left)?;
+            match self.stream.write(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
