@@ -1,5 +1,6 @@
 """Kubernetes manifests, rendered and held against the schemas of those who read them; and the systemd unit."""
 
+import itertools
 import json
 import re
 import shutil
@@ -23,6 +24,8 @@ OTHERS = {
 }
 BASE = ROOT / "deploy/kubernetes/base"
 UNIT = ROOT / "deploy/systemd/pixwarden.service"
+# Of no group of systemd's that the unit allows.
+CONFINING_CALLS = ["seccomp", "landlock_create_ruleset", "landlock_restrict_self"]
 # What KEDA's rabbitmq scaler knows, as its documentation lists it: the schema leaves a trigger's metadata open.
 RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue", "vhostName", "hostFromEnv", "unsafeSsl"}
 
@@ -81,7 +84,8 @@ def references(rendered, secret):
     wanted = {("ServiceAccount", pod["spec"]["serviceAccountName"])}
     wanted |= {("ConfigMap", volume["configMap"]["name"]) for volume in pod["spec"]["volumes"] if "configMap" in volume}
     for container in containers(worker):
-        wanted |= {("Secret", source["secretRef"]["name"]) for source in container["envFrom"]}
+        secrets = [source["secretRef"] for source in container["envFrom"]]
+        wanted |= {("Secret", reference["name"]) for reference in secrets if not reference.get("optional")}
         wanted_mounts = {mount["name"] for mount in container["volumeMounts"]}
         if wanted_mounts != {volume["name"] for volume in pod["spec"]["volumes"]}:
             yield f"{container['name']} mounts {wanted_mounts}, which is not what the pod has"
@@ -217,6 +221,10 @@ def unit():
     settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
     if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
         yield "pixwarden.service: the worker is killed before it has drained"
+    allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if line.startswith("SystemCallFilter=")]
+    for call in CONFINING_CALLS:
+        if call not in itertools.chain.from_iterable(allowed):
+            yield f"pixwarden.service: decoders cannot be confined, SystemCallFilter leaves out {call}"
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         print("packaging: there is no systemd-analyze here, so the unit's settings were not verified")
