@@ -35,7 +35,7 @@ use health::{Dependency, Health};
 use order::Order;
 use persist::Persist;
 use publish::{PassedOn, Publish};
-pub use run::{WorkerError, run};
+pub use run::{WorkerError, run, run_on};
 use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
 /// Everything a delivery meets on its way.
