@@ -64,7 +64,7 @@ class Ledger:
         self.connection.execute("DROP TABLE IF EXISTS made, owed")
         self.connection.execute(
             f"""CREATE TEMPORARY TABLE made AS
-                SELECT (row_number() OVER () - 1) / {GROUP} AS part, id AS was, gen_random_uuid() AS is
+                SELECT (row_number() OVER () - 1) / {GROUP} AS part, id AS was, gen_random_uuid() AS fresh
                 FROM (SELECT id FROM verdicts ORDER BY received_at DESC LIMIT {rows}) AS newest"""
         )
         columns = {
@@ -77,13 +77,13 @@ class Ledger:
             )
             for table in ("verdicts", "outbox")
         }
-        verdict = columns["verdicts"].replace("id, job_id", "is, is::text", 1)
-        event = columns["outbox"].replace("event_id, verdict_id", "gen_random_uuid(), is", 1)
+        verdict = columns["verdicts"].replace("id, job_id", "fresh, fresh::text", 1)
+        event = columns["outbox"].replace("event_id, verdict_id", "gen_random_uuid(), fresh", 1)
         self.connection.execute(f"CREATE TEMPORARY TABLE owed AS SELECT part, {event} FROM outbox JOIN made ON verdict_id = was")
         parts = range(rows // GROUP)
         return [
             (
-                self._text(f"SELECT {verdict} FROM verdicts JOIN made ON id = was WHERE part = {part} ORDER BY is"),
+                self._text(f"SELECT {verdict} FROM verdicts JOIN made ON id = was WHERE part = {part} ORDER BY 1"),
                 self._text(f"SELECT {columns['outbox']} FROM (SELECT * FROM owed) AS o(part, {columns['outbox']}) WHERE part = {part}"),
             )
             for part in parts
