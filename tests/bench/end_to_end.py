@@ -104,6 +104,8 @@ def python(file, *words):
 CONTESTANTS = {
     "pixwarden": pixwarden(),
     "idiomatic": python("idiomatic.py"),
+    "tuned": python("tuned.py", "--decode", "full"),
+    "tuned-scaled": python("tuned.py", "--decode", "scaled"),
 }
 
 

@@ -5,11 +5,13 @@
 
 It reads the variables that `pixwarden worker` reads, consumes the same queue, writes the same rows and sends the same
 events, and is as careful: a message is acknowledged after the commit that holds its verdict and its event, and the
-event stays in the outbox until the broker has confirmed it.
+event stays in the outbox until the broker has confirmed it. What a crash leaves there is for a sweeper, which Pixwarden has
+and this has not.
 """
 
 import hashlib
 import io
+import json
 import signal
 
 import boto3
@@ -19,16 +21,23 @@ import onnxruntime
 import pika
 import psycopg
 from PIL import Image, ImageOps, UnidentifiedImageError
+from psycopg.types.json import JsonbDumper
 
 import records
 
-INSERT_VERDICT = f"""
-    INSERT INTO verdicts ({", ".join(records.VERDICT_COLUMNS)})
-    VALUES ({", ".join(["%s"] * len(records.VERDICT_COLUMNS))})
+INSERT_VERDICT = """
+    INSERT INTO verdicts (
+        id, job_id, lane, bucket, key, etag, sha256, bytes, format, width, height, frames, outcome, reason, label, score,
+        scores, detectors, policy, metadata, attempts, received_at, decided_at)
+    VALUES (
+        %(id)s, %(job_id)s, %(lane)s, %(bucket)s, %(key)s, %(etag)s, %(sha256)s, %(bytes)s, %(format)s, %(width)s,
+        %(height)s, %(frames)s, %(outcome)s, %(reason)s, %(label)s, %(score)s, %(scores)s, %(detectors)s, %(policy)s,
+        %(metadata)s, %(attempts)s, %(received_at)s, %(decided_at)s)
     ON CONFLICT (id) DO NOTHING"""
-INSERT_EVENT = f"""
-    INSERT INTO outbox ({", ".join(records.OUTBOX_COLUMNS)})
-    VALUES (%s, %s, %s, %s, %s, now() + interval '30 seconds')
+INSERT_EVENT = """
+    INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, due_at)
+    VALUES (
+        %(event_id)s, %(verdict_id)s, %(routing_key)s, %(correlation_id)s, %(payload)s, now() + interval '30 seconds')
     ON CONFLICT (event_id) DO NOTHING"""
 MARK_PUBLISHED = "UPDATE outbox SET published_at = now() WHERE event_id = %s"
 
@@ -46,6 +55,7 @@ class Worker:
 
         self.storage = boto3.client("s3", endpoint_url=settings.storage_endpoint)
         self.database = psycopg.connect(settings.ledger_url, autocommit=True)
+        self.database.adapters.register_dumper(dict, JsonbDumper)
 
         self.connection = pika.BlockingConnection(pika.URLParameters(settings.queue_url))
         self.jobs = self.connection.channel()
@@ -76,7 +86,7 @@ class Worker:
             if written:
                 self.database.execute(INSERT_EVENT, event)
         if written:
-            self.publish(*event)
+            self.publish(event)
         channel.basic_ack(method.delivery_tag)
 
     def screen(self, job):
@@ -117,16 +127,17 @@ class Worker:
         values = (values - self.mean) / self.std
         return values.transpose(2, 0, 1)[np.newaxis].astype(np.float32)
 
-    def publish(self, event_id, _verdict_id, routing_key, correlation_id, payload):
+    def publish(self, event):
         """Publishes and waits for the confirmation; raises when nobody is bound to the event."""
         properties = pika.BasicProperties(
             content_type=records.CONTENT_TYPE,
             delivery_mode=pika.DeliveryMode.Persistent,
-            message_id=str(event_id),
-            correlation_id=correlation_id,
+            message_id=str(event["event_id"]),
+            correlation_id=event["correlation_id"],
         )
-        self.events.basic_publish(self.settings.events, routing_key, payload, properties, mandatory=True)
-        self.database.execute(MARK_PUBLISHED, (event_id,))
+        body = json.dumps(event["payload"])
+        self.events.basic_publish(self.settings.events, event["routing_key"], body, properties, mandatory=True)
+        self.database.execute(MARK_PUBLISHED, (event["event_id"],))
 
 
 def main():

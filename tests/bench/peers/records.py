@@ -19,13 +19,6 @@ LANE = "live"
 LABEL, REVIEW_AT, FLAG_AT = "by AI", 0.5, 0.9
 CONTENT_TYPE = "application/cloudevents+json"
 
-VERDICT_COLUMNS = (
-    "id", "job_id", "lane", "bucket", "key", "etag", "sha256", "bytes", "format", "width", "height", "frames",
-    "outcome", "reason", "label", "score", "scores", "detectors", "policy", "metadata", "attempts", "received_at",
-    "decided_at",
-)  # fmt: skip
-OUTBOX_COLUMNS = ("event_id", "verdict_id", "routing_key", "correlation_id", "payload", "due_at")
-
 
 class Malformed(Exception):
     """A message that is no job."""
@@ -98,8 +91,6 @@ class Detector:
         self.digests = {self.name: digest}
         policy = json.dumps([self.name, LABEL, REVIEW_AT, FLAG_AT])
         self.policy = {"name": "default", "sha256": hashlib.sha256(policy.encode()).hexdigest()}
-        # As every row has them.
-        self.digests_json, self.policy_json = json.dumps(self.digests), json.dumps(self.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +121,11 @@ def job(body, properties):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What was found out about the object."""
+    """What was found out about the object; the last three of an image that could be decoded."""
 
-    etag: str
-    sha256: bytes
-    bytes: int
+    etag: str | None
+    sha256: bytes | None
+    bytes: int | None
     format: str | None = None
     width: int | None = None
     height: int | None = None
@@ -158,18 +149,43 @@ def scored(detector, job, image, probabilities):
 
 
 def unscored(detector, job, image, outcome, reason):
-    """The verdict over an image that could not be scored, and its event."""
-    return rows(detector, job, image, outcome, reason, None, None)
+    """The verdict over an image that could not be scored, and its event; `image` is None where there is none."""
+    return rows(detector, job, image or Image(None, None, None), outcome, reason, None, None)
 
 
 def rows(detector, job, image, outcome, reason, score, scores):
-    """A row of `verdicts` and one of `outbox`, in the order of their columns."""
+    """A row of `verdicts` and one of `outbox`, by column. What is JSON in the table is an object here."""
     verdict_id = uuid.uuid5(NAMESPACE, job.id)
     event_id = uuid.uuid5(verdict_id, outcome)
     decided_at = datetime.now(UTC)
-    label = LABEL if score is not None else None
+    label = LABEL if scores else None
+    verdict = {
+        "id": verdict_id,
+        "job_id": job.id,
+        "lane": LANE,
+        "bucket": job.bucket,
+        "key": job.key,
+        "etag": image.etag,
+        "sha256": image.sha256,
+        "bytes": image.bytes,
+        "format": image.format,
+        "width": image.width,
+        "height": image.height,
+        "frames": 1 if image.format else None,
+        "outcome": outcome,
+        "reason": reason,
+        "label": label,
+        "score": score,
+        "scores": scores,
+        "detectors": detector.digests,
+        "policy": detector.policy,
+        "metadata": job.metadata,
+        "attempts": 1,
+        "received_at": job.received_at,
+        "decided_at": decided_at,
+    }
     time = decided_at.isoformat()
-    event = {
+    payload = {
         "specversion": "1.0",
         "id": str(event_id),
         "type": f"io.pixwarden.image.{outcome}.v1",
@@ -185,8 +201,8 @@ def rows(detector, job, image, outcome, reason, score, scores):
                 "bucket": job.bucket,
                 "key": job.key,
                 "version_id": None,
-                "etag": image and image.etag,
-                "sha256": image and image.sha256.hex(),
+                "etag": image.etag,
+                "sha256": image.sha256 and image.sha256.hex(),
             },
             "outcome": outcome,
             "reason": reason,
@@ -199,32 +215,11 @@ def rows(detector, job, image, outcome, reason, score, scores):
             "decided_at": time,
         },
     }
-    seen = image is not None and image.format is not None
-    verdict = (
-        verdict_id,
-        job.id,
-        LANE,
-        job.bucket,
-        job.key,
-        image and image.etag,
-        image and image.sha256,
-        image and image.bytes,
-        image and image.format,
-        image and image.width,
-        image and image.height,
-        1 if seen else None,
-        outcome,
-        reason,
-        label,
-        score,
-        json.dumps(scores) if scores else None,
-        detector.digests_json,
-        detector.policy_json,
-        json.dumps(job.metadata) if job.metadata is not None else None,
-        1,
-        job.received_at,
-        decided_at,
-    )
-    routing_key = f"image.{outcome}" if outcome in ("passed", "review", "flagged") else "image.failed"
-    owed = (event_id, verdict_id, routing_key, job.correlation_id, json.dumps(event))
-    return verdict, owed
+    event = {
+        "event_id": event_id,
+        "verdict_id": verdict_id,
+        "routing_key": f"image.{outcome}" if scores else "image.failed",
+        "correlation_id": job.correlation_id,
+        "payload": payload,
+    }
+    return verdict, event
