@@ -178,10 +178,33 @@ pub enum Isolation {
     Thread,
 }
 
+/// How much of an image is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecodeMode {
+    /// Every pixel.
+    Exact,
+    /// A large JPEG at a half, a quarter or an eighth of its size.
+    Fast,
+}
+
+impl DecodeMode {
+    /// Its name in the configuration, and in what is hashed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+}
+
 /// `[decode]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecodeConfig {
+    /// How much of an image is decoded.
+    pub mode: DecodeMode,
     /// Decoder threads; 0: one a core.
     pub threads: usize,
     /// Whether they decode themselves or each has a process that does.
@@ -210,6 +233,7 @@ pub struct DecodeConfig {
 impl Default for DecodeConfig {
     fn default() -> Self {
         Self {
+            mode: DecodeMode::Exact,
             threads: 0,
             isolation: Isolation::Process,
             deadline_ms: 10_000,

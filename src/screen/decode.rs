@@ -21,8 +21,8 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::prepare::{Pixels, Preparer};
-use crate::config::{DecodeConfig, Isolation};
+use super::prepare::{Frame, Pixels, Preparer};
+use crate::config::{DecodeConfig, DecodeMode, Isolation};
 use crate::detector::Geometry;
 use crate::job::{Lane, Seen};
 use crate::lanes::Lanes;
@@ -69,18 +69,19 @@ pub struct Decoded {
     pub frames: Vec<Vec<Arc<Pixels>>>,
 }
 
-/// One decoded frame: `[height, width, 3] u8`, not yet turned upright.
-struct Frame {
-    rgb: Vec<u8>,
-    width: u32,
-    height: u32,
-    /// EXIF's code, 1 to 8.
-    orientation: u8,
+/// What is to be decoded, and what for.
+struct Wanted<'a> {
+    bytes: &'a [u8],
+    geometries: &'a [Geometry],
+    mode: DecodeMode,
 }
 
 /// What a format's decoder works with.
 struct Context<'a> {
     limits: &'a DecodeConfig,
+    /// What its frames are prepared for.
+    geometries: &'a [Geometry],
+    mode: DecodeMode,
     memory: &'a dyn Memory,
     /// Takes each frame that is to be screened, in order.
     take: &'a mut dyn FnMut(&Frame) -> Result<(), Undecodable>,
@@ -91,6 +92,12 @@ impl<'a> Context<'a> {
     ///
     /// `bytes_per_pixel` is everything the decoder holds at its peak, the output included.
     fn admit(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<Box<dyn Held + 'a>, Undecodable> {
+        Ok(self.memory.take(self.check(width, height, bytes_per_pixel)?))
+    }
+
+    /// Checks an image's size, and returns what decoding all of it takes. The limits are the same in every mode: what is
+    /// undecodable does not depend on the detectors.
+    fn check(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<u64, Undecodable> {
         let limits = self.limits;
         let over = |what: String| Err(Undecodable(format!("over the decode limits: {what}")));
         if width == 0 || height == 0 {
@@ -107,20 +114,18 @@ impl<'a> Context<'a> {
         if bytes > limits.max_decoded_bytes {
             return over(format!("{bytes} bytes to decode, the limit is {}", limits.max_decoded_bytes));
         }
-        Ok(self.memory.take(bytes))
+        Ok(bytes)
     }
 }
 
 /// As [`decode`]; a panic in a decoder is the image's fault.
 fn decode_safely(
-    bytes: &[u8],
-    geometries: &[Geometry],
+    wanted: &Wanted<'_>,
     limits: &DecodeConfig,
     memory: &dyn Memory,
     preparer: &mut Preparer,
 ) -> Result<Decoded, Undecodable> {
-    let decoded =
-        std::panic::catch_unwind(AssertUnwindSafe(|| decode(bytes, geometries, limits, memory, &mut *preparer)));
+    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode(wanted, limits, memory, &mut *preparer)));
     decoded.unwrap_or_else(|_| {
         // The resizer's buffers may be half-written.
         *preparer = Preparer::default();
@@ -130,24 +135,20 @@ fn decode_safely(
 
 /// Decodes one image and prepares each of its frames for every geometry.
 fn decode(
-    bytes: &[u8],
-    geometries: &[Geometry],
+    wanted: &Wanted<'_>,
     limits: &DecodeConfig,
     memory: &dyn Memory,
     preparer: &mut Preparer,
 ) -> Result<Decoded, Undecodable> {
+    let &Wanted { bytes, geometries, mode } = wanted;
     let mut frames = Vec::new();
     let mut take = |frame: &Frame| {
-        let prepared: Result<Vec<_>, _> = geometries
-            .iter()
-            .map(|geometry| {
-                preparer.prepare(&frame.rgb, frame.width, frame.height, frame.orientation, geometry).map(Arc::new)
-            })
-            .collect();
+        let prepared: Result<Vec<_>, _> =
+            geometries.iter().map(|geometry| preparer.prepare(frame, geometry).map(Arc::new)).collect();
         frames.push(prepared.map_err(|e| Undecodable(e.to_string()))?);
         Ok(())
     };
-    let mut context = Context { limits, memory, take: &mut take };
+    let mut context = Context { limits, geometries, mode, memory, take: &mut take };
     let seen = match Format::of(bytes)? {
         Format::Jpeg => jpeg::decode(bytes, &mut context),
         Format::Png => still::png(bytes, &mut context),
@@ -276,6 +277,7 @@ struct Queue {
 struct Task {
     bytes: Bytes,
     geometries: Arc<[Geometry]>,
+    mode: DecodeMode,
     reply: oneshot::Sender<Result<Decoded, Unread>>,
 }
 
@@ -333,10 +335,24 @@ impl Pool {
     /// # Errors
     /// When the bytes are not a whole image that may be decoded.
     pub async fn decode(&self, lane: Lane, bytes: Bytes, geometries: Arc<[Geometry]>) -> Result<Decoded, Unread> {
+        self.decode_in(self.shared.limits.mode, lane, bytes, geometries).await
+    }
+
+    /// As [`Pool::decode`], in a mode of its own.
+    ///
+    /// # Errors
+    /// As [`Pool::decode`].
+    pub async fn decode_in(
+        &self,
+        mode: DecodeMode,
+        lane: Lane,
+        bytes: Bytes,
+        geometries: Arc<[Geometry]>,
+    ) -> Result<Decoded, Unread> {
         let (reply, decoded) = oneshot::channel();
         {
             let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            queue.waiting.push(lane, Task { bytes, geometries, reply });
+            queue.waiting.push(lane, Task { bytes, geometries, mode, reply });
         }
         self.shared.ready.notify_one();
         let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer").into()))?;
@@ -380,12 +396,12 @@ impl<'a> Worker<'a> {
 
     fn work(mut self, shared: &Shared) {
         while let Some(task) = shared.next() {
+            let wanted = Wanted { bytes: &task.bytes, geometries: &task.geometries, mode: task.mode };
             let decoded = match &mut self {
                 Self::Alone(preparer) => {
-                    decode_safely(&task.bytes, &task.geometries, &shared.limits, &shared.budget, preparer)
-                        .map_err(Unread::from)
+                    decode_safely(&wanted, &shared.limits, &shared.budget, preparer).map_err(Unread::from)
                 }
-                Self::With(decoder) => decoder.decode(&task.bytes, &task.geometries),
+                Self::With(decoder) => decoder.decode(&wanted),
             };
             // Nobody waits for an answer once the job was given up.
             drop(task.reply.send(decoded));
@@ -419,7 +435,8 @@ mod tests {
     }
 
     fn decode_with(bytes: &[u8], limits: &DecodeConfig) -> Result<Decoded, Undecodable> {
-        decode(bytes, &[geometry()], limits, &Budget::new(limits.memory_bytes), &mut Preparer::default())
+        let wanted = Wanted { bytes, geometries: &[geometry()], mode: limits.mode };
+        decode(&wanted, limits, &Budget::new(limits.memory_bytes), &mut Preparer::default())
     }
 
     fn encoded(format: image::ImageFormat) -> Vec<u8> {

@@ -34,6 +34,45 @@ pub struct Pixels {
     pub data: Vec<u8>,
 }
 
+/// One decoded frame, not yet turned upright.
+pub(super) struct Frame {
+    /// `[⌈height / shrunk⌉, ⌈width / shrunk⌉, 3] u8`, red, green, blue.
+    pub(super) rgb: Vec<u8>,
+    /// The image's pixels across, as it lies.
+    pub(super) width: u32,
+    /// The image's pixels down, as it lies.
+    pub(super) height: u32,
+    /// EXIF's code, 1 to 8.
+    pub(super) orientation: u8,
+    /// How many of the image's pixels, on each axis, its decoder made one of.
+    pub(super) shrunk: u32,
+}
+
+impl Frame {
+    /// One that was not shrunk.
+    pub(super) fn whole(rgb: Vec<u8>, width: u32, height: u32, orientation: u8) -> Self {
+        Self { rgb, width, height, orientation, shrunk: 1 }
+    }
+}
+
+/// How far a decoder may shrink an image before it is resized: by 8, 4, 2, or by 1, which is not at all.
+///
+/// On both axes it leaves at least twice what any geometry has the image resized to, so that the filter, and not the
+/// decoder, decides what is seen. A filter that picks single pixels wants them all. Fractions between these are no faster:
+/// libjpeg-turbo has no vector code for them.
+pub(super) fn may_shrink(size: (u32, u32), orientation: u8, geometries: &[Geometry]) -> u32 {
+    let lying = orientation >= 5;
+    let (width, height) = if lying { (size.1, size.0) } else { size };
+    let leaves_enough = |by: &u32| {
+        geometries.iter().all(|geometry| {
+            let target = target((width, height), geometry.resize);
+            let enough = |edge: u32, target: u32| u64::from(edge) >= 2 * u64::from(*by) * u64::from(target);
+            geometry.filter != Filter::Nearest && enough(width, target.0) && enough(height, target.1)
+        })
+    };
+    [8, 4, 2].into_iter().find(leaves_enough).unwrap_or(1)
+}
+
 /// A thread's resizer with its buffers.
 #[derive(Default)]
 pub(super) struct Preparer {
@@ -45,25 +84,31 @@ struct View<'a> {
     data: std::borrow::Cow<'a, [u8]>,
     width: u32,
     height: u32,
+    /// How far the picture reaches, across and down. The last column or line of a shrunk one may stand for less than the
+    /// others do.
+    reach: (f64, f64),
+}
+
+impl<'a> View<'a> {
+    /// One that the picture fills.
+    fn full(data: impl Into<std::borrow::Cow<'a, [u8]>>, width: u32, height: u32) -> Self {
+        Self { data: data.into(), width, height, reach: (f64::from(width), f64::from(height)) }
+    }
 }
 
 impl Preparer {
-    /// Prepares a frame whose EXIF orientation is `orientation` (1 to 8).
+    /// Prepares a frame for a geometry.
     ///
     /// # Errors
     /// When the image is so long and thin that its resized form would not fit in memory.
-    pub(super) fn prepare(
-        &mut self,
-        rgb: &[u8],
-        width: u32,
-        height: u32,
-        orientation: u8,
-        geometry: &Geometry,
-    ) -> Result<Pixels, PrepareError> {
+    pub(super) fn prepare(&mut self, frame: &Frame, geometry: &Geometry) -> Result<Pixels, PrepareError> {
+        let &Frame { ref rgb, width, height, orientation, shrunk } = frame;
         let lying = orientation >= 5;
         let upright = if lying { (height, width) } else { (width, height) };
         let target = target(upright, geometry.resize);
-        let source = View { data: rgb.into(), width, height };
+        let reach = (f64::from(width) / f64::from(shrunk), f64::from(height) / f64::from(shrunk));
+        let (width, height) = (width.div_ceil(shrunk), height.div_ceil(shrunk));
+        let source = View { data: rgb.into(), width, height, reach };
         let last = if lying { (target.1, target.0) } else { target };
         let middle = if across_first(upright, target) == lying { (width, last.1) } else { (last.0, height) };
         let halfway = self.pass(source, middle, geometry.filter)?;
@@ -87,9 +132,15 @@ impl Preparer {
         let from = ImageRef::new(source.width, source.height, &source.data, PixelType::U8x3)
             .map_err(|_| ResizeError::SrcCroppingError(fast_image_resize::CropBoxError::SizeIsOutOfImageBoundaries))?;
         let mut to = Image::new(width, height, PixelType::U8x3);
-        let options = ResizeOptions::new().resize_alg(algorithm(filter)).use_alpha(false);
+        // An axis that stays as it is keeps its reach for the pass along it.
+        let along = |from: u32, to: u32, reach: f64| {
+            if from == to { (f64::from(from), reach) } else { (reach, f64::from(to)) }
+        };
+        let (across, reach_across) = along(source.width, width, source.reach.0);
+        let (down, reach_down) = along(source.height, height, source.reach.1);
+        let options = ResizeOptions::new().resize_alg(algorithm(filter)).use_alpha(false).crop(0.0, 0.0, across, down);
         self.resizer.resize(&from, &mut to, &options)?;
-        Ok(View { data: to.into_vec().into(), width, height })
+        Ok(View { data: to.into_vec().into(), width, height, reach: (reach_across, reach_down) })
     }
 }
 
@@ -183,7 +234,7 @@ fn turn(view: View<'_>, orientation: u8) -> View<'_> {
         }
     }
     let (width, height) = if orientation >= 5 { (view.height, view.width) } else { (view.width, view.height) };
-    View { data: data.into(), width, height }
+    View::full(data, width, height)
 }
 
 /// Crops or pads around the centre to exactly the geometry's size.
@@ -251,9 +302,11 @@ mod tests {
         let rgb = noise(w, h);
         for orientation in 1..=8 {
             let geometry = geometry(Resize::Exact { width: 17, height: 23 }, 17, 23);
-            let fast = Preparer::default().prepare(&rgb, w, h, orientation, &geometry).unwrap();
-            let upright = turn(View { data: rgb.as_slice().into(), width: w, height: h }, orientation);
-            let slow = Preparer::default().prepare(&upright.data, upright.width, upright.height, 1, &geometry).unwrap();
+            let lying = Frame::whole(rgb.clone(), w, h, orientation);
+            let fast = Preparer::default().prepare(&lying, &geometry).unwrap();
+            let upright = turn(View::full(&rgb, w, h), orientation);
+            let upright = Frame::whole(upright.data.to_vec(), upright.width, upright.height, 1);
+            let slow = Preparer::default().prepare(&upright, &geometry).unwrap();
             assert_eq!(fast, slow, "orientation {orientation}");
         }
     }
@@ -276,9 +329,45 @@ mod tests {
     }
 
     #[test]
+    fn a_decoder_leaves_twice_what_each_geometry_has_an_image_resized_to() {
+        let square = |edge| geometry(Resize::Exact { width: edge, height: edge }, edge, edge);
+        let flat = geometry(Resize::Exact { width: 400, height: 100 }, 400, 100);
+        let shortest = geometry(Resize::ShortestEdge(256), 224, 224);
+        let fill = [0; 3];
+        let fit = geometry(Resize::Fit { width: 384, height: 384, fill }, 384, 384);
+        for (size, orientation, geometries, by) in [
+            ((4000, 3000), 1, &[square(384)][..], 2),
+            ((4000, 3072), 1, &[square(384)], 4),
+            ((4000, 3071), 1, &[square(384)], 2),
+            ((6144, 6144), 1, &[square(384)], 8),
+            ((60_000, 60_000), 1, &[square(384)], 8),
+            ((1600, 1200), 1, &[square(384)], 1),
+            ((767, 5000), 1, &[square(384)], 1),
+            ((4000, 3000), 1, &[square(32)], 8),
+            // The largest decides.
+            ((4000, 3000), 1, &[square(32), square(384)], 2),
+            ((4000, 3000), 1, &[square(384), square(32)], 2),
+            // As it lies, and as it stands upright.
+            ((3200, 800), 1, &[flat], 4),
+            ((3200, 800), 6, &[flat], 1),
+            ((800, 3200), 6, &[flat], 4),
+            ((800, 3200), 3, &[flat], 1),
+            // Before the crop: 1024x256, and 384x192.
+            ((4096, 1024), 1, &[shortest], 2),
+            ((4000, 2000), 1, &[fit], 4),
+        ] {
+            assert_eq!(may_shrink(size, orientation, geometries), by, "{size:?} {orientation} {geometries:?}");
+        }
+        let as_it_is = geometry(Resize::None, 384, 384);
+        assert_eq!(may_shrink((8000, 8000), 1, &[as_it_is, square(8)]), 1);
+        let pixels = Geometry { filter: Filter::Nearest, ..square(8) };
+        assert_eq!(may_shrink((8000, 8000), 1, &[pixels]), 1);
+    }
+
+    #[test]
     fn a_thread_of_pixels_does_not_take_all_memory() {
         let geometry = geometry(Resize::ShortestEdge(224), 224, 224);
-        let thin = Preparer::default().prepare(&vec![0; 16_384 * 3], 16_384, 1, 1, &geometry);
+        let thin = Preparer::default().prepare(&Frame::whole(vec![0; 16_384 * 3], 16_384, 1, 1), &geometry);
         assert!(matches!(thin, Err(PrepareError::Shape(..))));
     }
 
@@ -295,7 +384,7 @@ mod tests {
     #[test]
     fn the_border_is_filled_with_the_mean() {
         let geometry = geometry(Resize::Fit { width: 4, height: 4, fill: [9, 8, 7] }, 4, 4);
-        let pixels = Preparer::default().prepare(&[200; 8 * 4 * 3], 8, 4, 1, &geometry).unwrap();
+        let pixels = Preparer::default().prepare(&Frame::whole(vec![200; 8 * 4 * 3], 8, 4, 1), &geometry).unwrap();
         let rows: Vec<_> = pixels.data.chunks(12).map(|row| row[0]).collect();
         assert_eq!(rows, [9, 200, 200, 9]);
     }

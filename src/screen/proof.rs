@@ -2,12 +2,14 @@
 //! what it scored where the package was made.
 //!
 //! It catches what no field can tell: another model under the same name, a package whose preprocessing was edited, a
-//! provider or a driver that computes something else.
+//! provider or a driver that computes something else. Its image is decoded exactly in every mode, as it was where the
+//! scores were made: a fast decoder's own, known error says nothing of the package.
 
 use std::sync::Arc;
 
 use super::decode::Pool;
 use super::infer::Engine;
+use crate::config::DecodeMode;
 use crate::detector::Golden;
 use crate::job::Lane;
 
@@ -107,7 +109,7 @@ pub(super) async fn prove(engine: &Engine, decoders: &Pool) -> Result<Proof, Pro
         |why: String| ProofError::Unscreened { detector: detector.name.clone(), device: engine.place.clone(), why };
 
     let decoded = decoders
-        .decode(Lane::Live, golden.image.clone(), Arc::from([detector.geometry]))
+        .decode_in(DecodeMode::Exact, Lane::Live, golden.image.clone(), Arc::from([detector.geometry]))
         .await
         .map_err(|e| unscreened(e.to_string()))?;
     // Of several frames the most severe would count, and severity is the policy's business.

@@ -78,7 +78,7 @@ pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
 
 /// Reads every configured package by itself.
 fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
-    let decode_settings = format!("exact, {} frames", config.decode.max_frames);
+    let decode_settings = format!("{}, {} frames", config.decode.mode.as_str(), config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
         let detector = Detector::load(&Source {
             folder,

@@ -7,11 +7,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pixwarden::job::Lane;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Lab, Worker, figure, fixtures, good_image, service};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_pixwarden");
+
+/// Twelve megapixels.
+const LARGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/samples/large-12-megapixels.jpg");
 
 /// SIGSYS, by which seccomp kills.
 const BAD_SYSTEM_CALL: i32 = 31;
@@ -188,25 +191,62 @@ fn a_decoder_cannot_reach_the_network_a_file_a_program_a_descriptor_or_more_memo
     }
 }
 
+/// Scans every fixture, and one photograph that is large, with these options of `decode`.
+fn scan(options: &[(&str, &str)], flags: &[&str]) -> String {
+    let folder = fixtures();
+    let variables = options.iter().map(|(option, value)| (format!("PIXWARDEN_DECODE_{option}"), value));
+    let ended = Command::new(BINARY)
+        .args(["scan", "--format", "jsonl", "--label", "by AI", "--detector"])
+        .arg(folder.join("detectors/spread-nhwc"))
+        .args([folder.join("images"), folder.join("bad"), LARGE.into()])
+        .args(flags)
+        .envs(variables)
+        .output()
+        .unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
 #[test]
 fn threads_and_processes_see_the_same() {
-    let folder = fixtures();
-    let scan = |isolation: &str| {
-        let ended = Command::new(BINARY)
-            .args(["scan", "--format", "jsonl", "--label", "by AI", "--detector"])
-            .arg(folder.join("detectors/spread-nhwc"))
-            .args([folder.join("images"), folder.join("bad")])
-            .env("PIXWARDEN_DECODE_ISOLATION", isolation)
-            .output()
-            .unwrap();
-        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-        String::from_utf8(ended.stdout).unwrap()
-    };
-    let (thread, process) = (scan("thread"), scan("process"));
-    figure(&format!("{} images and damaged files are seen alike", thread.lines().count()));
-    assert!(thread.lines().count() > 100);
-    for (thread, process) in thread.lines().zip(process.lines()) {
-        assert_eq!(thread, process);
+    for mode in ["exact", "fast"] {
+        let in_a = |isolation| scan(&[("MODE", mode), ("ISOLATION", isolation)], &[]);
+        let (thread, process) = (in_a("thread"), in_a("process"));
+        figure(&format!("{} images and damaged files are seen alike, {mode}", thread.lines().count()));
+        assert!(thread.lines().count() > 100);
+        for (thread, process) in thread.lines().zip(process.lines()) {
+            assert_eq!(thread, process);
+        }
+        assert_eq!(thread.len(), process.len());
     }
-    assert_eq!(thread.len(), process.len());
+}
+
+#[test]
+fn fast_scores_are_near_the_exact_ones_and_never_taken_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = format!("sqlite://{}", folder.path().join("scan.db").display());
+    let scan = |mode: &str, flags: &[&str]| -> Vec<Value> {
+        let said = scan(&[("MODE", mode)], flags);
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let exact = scan("exact", &["--ledger", &ledger]);
+    let fast = scan("fast", &[]);
+    assert_eq!(scan("fast", &["--ledger", &ledger]), fast, "the ledger knows the exact scores only");
+    assert_eq!(scan("exact", &["--ledger", &ledger]), exact);
+    let mut differ = Vec::new();
+    for (exact, fast) in exact.iter().zip(&fast) {
+        for field in ["image", "sha256", "format", "width", "height", "frames"] {
+            assert_eq!(exact[field], fast[field]);
+        }
+        if exact["score"] == fast["score"] {
+            assert_eq!(exact, fast);
+        } else {
+            let [exact, fast] = [exact, fast].map(|row| row["score"].as_f64().unwrap());
+            differ.push((exact - fast).abs());
+        }
+    }
+    let largest = differ.iter().copied().fold(0.0, f64::max);
+    figure(&format!("fast changes the score of {} of {} files, by {largest:.4} at most", differ.len(), exact.len()));
+    assert_ne!(exact.last().unwrap()["score"], fast.last().unwrap()["score"], "the large one was decoded whole");
+    assert!(largest < 0.05, "{largest}");
 }

@@ -89,7 +89,7 @@ fn frames<'a>(
             let canvas = frame.into_buffer();
             let (width, height) = canvas.dimensions();
             let rgb = rgb::over_white(canvas.as_raw());
-            (context.take)(&Frame { rgb, width, height, orientation: 1 })?;
+            (context.take)(&Frame::whole(rgb, width, height, 1))?;
             left = rest;
         }
     }

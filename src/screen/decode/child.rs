@@ -10,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use super::budget::{Budget, Held, Memory};
 use super::confine::confine;
 use super::protocol::{Order, Report, receive, send};
-use super::{Decoded, Undecodable, decode_safely};
-use crate::config::DecodeConfig;
+use super::{Decoded, Undecodable, Wanted, decode_safely};
+use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::{CropRounding, Filter, Geometry, Resize};
 use crate::screen::prepare::Preparer;
 
@@ -27,15 +27,19 @@ pub fn serve() -> io::Result<()> {
     let layers = confine(&limits, &stream);
     send(&stream, &Report::Ready { layers })?;
     loop {
-        let (bytes, geometries) = match receive(&stream) {
-            Ok(Order::Image { bytes, geometries }) => (bytes, geometries),
+        let (bytes, geometries, mode) = match receive(&stream) {
+            Ok(Order::Image { bytes, geometries, mode }) => (bytes, geometries, mode),
             Ok(_) => return Err(out_of_turn()),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(e) => return Err(e),
         };
         let image = read(&stream, bytes)?;
         let memory = Worker { stream: &stream, is_asked: Cell::new(false) };
-        match image.and_then(|image| decode_safely(&image, &geometries, &limits, &memory, &mut preparer)) {
+        let decoded = image.and_then(|image| {
+            let wanted = Wanted { bytes: &image, geometries: &geometries, mode };
+            decode_safely(&wanted, &limits, &memory, &mut preparer)
+        });
+        match decoded {
             Ok(decoded) => tell(&stream, &decoded)?,
             Err(Undecodable(reason)) => send(&stream, &Report::Undecodable { reason })?,
         }
@@ -51,7 +55,8 @@ fn warm_up(limits: &DecodeConfig, preparer: &mut Preparer) -> io::Result<()> {
     let geometry = Geometry { resize, filter: Filter::Bicubic, width: 8, height: 8, rounding: CropRounding::Down };
     let memory = Budget::new(limits.memory_bytes);
     // Limits may be so low that nothing is decoded, ever.
-    drop(decode_safely(jpeg.get_ref(), &[geometry], limits, &memory, preparer));
+    let wanted = Wanted { bytes: jpeg.get_ref(), geometries: &[geometry], mode: DecodeMode::Exact };
+    drop(decode_safely(&wanted, limits, &memory, preparer));
     Ok(())
 }
 

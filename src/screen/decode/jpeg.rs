@@ -2,12 +2,17 @@
 //!
 //! A file that was cut short decodes "successfully", with grey where the data ends; only the decoder's warning tells.
 //! So a warning is damage, but for the one that says that bytes between segments were skipped.
+//!
+//! Where `decode.mode` is fast, a large image is decoded at a fraction of its size. All of its data is read all the same,
+//! so that damage shows alike.
 
 use image::metadata::Orientation;
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
+use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
 use super::{Context, Frame, Undecodable};
+use crate::config::DecodeMode;
 use crate::job::Seen;
+use crate::screen::prepare;
 
 /// More scans than any encoder writes; each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
@@ -35,11 +40,20 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     let coefficients = if header.is_progressive || layout.several_scans { 2 * format.size() } else { 0 };
     // Inks are converted into a second buffer.
     let converted = if inks { 3 } else { 0 };
-    let grant = context.admit(width, height, (format.size() + coefficients + converted) as u64)?;
+    let output = format.size() + converted;
+    let whole_bytes = context.check(width, height, (output + coefficients) as u64)?;
+    let can_shrink = context.mode == DecodeMode::Fast && !inks && !header.is_lossless;
+    let shrunk =
+        if can_shrink { prepare::may_shrink((width, height), layout.orientation, context.geometries) } else { 1 };
+    let scale = ScalingFactor::new(1, shrunk as usize);
+    decompressor.set_scaling_factor(scale).map_err(|e| explain(&e))?;
+    let scaled = header.scaled(scale);
+    let spared_bytes = (header.width * header.height - scaled.width * scaled.height) * output;
+    let grant = context.memory.take(whole_bytes - spared_bytes as u64);
 
-    let pitch = header.width * format.size();
-    let mut pixels = vec![0; pitch * header.height];
-    let image = Image { pixels: &mut pixels[..], width: header.width, pitch, height: header.height, format };
+    let pitch = scaled.width * format.size();
+    let mut pixels = vec![0; pitch * scaled.height];
+    let image = Image { pixels: &mut pixels[..], width: scaled.width, pitch, height: scaled.height, format };
     match decompressor.decompress(bytes, image) {
         Ok(()) => {}
         // The whole image was decoded; the warning says what was skipped on the way.
@@ -48,7 +62,7 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     }
     let rgb = if inks { super::rgb::from_inverted_cmyk(pixels) } else { pixels };
     let orientation = layout.orientation;
-    (context.take)(&Frame { rgb, width, height, orientation })?;
+    (context.take)(&Frame { rgb, width, height, orientation, shrunk })?;
     drop(grant);
     let (width, height) = super::rgb::upright(width, height, orientation);
     Ok(Seen { format: "jpeg", width, height, frames: 1 })
@@ -109,5 +123,190 @@ impl Layout {
             }
             at = end;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use turbojpeg::{Compressor, Subsamp};
+
+    use super::*;
+    use crate::config::DecodeConfig;
+    use crate::detector::{CropRounding, Filter, Geometry, Resize};
+    use crate::screen::decode::budget::{Held, Memory};
+    use crate::screen::decode::{Decoded, Wanted, decode_safely};
+    use crate::screen::prepare::Preparer;
+
+    /// What a JPEG is made of.
+    #[derive(Debug, Clone, Copy)]
+    struct Made {
+        size: (usize, usize),
+        subsamp: Subsamp,
+        is_progressive: bool,
+        orientation: u8,
+    }
+
+    const PLAIN: Made = Made { size: (801, 599), subsamp: Subsamp::Sub2x2, is_progressive: false, orientation: 1 };
+
+    /// Slopes, an edge, a texture and grain, as in a photograph.
+    fn jpeg(made: Made) -> Vec<u8> {
+        let (width, height) = made.size;
+        let mut state = 1u32;
+        let mut pixels = Vec::with_capacity(width * height * 3);
+        for y in 0..height {
+            for x in 0..width {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let grain = (state >> 28) as usize;
+                let is_inside = (x * 3).abs_diff(width) + (y * 2).abs_diff(height) < width / 2;
+                let texture = if is_inside { 60 + (x / 5 + y / 3) % 2 * 20 } else { 0 };
+                let [red, blue] = [x * 120 / width, y * 120 / height].map(|slope| slope + texture + grain);
+                pixels.extend([red, 40 + texture + grain, blue].map(|sample| u8::try_from(sample).unwrap()));
+            }
+        }
+        let mut compressor = Compressor::new().unwrap();
+        compressor.set_quality(88).unwrap();
+        compressor.set_subsamp(made.subsamp).unwrap();
+        compressor.set_progressive(made.is_progressive).unwrap();
+        let image = Image { pixels: &pixels[..], width, pitch: width * 3, height, format: PixelFormat::RGB };
+        let mut bytes = compressor.compress_to_vec(image).unwrap();
+        // One entry, tag 0x0112 (Exif 2.32, 4.6.4), behind the start of the image.
+        let mut exif = b"\xFF\xE1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01".to_vec();
+        exif.extend([0, made.orientation, 0, 0, 0, 0, 0, 0]);
+        bytes.splice(2..2, exif);
+        bytes
+    }
+
+    /// Keeps what was asked for.
+    #[derive(Default)]
+    struct Asked(RefCell<Vec<u64>>);
+
+    struct Nothing;
+
+    impl Held for Nothing {}
+
+    impl Memory for Asked {
+        fn take(&self, bytes: u64) -> Box<dyn Held + '_> {
+            self.0.borrow_mut().push(bytes);
+            Box::new(Nothing)
+        }
+    }
+
+    fn geometry(edge: u32) -> Geometry {
+        let resize = Resize::Exact { width: edge, height: edge };
+        Geometry { resize, filter: Filter::Bicubic, width: edge, height: edge, rounding: CropRounding::HalfToEven }
+    }
+
+    fn look(
+        bytes: &[u8],
+        edge: u32,
+        mode: DecodeMode,
+        limits: &DecodeConfig,
+    ) -> (Result<Decoded, Undecodable>, Vec<u64>) {
+        let asked = Asked::default();
+        let wanted = Wanted { bytes, geometries: &[geometry(edge)], mode };
+        let decoded = decode_safely(&wanted, limits, &asked, &mut Preparer::default());
+        (decoded, asked.0.into_inner())
+    }
+
+    fn both(bytes: &[u8], edge: u32) -> [Result<Decoded, Undecodable>; 2] {
+        [DecodeMode::Exact, DecodeMode::Fast].map(|mode| look(bytes, edge, mode, &DecodeConfig::default()).0)
+    }
+
+    /// Decibels.
+    fn signal_to_noise(a: &[u8], b: &[u8]) -> f64 {
+        let squares: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+        #[expect(clippy::cast_precision_loss, reason = "thumbnails")]
+        let samples = a.len() as f64;
+        10.0 * (255.0 * 255.0 * samples / squares).log10()
+    }
+
+    #[test]
+    fn fast_is_another_way_to_nearly_the_same_pixels() {
+        let subsamplings = [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub1x2, Subsamp::Gray];
+        let made = subsamplings.into_iter().map(|subsamp| Made { subsamp, ..PLAIN });
+        let made = made.chain([Made { is_progressive: true, ..PLAIN }]);
+        let made = made.chain((1..=8).map(|orientation| Made { orientation, ..PLAIN }));
+        let made = made.chain([(800, 600), (805, 603), (1027, 577)].map(|size| Made { size, ..PLAIN }));
+        for made in made {
+            let bytes = jpeg(made);
+            for edge in [32, 64, 140] {
+                let [exact, fast] = both(&bytes, edge).map(Result::unwrap);
+                assert_eq!(fast.seen, exact.seen);
+                let (exact, fast) = (&exact.frames[0][0].data, &fast.frames[0][0].data);
+                assert!(exact != fast, "{made:?} to {edge} is not shrunk");
+                let decibels = signal_to_noise(exact, fast);
+                assert!(decibels >= 39.0, "{made:?} to {edge}: {decibels:.1} dB");
+            }
+            let [exact, fast] = both(&bytes, 384).map(Result::unwrap);
+            assert!(exact.frames == fast.frames, "{made:?} is too small to be shrunk");
+        }
+    }
+
+    #[test]
+    fn damage_is_seen_as_well_where_less_is_decoded() {
+        for is_progressive in [false, true] {
+            for subsamp in [Subsamp::None, Subsamp::Sub2x2] {
+                let whole = jpeg(Made { is_progressive, subsamp, ..PLAIN });
+                for edge in [32, 64, 140] {
+                    for tenth in 0..10 {
+                        let cut = &whole[..whole.len() * tenth / 10];
+                        let closed = [cut, &[0xFF, 0xD9]].concat();
+                        for damaged in [cut, &closed] {
+                            let [exact, fast] = both(damaged, edge).map(Result::unwrap_err);
+                            assert_eq!(exact, fast, "cut at {tenth}/10, to {edge}");
+                        }
+                    }
+                    assert!(both(&whole[..whole.len() - 1], edge).iter().all(Result::is_err), "without its last byte");
+                }
+            }
+        }
+    }
+
+    /// The coefficients that a smaller transform leaves out are read all the same.
+    #[test]
+    fn a_changed_byte_is_damage_in_both_modes_or_in_neither() {
+        for is_progressive in [false, true] {
+            let whole = jpeg(Made { is_progressive, ..PLAIN });
+            for at in (whole.len() / 50..whole.len()).step_by(whole.len() / 40) {
+                for flipped in [0x01, 0x80, 0xFF] {
+                    let mut bytes = whole.clone();
+                    bytes[at] ^= flipped;
+                    let [exact, fast] = both(&bytes, 64).map(|decoded| decoded.map(|decoded| decoded.seen));
+                    assert_eq!(exact, fast, "byte {at} ^ {flipped:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_those_of_the_whole_image_and_memory_is_what_is_taken() {
+        let (whole, shrunk) = (800 * 600, 400 * 300);
+        for (is_progressive, coefficients) in [(false, 0), (true, 6 * whole)] {
+            let bytes = jpeg(Made { size: (800, 600), is_progressive, ..PLAIN });
+            let limits = DecodeConfig::default();
+            assert_eq!(look(&bytes, 140, DecodeMode::Exact, &limits).1, [3 * whole + coefficients]);
+            assert_eq!(look(&bytes, 140, DecodeMode::Fast, &limits).1, [3 * shrunk + coefficients]);
+            for limits in [
+                DecodeConfig { max_width: 799, ..DecodeConfig::default() },
+                DecodeConfig { max_pixels: whole - 1, ..DecodeConfig::default() },
+                DecodeConfig { max_decoded_bytes: 3 * whole + coefficients - 1, ..DecodeConfig::default() },
+            ] {
+                let [exact, fast] = [DecodeMode::Exact, DecodeMode::Fast].map(|mode| look(&bytes, 140, mode, &limits));
+                assert_eq!(exact.0.unwrap_err(), fast.0.unwrap_err());
+                assert!(fast.1.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn inks_are_decoded_whole() {
+        let (width, height) = (400, 300);
+        let inks: Vec<u8> = (0..width * height * 4).map(|i| (i / 7 % 251) as u8).collect();
+        let image = Image { pixels: &inks[..], width, pitch: width * 4, height, format: PixelFormat::CMYK };
+        let bytes = turbojpeg::compress(image, 90, Subsamp::None).unwrap();
+        let [exact, fast] = both(bytes.as_ref(), 32).map(Result::unwrap);
+        assert!(exact.frames == fast.frames);
     }
 }

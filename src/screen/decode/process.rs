@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::budget::Memory;
 use super::confine::Layers;
 use super::protocol::{Order, Report, receive, send};
-use super::{Decoded, Undecodable, Unread};
+use super::{Decoded, Undecodable, Unread, Wanted};
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 use crate::job::{Seen, format_name};
@@ -89,14 +89,14 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// When it cannot be decoded, or no process can be had that would.
-    pub(super) fn decode(&mut self, bytes: &[u8], geometries: &[Geometry]) -> Result<Decoded, Unread> {
+    pub(super) fn decode(&mut self, wanted: &Wanted<'_>) -> Result<Decoded, Unread> {
         let mut over_it = String::new();
         for _ in 0..TRIES {
             let mut running = match self.running.take() {
                 Some(running) => running,
                 None => self.another().map_err(|e| Unread::NoDecoder(e.to_string()))?,
             };
-            match running.decode(bytes, geometries, self.config, self.memory) {
+            match running.decode(wanted, self.config, self.memory) {
                 Ok(decoded) => {
                     self.running = Some(running).filter(|running| running.images < IMAGES);
                     return Ok(decoded?);
@@ -176,18 +176,18 @@ impl Running {
 
     fn decode(
         &mut self,
-        bytes: &[u8],
-        geometries: &[Geometry],
+        wanted: &Wanted<'_>,
         config: &DecodeConfig,
         memory: &dyn Memory,
     ) -> Result<Result<Decoded, Undecodable>, Fault> {
+        let &Wanted { bytes, geometries, mode } = wanted;
         // An answer that is there before the question is none to this image.
         if rustix::io::ioctl_fionread(&self.line.stream).map_err(io::Error::from)? > 0 {
             return Err(out_of_turn().into());
         }
         self.images += 1;
         self.line.begin(Duration::from_millis(config.deadline_ms));
-        send(&mut self.line, &Order::Image { bytes: bytes.len() as u64, geometries: geometries.to_vec() })?;
+        send(&mut self.line, &Order::Image { bytes: bytes.len() as u64, geometries: geometries.to_vec(), mode })?;
         self.line.write_all(bytes)?;
         let (mut held, mut needs) = (None, 0);
         loop {

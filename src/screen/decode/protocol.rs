@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::confine::Layers;
-use crate::config::DecodeConfig;
+use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::Geometry;
 
 /// More than any honest message: reasons are a line.
@@ -21,7 +21,7 @@ pub(super) enum Order {
     /// The first one.
     Setup { limits: DecodeConfig },
     /// An image to decode, `bytes` long, and then its bytes.
-    Image { bytes: u64, geometries: Vec<Geometry> },
+    Image { bytes: u64, geometries: Vec<Geometry>, mode: DecodeMode },
     /// The memory asked for may be used.
     Granted,
 }

@@ -93,7 +93,7 @@ pub(super) fn still<D: ImageDecoder>(
     let mut samples = vec![0; length];
     decoder.read_image(&mut samples).map_err(|e| explain(name, &e))?;
     let rgb = rgb::from_samples(color, samples)?;
-    (context.take)(&Frame { rgb, width, height, orientation })?;
+    (context.take)(&Frame::whole(rgb, width, height, orientation))?;
     drop(grant);
     let (width, height) = rgb::upright(width, height, orientation);
     Ok(Seen { format, width, height, frames: 1 })
