@@ -558,6 +558,12 @@ impl SecretUrl {
         &self.0
     }
 
+    /// Whether none is configured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The file it names, where it names one; that has no password, and may have any name.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
