@@ -2,8 +2,8 @@
 """Bytes of a JPEG → 384x384 pixels: processor time and error, beside the libraries that people use for it.
 
     cargo build --locked --release && cargo bench --locked --bench parts --no-run     # names PARTS
-    python3 -m venv /tmp/decode && /tmp/decode/bin/pip install -r tests/bench/decode-requirements.txt
-    /tmp/decode/bin/python tests/bench/decode.py --parts PARTS --pixwarden target/release/pixwarden
+    python3 -m venv /tmp/bench && /tmp/bench/bin/pip install -r tests/bench/requirements.txt
+    /tmp/bench/bin/python tests/bench/decode.py --parts PARTS --pixwarden target/release/pixwarden
 
 Everybody has one thread and gets the same files, already in memory. Time is that of all threads of the process, and the
 error is that against Pillow decoding all and resizing bicubically, whose pixels detectors are trained on. Whoever is
