@@ -209,7 +209,7 @@ pub struct DecodeConfig {
     pub threads: usize,
     /// Whether they decode themselves or each has a process that does.
     pub isolation: Isolation,
-    /// Processor time that one image may take in a process, and a third of what it may take by the clock, the wait for
+    /// Processor time that one image may take in a process. By the clock it may take three times as long, the wait for
     /// memory not counted.
     pub deadline_ms: u64,
     /// The program that is such a process, called with the argument `decoder`; empty: this one.

@@ -393,7 +393,7 @@ fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
     match sight {
         Ok(sight) => Ok(Look::Seen(Box::new(sight))),
         Err(Unseen::Undecodable(decode::Undecodable(why))) => Ok(Look::Undecodable(why)),
-        Err(Unseen::Undecoded(why)) => Err(Trouble::Attempt(Cause::Session, why)),
+        Err(Unseen::Undecoded(why)) => Err(Trouble::Attempt(Cause::Decoder, why)),
         Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(Cause::Session, why)),
         // The process is about to end; the job goes back.
         Err(Unseen::Unscored(Unscored::Broken(_))) => Err(Trouble::Leaving),

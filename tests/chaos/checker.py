@@ -13,7 +13,7 @@ UNPUBLISHED = "events still unpublished in the outbox"
 OTHERWISE = "outcomes other than expected"
 
 # How much more there may be after the run than when it was warm.
-GROWTH = {"resident_mib": 150, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
+GROWTH = {"resident_mib": 50, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
 
 
 @dataclass

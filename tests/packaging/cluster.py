@@ -221,7 +221,9 @@ def unit():
     settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
     if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
         yield "pixwarden.service: the worker is killed before it has drained"
-    allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if line.startswith("SystemCallFilter=")]
+    if settings.get("KillMode") != "mixed":
+        yield "pixwarden.service: decoders are stopped before the worker has drained"
+    allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if re.match("SystemCallFilter=[^~]", line)]
     for call in CONFINING_CALLS:
         if call not in itertools.chain.from_iterable(allowed):
             yield f"pixwarden.service: decoders cannot be confined, SystemCallFilter leaves out {call}"

@@ -279,7 +279,7 @@ def _masks(whole: dict[str, bytes]) -> Iterator[Hostile]:
 
 
 def _jpeg_in_tiff() -> Iterator[Hostile]:
-    """Whole, but for what is said of it: with half of the JPEG gone the decoder has as many pixels, and no complaint."""
+    """A whole one. Refused all the same: of one that lacks half of its data the decoder makes as many pixels, and is silent."""
     whole = _saved(Image.new("RGB", (64, 64), (200, 30, 90)), "TIFF", compression="jpeg")
     yield Hostile("jpeg.tiff", whole, UNDECODABLE, "a TIFF compressed as JPEG")
 
