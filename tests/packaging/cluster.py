@@ -31,17 +31,17 @@ RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue",
 
 
 def findings():
-    secret = yaml.safe_load((BASE / "secret.example.yaml").read_text())
+    secret, migrating = (yaml.safe_load((BASE / f"{name}.example.yaml").read_text()) for name in ("secret", "secret-migrate"))
     for where in ("base", "overlays/gpu"):
         rendered, error = render(where)
         if error:
             yield error
             continue
-        wrong = list(schemas([*rendered, secret]))
+        wrong = list(schemas([*rendered, secret, migrating]))
         # What is no manifest at all is not worth looking at further.
         if not wrong:
             wrong = [
-                *references(rendered, secret),
+                *references(rendered, secret, migrating),
                 *restricted(rendered),
                 *probes(rendered),
                 *lanes(rendered),
@@ -49,6 +49,7 @@ def findings():
         yield from (f"deploy/kubernetes/{where}: {finding}" for finding in wrong)
     yield from gpu(render("base")[0], render("overlays/gpu")[0])
     yield from options(secret["stringData"])
+    yield from options(migrating["stringData"])
     yield from unit()
 
 
@@ -76,16 +77,15 @@ def schemas(rendered):
             yield f"{kind} {thing['metadata']['name']}: {error}"
 
 
-def references(rendered, secret):
+def references(rendered, secret, migrating):
     """Whatever names something else names what is there."""
     worker = one(rendered, "Deployment")
     pod = worker["spec"]["template"]
-    names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret]}
+    names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret, migrating]}
     wanted = {("ServiceAccount", pod["spec"]["serviceAccountName"])}
     wanted |= {("ConfigMap", volume["configMap"]["name"]) for volume in pod["spec"]["volumes"] if "configMap" in volume}
     for container in containers(worker):
-        secrets = [source["secretRef"] for source in container["envFrom"]]
-        wanted |= {("Secret", reference["name"]) for reference in secrets if not reference.get("optional")}
+        wanted |= {("Secret", source["secretRef"]["name"]) for source in container["envFrom"]}
         wanted_mounts = {mount["name"] for mount in container["volumeMounts"]}
         if wanted_mounts != {volume["name"] for volume in pod["spec"]["volumes"]}:
             yield f"{container['name']} mounts {wanted_mounts}, which is not what the pod has"
