@@ -10,11 +10,11 @@ mod print;
 mod sample;
 mod services;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use std::io::IsTerminal;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, Unit};
@@ -115,6 +115,12 @@ enum Measured {
 
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
     let time = arguments.check()?;
+    // Whatever is configured has to make sense, before anything is measured.
+    for (url, wrong) in [(&config.queue, config.queue().err()), (&config.ledger, config.ledger().err())] {
+        if let Some(e) = wrong.filter(|_| !url.is_empty()) {
+            return Err(e.into());
+        }
+    }
     let screen = Screen::start(config)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();

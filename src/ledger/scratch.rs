@@ -13,6 +13,8 @@ use crate::config::Config;
 /// First part of the name of schema and folder.
 const NAME: &str = "pixwarden_bench_";
 
+const HINT: &str = "\n  hint: commits are measured in a schema that is made and dropped again; name with --ledger a user who may make one, the database's owner or somebody with CREATE on the database";
+
 /// Made by [`Scratch::make`], and to be ended by [`Scratch::remove`]: dropped, it leaves a schema behind.
 pub struct Scratch {
     /// Empty at first.
@@ -46,7 +48,10 @@ impl Scratch {
         } else {
             let name = format!("{NAME}{}", Uuid::new_v4().simple());
             let configured = Postgres::open(url).await?;
-            configured.create_schema(&name).await?;
+            configured.create_schema(&name).await.map_err(|e| LedgerError::Unusable {
+                url: url.to_string(),
+                error: format!("for a schema of its own: {e}{HINT}"),
+            })?;
             (Arc::new(Postgres::open_in(url, Some(&name)).await?), Place::Schema(configured, name))
         };
         let scratch = Self { ledger, place };

@@ -148,7 +148,7 @@ async fn no_secret_is_ever_told() {
         ]
     };
     let image = format!("s3://{}/a.jpg", lab.bucket);
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
         &["worker"],
         &["check"],
         &["enqueue", &image],
@@ -156,6 +156,7 @@ async fn no_secret_is_ever_told() {
         &["show", &image],
         &["export"],
         &["backfill", &image],
+        &["bench", "--seconds", "0.01"],
     ];
     let tell = async |arguments: &[&str], name: &'static str, value: &str| {
         let mut command = lab.command();
@@ -171,7 +172,7 @@ async fn no_secret_is_ever_told() {
     for (queue, ledger) in std::iter::zip(urls("amqp", amqp), urls("postgres", postgres)) {
         for arguments in commands {
             let reads_queue = !["show", "export"].contains(&arguments[0]);
-            let reads_ledger = ["worker", "check", "show", "export", "backfill"].contains(&arguments[0]);
+            let reads_ledger = ["worker", "check", "show", "export", "backfill", "bench"].contains(&arguments[0]);
             if reads_queue {
                 assert_ne!(tell(arguments, "PIXWARDEN_QUEUE", &queue).await, 0, "{arguments:?} {queue}");
             }

@@ -221,7 +221,7 @@ fn describe(context: &Context<'_>) -> String {
     let sample = &context.report.sample;
     let whose = match sample.origin {
         Origin::Paths => format!("of the {} found", sample.found),
-        Origin::Samples => "bundled samples, not pictures of yours".into(),
+        Origin::Samples => "of the bundled samples, not pictures of yours".into(),
         Origin::Noise => "made of noise, not pictures of yours".into(),
     };
     let mut text = format!(
@@ -229,7 +229,7 @@ fn describe(context: &Context<'_>) -> String {
         sample.images.len(),
         if sample.images.len() == 1 { "image" } else { "images" },
         few(sample.megapixels()),
-        few(sample.mean(|image| count(image.bytes.len() as u64)) / 1e3),
+        few(sample.mean(|image| count(image.bytes.len() as u64)) / 1e3)
     );
     if sample.undecodable > 0 {
         text += &format!("{} more cannot be decoded and were left out\n", sample.undecodable);
