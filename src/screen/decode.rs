@@ -9,6 +9,7 @@ mod budget;
 pub mod child;
 mod confine;
 mod jpeg;
+mod kept;
 mod process;
 mod protocol;
 mod rgb;
@@ -28,6 +29,7 @@ use crate::job::{Lane, Seen};
 use crate::lanes::Lanes;
 use crate::telemetry::traces;
 use budget::{Budget, Held, Memory};
+use kept::Kept;
 use process::Decoder;
 
 pub use confine::Layers;
@@ -83,6 +85,7 @@ struct Context<'a> {
     geometries: &'a [Geometry],
     mode: DecodeMode,
     memory: &'a dyn Memory,
+    kept: &'a mut Kept,
     /// Takes each frame that is to be screened, in order.
     take: &'a mut dyn FnMut(&Frame) -> Result<(), Undecodable>,
 }
@@ -91,8 +94,10 @@ impl<'a> Context<'a> {
     /// Checks an image's size and waits for memory to decode it.
     ///
     /// `bytes_per_pixel` is everything the decoder holds at its peak, the output included.
-    fn admit(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<Box<dyn Held + 'a>, Undecodable> {
-        Ok(self.memory.take(self.check(width, height, bytes_per_pixel)?))
+    fn admit(&mut self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<Box<dyn Held + 'a>, Undecodable> {
+        let bytes = self.check(width, height, bytes_per_pixel)?;
+        self.kept.leave_room(bytes, self.limits.max_decoded_bytes);
+        Ok(self.memory.take(bytes))
     }
 
     /// Checks an image's size, and returns what decoding all of it takes. The limits are the same in every mode: what is
@@ -118,17 +123,31 @@ impl<'a> Context<'a> {
     }
 }
 
+/// What a thread has from one image to the next.
+struct Tools {
+    preparer: Preparer,
+    kept: Kept,
+}
+
+impl Tools {
+    /// All threads together keep no more than may be used at a time.
+    fn new(limits: &DecodeConfig) -> Self {
+        let share_bytes = limits.memory_bytes / Pool::threads(limits) as u64;
+        Self { preparer: Preparer::default(), kept: Kept::new(usize::try_from(share_bytes).unwrap_or(usize::MAX)) }
+    }
+}
+
 /// As [`decode`]; a panic in a decoder is the image's fault.
 fn decode_safely(
     wanted: &Wanted<'_>,
     limits: &DecodeConfig,
     memory: &dyn Memory,
-    preparer: &mut Preparer,
+    tools: &mut Tools,
 ) -> Result<Decoded, Undecodable> {
-    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode(wanted, limits, memory, &mut *preparer)));
+    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode(wanted, limits, memory, &mut *tools)));
     decoded.unwrap_or_else(|_| {
         // The resizer's buffers may be half-written.
-        *preparer = Preparer::default();
+        tools.preparer = Preparer::default();
         Err(Undecodable::new("damaged: the decoder could not cope with it"))
     })
 }
@@ -138,8 +157,9 @@ fn decode(
     wanted: &Wanted<'_>,
     limits: &DecodeConfig,
     memory: &dyn Memory,
-    preparer: &mut Preparer,
+    tools: &mut Tools,
 ) -> Result<Decoded, Undecodable> {
+    let Tools { preparer, kept } = tools;
     let &Wanted { bytes, geometries, mode } = wanted;
     let mut frames = Vec::new();
     let mut take = |frame: &Frame| {
@@ -148,7 +168,7 @@ fn decode(
         frames.push(prepared.map_err(|e| Undecodable(e.to_string()))?);
         Ok(())
     };
-    let mut context = Context { limits, geometries, mode, memory, take: &mut take };
+    let mut context = Context { limits, geometries, mode, memory, kept, take: &mut take };
     let seen = match Format::of(bytes)? {
         Format::Jpeg => jpeg::decode(bytes, &mut context),
         Format::Png => still::png(bytes, &mut context),
@@ -381,14 +401,14 @@ impl Drop for Pool {
 
 /// What a decoder thread works with.
 enum Worker<'a> {
-    Alone(Preparer),
+    Alone(Tools),
     With(Decoder<'a>),
 }
 
 impl<'a> Worker<'a> {
     fn start(shared: &'a Shared) -> std::io::Result<Self> {
         Ok(match shared.limits.isolation {
-            Isolation::Thread => Self::Alone(Preparer::default()),
+            Isolation::Thread => Self::Alone(Tools::new(&shared.limits)),
             Isolation::Process => Self::With(Decoder::start(&shared.limits, &shared.budget)?),
         })
     }
@@ -404,8 +424,8 @@ impl<'a> Worker<'a> {
         while let Some(task) = shared.next() {
             let wanted = Wanted { bytes: &task.bytes, geometries: &task.geometries, mode: task.mode };
             let decoded = match &mut self {
-                Self::Alone(preparer) => {
-                    decode_safely(&wanted, &shared.limits, &shared.budget, preparer).map_err(Unread::from)
+                Self::Alone(tools) => {
+                    decode_safely(&wanted, &shared.limits, &shared.budget, tools).map_err(Unread::from)
                 }
                 Self::With(decoder) => decoder.decode(&wanted),
             };
@@ -442,7 +462,7 @@ mod tests {
 
     fn decode_with(bytes: &[u8], limits: &DecodeConfig) -> Result<Decoded, Undecodable> {
         let wanted = Wanted { bytes, geometries: &[geometry()], mode: limits.mode };
-        decode(&wanted, limits, &Budget::new(limits.memory_bytes), &mut Preparer::default())
+        decode(&wanted, limits, &Budget::new(limits.memory_bytes), &mut Tools::new(limits))
     }
 
     fn encoded(format: image::ImageFormat) -> Vec<u8> {

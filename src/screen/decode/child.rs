@@ -10,10 +10,9 @@ use std::os::unix::net::UnixStream;
 use super::budget::{Budget, Held, Memory};
 use super::confine::confine;
 use super::protocol::{Order, Report, receive, send};
-use super::{Decoded, Undecodable, Wanted, decode_safely};
+use super::{Decoded, Tools, Undecodable, Wanted, decode_safely};
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::{CropRounding, Filter, Geometry, Resize};
-use crate::screen::prepare::Preparer;
 
 /// Serves the worker at the other end of standard input until that closes it.
 ///
@@ -22,8 +21,8 @@ use crate::screen::prepare::Preparer;
 pub fn serve() -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let Order::Setup { limits } = receive(&stream)? else { return Err(out_of_turn()) };
-    let mut preparer = Preparer::default();
-    warm_up(&limits, &mut preparer)?;
+    let mut tools = Tools::new(&limits);
+    warm_up(&limits, &mut tools)?;
     let layers = confine(&limits, &stream);
     send(&stream, &Report::Ready { layers })?;
     loop {
@@ -37,7 +36,7 @@ pub fn serve() -> io::Result<()> {
         let memory = Worker { stream: &stream, is_asked: Cell::new(false) };
         let decoded = image.and_then(|image| {
             let wanted = Wanted { bytes: &image, geometries: &geometries, mode };
-            decode_safely(&wanted, &limits, &memory, &mut preparer)
+            decode_safely(&wanted, &limits, &memory, &mut tools)
         });
         match decoded {
             Ok(decoded) => tell(&stream, &decoded)?,
@@ -48,7 +47,7 @@ pub fn serve() -> io::Result<()> {
 
 /// What libraries look up once, such as what the processor can do, they look up while they may: on ARM, libjpeg-turbo
 /// reads a file for it.
-fn warm_up(limits: &DecodeConfig, preparer: &mut Preparer) -> io::Result<()> {
+fn warm_up(limits: &DecodeConfig, tools: &mut Tools) -> io::Result<()> {
     let mut jpeg = io::Cursor::new(Vec::new());
     image::RgbImage::new(16, 16).write_to(&mut jpeg, image::ImageFormat::Jpeg).map_err(io::Error::other)?;
     let resize = Resize::Exact { width: 8, height: 8 };
@@ -56,7 +55,7 @@ fn warm_up(limits: &DecodeConfig, preparer: &mut Preparer) -> io::Result<()> {
     let memory = Budget::new(limits.memory_bytes);
     // Limits may be so low that nothing is decoded, ever.
     let wanted = Wanted { bytes: jpeg.get_ref(), geometries: &[geometry], mode: DecodeMode::Exact };
-    drop(decode_safely(&wanted, limits, &memory, preparer));
+    drop(decode_safely(&wanted, limits, &memory, tools));
     Ok(())
 }
 

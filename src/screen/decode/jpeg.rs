@@ -52,7 +52,7 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     let grant = context.memory.take(whole_bytes - spared_bytes as u64);
 
     let pitch = scaled.width * format.size();
-    let mut pixels = vec![0; pitch * scaled.height];
+    let mut pixels = context.kept.take(pitch * scaled.height);
     let image = Image { pixels: &mut pixels[..], width: scaled.width, pitch, height: scaled.height, format };
     match decompressor.decompress(bytes, image) {
         Ok(()) => {}
@@ -62,7 +62,9 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     }
     let rgb = if inks { super::rgb::from_inverted_cmyk(pixels) } else { pixels };
     let orientation = layout.orientation;
-    (context.take)(&Frame { rgb, width, height, orientation, shrunk })?;
+    let frame = Frame { rgb, width, height, orientation, shrunk };
+    (context.take)(&frame)?;
+    context.kept.give_back(frame.rgb);
     drop(grant);
     let (width, height) = super::rgb::upright(width, height, orientation);
     Ok(Seen { format: "jpeg", width, height, frames: 1 })
@@ -136,8 +138,7 @@ mod tests {
     use crate::config::DecodeConfig;
     use crate::detector::{CropRounding, Filter, Geometry, Resize};
     use crate::screen::decode::budget::{Held, Memory};
-    use crate::screen::decode::{Decoded, Wanted, decode_safely};
-    use crate::screen::prepare::Preparer;
+    use crate::screen::decode::{Decoded, Tools, Wanted, decode_safely};
 
     /// What a JPEG is made of.
     #[derive(Debug, Clone, Copy)]
@@ -206,7 +207,7 @@ mod tests {
     ) -> (Result<Decoded, Undecodable>, Vec<u64>) {
         let asked = Asked::default();
         let wanted = Wanted { bytes, geometries: &[geometry(edge)], mode };
-        let decoded = decode_safely(&wanted, limits, &asked, &mut Preparer::default());
+        let decoded = decode_safely(&wanted, limits, &asked, &mut Tools::new(limits));
         (decoded, asked.0.into_inner())
     }
 
