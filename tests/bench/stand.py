@@ -5,6 +5,7 @@ started. It is started over an empty queue, screens some jobs to warm up, and is
 flight at the beginning and at the end is nothing, and no start is in the figures.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import psycopg
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = "image.passed,image.flagged,image.review,image.failed"
-START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 1800, 40
+START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 600, 40
 POLL_S, MEMORY_S = 0.01, 0.2
 
 
@@ -148,8 +149,8 @@ class Stand:
             )
             try:
                 self.wait(worker, START_LIMIT_S, lambda: self.depth(self.jobs_queue, "consumer_count"))
-                self.publish("warm-up", keys, warm_up)
-                self.wait(worker, START_LIMIT_S, lambda: self.done() >= warm_up)
+                with self.published("warm-up", keys, warm_up):
+                    self.wait(worker, RUN_LIMIT_S, lambda: self.done() >= warm_up)
                 time.sleep(0.5)
                 found = self.measure(worker, keys, warm_up, jobs)
                 self.check(warm_up + jobs)
@@ -166,7 +167,6 @@ class Stand:
         memory, memory_due = 0.0, 0.0
         busy, stolen = core_seconds(core)
         cpu, began = meter.cpu_seconds(worker.pid), time.monotonic()
-        self.publish("job", keys, jobs)
 
         def done():
             nonlocal memory, memory_due
@@ -175,21 +175,28 @@ class Stand:
                 memory_due = time.monotonic() + MEMORY_S
             return self.done() >= warm_up + jobs
 
-        self.wait(worker, RUN_LIMIT_S, done)
+        with self.published("job", keys, jobs):
+            self.wait(worker, RUN_LIMIT_S, done)
         seconds = time.monotonic() - began
         cpu = meter.cpu_seconds(worker.pid) - cpu
         busy, stolen = (after - before for after, before in zip(core_seconds(core), (busy, stolen)))
         others = max(0.0, busy - cpu) + stolen
         return Run(jobs, seconds, cpu, memory, others / seconds, self.rows())
 
-    def publish(self, name, keys, count):
-        """All jobs at once, each with an id of its own; objects take turns."""
-        channel = self.channel()
+    @contextlib.contextmanager
+    def published(self, name, keys, count):
+        """All jobs at once, each with an id of its own; objects take turns.
+
+        The channel stays open for as long as they are worked on. Confirmations are not waited for one by one, and of a
+        channel that closes earlier a quorum queue loses what it has not taken yet.
+        """
+        channel = self.channel(heartbeat=0)
         for number in range(count):
             image = f"s3://{self.name}/{keys[number % len(keys)]}"
             body = json.dumps({"id": f"{name}-{number}", "image": image})
             properties = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
             channel.basic_publish(f"{self.name}.jobs", "live", body, properties)
+        yield
         channel.connection.close()
 
     def done(self):
@@ -219,21 +226,24 @@ class Stand:
             if worker.poll() is not None:
                 raise Failed(f"it ended with {worker.returncode}")
             if time.monotonic() > until:
-                raise Failed(f"not done within {limit_s} s")
+                waits = self.depth(self.jobs_queue)
+                raise Failed(f"not within {limit_s} s: {self.done()} jobs done, {waits} in the queue")
             time.sleep(POLL_S)
 
-    def channel(self):
-        return pika.BlockingConnection(pika.URLParameters(os.environ["TEST_AMQP_URL"])).channel()
+    def channel(self, heartbeat=None):
+        parameters = pika.URLParameters(os.environ["TEST_AMQP_URL"])
+        parameters.heartbeat = heartbeat
+        return pika.BlockingConnection(parameters).channel()
 
     def depth(self, queue, what="message_count"):
         """A queue's count of messages or consumers; 0 where there is no such queue yet."""
-        connection = pika.BlockingConnection(pika.URLParameters(os.environ["TEST_AMQP_URL"]))
+        channel = self.channel()
         try:
-            return getattr(connection.channel().queue_declare(queue, passive=True).method, what)
+            return getattr(channel.queue_declare(queue, passive=True).method, what)
         except pika.exceptions.ChannelClosedByBroker:
             return 0
         finally:
-            connection.close()
+            channel.connection.close()
 
     def purge(self):
         channel = self.channel()
