@@ -19,6 +19,7 @@ import boto3
 import meter
 import pika
 import psycopg
+import psycopg.rows
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = "image.passed,image.flagged,image.review,image.failed"
@@ -124,6 +125,18 @@ class Stand:
         # Not below the prefix, which is the workers' own.
         return f"heard-{self.name}"
 
+    def ask(self, arguments, variables):
+        """One command of Pixwarden's, on the worker's core."""
+        return self.on_worker_core([self.pixwarden, *arguments], variables)
+
+    def on_worker_core(self, command, variables):
+        environment = self.environment() | variables
+        keywords = {"env": environment, "cwd": self.folder, "capture_output": True, "text": True}
+        return subprocess.run(command, preexec_fn=self.pin_worker, **keywords)
+
+    def pin_worker(self):
+        os.sched_setaffinity(0, {self.worker_core})
+
     def store(self, size, paths):
         """Uploads the pictures of one size, and returns their keys."""
         keys = [f"{size}/{path.name}" for path in paths]
@@ -145,7 +158,7 @@ class Stand:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: os.sched_setaffinity(0, {self.worker_core}),
+                preexec_fn=self.pin_worker,
             )
             try:
                 self.wait(worker, START_LIMIT_S, lambda: self.depth(self.jobs_queue, "consumer_count"))
@@ -205,8 +218,12 @@ class Stand:
         return self.database.execute(query).fetchone()[0]
 
     def rows(self):
-        query = "SELECT job_id, outcome, score, encode(sha256, 'hex'), bytes, format, width, height FROM verdicts WHERE job_id LIKE 'job-%'"
-        return {int(row[0].removeprefix("job-")): row[1:] for row in self.database.execute(query)}
+        """What was said of each job, by its number."""
+        query = """
+            SELECT job_id, outcome, score, encode(sha256, 'hex') AS sha256, bytes, format, width, height
+            FROM verdicts WHERE job_id LIKE 'job-%'"""
+        with self.database.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            return {int(row["job_id"].removeprefix("job-")): row for row in cursor.execute(query)}
 
     def check(self, jobs):
         """One verdict and one event a job, and nothing left in the queue."""
