@@ -5,6 +5,7 @@ started. It is started over an empty queue, screens some jobs to warm up, and is
 flight at the beginning and at the end is nothing, and no start is in the figures.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,10 +19,11 @@ import boto3
 import meter
 import pika
 import psycopg
+import psycopg.rows
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = "image.passed,image.flagged,image.review,image.failed"
-START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 1800, 40
+START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 600, 40
 POLL_S, MEMORY_S = 0.01, 0.2
 
 
@@ -123,6 +125,18 @@ class Stand:
         # Not below the prefix, which is the workers' own.
         return f"heard-{self.name}"
 
+    def ask(self, arguments, variables):
+        """One command of Pixwarden's, on the worker's core."""
+        return self.on_worker_core([self.pixwarden, *arguments], variables)
+
+    def on_worker_core(self, command, variables):
+        environment = self.environment() | variables
+        keywords = {"env": environment, "cwd": self.folder, "capture_output": True, "text": True}
+        return subprocess.run(command, preexec_fn=self.pin_worker, **keywords)
+
+    def pin_worker(self):
+        os.sched_setaffinity(0, {self.worker_core})
+
     def store(self, size, paths):
         """Uploads the pictures of one size, and returns their keys."""
         keys = [f"{size}/{path.name}" for path in paths]
@@ -144,12 +158,12 @@ class Stand:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: os.sched_setaffinity(0, {self.worker_core}),
+                preexec_fn=self.pin_worker,
             )
             try:
                 self.wait(worker, START_LIMIT_S, lambda: self.depth(self.jobs_queue, "consumer_count"))
-                self.publish("warm-up", keys, warm_up)
-                self.wait(worker, START_LIMIT_S, lambda: self.done() >= warm_up)
+                with self.published("warm-up", keys, warm_up):
+                    self.wait(worker, RUN_LIMIT_S, lambda: self.done() >= warm_up)
                 time.sleep(0.5)
                 found = self.measure(worker, keys, warm_up, jobs)
                 self.check(warm_up + jobs)
@@ -166,7 +180,6 @@ class Stand:
         memory, memory_due = 0.0, 0.0
         busy, stolen = core_seconds(core)
         cpu, began = meter.cpu_seconds(worker.pid), time.monotonic()
-        self.publish("job", keys, jobs)
 
         def done():
             nonlocal memory, memory_due
@@ -175,21 +188,28 @@ class Stand:
                 memory_due = time.monotonic() + MEMORY_S
             return self.done() >= warm_up + jobs
 
-        self.wait(worker, RUN_LIMIT_S, done)
+        with self.published("job", keys, jobs):
+            self.wait(worker, RUN_LIMIT_S, done)
         seconds = time.monotonic() - began
         cpu = meter.cpu_seconds(worker.pid) - cpu
         busy, stolen = (after - before for after, before in zip(core_seconds(core), (busy, stolen)))
         others = max(0.0, busy - cpu) + stolen
         return Run(jobs, seconds, cpu, memory, others / seconds, self.rows())
 
-    def publish(self, name, keys, count):
-        """All jobs at once, each with an id of its own; objects take turns."""
-        channel = self.channel()
+    @contextlib.contextmanager
+    def published(self, name, keys, count):
+        """All jobs at once, each with an id of its own; objects take turns.
+
+        The channel stays open for as long as they are worked on. Confirmations are not waited for one by one, and of a
+        channel that closes earlier a quorum queue loses what it has not taken yet.
+        """
+        channel = self.channel(heartbeat=0)
         for number in range(count):
             image = f"s3://{self.name}/{keys[number % len(keys)]}"
             body = json.dumps({"id": f"{name}-{number}", "image": image})
             properties = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
             channel.basic_publish(f"{self.name}.jobs", "live", body, properties)
+        yield
         channel.connection.close()
 
     def done(self):
@@ -198,8 +218,12 @@ class Stand:
         return self.database.execute(query).fetchone()[0]
 
     def rows(self):
-        query = "SELECT job_id, outcome, score, encode(sha256, 'hex'), bytes, format, width, height FROM verdicts WHERE job_id LIKE 'job-%'"
-        return {int(row[0].removeprefix("job-")): row[1:] for row in self.database.execute(query)}
+        """What was said of each job, by its number."""
+        query = """
+            SELECT job_id, outcome, score, encode(sha256, 'hex') AS sha256, bytes, format, width, height
+            FROM verdicts WHERE job_id LIKE 'job-%'"""
+        with self.database.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            return {int(row["job_id"].removeprefix("job-")): row for row in cursor.execute(query)}
 
     def check(self, jobs):
         """One verdict and one event a job, and nothing left in the queue."""
@@ -219,21 +243,24 @@ class Stand:
             if worker.poll() is not None:
                 raise Failed(f"it ended with {worker.returncode}")
             if time.monotonic() > until:
-                raise Failed(f"not done within {limit_s} s")
+                waits = self.depth(self.jobs_queue)
+                raise Failed(f"not within {limit_s} s: {self.done()} jobs done, {waits} in the queue")
             time.sleep(POLL_S)
 
-    def channel(self):
-        return pika.BlockingConnection(pika.URLParameters(os.environ["TEST_AMQP_URL"])).channel()
+    def channel(self, heartbeat=None):
+        parameters = pika.URLParameters(os.environ["TEST_AMQP_URL"])
+        parameters.heartbeat = heartbeat
+        return pika.BlockingConnection(parameters).channel()
 
     def depth(self, queue, what="message_count"):
         """A queue's count of messages or consumers; 0 where there is no such queue yet."""
-        connection = pika.BlockingConnection(pika.URLParameters(os.environ["TEST_AMQP_URL"]))
+        channel = self.channel()
         try:
-            return getattr(connection.channel().queue_declare(queue, passive=True).method, what)
+            return getattr(channel.queue_declare(queue, passive=True).method, what)
         except pika.exceptions.ChannelClosedByBroker:
             return 0
         finally:
-            connection.close()
+            channel.connection.close()
 
     def purge(self):
         channel = self.channel()

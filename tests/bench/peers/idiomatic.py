@@ -99,7 +99,7 @@ class Worker:
         try:
             with Image.open(io.BytesIO(data)) as picture:
                 width, height = picture.size
-                pixels = self.prepare(picture)
+                pixels = self.normalise(resized(picture, self.detector.size))
                 image = records.Image(etag, sha256, len(data), picture.format.lower(), width, height)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
             image = records.Image(etag, sha256, len(data))
@@ -117,15 +117,10 @@ class Worker:
             raise
         return answer["Body"].read(), answer["ETag"].strip('"')
 
-    def prepare(self, picture):
-        """Upright, resized and normalised: float32 `[1, 3, height, width]`."""
-        ImageOps.exif_transpose(picture, in_place=True)
-        if picture.mode != "RGB":
-            picture = picture.convert("RGB")
-        resized = picture.resize(self.detector.size, Image.Resampling.BICUBIC)
-        values = np.asarray(resized, np.float32) * self.detector.rescale_factor
-        values = (values - self.mean) / self.std
-        return values.transpose(2, 0, 1)[np.newaxis].astype(np.float32)
+    def normalise(self, pixels):
+        """float32 `[1, 3, height, width]` of uint8 `[height, width, 3]`."""
+        values = (pixels.astype(np.float32) * np.float32(self.detector.rescale_factor) - self.mean) / self.std
+        return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
 
     def publish(self, event):
         """Publishes and waits for the confirmation; raises when nobody is bound to the event."""
@@ -138,6 +133,14 @@ class Worker:
         body = json.dumps(event["payload"])
         self.events.basic_publish(self.settings.events, event["routing_key"], body, properties, mandatory=True)
         self.database.execute(MARK_PUBLISHED, (event["event_id"],))
+
+
+def resized(picture, size):
+    """Upright, at the detector's size: uint8 `[height, width, 3]`."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
 
 def main():
