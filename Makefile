@@ -1,7 +1,7 @@
 # What people and CI run here. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-planted fuzz test-models lint
+.PHONY: help demo test bench chaos chaos-planted fuzz test-models lint
 
 PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
 
@@ -39,6 +39,14 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	for target in messages images packages; do FUZZ_VERBOSITY=0 tests/fuzz/run $$target 15 || exit 1; done
 	tests/services/run -- $(CHAOS) --minutes 2 --seed 1
 	tests/services/run -- cargo nextest run --locked
+
+bench: ## measure everything beside what people would use instead; an hour, on a machine that does nothing else
+	@tests/services/get build runtime python services
+	cargo build --locked --release
+	cargo bench --locked --bench parts --no-run
+	test -d .tools/venv-bench || python3 -m venv .tools/venv-bench
+	.tools/venv-bench/bin/pip install --quiet -r tests/bench/requirements.txt
+	tests/services/run -- .tools/venv-bench/bin/python tests/bench/compare --pixwarden target/release/pixwarden $(BENCH)
 
 fuzz: ## mutate messages, images and model packages for SECONDS=600 each, the decoders instrumented too
 	@tests/services/get build

@@ -4,6 +4,7 @@
 //! lapin is named here and in the stages that talk to the broker (`accept`, `publish`, `settle`). Its own recovery is
 //! not used: it is silent, and deliveries of a dead connection keep arriving. Whoever owns a connection makes a new one.
 
+mod echo;
 mod look;
 mod publisher;
 mod topology;
@@ -18,6 +19,7 @@ use crate::certificates;
 use crate::config::SecretUrl;
 use crate::telemetry::metrics;
 
+pub use echo::Echo;
 pub use look::{Fate, depth, header, peek, sift};
 pub use publisher::{Message, PublishError, Publisher};
 pub use topology::Topology;

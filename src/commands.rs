@@ -2,6 +2,7 @@
 
 mod age;
 pub mod backfill;
+pub mod bench;
 pub mod check;
 pub mod dead;
 mod decoder;
@@ -12,6 +13,7 @@ mod files;
 pub mod migrate;
 pub mod models;
 mod output;
+mod processes;
 mod progress;
 pub mod prune;
 mod record;
@@ -59,6 +61,8 @@ enum Command {
     Rejudge(rejudge::Arguments),
     /// Delete old verdicts
     Prune(prune::Arguments),
+    /// Measure what this machine does with these detectors, what bounds it, and what a million images cost
+    Bench(bench::Arguments),
     /// Bring the ledger's schema up to date
     Migrate,
     /// Look at dead-lettered messages, send them back or discard them
@@ -187,6 +191,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
             scan::run(arguments, &config, ledger).await
         }
         Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
+        Command::Bench(arguments) => bench::run(arguments, &config).await,
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
         Command::Backfill(arguments) => backfill::run(arguments, &config).await,
         Command::Show(arguments) => show::run(arguments, &config).await,

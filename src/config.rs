@@ -209,7 +209,8 @@ pub struct DecodeConfig {
     pub threads: usize,
     /// Whether they decode themselves or each has a process that does.
     pub isolation: Isolation,
-    /// Longest one image may take in a process, the wait for memory not counted.
+    /// Processor time that one image may take in a process. By the clock it may take three times as long, the wait for
+    /// memory not counted.
     pub deadline_ms: u64,
     /// The program that is such a process, called with the argument `decoder`; empty: this one.
     pub helper: String,
@@ -555,6 +556,12 @@ impl SecretUrl {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether none is configured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The file it names, where it names one; that has no password, and may have any name.

@@ -7,6 +7,7 @@ mod postgres;
 mod reconcile;
 mod rows;
 mod schema;
+mod scratch;
 mod sqlite;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::telemetry::metrics;
 pub use archive::{Announcement, Archive, Filter, Rejudged};
 pub use postgres::Postgres;
 pub use reconcile::{Reconcile, Standing, TURN};
+pub use scratch::Scratch;
 pub use sqlite::Sqlite;
 
 /// How long an event is left to whoever committed it, before the sweeper takes it.

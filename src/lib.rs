@@ -48,6 +48,8 @@
 //!   `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that talk to it (`accept`,
 //!   `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
 //! - `screen/` names no service at all.
+//! - Memory that a decoder's process shares with the worker: pixels travel over a socket, so that what was looked at
+//!   cannot change any more.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
 pub mod backfill;

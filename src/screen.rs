@@ -138,6 +138,18 @@ impl Screen {
         self.engines.len()
     }
 
+    /// The sessions, to be measured one by one.
+    #[must_use]
+    pub fn engines(&self) -> &[Engine] {
+        &self.engines
+    }
+
+    /// The decoders, to be measured alone.
+    #[must_use]
+    pub fn decoders(&self) -> &Pool {
+        &self.decoders
+    }
+
     /// Where images are decoded, for people.
     #[must_use]
     pub fn decoding(&self) -> String {

@@ -35,7 +35,7 @@ use health::{Dependency, Health};
 use order::Order;
 use persist::Persist;
 use publish::{PassedOn, Publish};
-pub use run::{WorkerError, run};
+pub use run::{WorkerError, run, run_on};
 use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
 /// Everything a delivery meets on its way.
@@ -393,7 +393,7 @@ fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
     match sight {
         Ok(sight) => Ok(Look::Seen(Box::new(sight))),
         Err(Unseen::Undecodable(decode::Undecodable(why))) => Ok(Look::Undecodable(why)),
-        Err(Unseen::Undecoded(why)) => Err(Trouble::Attempt(Cause::Session, why)),
+        Err(Unseen::Undecoded(why)) => Err(Trouble::Attempt(Cause::Decoder, why)),
         Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(Cause::Session, why)),
         // The process is about to end; the job goes back.
         Err(Unseen::Unscored(Unscored::Broken(_))) => Err(Trouble::Leaving),

@@ -19,6 +19,7 @@ pub(super) struct Progress {
 pub(super) enum Unit {
     Images,
     Bytes,
+    Measurements,
 }
 
 impl Progress {
@@ -34,6 +35,7 @@ impl Progress {
             Unit::Bytes => {
                 "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}"
             }
+            Unit::Measurements => "{bar:30} {pos} of {len} measurements, {elapsed}; {wide_msg}",
         };
         // The templates are constants; a bar that cannot be drawn is no reason not to work.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -49,6 +51,11 @@ impl Progress {
     /// Sets the end.
     pub(super) fn expect(&self, total: u64) {
         self.bar.set_length(total);
+    }
+
+    /// Says what is being done.
+    pub(super) fn tell(&self, what: String) {
+        self.bar.set_message(what);
     }
 
     /// So much more is done.

@@ -66,8 +66,16 @@ impl Postgres {
     /// # Errors
     /// When the server refuses us or cannot be reached.
     pub async fn open(url: &SecretUrl) -> Result<Self, LedgerError> {
+        Self::open_in(url, None).await
+    }
+
+    /// As [`Postgres::open`]; tables are made and found in this schema.
+    pub(super) async fn open_in(url: &SecretUrl, schema: Option<&str>) -> Result<Self, LedgerError> {
         let unusable = |error: String| LedgerError::Unusable { url: url.to_string(), error };
-        let options: PgConnectOptions = url.expose().parse().map_err(|e: sqlx::Error| unusable(e.to_string()))?;
+        let mut options: PgConnectOptions = url.expose().parse().map_err(|e: sqlx::Error| unusable(e.to_string()))?;
+        if let Some(schema) = schema {
+            options = options.options([("search_path", schema)]);
+        }
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT)
@@ -79,6 +87,18 @@ impl Postgres {
                 unusable(words + hint)
             })?;
         Ok(Self { pool })
+    }
+
+    /// Makes an empty schema; its name is an identifier of ours.
+    pub(super) async fn create_schema(&self, name: &str) -> Result<(), LedgerError> {
+        let statement = AssertSqlSafe(format!("CREATE SCHEMA {name}"));
+        self.run(ANSWER, |c| Box::pin(sqlx::query(statement).execute(c))).await.map(drop)
+    }
+
+    /// Drops a schema with all its tables.
+    pub(super) async fn drop_schema(&self, name: &str) -> Result<(), LedgerError> {
+        let statement = AssertSqlSafe(format!("DROP SCHEMA {name} CASCADE"));
+        self.run(MIGRATE, |c| Box::pin(sqlx::query(statement).execute(c))).await.map(drop)
     }
 
     /// Runs one operation on one connection, with a deadline.

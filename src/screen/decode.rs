@@ -191,6 +191,12 @@ pub fn allows(limits: &DecodeConfig, seen: Seen) -> bool {
     seen.width.max(seen.height) <= limits.max_width.min(limits.max_height) && pixels <= limits.max_pixels
 }
 
+/// Whether a file that begins with these bytes may be an image that can be decoded.
+#[must_use]
+pub fn may_be_image(head: &[u8]) -> bool {
+    Format::of(head).is_ok()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Jpeg,

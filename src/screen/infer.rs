@@ -206,6 +206,24 @@ impl Engine {
             .map_err(|_| broken())?;
         scored.await.unwrap_or_else(|_| Err(broken()))
     }
+
+    /// Scores images that arrive at one moment, so that an idle session takes up to `max_batch` of them in one run.
+    ///
+    /// # Errors
+    /// As [`Engine::score`], for the first image that has no scores.
+    pub async fn score_together(&self, lane: Lane, images: Vec<Arc<Pixels>>) -> Result<Vec<Vec<f32>>, Unscored> {
+        let broken = || Unscored::Broken(self.detector.name.clone());
+        let scored = self.queue.with(|gather| {
+            let push = |pixels| {
+                let (reply, scored) = oneshot::channel();
+                let item = Item { pixels, job: traces::Link::here(), reply };
+                gather.push(lane, item).map(|()| scored).map_err(|_| broken())
+            };
+            images.into_iter().map(push).collect::<Result<Vec<_>, _>>()
+        })?;
+        let answer = |scored: oneshot::Receiver<_>| async { scored.await.unwrap_or_else(|_| Err(broken())) };
+        futures_util::future::try_join_all(scored.into_iter().map(answer)).await
+    }
 }
 
 impl Drop for Engine {
@@ -462,6 +480,16 @@ mod tests {
             assert_eq!(result.is_err(), value == 66, "{value}: {result:?}");
         }
         assert!(broken.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn images_that_arrive_together_share_a_run() {
+        // Three fit in its memory: were they not together, four would not fail.
+        let (engine, _broken) = engine(3, None);
+        assert_eq!(engine.score_together(Lane::Live, vec![shade(1); 3]).await.unwrap().len(), 3);
+        assert_eq!(engine.queue.with(|gather| gather.max_batch()), 8, "no run was too large so far");
+        assert_eq!(engine.score_together(Lane::Live, vec![shade(1); 4]).await.unwrap().len(), 4);
+        assert_eq!(engine.queue.with(|gather| gather.max_batch()), 2, "and four at once were");
     }
 
     #[tokio::test]

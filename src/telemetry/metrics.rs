@@ -68,7 +68,7 @@ fn from_zero() {
     for dependency in ["storage", "ledger"] {
         paused(dependency, false);
     }
-    for cause in ["object", "session", "panic"] {
+    for cause in ["object", "decoder", "session", "panic"] {
         counter!(table::RETRIES.name, "cause" => cause).increment(0);
     }
     for kind in ["down", "refused"] {

@@ -158,8 +158,14 @@ impl Fetcher {
             Objects::S3 => Box::new(S3::new(config, named).await),
             Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
         };
+        Ok(Self::on(store, config))
+    }
+
+    /// Fetches from a store that is open already.
+    #[must_use]
+    pub fn on(store: Box<dyn Store>, config: &Config) -> Self {
         let allowed = config.buckets.iter().map(|bucket| WildMatch::new(bucket.pattern())).collect();
-        Ok(Self { store, allowed, limits: config.storage.clone(), answered: Mutex::default() })
+        Self { store, allowed, limits: config.storage.clone(), answered: Mutex::default() }
     }
 
     /// Whether jobs may name this bucket.

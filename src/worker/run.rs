@@ -53,7 +53,6 @@ pub enum WorkerError {
 /// # Errors
 /// When it cannot start, or something it cannot do without is gone.
 pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let queue = config.queue()?.clone();
     let intake = Intake::default();
     if let Some(listener) = http::listen(&config.metrics.listen).await? {
         metrics::start();
@@ -65,7 +64,23 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         ledger.migrate().await.map_err(OpenError::from)?;
     }
     ledger.check_schema().await.map_err(OpenError::from)?;
-    let fetcher = Arc::new(Fetcher::open(&config).await?);
+    let fetcher = Fetcher::open(&config).await?;
+    run_on(config, ledger, fetcher, intake, shutdown).await
+}
+
+/// As [`run`], on a ledger and a store that are open already. What it takes in is told to `intake`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    config: Config,
+    ledger: Arc<dyn Ledger>,
+    fetcher: Fetcher,
+    intake: Intake,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let queue = config.queue()?.clone();
+    let fetcher = Arc::new(fetcher);
     let screen = Screen::start(&config)?;
 
     let topology = Topology::new(&config.prefix, config.events.default_queue);

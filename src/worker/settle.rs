@@ -28,6 +28,8 @@ const MAX_REASON_CHARS: usize = 500;
 /// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB at most by default, and a
 /// table that fills it would leave no room for ours: the broker would close the connection over it.
 const MAX_HEADERS: usize = 64 << 10;
+/// What each of those takes at the most that are kept however many others there are.
+const MAX_NEEDED: usize = 4 << 10;
 
 /// Pause before a message goes back because its copy could not be published.
 const BEFORE_RETURN: Duration = Duration::from_secs(2);
@@ -78,6 +80,8 @@ impl Settlement {
 pub enum Cause {
     /// The object could not be had, and others can.
     Object,
+    /// No process could be had that would decode it.
+    Decoder,
     /// The model cannot run this image, and it can run others.
     Session,
     /// Something in this program broke over it.
@@ -90,6 +94,7 @@ impl Cause {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Object => "object",
+            Self::Decoder => "decoder",
             Self::Session => "session",
             Self::Panic => "panic",
         }
@@ -233,11 +238,13 @@ fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicP
             continue;
         }
         let size = key.as_str().len() + size(value);
-        if size > left {
+        // A replayed job that loses its id would get another verdict.
+        let is_needed = [JOB_ID_HEADER, "traceparent", "tracestate"].contains(&key.as_str()) && size <= MAX_NEEDED;
+        if size > left && !is_needed {
             tracing::warn!(header = key.as_str(), bytes = size, "a header is too large for the copy and is left out");
             continue;
         }
-        left -= size;
+        left = left.saturating_sub(size);
         all.insert(key.clone(), value.clone());
     }
     for (key, value) in headers {
@@ -342,9 +349,11 @@ mod tests {
         for i in 0..10_000 {
             headers.insert(format!("c-{i}").into(), AMQPValue::Boolean(true));
         }
+        headers.insert(JOB_ID_HEADER.into(), text("job-1"));
         let original = BasicProperties::default().with_headers(headers);
         let copy = copied(&original, &[(REASON_HEADER, text("why"))]);
         let kept = copy.headers().as_ref().unwrap().inner();
+        assert_eq!(kept.get(JOB_ID_HEADER), Some(&text("job-1")), "a replayed job keeps its id");
         assert!(!kept.contains_key("a-long") && !kept.contains_key("b-nested"));
         assert!((1_000..10_000).contains(&kept.len()), "{} of the small ones are kept", kept.len());
         assert_eq!(kept.get(REASON_HEADER), Some(&text("why")));

@@ -2,8 +2,8 @@
 """Bytes of a JPEG → 384x384 pixels: processor time and error, beside the libraries that people use for it.
 
     cargo build --locked --release && cargo bench --locked --bench parts --no-run     # names PARTS
-    python3 -m venv /tmp/decode && /tmp/decode/bin/pip install -r tests/bench/requirements.txt
-    /tmp/decode/bin/python tests/bench/decode.py --parts PARTS --pixwarden target/release/pixwarden
+    python3 -m venv /tmp/bench && /tmp/bench/bin/pip install -r tests/bench/requirements.txt
+    /tmp/bench/bin/python tests/bench/decode.py --parts PARTS --pixwarden target/release/pixwarden
 
 Everybody is a process by itself, which stays over all files, for what a library's memory costs depends on who else is
 there. Time is that of all its threads, reading the file not counted. The error is that against Pillow decoding all and

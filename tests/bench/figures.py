@@ -71,13 +71,14 @@ class Figures:
     def report(self, file=None):
         """Prints the table, and writes everything to `file` as JSON."""
         print(f"\n{self.part}: {self.command}")
+        width = max(map(len, [*self.rows, *(ratio["name"] for ratio in self.ratios), ""]))
         for name, row in self.rows.items():
             values = row["values"]
-            spread = f"{min(values):.3f} to {max(values):.3f}"
-            print(f"  {name:48} {statistics.median(values):12.3f} {row['unit']:20} {spread}, {len(values)} rounds")
+            spread = f"{min(values):.3f} to {max(values):.3f}, {len(values)} rounds"
+            print(f"  {name:{width}} {statistics.median(values):10.3f} {row['unit']:5} {spread}")
         for ratio in self.ratios:
             between = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-            print(f"  {ratio['name']:48} {ratio['median']:12.3f} {'':20} {between}{wanted(ratio)}")
+            print(f"  {ratio['name']:{width}} {ratio['median']:10.3f} {'':5} {between}{wanted(ratio)}")
         if file:
             content = {
                 "part": self.part,

@@ -140,6 +140,11 @@ class Checker(unittest.TestCase):
             evidence, "nothing explains", "another's id", "failed jobs that are not", "malformed messages that are not"
         )
 
+    def test_a_job_without_an_id_is_no_malformed_message(self):
+        evidence = good()
+        evidence.dead.append((None, "b.jpg", "the ledger refuses the row"))
+        self.finds(evidence, "nothing explains: 1")
+
     def test_growth_and_unexpected_ends_are_found(self):
         evidence = replace(good(), after=Usage(900, 400, 9, 90), unexpected=["worker 0 ended with 1"])
         self.finds(evidence, "resident mib", "descriptors", "broker connections", "ledger connections", "nobody had killed")

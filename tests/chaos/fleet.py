@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from world import at
 
@@ -47,10 +48,24 @@ class Worker:
             return False
 
     def usage(self):
-        """Resident memory in MiB, and open file descriptors."""
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as lines:
-            resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-        return resident // 1024, len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """Resident memory in MiB, and open file descriptors, its decoders' with its own; nothing once it is gone."""
+        resident = descriptors = 0
+        for folder in self._processes():
+            try:
+                lines = (folder / "status").read_text(encoding="ascii").splitlines()
+                resident += next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+                descriptors += len(os.listdir(folder / "fd"))
+            except OSError:
+                continue
+        return resident // 1024, descriptors
+
+    def _processes(self):
+        own = Path("/proc") / str(self.process.pid)
+        try:
+            children = [pid for task in own.glob("task/*/children") for pid in task.read_text(encoding="ascii").split()]
+        except OSError:
+            children = []
+        return [own, *(Path("/proc") / pid for pid in children)]
 
 
 class Fleet(threading.Thread):

@@ -34,7 +34,7 @@ class Jobs(threading.Thread):
         self._good = [fixture for fixture in fixtures if fixture[1] != "undecodable"]
         self._damaged = [fixture for fixture in fixtures if fixture[1] == "undecodable"]
         self._ending = threading.Event()
-        self._deadly_due = 0
+        self._deadly_due = self._number = 0
         self._channel = None
         self._recent = []
 
@@ -47,12 +47,16 @@ class Jobs(threading.Thread):
         self._deadly_due += 1
 
     def run(self):
-        number = 0
         while not self._ending.is_set():
             due = time.monotonic() + 1 / self._rate
-            number += 1
-            self._publish(*self._make(number))
+            self.more(1)
             time.sleep(max(0, due - time.monotonic()))
+
+    def more(self, count):
+        """Publishes so many at once."""
+        for _ in range(count):
+            self._number += 1
+            self._publish(*self._make(self._number))
 
     def _make(self, number):
         """A job's record and its message: lane, body, properties."""

@@ -33,17 +33,38 @@ def send(sock, message, tail=b""):
 
 
 def misbehave(image, worker):
-    for mark in (b"DIE", b"HANG", b"LIE"):
+    for mark in (b"DIE", b"KILL", b"ONCE", b"HANG", b"SPIN", b"WAIT", b"LIE", b"EVIL", b"AHEAD", b"LEAVE"):
         if b"please " + mark in image:
             with open(__file__ + ".tries", "a") as tries:
                 tries.write(mark.decode() + "\n")
             if mark == b"DIE":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            if mark == b"KILL" and tried(mark) <= 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if mark == b"ONCE" and tried(mark) == 1:
+                os.kill(os.getpid(), signal.SIGSEGV)
             if mark == b"HANG":
                 time.sleep(3600)
-            send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+            if mark == b"SPIN":
+                while True:
+                    pass
+            if mark == b"WAIT":
+                time.sleep(1.5)
+            if mark == b"LIE":
+                send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+            if mark == b"EVIL":
+                send(worker, {"Evil\0\nforged line \x1b[31m" + "A" * 3000: {}})
+            return mark
+    return None
 
 
+def tried(mark):
+    with open(__file__ + ".tries") as tries:
+        return tries.read().count(mark.decode())
+
+
+with open(__file__ + ".starts", "a") as starts:
+    starts.write("start\n")
 worker = socket.socket(fileno=0)
 ours, theirs = socket.socketpair()
 real = subprocess.Popen([REAL, "decoder"], stdin=theirs, env={})
@@ -53,7 +74,7 @@ send(worker, receive(ours))
 while True:
     order = receive(worker)["Image"]
     image = take(worker, order["bytes"])
-    misbehave(image, worker)
+    mark = misbehave(image, worker)
     send(ours, {"Image": order}, image)
     report = receive(ours)
     while "Need" in report:
@@ -63,3 +84,7 @@ while True:
     sizes = [geometry["width"] * geometry["height"] * 3 for geometry in order["geometries"]]
     pixels = take(ours, sum(sizes) * report["Seen"]["taken"]) if "Seen" in report else b""
     send(worker, report, pixels)
+    if mark == b"AHEAD":
+        send(worker, {"Undecodable": {"reason": "an answer to what comes next"}})
+    if mark == b"LEAVE":
+        sys.exit(0)

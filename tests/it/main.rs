@@ -10,6 +10,7 @@ mod support;
 mod access;
 mod attempts;
 mod backfill;
+mod bench;
 mod changes;
 mod errors;
 mod faults;

@@ -1,5 +1,6 @@
 """Kubernetes manifests, rendered and held against the schemas of those who read them; and the systemd unit."""
 
+import itertools
 import json
 import re
 import shutil
@@ -23,22 +24,24 @@ OTHERS = {
 }
 BASE = ROOT / "deploy/kubernetes/base"
 UNIT = ROOT / "deploy/systemd/pixwarden.service"
+# Of no group of systemd's that the unit allows.
+CONFINING_CALLS = ["seccomp", "landlock_create_ruleset", "landlock_restrict_self"]
 # What KEDA's rabbitmq scaler knows, as its documentation lists it: the schema leaves a trigger's metadata open.
 RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue", "vhostName", "hostFromEnv", "unsafeSsl"}
 
 
 def findings():
-    secret = yaml.safe_load((BASE / "secret.example.yaml").read_text())
+    secret, migrating = (yaml.safe_load((BASE / f"{name}.example.yaml").read_text()) for name in ("secret", "secret-migrate"))
     for where in ("base", "overlays/gpu"):
         rendered, error = render(where)
         if error:
             yield error
             continue
-        wrong = list(schemas([*rendered, secret]))
+        wrong = list(schemas([*rendered, secret, migrating]))
         # What is no manifest at all is not worth looking at further.
         if not wrong:
             wrong = [
-                *references(rendered, secret),
+                *references(rendered, secret, migrating),
                 *restricted(rendered),
                 *probes(rendered),
                 *lanes(rendered),
@@ -46,6 +49,7 @@ def findings():
         yield from (f"deploy/kubernetes/{where}: {finding}" for finding in wrong)
     yield from gpu(render("base")[0], render("overlays/gpu")[0])
     yield from options(secret["stringData"])
+    yield from options(migrating["stringData"])
     yield from unit()
 
 
@@ -73,11 +77,11 @@ def schemas(rendered):
             yield f"{kind} {thing['metadata']['name']}: {error}"
 
 
-def references(rendered, secret):
+def references(rendered, secret, migrating):
     """Whatever names something else names what is there."""
     worker = one(rendered, "Deployment")
     pod = worker["spec"]["template"]
-    names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret]}
+    names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret, migrating]}
     wanted = {("ServiceAccount", pod["spec"]["serviceAccountName"])}
     wanted |= {("ConfigMap", volume["configMap"]["name"]) for volume in pod["spec"]["volumes"] if "configMap" in volume}
     for container in containers(worker):
@@ -217,6 +221,12 @@ def unit():
     settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
     if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
         yield "pixwarden.service: the worker is killed before it has drained"
+    if settings.get("KillMode") != "mixed":
+        yield "pixwarden.service: decoders are stopped before the worker has drained"
+    allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if re.match("SystemCallFilter=[^~]", line)]
+    for call in CONFINING_CALLS:
+        if call not in itertools.chain.from_iterable(allowed):
+            yield f"pixwarden.service: decoders cannot be confined, SystemCallFilter leaves out {call}"
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         print("packaging: there is no systemd-analyze here, so the unit's settings were not verified")

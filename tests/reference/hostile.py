@@ -153,6 +153,9 @@ def _bombs(whole: dict[str, bytes]) -> Iterator[Hostile]:
     large = _one_colour(9_000, 9_000, "WEBP", lossless=True, method=0)
     yield bomb("large.webp", large, "9000 x 9000, lossless and whole")
     lossless = b"\x2f" + struct.pack("<I", 16_383 | 16_383 << 14) + bytes(16)
+    # An animation's decoder holds fifteen bytes a pixel.
+    moving = _webp_animation((6_000, 6_000), (6_000, 6_000), 2)
+    yield bomb("large-animation.webp", moving, "2 frames of 6000 x 6000, lossless and whole")
     yield bomb("lossless.webp", _riff(_chunk(b"VP8L", lossless)), "16384 x 16384 and 16 bytes of data")
     yield bomb("rle.bmp", _bmp(16_000, 16_000, b"\0\1", bits=8, compression=1), "16000 x 16000 in a two-byte RLE")
     strip = zlib.compress(bytes(1 << 26), 9)
@@ -275,6 +278,12 @@ def _masks(whole: dict[str, bytes]) -> Iterator[Hostile]:
     yield Hostile("html-first.jpg", b"<html>" + whole["baseline.jpg"], UNDECODABLE, "HTML before an image")
 
 
+def _jpeg_in_tiff() -> Iterator[Hostile]:
+    """A whole one. Refused all the same: of one that lacks half of its data the decoder makes as many pixels, and is silent."""
+    whole = _saved(Image.new("RGB", (64, 64), (200, 30, 90)), "TIFF", compression="jpeg")
+    yield Hostile("jpeg.tiff", whole, UNDECODABLE, "a TIFF compressed as JPEG")
+
+
 def _exif(tags: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
     """An EXIF block: little-endian TIFF with one directory of (tag, type, count, value)."""
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
@@ -325,6 +334,7 @@ def hostile_files() -> Iterator[Hostile]:
     yield from _absurd_headers()
     yield from _truncations(whole)
     yield from _masks(whole)
+    yield from _jpeg_in_tiff()
     yield from _lying_metadata(whole)
     for _, bad in damage.bad_files():
         yield Hostile(f"damage-{bad.name}", bad.data, UNDECODABLE, bad.why)

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::super::processes::processes;
+
 /// Taken before a file is read. Its figures are of this file alone only while no other is being screened.
 pub(super) struct Measure {
     began: Instant,
@@ -50,15 +52,6 @@ impl Cost {
         let millis = (self.millis * 1e3).round() / 1e3;
         [("millis".into(), json!(millis)), ("peak_bytes".into(), json!(self.peak_bytes))]
     }
-}
-
-/// This process and its children, which are its decoders.
-fn processes() -> Vec<u32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let children: String = children.collect();
-    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    std::iter::once(std::process::id()).chain(children).collect()
 }
 
 /// One of the sizes of a process that Linux keeps (proc_pid_status(5)), in bytes.

@@ -14,6 +14,7 @@ use seccompiler::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::protocol::IMAGES;
 use crate::config::DecodeConfig;
 
 /// Memory beside what one image's decoding is admitted for: the file itself, the resizer's passes, the pixels.
@@ -51,7 +52,7 @@ pub(super) fn confine(limits: &DecodeConfig, socket: &impl AsRawFd) -> Layers {
     // In this order: the size is read from a file, the ruleset is one, and the filter allows none of all this.
     let size = size();
     add("landlock", landlock());
-    add("memory limit", size.and_then(|now| own_limits(now, limits)));
+    add("limits", size.and_then(|now| own_limits(now, limits)));
     add("seccomp", seccomp(socket.as_raw_fd()));
     layers
 }
@@ -95,12 +96,19 @@ fn size() -> Result<u64, String> {
 
 fn own_limits(now: u64, limits: &DecodeConfig) -> Result<String, String> {
     let memory = now.saturating_add(limits.max_decoded_bytes).saturating_add(MARGIN_BYTES);
-    for (resource, most) in
-        [(Resource::As, memory), (Resource::Core, 0), (Resource::Fsize, 0), (Resource::Nofile, 0), (Resource::Nproc, 0)]
-    {
+    // Of all its images; of one the worker is the judge, as long as it runs.
+    let seconds = u64::from(IMAGES).saturating_mul(limits.deadline_ms) / 1000 + 1;
+    for (resource, most) in [
+        (Resource::As, memory),
+        (Resource::Cpu, seconds),
+        (Resource::Core, 0),
+        (Resource::Fsize, 0),
+        (Resource::Nofile, 0),
+        (Resource::Nproc, 0),
+    ] {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).map_err(|e| e.to_string())?;
     }
-    Ok("memory limit".into())
+    Ok("limits of memory and processor time".into())
 }
 
 /// What decoding needs of the kernel: the socket, memory, and a way to end. Anything else kills.

@@ -15,6 +15,9 @@ use crate::detector::Geometry;
 /// More than any honest message: reasons are a line.
 const MAX_MESSAGE_BYTES: u32 = 64 << 10;
 
+/// Images that one process decodes, so that what an image may have done to it does not last.
+pub(super) const IMAGES: u32 = 1000;
+
 /// To the process that decodes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {

@@ -1,6 +1,8 @@
 //! Parts of Pixwarden by themselves, for the comparison in `tests/bench`: each prints what it measured as JSON.
 
+mod broker;
 mod decode;
+mod ledger;
 
 use clap::{Parser, Subcommand};
 
@@ -17,6 +19,10 @@ struct Arguments {
 enum Part {
     /// Processor time from an image's bytes to what a detector sees
     Decode(decode::Options),
+    /// Rows a second into a ledger
+    Ledger(ledger::Options),
+    /// Jobs a second through the broker
+    Broker(broker::Options),
 }
 
 #[tokio::main]
@@ -24,5 +30,7 @@ async fn main() -> anyhow::Result<()> {
     let Arguments { part, bench: _ } = Arguments::parse();
     match part {
         Part::Decode(options) => decode::run(options).await,
+        Part::Ledger(options) => ledger::run(options).await,
+        Part::Broker(options) => broker::run(options).await,
     }
 }

@@ -26,7 +26,7 @@ fn start() -> Decoding {
         max_pixels: 4 << 20,
         max_decoded_bytes: 64 << 20,
         memory_bytes: 64 << 20,
-        max_animation_pixels: 16 << 20,
+        max_animation_pixels: 4 << 20,
         ..DecodeConfig::default()
     };
     let geometry = |resize| Geometry {

@@ -1,0 +1,88 @@
+//! A queue of one's own, to measure how fast messages come back: published and confirmed, delivered and acknowledged.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, Consumer};
+use tokio::sync::{Mutex, oneshot};
+use uuid::Uuid;
+
+use super::{BrokerError, Message, PublishError, Publisher, answered, connect};
+use crate::config::SecretUrl;
+
+/// Nobody else sees the queue, and it is gone with its connection, however that ends.
+pub struct Echo {
+    queue: String,
+    publisher: Publisher,
+    consuming: Connection,
+    back: Arc<Back>,
+}
+
+/// Who waits for which message.
+type Back = Mutex<std::collections::HashMap<String, oneshot::Sender<()>>>;
+
+impl Echo {
+    /// Declares the queue and consumes from it, up to `prefetch` messages at a time. As in a worker, consuming and
+    /// publishing have a connection each, and up to `channels` confirms are waited for at a time.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or refuses it.
+    pub async fn open(url: &SecretUrl, prefix: &str, (prefetch, channels): (u16, usize)) -> Result<Self, BrokerError> {
+        let queue = format!("{prefix}.bench.{}", Uuid::new_v4().simple());
+        let consuming = connect(url, "bench").await?;
+        let channel = answered("opening a channel", consuming.create_channel()).await?;
+        answered("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+        answered("declaring a queue", declared).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        let consumer = answered("consuming", consumer).await?;
+        let back: Arc<Back> = Arc::default();
+        drop(tokio::spawn(acknowledge(consumer, Arc::clone(&back))));
+        Ok(Self { queue, publisher: Publisher::new(url.clone(), "bench", channels), consuming, back })
+    }
+
+    /// Sends a message, and waits until it was confirmed, has come back and was acknowledged.
+    ///
+    /// # Errors
+    /// When it does not arrive.
+    pub async fn send(&self, body: &str) -> Result<(), PublishError> {
+        let id = Uuid::new_v4().simple().to_string();
+        let (tell, back) = oneshot::channel();
+        self.back.lock().await.insert(id.clone(), tell);
+        let properties = BasicProperties::default().with_message_id(id.as_str().into());
+        let message = Message { exchange: "", routing_key: &self.queue, payload: body.as_bytes(), properties };
+        self.publisher.publish(message).await?;
+        answered("delivering a message", async { Ok(back.await) }).await?.map_err(|_| {
+            let lost = "the connection that consumes was lost";
+            BrokerError::Protocol(lost.into()).into()
+        })
+    }
+
+    /// Closes both connections, and with them the queue is gone.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn close(self) -> Result<(), BrokerError> {
+        self.publisher.close().await;
+        answered("closing", self.consuming.close(200, "done".into())).await
+    }
+}
+
+/// Acknowledges whatever comes, until nothing does; whoever still waits then is told.
+async fn acknowledge(mut consumer: Consumer, back: Arc<Back>) {
+    while let Some(Ok(delivery)) = consumer.next().await {
+        if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
+            break;
+        }
+        let id = delivery.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+        if let Some(tell) = back.lock().await.remove(&id) {
+            // Whoever gave up waiting needs no answer.
+            tell.send(()).unwrap_or(());
+        }
+    }
+    back.lock().await.clear();
+}
