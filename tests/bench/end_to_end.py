@@ -11,8 +11,8 @@ persistent and confirmed; each acknowledges after the commit. Pixwarden's reuse 
 changes from round to round. What the workers say is compared row by row.
 
 Processor time is that of the worker's processes. What decoding and the model take of it is measured in every round by
-itself, by the same code over the same files (alone.py, `pixwarden bench`); the rest is what the worker adds: fetching,
-hashing, normalising, handing over, rows, messages.
+itself, by the same code over the same files (alone.py, `pixwarden bench`), the model with the batch that is cheapest;
+the rest is what the worker adds: fetching, hashing, handing over, larger batches, rows, messages.
 
 The machine should have nothing else to do. How much of the worker's core others had is among the figures.
 """
@@ -20,7 +20,6 @@ The machine should have nothing else to do. How much of the worker's core others
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -70,6 +69,8 @@ WANTED = {
     ("pixwarden-advised", "tuned"): {},
     ("pixwarden-thread", "pixwarden"): {},
 }
+# Of whom to whom what is added to decoding and model, and memory, are compared.
+BESIDES = (("pixwarden", "tuned"), ("pixwarden-advised", "tuned"), ("pixwarden-fast", "tuned-scaled"))
 WANTED_OVERHEAD, WANTED_MEMORY, WANTED_OF_PARTS = 0.25, 0.5, 0.95
 
 
@@ -91,13 +92,13 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixwarden", type=Path, default=ROOT / "target/release/pixwarden", help="the binary")
-    parser.add_argument("--sizes", type=words(images.SIZES), default=["1024px", "12mp"], help="default 1024px,12mp")
+    parser.add_argument("--sizes", type=words(images.SIZES), help="default 1024px,12mp")
     parser.add_argument("--models", type=words(["null-384", "tiny-384"]), default=["tiny-384"], help="default tiny-384")
-    parser.add_argument("--contestants", type=words(KINDS), default=list(KINDS), help="default: all")
+    parser.add_argument("--contestants", type=words(KINDS), help="default: all")
     parser.add_argument("--images", type=int, help="jobs a run (default: by size)")
     parser.add_argument("--objects", type=int, default=24, help="different pictures (default 24)")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each worker (default 7)")
-    parser.add_argument("--quick", action="store_true", help="one round over few images: whether it works, no figures")
+    parser.add_argument("--quick", action="store_true", help="whether it works: one round, few images")
     parser.add_argument("--images-dir", type=Path, help="where pictures are kept from one call to the next")
     parser.add_argument("--services-core", type=int, default=0)
     parser.add_argument("--worker-core", type=int, default=1)
@@ -105,6 +106,11 @@ def arguments():
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.objects, options.images = 1, 6, options.images or 48
+        options.sizes = options.sizes or ["1024px"]
+        options.contestants = options.contestants or ["pixwarden", "idiomatic", "tuned"]
+    options.sizes = options.sizes or ["1024px", "12mp"]
+    options.contestants = options.contestants or list(KINDS)
+    options.alone_seconds = 0.2 if options.quick else ALONE_SECONDS
     return options
 
 
@@ -135,9 +141,9 @@ class Comparison:
         said = {}
         for _, order in figures.turns(self.contestants, self.options.rounds):
             for name in order:
-                decode_ms, session_ms = self.alone(name, paths)
+                decode_ms, model_ms = self.alone(name, paths)
                 run = self.stand.run(self.contestants[name], keys, min(2 * PREFETCH, jobs), jobs)
-                self.note(name, run, decode_ms, session_ms)
+                self.note(name, run, decode_ms, model_ms)
                 said.setdefault(name, run.rows)
         self.ratios()
         self.agreement(said)
@@ -172,17 +178,18 @@ class Comparison:
         if not kind.file:
             # On a thread: what its own processes cost is what the worker adds.
             report = self.bench(self.contestants[name].variables | {"PIXWARDEN_DECODE_ISOLATION": "thread"}, paths)
-            session_ms = min(batch["cpu_ms_per_image"] for batch in report["detectors"][0]["batches"])
-            return report["decode"]["one"]["cpu_ms_per_image"], session_ms
+            model_ms = min(batch["cpu_ms_per_image"] for batch in report["detectors"][0]["batches"])
+            return report["decode"]["one"]["cpu_ms_per_image"], model_ms
         program = [sys.executable, str(ROOT / "tests/bench/alone.py"), kind.alone, "--detector", str(self.package)]
-        seconds = ["--seconds", str(ALONE_SECONDS)]
+        seconds = ["--seconds", str(self.options.alone_seconds)]
         asked = self.stand.on_worker_core([*program, *seconds, *map(str, paths)], {})
         asked.check_returncode()
         report = json.loads(asked.stdout)
-        return report["decode_ms"], report["session_ms"]
+        return report["decode_ms"], report["model_ms"]
 
     def bench(self, variables, paths):
-        command = ["bench", "--detector", str(self.package), "--seconds", str(ALONE_SECONDS / 2), "--format", "json"]
+        command = ["bench", "--detector", str(self.package), "--format", "json"]
+        command += ["--seconds", str(self.options.alone_seconds / 2)]
         # Its services are not asked: those have parts of their own.
         quiet = {"PIXWARDEN_QUEUE": "", "PIXWARDEN_LEDGER": "", "PIXWARDEN_LOG_FILTER": "error"}
         asked = self.stand.ask([*command, *map(str, paths)], variables | quiet)
@@ -190,16 +197,16 @@ class Comparison:
             raise SystemExit(f"pixwarden bench failed:\n{asked.stderr}")
         return json.loads(asked.stdout)
 
-    def note(self, name, run, decode_ms, session_ms):
+    def note(self, name, run, decode_ms, model_ms):
         cpu_ms = 1000 * run.cpu_seconds / run.jobs
         rows = {
             "jobs a CPU second": (run.jobs / run.cpu_seconds, "1/s"),
             "jobs a second": (run.jobs / run.seconds, "1/s"),
-            "parts allow": (1000 / (decode_ms + session_ms), "1/s"),
+            "parts allow": (1000 / (decode_ms + model_ms), "1/s"),
             "CPU a job": (cpu_ms, "ms"),
             "decoding alone": (decode_ms, "ms"),
-            "model alone": (session_ms, "ms"),
-            "CPU besides": (cpu_ms - decode_ms - session_ms, "ms"),
+            "model alone": (model_ms, "ms"),
+            "CPU besides": (cpu_ms - decode_ms - model_ms, "ms"),
             "peak memory": (run.peak_pss_mb, "MB"),
             "others on its core": (100 * run.others_share, "%"),
         }
@@ -220,7 +227,7 @@ class Comparison:
         for (mine, theirs), by_size in WANTED.items():
             if mine in self.contestants and theirs in self.contestants:
                 ratio(mine, theirs, "jobs a CPU second", at_least=by_size.get(self.size))
-        for mine, theirs in (("pixwarden", "tuned"), ("pixwarden-advised", "tuned"), ("pixwarden-fast", "tuned-scaled")):
+        for mine, theirs in BESIDES:
             if mine in self.contestants and theirs in self.contestants:
                 ratio(mine, theirs, "CPU besides", at_most=WANTED_OVERHEAD)
                 ratio(mine, theirs, "peak memory", at_most=WANTED_MEMORY)
@@ -239,10 +246,10 @@ class Comparison:
             scores = [abs(a["score"] - b["score"]) for a, b in pairs if None not in (a["score"], b["score"])]
             outcomes = sum(a["outcome"] != b["outcome"] for a, b in pairs)
             what = ("sha256", "bytes", "format", "width", "height")
-            images = sum(any(a[column] != b[column] for column in what) for a, b in pairs)
+            files = sum(any(a[column] != b[column] for column in what) for a, b in pairs)
             self.found.note(
-                f"{self.case}: {len(pairs)} verdicts of {base} and {name}: scores differ by {max(scores):.5f} at most and "
-                f"{statistics.mean(scores):.5f} in the mean; {outcomes} outcomes and {images} images differ"
+                f"{self.case}: {len(pairs)} verdicts of {base} and {name}: scores differ by {max(scores):.5f} at most "
+                f"and {statistics.mean(scores):.5f} in the mean; {outcomes} outcomes and {files} files differ"
             )
         outcomes = [row["outcome"] for row in said[base].values()]
         counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes)))

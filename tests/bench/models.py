@@ -99,7 +99,8 @@ def tiny():
     for layer, channels in enumerate(CHANNELS):
         # He et al. 2015: with this deviation the activations neither grow nor fade from layer to layer.
         weight = random.standard_normal((channels, before, 3, 3)) * np.sqrt(2 / (9 * before))
-        names = graph.constant(f"weight_{layer}", weight), graph.constant(f"bias_{layer}", random.uniform(0, 0.2, channels))
+        bias = random.uniform(0, 0.2, channels)
+        names = graph.constant(f"weight_{layer}", weight), graph.constant(f"bias_{layer}", bias)
         values = graph.add("Relu", graph.add("Conv", values, *names, strides=[2, 2], pads=[1, 1, 1, 1]))
         before = channels
     features = graph.add("Flatten", graph.add("GlobalAveragePool", values))

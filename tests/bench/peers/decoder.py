@@ -22,6 +22,7 @@ os.environ.update(PILLOW_BLOCK_SIZE="1m", PILLOW_BLOCKS_MAX="64")
 
 import numpy as np  # noqa: E402
 import obstore  # noqa: E402
+import uvloop  # noqa: E402
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer  # noqa: E402
 from obstore.store import S3Store  # noqa: E402
 from PIL import ExifTags, Image, UnidentifiedImageError  # noqa: E402
@@ -152,7 +153,7 @@ def slots(file, size):
 def main():
     link, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     orders = pickle.loads(link.recv(MESSAGE_BYTES))
-    asyncio.run(Decoder(orders, link, memory).run())
+    uvloop.run(Decoder(orders, link, memory).run())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 It reads the variables that `pixwarden worker` reads, consumes the same queue, writes the same rows and sends the same
 events, and is as careful: a message is acknowledged after the commit that holds its verdict and its event, and the
-event stays in the outbox until the broker has confirmed it. What a crash leaves there is for a sweeper, which Pixwarden has
-and this has not.
+event stays in the outbox until the broker has confirmed it. What a crash leaves there is for a sweeper, which Pixwarden
+has and this has not.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ import records
 
 INSERT_VERDICT = """
     INSERT INTO verdicts (
-        id, job_id, lane, bucket, key, etag, sha256, bytes, format, width, height, frames, outcome, reason, label, score,
-        scores, detectors, policy, metadata, attempts, received_at, decided_at)
+        id, job_id, lane, bucket, key, etag, sha256, bytes, format, width, height, frames, outcome, reason, label,
+        score, scores, detectors, policy, metadata, attempts, received_at, decided_at)
     VALUES (
         %(id)s, %(job_id)s, %(lane)s, %(bucket)s, %(key)s, %(etag)s, %(sha256)s, %(bytes)s, %(format)s, %(width)s,
         %(height)s, %(frames)s, %(outcome)s, %(reason)s, %(label)s, %(score)s, %(scores)s, %(detectors)s, %(policy)s,
@@ -46,13 +46,7 @@ class Worker:
     def __init__(self, settings, threads):
         self.settings = settings
         self.detector = records.Detector(settings.detector)
-        self.mean = np.array(self.detector.mean, np.float32)
-        self.std = np.array(self.detector.std, np.float32)
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(self.detector.model, options, providers=["CPUExecutionProvider"])
-
+        self.session = session(self.detector, threads)
         self.storage = boto3.client("s3", endpoint_url=settings.storage_endpoint)
         self.database = psycopg.connect(settings.ledger_url, autocommit=True)
         self.database.adapters.register_dumper(dict, JsonbDumper)
@@ -99,7 +93,7 @@ class Worker:
         try:
             with Image.open(io.BytesIO(data)) as picture:
                 width, height = picture.size
-                pixels = self.normalise(resized(picture, self.detector.size))
+                pixels = normalised(resized(picture, self.detector.size), self.detector)
                 image = records.Image(etag, sha256, len(data), picture.format.lower(), width, height)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
             image = records.Image(etag, sha256, len(data))
@@ -116,11 +110,6 @@ class Worker:
                 raise records.Missing from error
             raise
         return answer["Body"].read(), answer["ETag"].strip('"')
-
-    def normalise(self, pixels):
-        """float32 `[1, 3, height, width]` of uint8 `[height, width, 3]`."""
-        values = (pixels.astype(np.float32) * np.float32(self.detector.rescale_factor) - self.mean) / self.std
-        return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
 
     def publish(self, event):
         """Publishes and waits for the confirmation; raises when nobody is bound to the event."""
@@ -141,6 +130,19 @@ def resized(picture, size):
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def normalised(pixels, detector):
+    """float32 `[1, 3, height, width]`."""
+    values = pixels.astype(np.float32) * np.float32(detector.rescale_factor)
+    values = (values - np.array(detector.mean, np.float32)) / np.array(detector.std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
+
+
+def session(detector, threads):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(detector.model, options, providers=["CPUExecutionProvider"])
 
 
 def main():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A worker in Python, as fast as we can make it: decoder processes, a batching session, group commits, pipelined confirms.
+"""A worker in Python, as fast as we can make it: decoder processes, batches, group commits, pipelined confirms.
 
     python tests/bench/peers/tuned.py --detector DIR [--decode full|scaled] [--decoders 1] [--prefetch 80] [--threads 1]
 
@@ -31,6 +31,7 @@ import onnxruntime
 import orjson
 import pika
 import psycopg
+import uvloop
 from pika.adapters.asyncio_connection import AsyncioConnection
 
 import records
@@ -42,9 +43,12 @@ AHEAD = 8
 BATCHES = (1, 2, 4, 8, 16)
 # Rows a transaction.
 GROUP = 500
+# How long a group gathers. A statement costs much the same for one row as for ten, and no job waits for the verdict of
+# another as long as the prefetch is not used up.
+LINGER_S = 0.05
 
-# One parameter for all rows of a group: to make it takes a tenth of the time that arrays or parameters a row take, and
-# unlike COPY it can pass over what is there already.
+# One parameter for all rows of a group: cheaper to make here than arrays, parameters a row or lines for COPY, and unlike
+# COPY it can pass over what is there already.
 WRITE = """
     WITH input AS (
         SELECT * FROM jsonb_to_recordset(%s::text::jsonb) AS rows (
@@ -178,8 +182,9 @@ class Worker:
 
         self.deliveries = {}
         self.waiting = deque()
-        self.settled = set()
-        self.last_acknowledged = 0
+        # Tags of deliveries that are done, or dead letters, while one before them is not done; and the first of those.
+        self.settled, self.refused = set(), set()
+        self.next_tag = 1
         # Events on their way: the publishing channel's delivery tag → the event's id.
         self.unconfirmed = {}
         self.last_published = 0
@@ -237,7 +242,10 @@ class Worker:
         self.events = channel
         channel.add_on_close_callback(lambda _, reason: self.end(reason))
         channel.add_on_return_callback(lambda _, method, properties, body: self.returned.add(properties.message_id))
-        channel.confirm_delivery(self.on_confirmed, callback=lambda _: self.connection.channel(on_open_callback=self.on_jobs_open))
+        channel.confirm_delivery(self.on_confirmed, callback=self.on_confirming)
+
+    def on_confirming(self, _):
+        self.connection.channel(on_open_callback=self.on_jobs_open)
 
     def on_jobs_open(self, channel):
         self.jobs = channel
@@ -250,8 +258,9 @@ class Worker:
         try:
             job = records.job(body, properties)
         except records.Malformed:
-            # To the dead letters. Acknowledgements of several at a time pass over it.
+            # To the dead letters.
             channel.basic_nack(method.delivery_tag, requeue=False)
+            self.refused.add(method.delivery_tag)
             self.settle([method.delivery_tag])
             return
         self.deliveries[method.delivery_tag] = delivery = Delivery(method.delivery_tag, job)
@@ -317,14 +326,17 @@ class Worker:
         self.judged.put(ids)
 
     def settle(self, tags):
-        """Acknowledges with one frame all up to the first delivery that is not done."""
+        """Acknowledges with one frame all up to the first delivery that is not done, but for what was refused."""
         self.settled.update(tags)
-        last = self.last_acknowledged
-        while last + 1 in self.settled:
-            last += 1
-            self.settled.remove(last)
-        if last > self.last_acknowledged:
-            self.last_acknowledged = last
+        last = None
+        while self.next_tag in self.settled:
+            self.settled.remove(self.next_tag)
+            if self.next_tag in self.refused:
+                self.refused.remove(self.next_tag)
+            else:
+                last = self.next_tag
+            self.next_tag += 1
+        if last is not None:
             self.jobs.basic_ack(last, multiple=True)
 
     # The session's thread.
@@ -346,7 +358,7 @@ class Worker:
         """Writes what waits: verdicts with their events in one transaction, and which events have arrived."""
         while True:
             group, arrived = [], []
-            for item in take(self.judged, GROUP):
+            for item in take(self.judged, GROUP, LINGER_S):
                 if isinstance(item, Delivery):
                     group.append(item)
                 else:
@@ -368,9 +380,11 @@ class Worker:
         self.loop.call_soon_threadsafe(self.on_committed, group, written)
 
 
-def take(waiting, most):
-    """Waits for one, and takes what else is there."""
+def take(waiting, most, linger_s=0):
+    """Waits for one, and takes what else is there after `linger_s`."""
     taken = [waiting.get()]
+    if linger_s:
+        time.sleep(linger_s)
     while len(taken) < most:
         try:
             taken.append(waiting.get_nowait())
@@ -381,11 +395,11 @@ def take(waiting, most):
 
 def main():
     parser = records.parser(__doc__.splitlines()[0])
-    parser.add_argument("--decode", choices=["full", "scaled"], default="full", help="whole JPEGs, or no more than needed")
+    parser.add_argument("--decode", choices=["full", "scaled"], default="full", help="all of a JPEG, or a part")
     parser.add_argument("--decoders", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--threads", type=int, default=1, help="ONNX Runtime's threads (default 1)")
     options = parser.parse_args()
-    asyncio.run(Worker(records.settings(options), options).run())
+    uvloop.run(Worker(records.settings(options), options).run())
 
 
 if __name__ == "__main__":
