@@ -66,12 +66,6 @@ impl<T> Gather<T> {
         self.max_batch = self.max_batch.min(max_batch.max(1));
     }
 
-    /// Items a run at the most, by now.
-    #[must_use]
-    pub fn max_batch(&self) -> usize {
-        self.max_batch
-    }
-
     /// Lets what waits be taken and refuses the rest.
     pub fn close(&mut self) {
         self.closed = true;

@@ -482,14 +482,45 @@ mod tests {
         assert!(broken.borrow().is_none());
     }
 
+    /// Says of each image how many shared its run.
+    struct Counting;
+
+    impl Session for Counting {
+        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+            #[expect(clippy::cast_precision_loss, reason = "at most 8")]
+            let images = batch.len() as f32;
+            Ok(vec![vec![0.0, images]; batch.len()])
+        }
+
+        fn fixed_batch(&self) -> Option<usize> {
+            None
+        }
+
+        fn place(&self) -> &'static str {
+            "test"
+        }
+
+        fn output_name(&self) -> &'static str {
+            "logits"
+        }
+
+        fn is_slow(&self) -> bool {
+            false
+        }
+    }
+
     #[tokio::test]
     async fn images_that_arrive_together_share_a_run() {
-        // Three fit in its memory: were they not together, four would not fail.
-        let (engine, _broken) = engine(3, None);
-        assert_eq!(engine.score_together(Lane::Live, vec![shade(1); 3]).await.unwrap().len(), 3);
-        assert_eq!(engine.queue.with(|gather| gather.max_batch()), 8, "no run was too large so far");
-        assert_eq!(engine.score_together(Lane::Live, vec![shade(1); 4]).await.unwrap().len(), 4);
-        assert_eq!(engine.queue.with(|gather| gather.max_batch()), 2, "and four at once were");
+        let (broken, _is_broken) = watch::channel(None);
+        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
+        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || Ok(Box::new(Counting)));
+        let engine = engine.unwrap();
+        for (images, logit) in [(1, 1f32), (3, 3.0), (8, 8.0)] {
+            let rows = engine.score_together(Lane::Live, vec![shade(1); images]).await.unwrap();
+            let expected = 1.0 / (1.0 + (-logit).exp());
+            assert_eq!(rows.len(), images);
+            assert!(rows.iter().all(|row| (row[1] - expected).abs() < 1e-6), "{images}: {rows:?}");
+        }
     }
 
     #[tokio::test]

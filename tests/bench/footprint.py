@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import models
-from end_to_end import CONTESTANTS
+from end_to_end import Comparison
 from figures import Figures, turns
 from meter import pss_megabytes
 from stand import START_LIMIT_S, Failed, Stand, end
@@ -54,14 +54,15 @@ def main():
     options = parser.parse_args()
     figures = Figures("footprint")
     figures.add("pixwarden: binary", options.pixwarden.stat().st_size / 1e6, "MB")
-    names = [name for name in ("pixwarden", "idiomatic", "tuned") if name in CONTESTANTS]
+    names = ["pixwarden", "idiomatic", "tuned"]
     with tempfile.TemporaryDirectory(prefix="bench-footprint-") as folder:
         folder = Path(folder)
         stand = Stand(options.pixwarden, folder, (0, 1))
         package = models.make(folder / "models")["tiny-384"]
+        comparison = Comparison(options, stand, figures, "1024px", package)
         for _, order in turns(names, 1 if options.quick else options.rounds):
             for name in order:
-                took, megabytes = start(stand, CONTESTANTS[name](name, options, package))
+                took, megabytes = start(stand, comparison.contestant(name, []))
                 figures.add(f"{name}: start", took, "s")
                 figures.add(f"{name}: idle memory", megabytes, "MB")
     for name in names[1:]:
