@@ -43,12 +43,12 @@ AHEAD = 8
 BATCHES = (1, 2, 4, 8, 16)
 # Rows a transaction.
 GROUP = 500
-# How long a group gathers. A statement costs much the same for one row as for ten, and no job waits for the verdict of
-# another as long as the prefetch is not used up.
+# How long a group gathers. A statement costs much the same for one row as for ten, and no job waits for another's
+# verdict as long as the prefetch is not used up.
 LINGER_S = 0.05
 
 # One parameter for all rows of a group: cheaper to make here than arrays, parameters a row or lines for COPY, and unlike
-# COPY it can pass over what is there already.
+# COPY it passes over what is there already.
 WRITE = """
     WITH input AS (
         SELECT * FROM jsonb_to_recordset(%s::text::jsonb) AS rows (
