@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn inks_are_decoded_whole() {
         let (width, height) = (400, 300);
-        let inks: Vec<u8> = (0..width * height * 4).map(|i| (i / 7 % 251) as u8).collect();
+        let inks: Vec<u8> = (0..width * height * 4).map(|i| u8::try_from(i / 7 % 251).unwrap()).collect();
         let image = Image { pixels: &inks[..], width, pitch: width * 4, height, format: PixelFormat::CMYK };
         let bytes = turbojpeg::compress(image, 90, Subsamp::None).unwrap();
         let [exact, fast] = both(bytes.as_ref(), 32).map(Result::unwrap);
