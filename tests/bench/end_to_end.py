@@ -86,6 +86,8 @@ def main():
             keys = stand.store(size, paths)
             for model in options.models:
                 Comparison(options, stand, found, size, packages[model]).run(keys, paths)
+                # A case takes minutes; what comes after it may fail.
+                found.save(options.json)
     found.report(options.json)
 
 

@@ -79,17 +79,22 @@ class Figures:
         for ratio in self.ratios:
             between = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
             print(f"  {ratio['name']:{width}} {ratio['median']:10.3f} {'':5} {between}{wanted(ratio)}")
-        if file:
-            content = {
-                "part": self.part,
-                "command": self.command,
-                "machine": machine(),
-                "rows": self.rows,
-                "ratios": self.ratios,
-                "notes": self.notes,
-            }
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            Path(file).write_text(json.dumps(content, indent=1) + "\n")
+        self.save(file)
+
+    def save(self, file):
+        """Writes what is known so far to `file`, if there is one, as JSON."""
+        if not file:
+            return
+        content = {
+            "part": self.part,
+            "command": self.command,
+            "machine": machine(),
+            "rows": self.rows,
+            "ratios": self.ratios,
+            "notes": self.notes,
+        }
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def wanted(ratio):

@@ -47,8 +47,8 @@ GROUP = 500
 # verdict as long as the prefetch is not used up.
 LINGER_S = 0.05
 
-# One parameter for all rows of a group: cheaper to make here than arrays, parameters a row or lines for COPY, and unlike
-# COPY it passes over what is there already.
+# One parameter for all rows of a group: cheaper to make here than arrays, parameters a row or lines for COPY, and it
+# passes over what is there already, as COPY cannot.
 WRITE = """
     WITH input AS (
         SELECT * FROM jsonb_to_recordset(%s::text::jsonb) AS rows (
