@@ -36,6 +36,21 @@ impl Allowed {
     }
 }
 
+/// Decoders that are kept busy and get less of the cores than this share them with something.
+const BUSY: f64 = 0.7;
+
+/// What to beware of: `processor_s` is what `decoders` were given of the cores in `seconds`, with nothing else to do.
+pub(super) fn caution(processor_s: f64, seconds: f64, decoders: usize) -> Option<String> {
+    #[expect(clippy::cast_precision_loss, reason = "cores are few")]
+    let part = processor_s / (seconds * decoders as f64);
+    (part < BUSY).then(|| {
+        format!(
+            "the decoders got {:.0} % of the processor time that they wanted: something else runs here, or the cores are not all ours, so figures are too low",
+            part * 100.0
+        )
+    })
+}
+
 /// The slowest of the screen and the services: that many images a second is what a worker does at the most.
 pub(super) fn bound(screen: Part, (decode, sessions): (f64, f64), services: impl Iterator<Item = Part>) -> Part {
     // Of the screen's own parts the one that is slower alone.
@@ -125,6 +140,12 @@ mod tests {
         assert_eq!(bound(screen(), (120.0, 90.0), services.into_iter()), part("session", 50.0));
         let services = [part("storage", 20.0), part("ledger", 40.0)];
         assert_eq!(bound(screen(), (90.0, 120.0), services.into_iter()), part("storage", 20.0));
+    }
+
+    #[test]
+    fn decoders_that_do_not_get_the_cores_are_told_of() {
+        assert_eq!(caution(5.4, 3.0, 2), None);
+        assert!(caution(0.9, 3.0, 2).unwrap().contains("got 15 % of"));
     }
 
     #[test]

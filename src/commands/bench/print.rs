@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use super::super::output::table;
-use super::findings::{Allowed, Basis, Million, Part, Recommended, bound};
+use super::findings::{Allowed, Basis, Million, Part, Recommended, bound, caution};
 use super::load::{Tally, count};
 use super::parts::{Batch, Session};
 use super::sample::Origin;
@@ -25,6 +25,7 @@ pub(super) struct Context<'a> {
     bound: Part,
     recommended: Recommended,
     million: Million,
+    caution: Option<String>,
 }
 
 impl<'a> Context<'a> {
@@ -71,6 +72,7 @@ impl<'a> Context<'a> {
             decode_part: decode_ms.zip(processor_ms).map(|(decode, all)| decode / all),
             recommended: basis.recommend(),
             million: Million::at(bound.images_per_s, price_per_hour),
+            caution: all.tally.processor_s.and_then(|used| caution(used, all.tally.seconds, all.decoders.min(cores))),
             bound,
         }
     }
@@ -145,6 +147,7 @@ fn document(context: &Context<'_>) -> Value {
         "bound": {"by": context.bound.name, "images_per_s": context.bound.images_per_s},
         "recommended": context.recommended,
         "million_images": context.million,
+        "caution": context.caution,
     })
 }
 
@@ -264,7 +267,11 @@ fn conclude(context: &Context<'_>, origin: Origin) -> String {
         }
         _ => "; what they cost is told with --price-per-hour".into(),
     };
-    text + if origin == Origin::Paths { "\n" } else { "\nname a PATH to have it measured with pictures of yours\n" }
+    text += if origin == Origin::Paths { "\n" } else { "\nname a PATH to have it measured with pictures of yours\n" };
+    if let Some(caution) = &context.caution {
+        text += &format!("caution: {caution}\n");
+    }
+    text
 }
 
 /// Three digits, or all of a larger number.
