@@ -239,7 +239,7 @@ mod tests {
                 assert!(exact != fast, "{made:?} to {edge} is not shrunk");
                 let decibels = signal_to_noise(exact, fast);
                 // 39 are promised, of any picture.
-                assert!(decibels >= 45.0, "{made:?} to {edge}: {decibels:.1} dB");
+                assert!(decibels >= 48.0, "{made:?} to {edge}: {decibels:.1} dB");
             }
             let [exact, fast] = both(&bytes, 384).map(Result::unwrap);
             assert!(exact.frames == fast.frames, "{made:?} is too small to be shrunk");
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn inks_are_decoded_whole() {
         let (width, height) = (400, 300);
-        let inks: Vec<u8> = (0..width * height * 4).map(|i| (i / 7 % 251) as u8).collect();
+        let inks: Vec<u8> = (0..width * height * 4).map(|i| u8::try_from(i / 7 % 251).unwrap()).collect();
         let image = Image { pixels: &inks[..], width, pitch: width * 4, height, format: PixelFormat::CMYK };
         let bytes = turbojpeg::compress(image, 90, Subsamp::None).unwrap();
         let [exact, fast] = both(bytes.as_ref(), 32).map(Result::unwrap);
