@@ -88,7 +88,7 @@ fn each_library_is_named_only_where_it_belongs() {
 fn stages_do_not_know_each_other() {
     let words = [
         "super::prepare::Pixels",
-        "super::prepare::{Pixels",
+        "super::prepare::{Frame, Pixels",
         "super::accept::Delivery",
         "super::health::Dependency",
         "super::admit::{Admit, Closed, Permit}",

@@ -163,7 +163,10 @@ impl Lab {
             self.extra
         );
         // The extra lines may continue a table that is there already.
-        std::fs::write(&path, text).unwrap();
+        // A command that reads it meanwhile finds the old one or the new one whole.
+        let fresh = self.folder.path().join(format!("{command}.{}.toml", uuid::Uuid::new_v4()));
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(fresh, &path).unwrap();
         path
     }
 
