@@ -157,7 +157,7 @@ impl Bench<'_> {
 
         let storage = match references[..] {
             [] => None,
-            _ => Some(services::storage(&references, config).await?),
+            _ => Some(self.stop.run_until_cancelled(Storage::open(&references, config)).await.ok_or(Interrupted)??),
         };
         let pool = one_decoder(&config.decode).map_err(StartError::from)?;
         let sample = self.step("choosing images".into(), self.sample(local, storage.as_ref(), &pool)).await?;

@@ -52,7 +52,13 @@ impl Scratch {
                 url: url.to_string(),
                 error: format!("for a schema of its own: {e}{HINT}"),
             })?;
-            (Arc::new(Postgres::open_in(url, Some(&name)).await?), Place::Schema(configured, name))
+            match Postgres::open_in(url, Some(&name)).await {
+                Ok(ledger) => (Arc::new(ledger), Place::Schema(configured, name)),
+                Err(e) => {
+                    configured.drop_schema(&name).await?;
+                    return Err(e.into());
+                }
+            }
         };
         let scratch = Self { ledger, place };
         if let Err(e) = scratch.ledger.migrate().await {

@@ -263,7 +263,7 @@ fn conclude(context: &Context<'_>, origin: Origin) -> String {
     text += &format!("\na million such images: {} hours", few(context.million.hours));
     text += &match context.million {
         Million { cost: Some(cost), price_per_hour: Some(price), .. } => {
-            format!(", {} at {price} an hour", money(cost))
+            format!(", {} at {} an hour", money(cost), money(price))
         }
         _ => "; what they cost is told with --price-per-hour".into(),
     };

@@ -45,6 +45,69 @@ pub(super) struct Storage {
 }
 
 impl Storage {
+    /// Opens the store and looks for the objects.
+    ///
+    /// # Errors
+    /// When the store cannot be used, a bucket is not allowed, or there is nothing.
+    pub(super) async fn open(references: &[&str], config: &Config) -> anyhow::Result<Self> {
+        let mut config = config.clone();
+        let mut parts = Vec::new();
+        for text in references {
+            let (bucket, key) = text["s3://".len()..].split_once('/').unwrap_or((&text["s3://".len()..], ""));
+            if bucket.is_empty() {
+                return Err(UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix")).into());
+            }
+            parts.push((bucket.to_owned(), key.to_owned()));
+        }
+        if config.buckets.is_empty() {
+            config.buckets = parts.iter().map(|(bucket, _)| Bucket::Name(bucket.clone())).collect();
+        }
+        let fetcher = Fetcher::open(&config).await?;
+        let mut objects = Vec::new();
+        for (bucket, key) in parts {
+            if !fetcher.allows(&bucket) {
+                let what =
+                    format!("the bucket \"{bucket}\" is not allowed\n  hint: add it to `buckets`, or give --bucket");
+                return Err(UsageError(what).into());
+            }
+            let image = ImageRef { bucket: bucket.clone(), key: key.clone(), version_id: None, etag: None };
+            if !key.is_empty() && fetcher.head(&image).await.is_ok() {
+                objects.push(image);
+                continue;
+            }
+            let place = format!("s3://{bucket}/{key}");
+            let mut listed = fetcher.list(Part { bucket, prefix: key, after: None });
+            while objects.len() < OBJECTS
+                && let Some(object) = listed.next().await
+            {
+                let object = object.with_context(|| format!("listing {place}"))?;
+                if object.bytes.is_none_or(|bytes| (1..=config.storage.max_object_bytes).contains(&bytes)) {
+                    objects.push(object.image);
+                }
+            }
+        }
+        if objects.is_empty() {
+            bail!(
+                "there is nothing at {} that a worker would fetch\n  hint: name s3://bucket/key or s3://bucket/prefix with images in it",
+                references.join(", ")
+            );
+        }
+        let limits = &config.storage;
+        let admit = Admit {
+            jobs: Gate::new(1),
+            downloads: Gate::new(limits.downloads as u64),
+            bytes: Gate::new(limits.memory_bytes),
+        };
+        Ok(Self {
+            fetcher,
+            admit,
+            objects,
+            downloads: limits.downloads,
+            fetched: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        })
+    }
+
     /// Objects that are fetched in turn.
     pub(super) fn objects(&self) -> usize {
         self.objects.len()
@@ -55,78 +118,7 @@ impl Storage {
         let [bytes, objects] = [&self.bytes, &self.fetched].map(|counter| count(counter.load(Ordering::Relaxed)));
         Objects { different: self.objects.len(), mean_bytes: bytes / objects }
     }
-}
 
-/// Tells files and folders from s3:// references.
-pub(super) fn sort(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<&str>) {
-    let remote = |path: &Path| path.to_str().is_some_and(|path| path.starts_with("s3://"));
-    let local = paths.iter().filter(|path| !remote(path)).cloned().collect();
-    (local, paths.iter().filter_map(|path| path.to_str()).filter(|path| path.starts_with("s3://")).collect())
-}
-
-/// Opens the store and looks for the objects.
-///
-/// # Errors
-/// When the store cannot be used, a bucket is not allowed, or there is nothing.
-pub(super) async fn storage(references: &[&str], config: &Config) -> anyhow::Result<Storage> {
-    let mut config = config.clone();
-    let mut parts = Vec::new();
-    for text in references {
-        let (bucket, key) = text["s3://".len()..].split_once('/').unwrap_or((&text["s3://".len()..], ""));
-        if bucket.is_empty() {
-            return Err(UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix")).into());
-        }
-        parts.push((bucket.to_owned(), key.to_owned()));
-    }
-    if config.buckets.is_empty() {
-        config.buckets = parts.iter().map(|(bucket, _)| Bucket::Name(bucket.clone())).collect();
-    }
-    let fetcher = Fetcher::open(&config).await?;
-    let mut objects = Vec::new();
-    for (bucket, key) in parts {
-        if !fetcher.allows(&bucket) {
-            let what = format!("the bucket \"{bucket}\" is not allowed\n  hint: add it to `buckets`, or give --bucket");
-            return Err(UsageError(what).into());
-        }
-        let image = ImageRef { bucket: bucket.clone(), key: key.clone(), version_id: None, etag: None };
-        if !key.is_empty() && fetcher.head(&image).await.is_ok() {
-            objects.push(image);
-            continue;
-        }
-        let place = format!("s3://{bucket}/{key}");
-        let mut listed = fetcher.list(Part { bucket, prefix: key, after: None });
-        while objects.len() < OBJECTS
-            && let Some(object) = listed.next().await
-        {
-            let object = object.with_context(|| format!("listing {place}"))?;
-            if object.bytes.is_none_or(|bytes| (1..=config.storage.max_object_bytes).contains(&bytes)) {
-                objects.push(object.image);
-            }
-        }
-    }
-    if objects.is_empty() {
-        bail!(
-            "there is nothing at {} that a worker would fetch\n  hint: name s3://bucket/key or s3://bucket/prefix with images in it",
-            references.join(", ")
-        );
-    }
-    let limits = &config.storage;
-    let admit = Admit {
-        jobs: Gate::new(1),
-        downloads: Gate::new(limits.downloads as u64),
-        bytes: Gate::new(limits.memory_bytes),
-    };
-    Ok(Storage {
-        fetcher,
-        admit,
-        objects,
-        downloads: limits.downloads,
-        fetched: AtomicU64::new(0),
-        bytes: AtomicU64::new(0),
-    })
-}
-
-impl Storage {
     async fn fetch(&self, image: &ImageRef) -> anyhow::Result<Bytes> {
         let blob = self.fetcher.fetch(image, Lane::Live, &self.admit).await;
         let bytes = blob.map_err(|e: FetchError| anyhow::anyhow!("fetching {}: {e}", image.uri()))?.bytes;
@@ -134,6 +126,13 @@ impl Storage {
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
     }
+}
+
+/// Tells files and folders from s3:// references.
+pub(super) fn sort(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<&str>) {
+    let remote = |path: &Path| path.to_str().is_some_and(|path| path.starts_with("s3://"));
+    let local = paths.iter().filter(|path| !remote(path)).cloned().collect();
+    (local, paths.iter().filter_map(|path| path.to_str()).filter(|path| path.starts_with("s3://")).collect())
 }
 
 impl Bench<'_> {
