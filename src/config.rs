@@ -269,7 +269,7 @@ pub struct InferenceConfig {
     pub device: Device,
     /// ONNX Runtime's shared library; empty: `ORT_DYLIB_PATH`, then beside the executable, then the system's.
     pub runtime: String,
-    /// Images a run at the most.
+    /// Images a run at the most; 0: the smallest that is nearly as fast an image as its double, found in warm-up.
     pub max_batch: usize,
     /// On the CPU, the longest a run may take; warm-up lowers the batch until it fits.
     pub max_run_ms: u64,
@@ -284,7 +284,7 @@ impl Default for InferenceConfig {
         Self {
             device: Device::Auto,
             runtime: String::new(),
-            max_batch: 32,
+            max_batch: 0,
             max_run_ms: 500,
             threads: 0,
             gpu_memory_bytes: 0,
@@ -449,8 +449,7 @@ impl Config {
         if self.prefix.is_empty() || self.prefix.len() > 100 || !self.prefix.bytes().all(|b| b.is_ascii_graphic()) {
             return wrong("prefix", "it must be 1 to 100 printable ASCII characters without spaces".into());
         }
-        let at_least_one: [(&str, u64); 12] = [
-            ("inference.max_batch", self.inference.max_batch as u64),
+        let at_least_one: [(&str, u64); 11] = [
             ("inference.max_run_ms", self.inference.max_run_ms),
             ("storage.downloads", self.storage.downloads as u64),
             ("storage.max_object_bytes", self.storage.max_object_bytes),

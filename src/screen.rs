@@ -109,12 +109,12 @@ impl Screen {
                 detector = engine.detector.name,
                 digest = engine.detector.digest,
                 place = engine.place,
-                max_batch = engine.max_batch,
+                max_batch = engine.max_batch(),
                 proof = %proof,
                 "detector is ready"
             );
             metrics::detector(&engine.detector.name, &engine.detector.digest, &engine.place);
-            metrics::batch_limit(&engine.detector.name, engine.max_batch);
+            metrics::batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
         Ok(Self { engines, decoders: starter.decoders, policy, broken })
@@ -129,7 +129,7 @@ impl Screen {
     /// The largest batch of any detector.
     #[must_use]
     pub fn max_batch(&self) -> usize {
-        self.engines.iter().map(|engine| engine.max_batch).max().unwrap_or(1)
+        self.engines.iter().map(Engine::max_batch).max().unwrap_or(1)
     }
 
     /// How many sessions there are.
@@ -167,7 +167,7 @@ impl Screen {
                 "{} runs on {}, up to {} images a run, labels {}",
                 engine.detector.name,
                 engine.place,
-                engine.max_batch,
+                engine.max_batch(),
                 labels.join(", ")
             )
         })

@@ -22,10 +22,14 @@ use super::signals::{INTERRUPTED, Signals};
 use crate::config::{Config, ConfigError};
 use crate::screen::decode::Pool;
 use crate::screen::{Screen, StartError};
+use findings::good_enough;
 use load::{Interrupted, Load};
 use parts::{Decoding, Pipeline, Session, geometries, one_decoder, sizes};
 use sample::{Candidates, Origin, Sample};
 use services::{Service, Storage};
+
+/// The largest batch that is measured where none is configured.
+const LARGEST_BATCH: usize = 32;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -121,7 +125,11 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             return Err(e.into());
         }
     }
-    let screen = Screen::start(config)?;
+    let mut measured = config.clone();
+    if config.inference.max_batch == 0 {
+        measured.inference.max_batch = LARGEST_BATCH;
+    }
+    let screen = Screen::start(&measured)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || bar.around(|| eprintln!("stopping; once more stops at once")));
@@ -151,7 +159,7 @@ impl Bench<'_> {
         let config = self.config;
         let (has_ledger, has_queue) = (!config.ledger.is_empty(), !config.queue.is_empty());
         let (local, references) = services::sort(&arguments.paths);
-        let batches: usize = self.screen.engines().iter().map(|engine| sizes(engine.max_batch).len()).sum();
+        let batches: usize = self.screen.engines().iter().map(|engine| sizes(engine.max_batch()).len()).sum();
         let services = [!references.is_empty(), has_ledger, has_queue].into_iter().filter(|is| *is).count();
         self.progress.expect((4 + batches + services) as u64);
 
@@ -170,16 +178,21 @@ impl Bench<'_> {
         let mut sessions = Vec::new();
         for engine in self.screen.engines() {
             let mut batches = Vec::new();
-            for size in sizes(engine.max_batch) {
+            for size in sizes(engine.max_batch()) {
                 let what = format!("{}, batches of {size}", engine.detector.name);
                 batches.push(self.step(what, self.batch(&sample, engine, size)).await?);
             }
-            sessions.push(Session {
+            let session = Session {
                 detector: engine.detector.name.clone(),
                 digest: engine.detector.digest.clone(),
                 place: engine.place.clone(),
                 batches,
-            });
+            };
+            if config.inference.max_batch == 0 {
+                // All of it is to run as a worker would, which chooses so.
+                engine.limit(good_enough(&session.rates()));
+            }
+            sessions.push(session);
         }
         let pipeline = self.step("all of it, from memory".into(), self.pipeline(&sample)).await?;
 

@@ -15,21 +15,22 @@ pub(super) fn processes() -> Vec<u32> {
     std::iter::once(std::process::id()).chain(children).collect()
 }
 
-/// Processor time that these have used so far, to a hundredth of a second each; `None` where the system does not tell.
-/// A decoder that is gone counts no longer.
+/// Processor time that these and the decoders before them have used so far, to a hundredth of a second each; `None` where
+/// the system does not tell.
 pub(super) fn processor_time() -> Option<Duration> {
     // Nothing has children there unless the kernel tells of them (CONFIG_PROC_CHILDREN).
     fs::metadata("/proc/thread-self/children").ok()?;
     processes().into_iter().map(|pid| used(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).sum()
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5). The second, a name, may hold spaces and brackets.
+/// Fields 14 to 17 of proc_pid_stat(5): its own, and that of the children that it has waited for. The second field, a
+/// name, may hold spaces and brackets.
 fn used(stat: &str) -> Option<Duration> {
     let (_, behind_name) = stat.rsplit_once(')')?;
     let ticks: Vec<u32> =
-        behind_name.split_whitespace().skip(11).take(2).map_while(|field| field.parse().ok()).collect();
-    let [user, system] = ticks[..] else { return None };
-    Some(TICK * user.checked_add(system)?)
+        behind_name.split_whitespace().skip(11).take(4).map_while(|field| field.parse().ok()).collect();
+    let [user, system, of_children, system_of_children] = ticks[..] else { return None };
+    Some(TICK * user.checked_add(system)?.checked_add(of_children)?.checked_add(system_of_children)?)
 }
 
 #[cfg(test)]
@@ -38,9 +39,17 @@ mod tests {
 
     #[test]
     fn time_is_read_behind_any_name() {
-        let stat = "7 (a) b (c) R 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 1 0 100";
+        let stat = "7 (a) b (c) R 1 2 3 4 5 6 7 8 9 10 100 50 30 20 20 0 1 0 100";
         assert_eq!(used(stat), Some(Duration::from_secs(2)));
         assert_eq!(used("7 (a) R 1 2 3"), None);
+    }
+
+    #[test]
+    fn what_a_child_that_is_gone_has_used_is_not_forgotten() {
+        let before = processor_time().unwrap();
+        let busy = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
+        assert!(std::process::Command::new("sh").args(["-c", busy]).status().unwrap().success());
+        assert!(processor_time().unwrap() >= before + TICK * 5);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Arguments {
     /// are delivered again after a crash.
     #[arg(long, value_name = "N")]
     prefetch: Option<u16>,
-    /// Images a run of a model at the most
+    /// Images a run of a model at the most [default: as found best when it starts]
     ///
     /// More is faster on a GPU and takes more of its memory; a live job waits for at most one such run.
     #[arg(long, value_name = "N")]

@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn a_value_out_of_range_names_its_option() {
         for (text, option) in [
-            ("[inference]\nmax_batch = 0", "inference.max_batch"),
+            ("[inference]\nmax_run_ms = 0", "inference.max_run_ms"),
             ("[events]\npublish = [\"image.flaged\"]", "events.publish"),
             ("prefix = \"\"", "prefix"),
             ("buckets = [\"\"]", "buckets"),

@@ -1,7 +1,9 @@
 //! Single items → batches, work-conserving: a free session takes what waits, live before backfill, up to the maximum.
 //!
 //! A pure state machine, so that every order of arrivals can be tested. There is no lingering for fuller batches:
-//! while a session runs, the next batch fills by itself, and an idle session that waits only adds latency.
+//! while a session runs, the next batch fills by itself, and an idle session that waits only adds latency. Of two sessions
+//! that take turns on one device, the second takes a full batch while the first one's runs, to have it at hand; less than
+//! that goes on filling until the device is free.
 
 use crate::job::Lane;
 use crate::lanes::Lanes;
@@ -11,6 +13,7 @@ use crate::lanes::Lanes;
 pub struct Gather<T> {
     waiting: Lanes<T>,
     max_batch: usize,
+    running: usize,
     closed: bool,
 }
 
@@ -29,7 +32,7 @@ impl<T> Gather<T> {
     /// An empty queue for batches of up to `max_batch` items, at least 1.
     #[must_use]
     pub fn new(max_batch: usize) -> Self {
-        Self { waiting: Lanes::default(), max_batch: max_batch.max(1), closed: false }
+        Self { waiting: Lanes::default(), max_batch: max_batch.max(1), running: 0, closed: false }
     }
 
     /// Adds an item, or gives it back if the queue is closed.
@@ -46,6 +49,9 @@ impl<T> Gather<T> {
 
     /// Decides what a free session does now. Items for which `abandoned` holds are dropped on the way.
     pub fn next(&mut self, abandoned: impl Fn(&T) -> bool) -> Next<T> {
+        if self.running > 0 && self.waiting.len() < self.max_batch && !self.closed {
+            return Next::Wait;
+        }
         let mut batch = Vec::new();
         while batch.len() < self.max_batch {
             match self.waiting.pop() {
@@ -55,10 +61,24 @@ impl<T> Gather<T> {
             }
         }
         match (batch.is_empty(), self.closed) {
-            (false, _) => Next::Batch(batch),
+            (false, _) => {
+                self.running += 1;
+                Next::Batch(batch)
+            }
             (true, false) => Next::Wait,
             (true, true) => Next::End,
         }
+    }
+
+    /// A batch that was handed out has run.
+    pub fn done(&mut self) {
+        self.running -= 1;
+    }
+
+    /// Images a batch at the most.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        self.max_batch
     }
 
     /// Lowers the maximum after a run that did not fit in memory; it never rises again.
@@ -98,12 +118,29 @@ mod tests {
     }
 
     #[test]
+    fn while_a_batch_runs_only_a_full_one_is_handed_out() {
+        let mut gather = Gather::new(2);
+        gather.push(Lane::Live, 0).unwrap();
+        assert_eq!(gather.next(|_| false), Next::Batch(vec![0]));
+        gather.push(Lane::Live, 1).unwrap();
+        assert_eq!(gather.next(|_| false), Next::Wait, "it can still grow");
+        gather.push(Lane::Live, 2).unwrap();
+        gather.push(Lane::Live, 3).unwrap();
+        assert_eq!(gather.next(|_| false), Next::Batch(vec![1, 2]));
+        gather.done();
+        assert_eq!(gather.next(|_| false), Next::Wait, "the other one runs");
+        gather.done();
+        assert_eq!(gather.next(|_| false), Next::Batch(vec![3]));
+    }
+
+    #[test]
     fn abandoned_items_take_no_place_in_a_batch() {
         let mut gather = Gather::new(2);
         for i in 0..4 {
             gather.push(Lane::Live, i).unwrap();
         }
         assert_eq!(gather.next(|i| i % 2 == 0), Next::Batch(vec![1, 3]));
+        gather.done();
         assert_eq!(gather.next(|_| false), Next::Wait);
     }
 
@@ -123,11 +160,11 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_lost_doubled_or_over_the_maximum(
-            steps in proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(3)], 0..200),
+            steps in proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(3), Just(4)], 0..200),
             max_batch in 1usize..9,
         ) {
             let mut gather = Gather::new(max_batch);
-            let (mut pushed, mut taken, mut limit) = (0, Vec::new(), max_batch);
+            let (mut pushed, mut taken, mut limit, mut running) = (0, Vec::new(), max_batch, 0);
             for step in steps {
                 match step {
                     0 | 1 => {
@@ -139,11 +176,18 @@ mod tests {
                         limit = (limit / 2).max(1);
                         gather.limit(limit);
                     }
+                    3 if running > 0 => {
+                        gather.done();
+                        running -= 1;
+                    }
                     _ => match gather.next(|_| false) {
                         Next::Batch(batch) => {
                             prop_assert!((1..=limit).contains(&batch.len()));
+                            prop_assert!(running == 0 || batch.len() == limit);
                             taken.extend(batch);
+                            running += 1;
                         }
+                        Next::Wait if running > 0 => prop_assert!(pushed - taken.len() < limit),
                         Next::Wait => prop_assert_eq!(taken.len(), pushed),
                         Next::End => prop_assert!(false, "ended while open"),
                     },

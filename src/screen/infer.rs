@@ -1,14 +1,16 @@
-//! Pixels → probabilities: one engine a detector, its session owned by one named thread.
+//! Pixels → probabilities: one engine a detector, its session owned by one named thread; or by two on a GPU, of which one
+//! fills its buffers while the other one's batch runs.
 //!
 //! A batch that fails is halved until the bad item stands alone; it is tried once more, and then the session itself
 //! has to prove itself on a blank image. If it cannot, it is the session that is broken, not the image, and the process
 //! has to end: a session after a fatal GPU error never recovers.
 
 mod onnx;
+mod warm;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
@@ -20,6 +22,7 @@ use crate::job::Lane;
 use crate::telemetry::{metrics, traces};
 
 pub use onnx::Runtime;
+use warm::{plain, warm_up};
 
 /// Something that turns a batch of pixels into rows of raw outputs. A seam: tests inject faults here.
 pub trait Session: Send {
@@ -40,6 +43,13 @@ pub trait Session: Send {
 
     /// Whether a run's duration should bound the batch, as it does on a CPU.
     fn is_slow(&self) -> bool;
+
+    /// Another one of the same model with buffers of its own, for batches of up to `max_batch` images: where filling them
+    /// takes time that the device could use, two take turns.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError>;
 }
 
 /// Why a run failed.
@@ -110,7 +120,7 @@ impl Queue {
         result
     }
 
-    /// Blocks until there is a batch, or nothing will come any more.
+    /// Blocks until there is a batch, or nothing will come any more. After its run, [`Gather::done`] wants to be told.
     fn next(&self) -> Option<Vec<Item>> {
         let mut gather = self.gather.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -127,18 +137,18 @@ impl Queue {
 pub struct Engine {
     /// The package.
     pub detector: Detector,
-    /// Images a run at the most, after warm-up.
-    pub max_batch: usize,
     /// Where it runs, for people.
     pub place: String,
     queue: Arc<Queue>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// What the session's thread reports once it is warm.
+/// What the first thread has once it is warm.
 struct Warm {
+    activation: Activation,
     max_batch: usize,
     place: String,
+    twin: Option<Box<dyn Session>>,
 }
 
 impl Engine {
@@ -167,30 +177,43 @@ impl Engine {
         broken: watch::Sender<Option<String>>,
         open: impl FnOnce() -> Result<Box<dyn Session>, InferError> + Send + 'static,
     ) -> Result<Self, InferError> {
+        let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
         let queue = Arc::new(Queue { gather: Mutex::new(Gather::new(1)), ready: Condvar::new() });
         let (report, warm) = std::sync::mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("session-{}", detector.name)).spawn({
-            let (queue, detector, config) = (Arc::clone(&queue), detector.clone(), config.clone());
-            move || {
-                let opened = open().and_then(|mut session| {
-                    let (activation, max_batch) = warm_up(session.as_mut(), &detector, &config)?;
-                    Ok((session, activation, max_batch))
-                });
-                match opened {
-                    Err(e) => drop(report.send(Err(e))),
-                    Ok((session, activation, max_batch)) => {
-                        queue.with(|gather| *gather = Gather::new(max_batch));
-                        drop(report.send(Ok(Warm { max_batch, place: session.place().to_owned() })));
-                        let _last_words = LastWords { queue: &queue, detector: &detector, broken: &broken };
-                        Worker { session, activation, queue: &queue, detector: &detector, broken: &broken }.work();
-                    }
+        let first = spawn(&detector, {
+            let (queue, detector, config, broken) =
+                (Arc::clone(&queue), detector.clone(), config.clone(), broken.clone());
+            move || match open().and_then(|session| warmed(session, &detector, &config)) {
+                Err(e) => drop(report.send(Err(e))),
+                Ok((session, warm)) => {
+                    queue.with(|gather| *gather = Gather::new(warm.max_batch));
+                    let activation = warm.activation;
+                    drop(report.send(Ok(warm)));
+                    Worker { session, activation, queue: &queue, detector: &detector, broken: &broken }.work();
                 }
             }
-        });
-        let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
-        let thread = thread.map_err(|e| model(format!("no thread for its session: {e}")))?;
+        })?;
         let warm = warm.recv().unwrap_or_else(|_| Err(model("its session's thread panicked while loading".into())))?;
-        Ok(Self { detector, max_batch: warm.max_batch, place: warm.place, queue, thread: Some(thread) })
+        let place = warm.place;
+        let mut engine = Self { detector: detector.clone(), place, queue: Arc::clone(&queue), threads: vec![first] };
+        if let Some(session) = warm.twin {
+            let activation = warm.activation;
+            engine.threads.push(spawn(&engine.detector, move || {
+                Worker { session, activation, queue: &queue, detector: &detector, broken: &broken }.work();
+            })?);
+        }
+        Ok(engine)
+    }
+
+    /// Images a run at the most: after warm-up as it found best, later as many as there is memory for.
+    #[must_use]
+    pub fn max_batch(&self) -> usize {
+        self.queue.gather.lock().unwrap_or_else(PoisonError::into_inner).max_batch()
+    }
+
+    /// Has no run take more images than that.
+    pub fn limit(&self, max_batch: usize) {
+        self.queue.with(|gather| gather.limit(max_batch));
     }
 
     /// Scores one image: a probability a label, in the detector's order. Dropping the future abandons an image that
@@ -229,84 +252,36 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.queue.with(Gather::close);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(detector = self.detector.name, "the session's thread panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(detector = self.detector.name, "the session's thread panicked");
+            }
         }
     }
 }
 
-/// Finds out what the output means and how large a batch may be, by running blank images.
-fn warm_up(
-    session: &mut dyn Session,
+fn spawn(detector: &Detector, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, InferError> {
+    let named = std::thread::Builder::new().name(format!("session-{}", detector.name));
+    named.spawn(work).map_err(|e| InferError::Model {
+        detector: detector.name.clone(),
+        what: format!("no thread for its session: {e}"),
+    })
+}
+
+/// A session that is ready to score, and what was found out about it.
+fn warmed(
+    mut session: Box<dyn Session>,
     detector: &Detector,
     config: &InferenceConfig,
-) -> Result<(Activation, usize), InferError> {
-    let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
-    let mut run = |shade: u8, size: usize| {
-        let started = Instant::now();
-        let batch = vec![plain(detector, shade); size];
-        let rows = session.run(&batch).map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))?;
-        let width = rows.first().map_or(0, Vec::len);
-        if width != detector.labels.len() {
-            return Err(model(format!(
-                "the package names {} labels, but the model has {width} outputs an image",
-                detector.labels.len()
-            )));
-        }
-        Ok((rows, started.elapsed()))
-    };
-    // The first run allocates; only later ones tell the duration.
-    let mut outputs = run(0, 1)?.0;
-    outputs.extend(run(255, 1)?.0);
-    outputs.extend(run(127, 1)?.0);
-
-    let most = session.fixed_batch().unwrap_or(config.max_batch).min(config.max_batch);
-    let bound = session.is_slow().then_some(Duration::from_millis(config.max_run_ms));
-    let mut run = |size: usize| {
-        let started = Instant::now();
-        let batch = vec![plain(detector, 127); size];
-        session
-            .run(&batch)
-            .map(|_| started.elapsed())
-            .map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))
-    };
-    let mut max_batch = 1;
-    while max_batch < most {
-        let next = (max_batch * 2).min(most);
-        if bound.is_some_and(|bound| run(max_batch).is_ok_and(|took| took * 2 > bound)) {
-            break;
-        }
-        // A batch that does not fit is no reason not to start.
-        if run(next).is_err() {
-            break;
-        }
-        max_batch = next;
-    }
-    Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
-}
-
-/// What the output holds: as stated, else by its name, else by values that only logits can have.
-fn activation(detector: &Detector, output: &str, rows: &[Vec<f32>]) -> Result<Activation, InferError> {
-    if let Some(stated) = detector.activation {
-        return Ok(stated);
-    }
-    let logits = if detector.multi_label { Activation::Sigmoid } else { Activation::Softmax };
-    let name = output.to_ascii_lowercase();
-    let outside = rows.iter().flatten().any(|x| !(0.0..=1.0).contains(x));
-    if name.contains("logit") || outside {
-        Ok(logits)
-    } else if name.contains("prob") || name.contains("softmax") || name.contains("sigmoid") {
-        Ok(Activation::Identity)
-    } else {
-        Err(InferError::Model {
-            detector: detector.name.clone(),
-            what: format!(
-                "the output \"{output}\" may hold logits or probabilities\n  hint: state it in config.json: \"pixwarden\": {{\"output\": \"logits\"}} or \"probabilities\""
-            ),
-        })
-    }
+) -> Result<(Box<dyn Session>, Warm), InferError> {
+    let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
+    // Without a twin it is slower, and no less right.
+    let twin = session.twin(max_batch).unwrap_or_else(|e| {
+        tracing::info!(detector = detector.name, error = %e, "no memory for a second set of buffers");
+        None
+    });
+    let warm = Warm { activation, max_batch, place: session.place().to_owned(), twin };
+    Ok((session, warm))
 }
 
 fn activate(activation: Activation, row: &mut [f32]) {
@@ -321,12 +296,6 @@ fn activate(activation: Activation, row: &mut [f32]) {
             row.iter_mut().for_each(|x| *x /= sum);
         }
     }
-}
-
-/// An image of one shade of grey in the detector's size.
-fn plain(detector: &Detector, shade: u8) -> Arc<Pixels> {
-    let (width, height) = (detector.geometry.width, detector.geometry.height);
-    Arc::new(Pixels { width, height, data: vec![shade; width as usize * height as usize * 3] })
 }
 
 /// Whatever ends the session's thread, a panic included: nobody waits for it any more.
@@ -355,8 +324,11 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn work(&mut self) {
+        let _last_words = LastWords { queue: self.queue, detector: self.detector, broken: self.broken };
         while let Some(batch) = self.queue.next() {
-            if let Err(reason) = self.score(batch) {
+            let scored = self.score(batch);
+            self.queue.with(Gather::done);
+            if let Err(reason) = scored {
                 tracing::error!(detector = self.detector.name, reason, "session is broken");
                 self.broken.send_replace(Some(format!("the session of {} is broken: {reason}", self.detector.name)));
                 return;
@@ -456,6 +428,10 @@ mod tests {
         fn is_slow(&self) -> bool {
             false
         }
+
+        fn twin(&self, _: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+            Ok(None)
+        }
     }
 
     fn engine(memory: usize, dies_on: Option<u8>) -> (Engine, watch::Receiver<Option<String>>) {
@@ -507,6 +483,10 @@ mod tests {
         fn is_slow(&self) -> bool {
             false
         }
+
+        fn twin(&self, _: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+            Ok(None)
+        }
     }
 
     #[tokio::test]
@@ -542,18 +522,6 @@ mod tests {
             Ok(Box::new(Faulty { memory: 0, dies_on: None, dead: false }))
         });
         assert!(refused.is_err());
-    }
-
-    #[test]
-    fn an_output_is_taken_for_what_it_can_only_be() {
-        let ambiguous = [vec![0.3, 0.7]];
-        let mut d = detector("d", &["a", "b"]);
-        assert!(activation(&d, "output", &ambiguous).is_err());
-        assert_eq!(activation(&d, "logits", &ambiguous).unwrap(), Activation::Softmax);
-        assert_eq!(activation(&d, "probabilities", &ambiguous).unwrap(), Activation::Identity);
-        assert_eq!(activation(&d, "output", &[vec![0.3, 1.2]]).unwrap(), Activation::Softmax);
-        d.multi_label = true;
-        assert_eq!(activation(&d, "output", &[vec![-3.0, 0.5]]).unwrap(), Activation::Sigmoid);
     }
 
     #[test]

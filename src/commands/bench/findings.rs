@@ -106,7 +106,7 @@ impl Basis<'_> {
 }
 
 /// The smallest size that is nearly as fast as the fastest.
-fn good_enough(sizes: &[(usize, f64)]) -> usize {
+pub(super) fn good_enough(sizes: &[(usize, f64)]) -> usize {
     let fastest = sizes.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
     sizes.iter().find(|(_, rate)| *rate >= NEARLY * fastest).map_or(1, |(size, _)| *size)
 }

@@ -58,6 +58,11 @@ impl Session {
         fastest
     }
 
+    /// Images a second by the batch's size, ascending.
+    pub(super) fn rates(&self) -> Vec<(usize, f64)> {
+        self.batches.iter().map(|batch| (batch.size, batch.rate())).collect()
+    }
+
     pub(super) fn is_on_processor(&self) -> bool {
         self.place == "CPU"
     }
@@ -122,10 +127,11 @@ impl Bench<'_> {
         Ok(Batch { size, tally: tally.await? })
     }
 
-    /// Looks at the sample over and over, with as much in flight as a worker has behind its downloads.
+    /// Looks at the sample over and over, with as much in flight as a worker has whose store answers at once.
     pub(super) async fn pipeline(&self, sample: &Sample) -> anyhow::Result<Pipeline> {
         let digests = self.screen.digests(None).unwrap_or_default();
-        let in_flight = 2 * self.screen.max_batch() + Pool::threads(&self.config.decode);
+        let (decoders, downloads) = (Pool::threads(&self.config.decode), self.config.storage.downloads);
+        let in_flight = 2 * self.screen.max_batch() + decoders + downloads;
         let judged = RefCell::new(vec![None; sample.images.len()]);
         let mut turns = (0..sample.images.len()).cycle();
         let tally = self.load(in_flight, sample.images.len()).run(|| {

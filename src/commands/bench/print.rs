@@ -52,10 +52,7 @@ impl<'a> Context<'a> {
         let screen = Part { name: "pipeline", images_per_s: pipeline.tally.rate() };
         let bound = bound(screen, (decode_rate, sessions_rate), services);
 
-        let batches: Vec<Vec<(usize, f64)>> = sessions
-            .iter()
-            .map(|session| session.batches.iter().map(|batch| (batch.size, batch.rate())).collect())
-            .collect();
+        let batches: Vec<Vec<(usize, f64)>> = sessions.iter().map(Session::rates).collect();
         let basis = Basis {
             cores,
             downloads: bench.config.storage.downloads,

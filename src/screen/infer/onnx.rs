@@ -1,21 +1,41 @@
-//! Sessions of ONNX Runtime. The only file that names `ort`.
+//! Sessions of ONNX Runtime. This file and `onnx/feed.rs` are the only ones that name `ort`.
+
+mod feed;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::f16;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::ep::{self, ExecutionProviderDispatch};
-use ort::session::Session as OrtSession;
+use ort::memory::{AllocationDevice, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::{TensorElementType, TensorRef, ValueType};
+use ort::session::{Session as OrtSession, SessionOutputs};
+use ort::value::{TensorElementType, ValueType};
 
 use super::{InferError, Pixels, Session, SessionError};
 use crate::config::{Device, InferenceConfig};
 use crate::detector::{Channels, Detector, Normalisation};
+use feed::Feed;
 
 /// The shared library's name where the system's loader is asked.
 const LIBRARY: &str = "libonnxruntime.so";
+
+/// Where a session runs.
+#[derive(Debug, Clone)]
+struct Place {
+    name: &'static str,
+    /// Memory of the host from which the device copies a batch. None: the device is the host.
+    copies_from: Option<(AllocationDevice<'static>, MemoryType)>,
+    is_slow: bool,
+}
+
+const CPU: Place = Place { name: "CPU", copies_from: None, is_slow: true };
+const CUDA: Place = Place {
+    name: "CUDA device 0",
+    copies_from: Some((AllocationDevice::CUDA_PINNED, MemoryType::CPUInput)),
+    is_slow: false,
+};
 
 /// The loaded library and its one thread pool for all sessions.
 #[derive(Clone)]
@@ -69,7 +89,7 @@ impl Runtime {
     }
 
     fn on_cpu(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
-        self.open(detector, &[ep::CPU::default().with_arena_allocator(true).build()], "CPU")
+        self.open(detector, &[ep::CPU::default().with_arena_allocator(true).build()], CPU)
     }
 
     fn on_cuda(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
@@ -78,14 +98,14 @@ impl Runtime {
             cuda = cuda.with_memory_limit(self.config.gpu_memory_bytes);
         }
         // Without this a provider that cannot be had is silently replaced by the CPU.
-        self.open(detector, &[cuda.build().error_on_failure()], "CUDA device 0")
+        self.open(detector, &[cuda.build().error_on_failure()], CUDA)
     }
 
     fn open(
         &self,
         detector: &Detector,
         providers: &[ExecutionProviderDispatch],
-        place: &'static str,
+        place: Place,
     ) -> Result<Box<dyn Session>, InferError> {
         let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
         let loading = |e: &dyn std::fmt::Display| model(format!("{} cannot be loaded: {e}", detector.model.display()));
@@ -107,9 +127,12 @@ impl Runtime {
             return Err(model("the model's input is not a tensor".into()));
         };
         let (layout, fixed_batch) = layout(*ty, shape, detector).map_err(model)?;
+        let input = input.name().to_owned();
         let outputs: Vec<_> = session.outputs().iter().map(|output| (output.name(), output.dtype())).collect();
         let output = scores(&outputs, detector.labels.len()).map_err(model)?.to_owned();
-        Ok(Box::new(Onnx { session, layout, fixed_batch, output, place, buffer: Buffer::default() }))
+        let feed = Feed::new(&place);
+        let model = Model { session: Mutex::new(session), layout, fixed_batch, input, output, place };
+        Ok(Box::new(Onnx { model: Arc::new(model), feed }))
     }
 }
 
@@ -204,48 +227,56 @@ fn scores<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a st
     if fits(chosen.1) { Ok(chosen.0) } else { Err(format!("the model's output is {}; {wanted}", shown(chosen))) }
 }
 
-/// Reused between runs, so that a steady state allocates nothing a batch.
-#[derive(Default)]
-struct Buffer {
-    bytes: Vec<u8>,
-    floats: Vec<f32>,
-    halves: Vec<f16>,
+/// A loaded model, which several sessions share: one runs at a time.
+struct Model {
+    session: Mutex<OrtSession>,
+    layout: Layout,
+    fixed_batch: Option<usize>,
+    input: String,
+    output: String,
+    place: Place,
 }
 
 struct Onnx {
-    session: OrtSession,
-    layout: Layout,
-    fixed_batch: Option<usize>,
-    output: String,
-    place: &'static str,
-    buffer: Buffer,
+    model: Arc<Model>,
+    feed: Feed,
 }
 
 impl Session for Onnx {
     fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
-        let Some(first) = batch.first() else { return Ok(Vec::new()) };
-        let (n, h, w) = (batch.len(), first.height as usize, first.width as usize);
-        let buffer = &mut self.buffer;
-        let outputs = match self.layout {
-            Layout::BytesNhwc => {
-                buffer.bytes.clear();
-                batch.iter().for_each(|pixels| buffer.bytes.extend_from_slice(&pixels.data));
-                let input = TensorRef::from_array_view(([n, h, w, 3], &buffer.bytes[..])).map_err(failure)?;
-                self.session.run(ort::inputs![input])
-            }
-            Layout::FloatNchw(normalisation) => {
-                planes(batch, normalisation, &mut buffer.floats, |x| x);
-                let input = TensorRef::from_array_view(([n, 3, h, w], &buffer.floats[..])).map_err(failure)?;
-                self.session.run(ort::inputs![input])
-            }
-            Layout::HalfNchw(normalisation) => {
-                planes(batch, normalisation, &mut buffer.halves, f16::from_f32);
-                let input = TensorRef::from_array_view(([n, 3, h, w], &buffer.halves[..])).map_err(failure)?;
-                self.session.run(ort::inputs![input])
-            }
-        }
-        .map_err(failure)?;
+        self.feed.run(batch, &self.model)
+    }
 
+    fn fixed_batch(&self) -> Option<usize> {
+        self.model.fixed_batch
+    }
+
+    fn place(&self) -> &str {
+        self.model.place.name
+    }
+
+    fn output_name(&self) -> &str {
+        &self.model.output
+    }
+
+    fn is_slow(&self) -> bool {
+        self.model.place.is_slow
+    }
+
+    fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+        let Some(feed) = self.feed.twin(max_batch, &self.model)? else { return Ok(None) };
+        Ok(Some(Box::new(Self { model: Arc::clone(&self.model), feed })))
+    }
+}
+
+impl Model {
+    /// Waits until nobody else runs it.
+    fn lock(&self) -> MutexGuard<'_, OrtSession> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One row an image, of what a run said of the first `images`.
+    fn rows(&self, outputs: &SessionOutputs<'_>, images: usize) -> Result<Vec<Vec<f32>>, SessionError> {
         let output = outputs
             .get(&self.output)
             .ok_or_else(|| SessionError::Other(format!("the run gave no output \"{}\"", self.output)))?;
@@ -260,48 +291,11 @@ impl Session for Onnx {
             }
         };
         match shape[..] {
-            [rows, width] if usize::try_from(rows) == Ok(n) && width > 0 => {
-                Ok(values.chunks(values.len() / n).map(<[f32]>::to_vec).collect())
+            [rows, width] if usize::try_from(rows).is_ok_and(|rows| rows >= images) && width > 0 => {
+                let width = values.len() / usize::try_from(rows).unwrap_or(1);
+                Ok(values.chunks(width).take(images).map(<[f32]>::to_vec).collect())
             }
-            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {n} images"))),
-        }
-    }
-
-    fn fixed_batch(&self) -> Option<usize> {
-        self.fixed_batch
-    }
-
-    fn place(&self) -> &str {
-        self.place
-    }
-
-    fn output_name(&self) -> &str {
-        &self.output
-    }
-
-    fn is_slow(&self) -> bool {
-        self.place == "CPU"
-    }
-}
-
-/// Normalises `[height, width, 3] u8` images into `[batch, 3, height, width]`.
-fn planes<T>(batch: &[Arc<Pixels>], n: Normalisation, into: &mut Vec<T>, convert: impl Fn(f32) -> T) {
-    into.clear();
-    for pixels in batch {
-        let order = match n.channels {
-            Channels::Rgb => [0, 1, 2],
-            Channels::Bgr => [2, 1, 0],
-        };
-        for channel in order {
-            let (mean, std) = (n.mean[channel], n.std[channel]);
-            into.extend(
-                pixels
-                    .data
-                    .iter()
-                    .skip(channel)
-                    .step_by(3)
-                    .map(|byte| convert((f32::from(*byte) * n.scale - mean) / std)),
-            );
+            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {images} images"))),
         }
     }
 }
@@ -319,6 +313,7 @@ fn failure(error: ort::Error) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detector::Source;
     use ort::value::{Shape, SymbolicDimensions};
 
     fn tensor(shape: &[i64]) -> ValueType {
@@ -343,14 +338,65 @@ mod tests {
         assert!(scores(&[], 2).is_err());
     }
 
+    fn runtime() -> Runtime {
+        Runtime::load(&InferenceConfig::default()).unwrap()
+    }
+
+    fn open(runtime: &Runtime, place: Place) -> Box<dyn Session> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifake-32");
+        let source = Source { folder: &folder, name: None, sha256: None, shadow: false, decode_settings: "" };
+        let detector = Detector::load(&source).unwrap();
+        runtime.open(&detector, &[ep::CPU::default().build()], place).unwrap()
+    }
+
+    fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
+        let image = |value: u8| {
+            let data = (0..32 * 32 * 3).map(|at: usize| value.wrapping_mul(17) ^ (at % 251) as u8).collect();
+            Arc::new(Pixels { width: 32, height: 32, data })
+        };
+        values.into_iter().map(image).collect()
+    }
+
+    /// The way to a GPU without one: the same tensors and bindings, in the host's memory.
+    const BOUND: Place =
+        Place { copies_from: Some((AllocationDevice::CPU, MemoryType::Default)), is_slow: false, ..CPU };
+
     #[test]
-    fn blue_comes_first_where_the_model_wants_it() {
-        let pixels = Arc::new(Pixels { width: 1, height: 1, data: vec![10, 20, 30] });
-        let n = Normalisation { scale: 1.0, mean: [0.0, 0.0, 10.0], std: [1.0; 3], channels: Channels::Bgr };
-        let mut floats = Vec::new();
-        planes(&[Arc::clone(&pixels)], n, &mut floats, |x| x);
-        assert_eq!(floats, [20.0, 20.0, 10.0], "a mean belongs to its colour, not to its place");
-        planes(&[pixels], Normalisation { channels: Channels::Rgb, ..n }, &mut floats, |x| x);
-        assert_eq!(floats, [10.0, 20.0, 20.0]);
+    fn a_bound_batch_says_what_a_lent_one_says_and_nothing_of_the_images_before_it() {
+        let runtime = runtime();
+        let (mut lent, mut bound) = (open(&runtime, CPU), open(&runtime, BOUND));
+        // As warm-up grows, and then sizes between, which take a larger tensor with other images in its rest.
+        for (turn, size) in [1, 2, 4, 8, 3, 5, 1, 8, 7].into_iter().enumerate() {
+            let batch = shades((0..size).map(|index| turn as u8 * 16 + index));
+            let (expected, rows) = (lent.run(&batch).unwrap(), bound.run(&batch).unwrap());
+            assert_eq!(rows.len(), usize::from(size));
+            for (row, expected) in rows.iter().zip(&expected) {
+                assert!(row.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{size}: {row:?} {expected:?}");
+            }
+        }
+        let rows = lent.run(&shades(0..8)).unwrap();
+        assert!(
+            rows.windows(2).any(|pair| (pair[0][0] - pair[1][0]).abs() > 1e-3),
+            "the images are too alike: {rows:?}"
+        );
+    }
+
+    #[test]
+    fn twins_take_turns_and_do_not_mix_their_batches() {
+        let runtime = runtime();
+        let mut first = open(&runtime, BOUND);
+        let expected = [first.run(&shades([7; 4])).unwrap(), first.run(&shades([200; 4])).unwrap()];
+        let second = first.twin(4).unwrap().unwrap();
+        assert!(open(&runtime, CPU).twin(4).unwrap().is_none(), "buffers that are read where they lie need no twin");
+        let run = |mut session: Box<dyn Session>, shade: u8, expected: Vec<Vec<f32>>| {
+            std::thread::spawn(move || {
+                for _ in 0..200 {
+                    assert_eq!(session.run(&shades([shade; 4])).unwrap(), expected);
+                }
+            })
+        };
+        let [sevens, others] = expected;
+        let threads = [run(first, 7, sevens), run(second, 200, others)];
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

@@ -1,0 +1,174 @@
+//! What a session is asked before it scores: what its output means, and how large its batches should be.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{InferError, Session, SessionError};
+use crate::config::InferenceConfig;
+use crate::detector::{Activation, Detector};
+use crate::screen::prepare::Pixels;
+
+/// The largest batch that is tried where none is told.
+const LARGEST_BATCH: u32 = 64;
+/// A larger batch has to be so much faster an image to be worth its memory, and the time that a live job waits for it.
+const NEARLY: f64 = 0.95;
+/// Runs of a batch of which the shortest counts, and how long they may take together.
+const TRIES: usize = 3;
+const TRYING: Duration = Duration::from_millis(200);
+
+/// Finds out what the output means and how large a batch should be, by running blank images.
+pub(super) fn warm_up(
+    session: &mut dyn Session,
+    detector: &Detector,
+    config: &InferenceConfig,
+) -> Result<(Activation, usize), InferError> {
+    let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
+    let mut run = |shade: u8, size: usize| {
+        let began = Instant::now();
+        let rows = session.run(&vec![plain(detector, shade); size]);
+        let rows = rows.map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))?;
+        Ok((rows, began.elapsed()))
+    };
+    let mut outputs = Vec::new();
+    for shade in [0, 255, 127] {
+        outputs.extend(run(shade, 1)?.0);
+    }
+    if let Some(width) = outputs.iter().map(Vec::len).find(|width| *width != detector.labels.len()) {
+        return Err(model(format!(
+            "the package names {} labels, but the model has {width} outputs an image",
+            detector.labels.len()
+        )));
+    }
+    let bound = session.is_slow().then_some(Duration::from_millis(config.max_run_ms));
+    let told = (config.max_batch > 0).then(|| u32::try_from(config.max_batch).unwrap_or(u32::MAX));
+    let fixed = session.fixed_batch().and_then(|fixed| u32::try_from(fixed).ok());
+    let most = fixed.unwrap_or(u32::MAX).min(told.unwrap_or(LARGEST_BATCH));
+    let mut took = |size: u32| {
+        let batch = vec![plain(detector, 127); size as usize];
+        // The first run of a size allocates.
+        session.run(&batch)?;
+        fastest(|| session.run(&batch).map(drop))
+    };
+    let too_small = |e: SessionError| model(format!("the model cannot run a single image: {e}"));
+    let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(too_small)?;
+    Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
+}
+
+/// The shortest of a few runs: whatever else the machine does only makes one longer.
+fn fastest(mut run: impl FnMut() -> Result<(), SessionError>) -> Result<Duration, SessionError> {
+    let (mut shortest, mut spent) = (Duration::MAX, Duration::ZERO);
+    for _ in 0..TRIES {
+        let began = Instant::now();
+        run()?;
+        shortest = shortest.min(began.elapsed());
+        spent += began.elapsed();
+        if spent > TRYING {
+            break;
+        }
+    }
+    Ok(shortest)
+}
+
+/// The batch to run: `most`, if that was told, or else the smallest of up to `most` that is nearly as fast an image as its
+/// double. A larger one holds more memory and makes a live job wait longer. Either way no run takes longer than `bound`,
+/// and one that does not fit in memory is no reason not to start.
+fn batch(
+    most: u32,
+    bound: Option<Duration>,
+    told: bool,
+    took: &mut dyn FnMut(u32) -> Result<Duration, SessionError>,
+) -> Result<usize, SessionError> {
+    let an_image = |run: Duration, size: u32| run.as_secs_f64() / f64::from(size);
+    let (mut size, mut run) = (1, took(1)?);
+    while size < most && bound.is_none_or(|bound| run * 2 <= bound) {
+        let next = size.saturating_mul(2).min(most);
+        let Ok(found) = took(next) else { break };
+        if !told && an_image(found, next) > NEARLY * an_image(run, size) {
+            // Trying still larger ones would only take memory, which a session does not give back.
+            break;
+        }
+        (size, run) = (next, found);
+    }
+    Ok(size as usize)
+}
+
+/// What the output holds: as stated, else by its name, else by values that only logits can have.
+fn activation(detector: &Detector, output: &str, rows: &[Vec<f32>]) -> Result<Activation, InferError> {
+    if let Some(stated) = detector.activation {
+        return Ok(stated);
+    }
+    let logits = if detector.multi_label { Activation::Sigmoid } else { Activation::Softmax };
+    let name = output.to_ascii_lowercase();
+    let outside = rows.iter().flatten().any(|x| !(0.0..=1.0).contains(x));
+    if name.contains("logit") || outside {
+        Ok(logits)
+    } else if name.contains("prob") || name.contains("softmax") || name.contains("sigmoid") {
+        Ok(Activation::Identity)
+    } else {
+        Err(InferError::Model {
+            detector: detector.name.clone(),
+            what: format!(
+                "the output \"{output}\" may hold logits or probabilities\n  hint: state it in config.json: \"pixwarden\": {{\"output\": \"logits\"}} or \"probabilities\""
+            ),
+        })
+    }
+}
+
+/// An image of one shade of grey in the detector's size.
+pub(super) fn plain(detector: &Detector, shade: u8) -> Arc<Pixels> {
+    let (width, height) = (detector.geometry.width, detector.geometry.height);
+    Arc::new(Pixels { width, height, data: vec![shade; width as usize * height as usize * 3] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::detector;
+
+    /// Images a run against what a run of them takes.
+    fn chosen(most: u32, bound: Option<u64>, told: bool, took: impl Fn(u32) -> Option<u64>) -> usize {
+        let mut took = |size| {
+            let micros = took(size).ok_or_else(|| SessionError::OutOfMemory("too many".into()))?;
+            Ok(Duration::from_micros(micros))
+        };
+        batch(most, bound.map(Duration::from_micros), told, &mut took).unwrap()
+    }
+
+    #[test]
+    fn the_smallest_batch_that_is_nearly_as_fast_as_any_is_taken() {
+        let linear = |size: u32| Some(1000 * u64::from(size));
+        assert_eq!(chosen(64, None, false, linear), 1, "what gains nothing is not done");
+        let fixed_cost = |size: u32| Some(1000 + 100 * u64::from(size));
+        assert_eq!(chosen(64, None, false, fixed_cost), 64);
+        assert_eq!(chosen(24, None, false, fixed_cost), 24);
+        let cache = |size: u32| Some(if size <= 4 { 1000 + 100 * u64::from(size) } else { 1000 * u64::from(size) });
+        assert_eq!(chosen(64, None, false, cache), 4);
+    }
+
+    #[test]
+    fn no_run_takes_longer_than_allowed_or_more_memory_than_there_is() {
+        let fixed_cost = |size: u32| Some(1000 + 100 * u64::from(size));
+        assert_eq!(chosen(64, Some(3000), false, fixed_cost), 8);
+        assert_eq!(chosen(64, Some(1), true, fixed_cost), 1);
+        assert_eq!(chosen(64, None, true, |size| (size <= 16).then_some(1000)), 16);
+    }
+
+    #[test]
+    fn what_was_told_is_done_even_if_it_gains_nothing() {
+        let linear = |size: u32| Some(1000 * u64::from(size));
+        assert_eq!(chosen(24, None, true, linear), 24);
+        assert_eq!(chosen(24, Some(10_000), true, linear), 8);
+    }
+
+    #[test]
+    fn an_output_is_taken_for_what_it_can_only_be() {
+        let ambiguous = [vec![0.3, 0.7]];
+        let mut d = detector("d", &["a", "b"]);
+        assert!(activation(&d, "output", &ambiguous).is_err());
+        assert_eq!(activation(&d, "logits", &ambiguous).unwrap(), Activation::Softmax);
+        assert_eq!(activation(&d, "probabilities", &ambiguous).unwrap(), Activation::Identity);
+        assert_eq!(activation(&d, "output", &[vec![0.3, 1.2]]).unwrap(), Activation::Softmax);
+        d.multi_label = true;
+        assert_eq!(activation(&d, "output", &[vec![-3.0, 0.5]]).unwrap(), Activation::Sigmoid);
+    }
+}
