@@ -5,6 +5,7 @@
 
 mod archive;
 mod commit;
+mod copy;
 mod reconcile;
 
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ use crate::config::SecretUrl;
 use crate::job::Digests;
 use crate::planted::{self, Bug};
 use crate::retry;
-use commit::{Columns, known};
+use commit::{Columns, Written, known};
 
 /// Every column of `verdicts`, as [`rows::Stored`] reads them.
 macro_rules! select_verdicts {
@@ -209,11 +210,11 @@ impl Ledger for Postgres {
     }
 
     async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError> {
-        let columns = Columns::of(entries);
+        let (group, columns) = (copy::Group::of_large(entries), Columns::of(entries));
         // A deadlock or a serialization failure passes by itself.
         let attempt = || {
-            let columns = columns.clone();
-            self.run(ANSWER, move |c| Box::pin(columns.write(c)))
+            let (group, columns) = (group.clone(), columns.clone());
+            self.run(ANSWER, move |c| Box::pin(write(c, group, columns)))
         };
         let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
         let (written, known) = retry::briefly(contended, attempt).await?;
@@ -361,6 +362,20 @@ fn is_contention(words: &str) -> bool {
 }
 
 /// Sorts what the database says (Postgres, appendix A) into what the worker does about it.
+/// The quick way, where that is worth it and goes; else the careful one.
+async fn write(
+    c: &mut PgConnection,
+    group: Option<copy::Group>,
+    columns: Columns,
+) -> Result<(Written, Vec<(Uuid, Known)>), sqlx::Error> {
+    if let Some(group) = group
+        && let Some(written) = group.write(c).await?
+    {
+        return Ok((written, Vec::new()));
+    }
+    columns.write(c).await
+}
+
 fn explain(error: &sqlx::Error) -> LedgerError {
     let words = words(error);
     let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default();

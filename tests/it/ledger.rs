@@ -169,6 +169,81 @@ async fn a_row_that_is_refused_takes_the_whole_commit_with_it_and_says_so() {
     }
 }
 
+/// A group that is large enough for Postgres's COPY, with all that its text format would take for something else.
+fn large_group() -> Vec<Entry> {
+    let odd = ["tab\there", "line\nend\r", "back\\slash \\N \\. \\x00", "quotes \"'", "ü 図 🖼", "", "\\N"];
+    let mut group: Vec<Entry> = (0..150).map(|n| entry(&format!("job {n}"), Outcome::Passed)).collect();
+    for (n, entry) in group.iter_mut().enumerate() {
+        let (verdict, text) = (&mut entry.verdict, odd[n % odd.len()]);
+        verdict.image.key = format!("{n}/{text}");
+        verdict.judgement.reason = Some(text.into()).filter(|_| n % 3 > 0);
+        verdict.metadata = Some(serde_json::json!({"text": text, "n": [n, null]})).filter(|_| n % 2 > 0);
+        if n % 5 == 0 {
+            (verdict.sha256, verdict.seen, verdict.scores, verdict.judgement.score) = (None, None, None, None);
+        }
+        if n % 4 == 0 {
+            entry.event = None;
+        }
+    }
+    group
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_group_is_written_as_a_small_one_is() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        if let Tables::Postgres(_) = subject.tables {
+            for statement in [
+                "CREATE TABLE queries (text text)",
+                "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql
+                 AS 'BEGIN INSERT INTO queries VALUES (current_query()); RETURN NULL; END'",
+                "CREATE TRIGGER note AFTER INSERT ON verdicts FOR EACH STATEMENT EXECUTE FUNCTION note()",
+            ] {
+                subject.execute(statement).await;
+            }
+        }
+        let group = large_group();
+        let answers = ledger.commit(&group).await.unwrap();
+        for (entry, answer) in group.iter().zip(&answers) {
+            let Committed::Written(event) = answer else { panic!("{answer:?}") };
+            assert_eq!(event, &entry.event);
+            assert_eq!(ledger.read(entry.verdict.id).await.unwrap().unwrap(), entry.verdict);
+        }
+        let events = i64::try_from(group.iter().filter(|entry| entry.event.is_some()).count()).unwrap();
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, events);
+        if let Tables::Postgres(_) = subject.tables {
+            assert_eq!(subject.count("SELECT count(*) FROM queries WHERE text LIKE 'COPY %'").await, 1);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_group_passes_over_what_is_known_and_is_refused_as_a_whole() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let group = large_group();
+        let mut failed = entry("job 7", Outcome::Failed);
+        failed.verdict.image = group[7].verdict.image.clone();
+        ledger.commit(&[failed, group[9].clone()]).await.unwrap();
+        let answers = ledger.commit(&group).await.unwrap();
+        assert!(matches!(answers[7], Committed::Written(Some(_))), "a failure is replaced: {:?}", answers[7]);
+        assert!(matches!(answers[9], Committed::Known(_)), "{:?}", answers[9]);
+        let written = answers.iter().filter(|answer| matches!(answer, Committed::Written(_))).count();
+        assert_eq!(written, group.len() - 1);
+        assert_eq!(subject.count("SELECT count(*) FROM verdicts").await, 150);
+
+        let mut other: Vec<Entry> = (0..150).map(|n| entry(&format!("other {n}"), Outcome::Passed)).collect();
+        other[100].verdict.judgement.reason = Some("a null \0 is no text".into());
+        if let Tables::Postgres(_) = subject.tables {
+            let refused = ledger.commit(&other).await;
+            assert!(matches!(refused, Err(LedgerError::Refused(_))), "{refused:?}");
+            assert_eq!(subject.count("SELECT count(*) FROM verdicts").await, 150);
+            // The connection is in order after all that.
+            assert_eq!(ledger.commit(&other[..100]).await.unwrap().len(), 100);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
     for subject in Subject::both().await {
