@@ -5,6 +5,7 @@ pub mod accept;
 pub mod admit;
 pub mod blob;
 pub mod health;
+mod linger;
 mod order;
 pub mod persist;
 pub mod publish;

@@ -1,22 +1,26 @@
 //! Group commit: whatever verdicts are ready share one transaction, so that a thousand of them cost one fsync.
 //!
-//! While one group is being written, the next one gathers. A row that the database refuses is found by halving the
-//! group, and fails alone.
+//! While one group is being written, the next one gathers, and where many come it gathers a little longer: a statement
+//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A lone verdict never
+//! waits. A row that the database refuses is found by halving the group, and fails alone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::linger::linger;
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
 use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
+/// How long a group gathers after one of several rows.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// The way into the ledger.
 #[derive(Clone)]
@@ -55,14 +59,19 @@ impl Persist {
 
 async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut ready: Vec<Waiting> = Vec::new();
+    let mut many = false;
     loop {
         // What is left over from the last group goes first; it must not wait for more.
         if ready.is_empty() && waiting.recv_many(&mut ready, GROUP).await == 0 {
             return;
         }
+        if many {
+            linger(LINGER, &mut waiting, &mut ready, GROUP).await;
+        }
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest) = std::mem::take(&mut ready).into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         ready = rest;
+        many = group.len() > 1;
         commit(ledger.as_ref(), group).await;
     }
 }

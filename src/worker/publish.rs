@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::linger::linger;
 use crate::broker::{Message, PublishError, Publisher, Topology, text};
 use crate::config::{EventsConfig, OutboxConfig};
 use crate::job::Outcome;
@@ -33,6 +34,9 @@ const CONTENT_TYPE: &str = "application/cloudevents+json";
 const WAITING: usize = 4_096;
 /// Events the sweeper takes at a time.
 const SWEEP: u32 = 500;
+/// Events marked at a time as published, and how long they gather.
+const MARKED: usize = 1_000;
+const LINGER: Duration = Duration::from_millis(50);
 /// How often it is counted what waits in the outbox.
 const COUNT: Duration = Duration::from_secs(15);
 
@@ -191,10 +195,11 @@ impl Deliver {
     }
 }
 
-/// Marks whatever has arrived, together. What cannot be marked is published again, with the same id.
+/// Marks whatever has arrived, together; nobody waits for it. What cannot be marked is published again, with the same id.
 async fn mark(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<Uuid>) {
     let mut ids = Vec::new();
-    while confirmed.recv_many(&mut ids, 1_000).await > 0 {
+    while confirmed.recv_many(&mut ids, MARKED).await > 0 {
+        linger(LINGER, &mut confirmed, &mut ids, MARKED).await;
         if let Err(e) = ledger.mark_published(&ids).await {
             tracing::warn!(error = %e, events = ids.len(), "published events could not be marked");
         }
