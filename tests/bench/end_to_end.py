@@ -33,7 +33,9 @@ from stand import ROOT, Contestant, Stand
 PEERS = ROOT / "tests/bench/peers"
 PREFETCH = 80
 # Jobs of a run by the size of their pictures: five seconds and more of the fastest.
-JOBS = {"1024px": 1200, "1600px": 600, "12mp": 200}
+JOBS = {"1024px": 1200, "1600px": 600, "12mp": 120}
+# With next to no model there is only the worker itself to see, which the size of the pictures changes little.
+NULL_CONTESTANTS = ("pixwarden", "idiomatic", "tuned")
 ALONE_SECONDS = 1.0
 
 
@@ -45,14 +47,11 @@ class Kind:
     file: str = ""
     words: tuple = ()
     alone: str = ""
-    advised: bool = False
-    """With the batch that `pixwarden bench` recommends."""
 
 
 KINDS = {
     "pixwarden": Kind(),
     "pixwarden-thread": Kind({"PIXWARDEN_DECODE_ISOLATION": "thread"}),
-    "pixwarden-advised": Kind(advised=True),
     "pixwarden-fast": Kind({"PIXWARDEN_DECODE_MODE": "fast"}),
     "idiomatic": Kind(file="idiomatic.py", alone="idiomatic"),
     "tuned": Kind(file="tuned.py", words=("--decode", "full"), alone="tuned"),
@@ -66,11 +65,10 @@ WANTED = {
     ("pixwarden-fast", "idiomatic"): {"12mp": 4.0},
     ("pixwarden", "tuned"): {"1024px": 1.4, "12mp": 1.0},
     ("pixwarden-fast", "tuned-scaled"): {"12mp": 1.0},
-    ("pixwarden-advised", "tuned"): {},
     ("pixwarden-thread", "pixwarden"): {},
 }
 # Of whom to whom what is added to decoding and model, and memory, are compared.
-BESIDES = (("pixwarden", "tuned"), ("pixwarden-advised", "tuned"), ("pixwarden-fast", "tuned-scaled"))
+BESIDES = (("pixwarden", "tuned"), ("pixwarden-fast", "tuned-scaled"))
 WANTED_OVERHEAD, WANTED_MEMORY, WANTED_OF_PARTS = 0.25, 0.5, 0.95
 
 
@@ -85,6 +83,8 @@ def main():
             paths = images.make((options.images_dir or folder / "images").resolve(), size, options.objects)
             keys = stand.store(size, paths)
             for model in options.models:
+                if model == "null-384" and size != options.sizes[0]:
+                    continue
                 Comparison(options, stand, found, size, packages[model]).run(keys, paths)
                 # A case takes minutes; what comes after it may fail.
                 found.save(options.json)
@@ -95,11 +95,11 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixwarden", type=Path, default=ROOT / "target/release/pixwarden", help="the binary")
     parser.add_argument("--sizes", type=words(images.SIZES), help="default 1024px,12mp")
-    parser.add_argument("--models", type=words(["null-384", "tiny-384"]), default=["tiny-384"], help="default tiny-384")
+    parser.add_argument("--models", type=words(["null-384", "tiny-384"]), default=["null-384", "tiny-384"], help="default both")
     parser.add_argument("--contestants", type=words(KINDS), help="default: all")
     parser.add_argument("--images", type=int, help="jobs a run (default: by size)")
     parser.add_argument("--objects", type=int, default=24, help="different pictures (default 24)")
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each worker (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each worker (default 5)")
     parser.add_argument("--quick", action="store_true", help="whether it works: one round, few images")
     parser.add_argument("--images-dir", type=Path, help="where pictures are kept from one call to the next")
     parser.add_argument("--services-core", type=int, default=0)
@@ -137,7 +137,10 @@ class Comparison:
     def run(self, keys, paths):
         jobs = self.options.images or JOBS[self.size]
         print(f"{self.case}: {jobs} jobs over {len(keys)} objects, {self.options.rounds} rounds", flush=True)
-        for name in self.options.contestants:
+        chosen = self.options.contestants
+        if self.package.name == "null-384":
+            chosen = [name for name in chosen if name in NULL_CONTESTANTS]
+        for name in chosen:
             if contestant := self.contestant(name, paths):
                 self.contestants[name] = contestant
         said = {}
@@ -160,6 +163,8 @@ class Comparison:
             "PIXWARDEN_WORKER_PREFETCH": str(PREFETCH),
             "PIXWARDEN_WORKER_REUSE_SCORES": "false",
             "PIXWARDEN_INFERENCE_THREADS": "1",
+            # As many downloads ahead of its one decoder as the tuned worker has.
+            "PIXWARDEN_STORAGE_DOWNLOADS": "8",
             "PIXWARDEN_METRICS_LISTEN": "off",
             **kind.variables,
         }
@@ -168,10 +173,6 @@ class Comparison:
         if asked.returncode == 2:
             self.found.note(f"{self.case}: {name} is left out: {asked.stderr.strip().splitlines()[0]}")
             return None
-        if kind.advised:
-            batch = self.bench(variables, paths)["recommended"]["inference.max_batch"]
-            variables["PIXWARDEN_INFERENCE_MAX_BATCH"] = str(batch)
-            self.found.note(f"{self.case}: {name} has inference.max_batch = {batch}, as pixwarden bench recommends")
         return Contestant(name, command, variables)
 
     def alone(self, name, paths):

@@ -34,7 +34,9 @@ class Figures:
 
     def __init__(self, part):
         self.part = part
-        self.command = "python " + shlex.join([str(Path(sys.argv[0])), *sys.argv[1:]])
+        # As somebody else would call it, in a folder of theirs.
+        words = [word.removeprefix(f"{Path.cwd()}/") for word in sys.argv]
+        self.command = f"python {shlex.join(words)}"
         self.rows = {}
         self.ratios = []
         self.notes = []

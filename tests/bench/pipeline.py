@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 from figures import Figures, turns
 
-LIMIT_S = 3.0
+LIMIT_S = 2.0
 
 
 def bench(options, package, folder, seconds):
@@ -51,7 +51,7 @@ def bare_loop(package, batch, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pixwarden", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a minute's version")
     options = parser.parse_args()

@@ -180,6 +180,12 @@ impl Lab {
             .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_READ_SECRET_KEY"))
             .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            // TEST_WITH_DECODE_MODE=fast runs everything in that mode; so does any other option.
+            .envs(
+                std::env::vars().filter_map(|(name, value)| {
+                    Some((format!("PIXWARDEN_{}", name.strip_prefix("TEST_WITH_")?), value))
+                }),
+            )
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .kill_on_drop(true);
