@@ -121,7 +121,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path)
     parser.add_argument("slim", type=Path)
-    parser.add_argument("--architecture", type=int, default=90, help="compute capability without its point (default 90)")
+    parser.add_argument(
+        "--architecture", type=int, default=90, help="compute capability without its point (default 90)"
+    )
     parser.add_argument("--language", action="store_true", help="keep the kernels of language models")
     options = parser.parse_args()
     data = bytearray(options.library.read_bytes())

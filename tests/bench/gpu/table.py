@@ -27,15 +27,15 @@ def rows(part):
 
 
 def page(title, command, parts, took):
-    """`took` says of each part how long it took and what became of it."""
+    """`parts` are what was found by name; `took` says how long each lasted, and what became of it if it failed."""
     lines = [f"# {title}", "", f"`{command}`", ""]
-    machine = next((part["machine"] for part in parts), None)
-    if machine:
+    for machine in [part["machine"] for part in parts.values()][:1]:
         lines += [f"{machine['cores']} cores, {machine['processor']}, kernel {machine['kernel']}", ""]
-    if any(part["ratios"] for part in parts):
-        lines += [*ratios(parts), ""]
-    for part in parts:
-        lines += [f"## {part['part']}: {took.get(part['part'], '')}", ""]
+    if any(part["ratios"] for part in parts.values()):
+        lines += [*ratios(parts.values()), ""]
+    for name in dict.fromkeys([*parts, *took]):
+        part = parts.get(name, {"rows": {}, "notes": []})
+        lines += [f"## {name}: {took.get(name, 'from another run')}", ""]
         lines += [*rows(part), ""] if part["rows"] else []
         lines += [f"- {note}" for note in part["notes"]] + [""] * bool(part["notes"])
     return "\n".join(lines)

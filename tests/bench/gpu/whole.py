@@ -65,7 +65,8 @@ def main():
     for mode in MODES:
         if rounds[mode]:
             over, under = f"{mode}: pipeline", f"{mode}: slower of the two"
-            found.ratio(f"{over} / {under}", over, under, at_least=AT_LEAST)
+            # On a processor both share the cores, and together are slower than either.
+            found.ratio(f"{over} / {under}", over, under, at_least=None if options.rehearse else AT_LEAST)
     found.report(found.file)
 
 
