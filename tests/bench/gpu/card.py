@@ -32,18 +32,20 @@ def rate(device, work, seconds):
     return runs / took
 
 
-def describe(found, torch, is_gpu):
-    """Who measures, and on what."""
+def driver(found):
+    """Which card it is, by its driver: PyTorch need not be there for that."""
+    fields = "name,memory.total,driver_version,clocks.max.sm,clocks.max.memory,power.limit"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found.note(f"card, memory, driver, highest clocks, power limit: {'; '.join(said.splitlines())}")
+
+
+def software(found, torch):
     cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
     found.note(f"Python {platform.python_version()}, PyTorch {torch.__version__}, CUDA {cuda}, cuDNN {cudnn}")
-    if not is_gpu:
-        return
-    card = torch.cuda.get_device_properties(0)
-    memory = f"{card.total_memory / 1e9:.1f} GB, {card.multi_processor_count} multiprocessors"
-    found.note(f"card: {card.name}, compute capability {card.major}.{card.minor}, {memory}")
-    asked = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory,power.limit"]
-    said = subprocess.run([*asked, "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout
-    found.note(f"driver, highest clocks, power limit: {said.strip()}")
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        found.note(f"{card.name}: sm_{card.major}{card.minor}, {card.multi_processor_count} multiprocessors")
 
 
 def products(found, torch, where, edge, seconds):
@@ -82,14 +84,17 @@ def module(torch, where):
 def main():
     options = part.arguments(__doc__)
     found = part.Part("card", options)
+    if not options.rehearse:
+        with found.attempt("driver"):
+            driver(found)
     try:
         import torch
     except ImportError:
         found.note("left out: PyTorch is not installed")
         return
     where = "cpu" if options.rehearse else "cuda"
-    with found.attempt("description"):
-        describe(found, torch, where == "cuda")
+    with found.attempt("software"):
+        software(found, torch)
     edge, size, seconds = (SMALL_EDGE, SMALL_COPY_BYTES, SHORT_S) if options.rehearse else (EDGE, COPY_BYTES, WINDOW_S)
     products(found, torch, where, edge, seconds)
     copies(found, torch, where, size, seconds)

@@ -88,7 +88,7 @@ def main():
     facts = json.loads((part.PREPARED / "prepared.json").read_text())
     places = libraries.folders(libraries.places())
     found.note(f"pixwarden {facts['pixwarden']}, onnxruntime-gpu {facts['onnxruntime']} for sm_{facts['architecture']}")
-    found.note(f"{facts['device_code']} of device code")
+    found.note(f"device code: {facts['device_code']}")
     lacking = libraries.missing(facts["needs"], places)
     found.note(f"CUDA's libraries: {len(places)} folders of Python packages; missing: {', '.join(lacking) or 'none'}")
     with found.attempt("tiny-384"):

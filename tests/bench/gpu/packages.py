@@ -30,18 +30,23 @@ FLOATS_INPUT = "pixel_values"
 NORMALISING = ("Transpose", "Cast", "Sub", "Mul")
 
 
-def state_dict(release, file):
-    """Writes weights under the keys of a published file."""
+def network(release):
+    """The published module with made-up weights."""
     sys.path[:0] = [str(part.ROOT / "models"), str(part.ROOT / "tests/models/full")]
-    import torch
     from conversion import seed
     from weights import randomise
 
-    network = seed.Synthetic(seed.RELEASES[release].backbone)
-    randomise(network, SEED)
-    with torch.no_grad():
-        network.clf[-1].weight.mul_(CALM)
-    torch.save(network.state_dict(), file)
+    made = seed.Synthetic(seed.RELEASES[release].backbone)
+    randomise(made, SEED)
+    made.clf[-1].weight.data.mul_(CALM)
+    return made
+
+
+def state_dict(release, file):
+    """Writes these weights under the keys of a published file."""
+    import torch
+
+    torch.save(network(release).state_dict(), file)
 
 
 def convert(release, file, package, pictures):
@@ -78,6 +83,9 @@ def with_floats(package, target):
                 node.input[at] = FLOATS_INPUT
     del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
     graph.input.append(helper.make_tensor_value_info(FLOATS_INPUT, TensorProto.FLOAT, shape))
     onnx.checker.check_model(model)
     shutil.copytree(package, target, ignore=shutil.ignore_patterns("model.onnx", "SHA256SUMS"))

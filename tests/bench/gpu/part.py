@@ -22,6 +22,8 @@ from figures import Figures  # noqa: E402  (found beneath tests/bench)
 
 # Notes begin with it, so that whoever writes the report finds them.
 FAILED = "FAILED: "
+# Letters of an error at either end.
+SHOWN = 200
 
 
 class Part(Figures):
@@ -63,9 +65,9 @@ class Part(Figures):
 
 
 def in_short(error):
-    """An exception as half a line: its first words say what, the rest is in the log."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    """An exception as one line, the middle of a long one left out: causes stand last. The log has all of it."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 2 * SHOWN else f"{line[:SHOWN]} [...] {line[-SHOWN:]}"
 
 
 def arguments(about):

@@ -33,7 +33,7 @@ def page(title, command, parts, took):
         lines += [f"{machine['cores']} cores, {machine['processor']}, kernel {machine['kernel']}", ""]
     if any(part["ratios"] for part in parts.values()):
         lines += [*ratios(parts.values()), ""]
-    for name in dict.fromkeys([*parts, *took]):
+    for name in dict.fromkeys([*took, *parts]):
         part = parts.get(name, {"rows": {}, "notes": []})
         lines += [f"## {name}: {took.get(name, 'from another run')}", ""]
         lines += [*rows(part), ""] if part["rows"] else []
