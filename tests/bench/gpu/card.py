@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What the card does at the most: products of matrices in half precision, and copies; and which card and software it is.
+"""What the card does at the most: products of matrices in half precision, and copies. And which card it is.
 
 Products are of 8192 x 8192 random numbers each side: on zeros a card is faster. A copy on the device counts what it
-reads and what it writes; a copy to the device is from pinned memory. PyTorch does it; its clock is read when all is done.
+reads and what it writes; a copy to the device is from pinned memory. PyTorch does both.
 """
 
 import platform

@@ -4,8 +4,8 @@
     python tests/bench/gpu/slim.py libonnxruntime_providers_cuda.so slim.so --architecture 90 [--language]
 
 The provider carries its kernels for every architecture, and most of them are for language models: attention, experts,
-weights of few bits. Kept is the machine code of one architecture, without these unless --language is given. The rest is
-overwritten with zeros. Nothing moves, so the library loads as before; a kernel that is gone is missed when it is called.
+weights of few bits. Kept is the machine code of one architecture, without these unless --language is given. The rest
+is overwritten with zeros. Nothing moves, so the library loads as before; what is gone is missed when it is called.
 
 Kernels lie in fat binaries, one a source file: a header of 16 bytes (magic, version 1, its own size, the size of what
 follows), then one entry an architecture: {u16 kind, u16, u32 size of the entry's header, u64 size of the code, ..., u32

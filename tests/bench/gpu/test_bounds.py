@@ -11,11 +11,6 @@ import part
 import table
 
 
-def rows(**medians):
-    named = {name.replace("_", " "): value for name, value in medians.items()}
-    return {"rows": {name: {"unit": "", "values": [value]} for name, value in named.items()}}
-
-
 class Bounds(unittest.TestCase):
     def setUp(self):
         scratch = tempfile.TemporaryDirectory()

@@ -19,17 +19,16 @@ DEFAULT_BATCH = 32
 AT_LEAST = 0.95
 
 
-def best_batch(folder, name):
-    """The batch size of the fastest row of the engine's part."""
-    best = typical(read(folder, "engine"), f"{name}, batches of ")
-    return int(re.search(r"\d+$", best[1]).group()) if best else DEFAULT_BATCH
-
-
 def choose(options):
-    """The package that is measured, and its batch."""
-    package = options.work / "synthetic-fp16"
-    name, package = ("uint8 fp16", package) if (package / "model.onnx").is_file() else ("tiny-384", TINY)
-    return name, package, SMALL_BATCH if options.rehearse else best_batch(options.folder, name)
+    """Row of the engine's part, package, and batch that are measured; the small package if the large one failed."""
+    measured = read(options.folder, "engine")
+    name, package = "uint8 fp16", options.work / "synthetic-fp16"
+    failed = measured["rows"] and not typical(measured, name)
+    if failed or not (package / "model.onnx").is_file():
+        name, package = "tiny-384", TINY
+    best = typical(measured, f"{name}, batches of ")
+    batch = int(re.search(r"\d+$", best[1]).group()) if best else DEFAULT_BATCH
+    return name, package, SMALL_BATCH if options.rehearse else batch
 
 
 def turn(found, mode, package, settings):
