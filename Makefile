@@ -35,6 +35,7 @@ test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	.tools/venv/bin/python tests/evaluate.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
 	.tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
+	.tools/venv/bin/python -m unittest discover -b -s tests/bench/gpu
 	cargo test --locked --doc
 	for target in messages images packages; do FUZZ_VERBOSITY=0 tests/fuzz/run $$target 15 || exit 1; done
 	tests/services/run -- $(CHAOS) --minutes 2 --seed 1

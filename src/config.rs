@@ -188,17 +188,6 @@ pub enum DecodeMode {
     Fast,
 }
 
-impl DecodeMode {
-    /// Its name in the configuration, and in what is hashed.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Fast => "fast",
-        }
-    }
-}
-
 /// `[decode]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -1,7 +1,7 @@
 //! A queue with two lanes: live goes first, backfill is never starved.
 //!
 //! The same rule decides who enters (`admit`), who is decoded next and who is in the next batch, so that a live job
-//! waits for nothing but what is already running.
+//! waits for nothing but what is already running, and on a GPU for the batch that is at hand.
 
 use std::collections::VecDeque;
 

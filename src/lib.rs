@@ -41,7 +41,7 @@
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
 //!   `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
-//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx.rs`, the S3 SDK in
+//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
 //!   asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in `telemetry/http.rs`, what counts in
 //!   `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that strangers choose (`cap_std`) in

@@ -132,6 +132,14 @@ impl Screen {
         self.engines.iter().map(Engine::max_batch).max().unwrap_or(1)
     }
 
+    /// Has no detector run more images at a time than that.
+    pub fn limit(&self, max_batch: usize) {
+        for engine in &self.engines {
+            engine.limit(max_batch);
+            metrics::batch_limit(&engine.detector.name, engine.max_batch());
+        }
+    }
+
     /// How many sessions there are.
     #[must_use]
     pub fn sessions(&self) -> usize {

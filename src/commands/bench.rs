@@ -21,15 +21,13 @@ use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use crate::config::{Config, ConfigError};
 use crate::screen::decode::Pool;
+use crate::screen::infer::LARGEST_BATCH;
 use crate::screen::{Screen, StartError};
 use findings::good_enough;
 use load::{Interrupted, Load};
 use parts::{Decoding, Pipeline, Session, geometries, one_decoder, sizes};
 use sample::{Candidates, Origin, Sample};
 use services::{Service, Storage};
-
-/// The largest batch that is measured where none is configured.
-const LARGEST_BATCH: usize = 32;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -127,7 +125,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     }
     let mut measured = config.clone();
     if config.inference.max_batch == 0 {
-        measured.inference.max_batch = LARGEST_BATCH;
+        measured.inference.max_batch = LARGEST_BATCH as usize;
     }
     let screen = Screen::start(&measured)?;
     let progress = Progress::new(Unit::Measurements);
@@ -189,7 +187,7 @@ impl Bench<'_> {
                 batches,
             };
             if config.inference.max_batch == 0 {
-                // All of it is to run as a worker would, which chooses so.
+                // All of it is to run about as a worker would, which stops doubling where that gains nothing.
                 engine.limit(good_enough(&session.rates()));
             }
             sessions.push(session);

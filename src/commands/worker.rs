@@ -18,7 +18,7 @@ pub struct Arguments {
     prefetch: Option<u16>,
     /// Images a run of a model at the most [default: as found best when it starts]
     ///
-    /// More is faster on a GPU and takes more of its memory; a live job waits for at most one such run.
+    /// More is faster on a GPU and takes more of its memory; a live job waits for at most one such run, on a GPU for two.
     #[arg(long, value_name = "N")]
     max_batch: Option<u32>,
     /// Downloads at a time

@@ -102,6 +102,17 @@ impl Postgres {
         self.run(MIGRATE, |c| Box::pin(sqlx::query(statement).execute(c))).await.map(drop)
     }
 
+    /// Writes what is new, and tells what was known.
+    async fn commit_carefully(&self, columns: Columns) -> Result<(Written, Vec<(Uuid, Known)>), LedgerError> {
+        // A deadlock or a serialization failure passes by itself.
+        let attempt = || {
+            let columns = columns.clone();
+            self.run(ANSWER, move |c| Box::pin(columns.write(c)))
+        };
+        let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
+        retry::briefly(contended, attempt).await
+    }
+
     /// Runs one operation on one connection, with a deadline.
     async fn run<T, F>(&self, deadline: Duration, operation: F) -> Result<T, LedgerError>
     where
@@ -210,14 +221,14 @@ impl Ledger for Postgres {
     }
 
     async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError> {
-        let (group, columns) = (copy::Group::of_large(entries), Columns::of(entries));
-        // A deadlock or a serialization failure passes by itself.
-        let attempt = || {
-            let (group, columns) = (group.clone(), columns.clone());
-            self.run(ANSWER, move |c| Box::pin(write(c, group, columns)))
+        let copied = match copy::Group::of_large(entries) {
+            Some(group) => self.run(ANSWER, move |c| Box::pin(group.write(c))).await?,
+            None => None,
         };
-        let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
-        let (written, known) = retry::briefly(contended, attempt).await?;
+        let (written, known) = match copied {
+            Some(written) => (written, Vec::new()),
+            None => self.commit_carefully(Columns::of(entries)).await?,
+        };
 
         let mut known: HashMap<Uuid, Known> = known.into_iter().collect();
         let answer = |entry: &Entry| {
@@ -362,20 +373,6 @@ fn is_contention(words: &str) -> bool {
 }
 
 /// Sorts what the database says (Postgres, appendix A) into what the worker does about it.
-/// The quick way, where that is worth it and goes; else the careful one.
-async fn write(
-    c: &mut PgConnection,
-    group: Option<copy::Group>,
-    columns: Columns,
-) -> Result<(Written, Vec<(Uuid, Known)>), sqlx::Error> {
-    if let Some(group) = group
-        && let Some(written) = group.write(c).await?
-    {
-        return Ok((written, Vec::new()));
-    }
-    columns.write(c).await
-}
-
 fn explain(error: &sqlx::Error) -> LedgerError {
     let words = words(error);
     let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default();

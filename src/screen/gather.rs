@@ -49,6 +49,7 @@ impl<T> Gather<T> {
 
     /// Decides what a free session does now. Items for which `abandoned` holds are dropped on the way.
     pub fn next(&mut self, abandoned: impl Fn(&T) -> bool) -> Next<T> {
+        // The abandoned count here: a batch at hand may turn out smaller, which costs little.
         if self.running > 0 && self.waiting.len() < self.max_batch && !self.closed {
             return Next::Wait;
         }

@@ -10,7 +10,7 @@ mod warm;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
@@ -22,15 +22,16 @@ use crate::job::Lane;
 use crate::telemetry::{metrics, traces};
 
 pub use onnx::Runtime;
+pub use warm::LARGEST_BATCH;
 use warm::{plain, warm_up};
 
 /// Something that turns a batch of pixels into rows of raw outputs. A seam: tests inject faults here.
 pub trait Session: Send {
-    /// Runs `1..` images of the detector's size; one row of outputs an image, in order.
+    /// Runs `1..` images of the detector's size.
     ///
     /// # Errors
     /// When the run failed as a whole; no row is known then.
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError>;
+    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError>;
 
     /// Images a run at the most, where the model's shape fixes it.
     fn fixed_batch(&self) -> Option<usize>;
@@ -50,6 +51,15 @@ pub trait Session: Send {
     /// # Errors
     /// When there is no memory for it.
     fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError>;
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// One row of outputs an image, in order.
+    pub rows: Vec<Vec<f32>>,
+    /// How long it took, waiting for another one's end not counted.
+    pub took: Duration,
 }
 
 /// Why a run failed.
@@ -341,9 +351,10 @@ impl Worker<'_> {
         let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
         let span = traces::batch(&self.detector.name, batch.iter().map(|item| &item.job));
         let began = Instant::now();
-        let rows = span.in_scope(|| self.session.run(&pixels));
-        metrics::ran(&self.detector.name, pixels.len(), began.elapsed());
-        rows
+        let run = span.in_scope(|| self.session.run(&pixels));
+        let took = run.as_ref().map_or_else(|_| began.elapsed(), |run| run.took);
+        metrics::ran(&self.detector.name, pixels.len(), took);
+        run.map(|run| run.rows)
     }
 
     /// Answers every item of a batch. The error is the session's death, and leaves items unanswered: they are dropped,
@@ -391,8 +402,14 @@ impl Worker<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::policy::tests::detector;
+
+    fn of(rows: Vec<Vec<f32>>) -> Run {
+        Run { rows, took: Duration::ZERO }
+    }
 
     /// Fails on any batch that holds a pixel of the value 66, or on all once `dead`.
     struct Faulty {
@@ -402,7 +419,7 @@ mod tests {
     }
 
     impl Session for Faulty {
-        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
             self.dead |= batch.iter().any(|p| Some(p.data[0]) == self.dies_on);
             if self.dead || batch.iter().any(|p| p.data[0] == 66) {
                 return Err(SessionError::Other("bad item".into()));
@@ -410,7 +427,7 @@ mod tests {
             if batch.len() > self.memory {
                 return Err(SessionError::OutOfMemory("too many".into()));
             }
-            Ok(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect())
+            Ok(of(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect()))
         }
 
         fn fixed_batch(&self) -> Option<usize> {
@@ -462,10 +479,10 @@ mod tests {
     struct Counting;
 
     impl Session for Counting {
-        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
             #[expect(clippy::cast_precision_loss, reason = "at most 8")]
             let images = batch.len() as f32;
-            Ok(vec![vec![0.0, images]; batch.len()])
+            Ok(of(vec![vec![0.0, images]; batch.len()]))
         }
 
         fn fixed_batch(&self) -> Option<usize> {
@@ -512,6 +529,82 @@ mod tests {
         }
         assert!(broken.wait_for(Option::is_some).await.is_ok());
         assert!(matches!(engine.score(Lane::Live, shade(1)).await, Err(Unscored::Broken(_))));
+    }
+
+    /// One of two whose full batches end only together. A pixel of the value 66 kills both.
+    #[derive(Clone)]
+    struct Twin {
+        together: Arc<std::sync::Barrier>,
+        dead: Arc<AtomicBool>,
+    }
+
+    impl Session for Twin {
+        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
+            if batch.iter().any(|p| p.data[0] == 66) {
+                self.dead.store(true, Ordering::SeqCst);
+            }
+            if self.dead.load(Ordering::SeqCst) {
+                return Err(SessionError::Other("dead".into()));
+            }
+            // Warm-up's batches, which are of 127, come alone.
+            if batch.len() == 8 && batch[0].data[0] != 127 {
+                self.together.wait();
+            }
+            Ok(of(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect()))
+        }
+
+        fn fixed_batch(&self) -> Option<usize> {
+            None
+        }
+
+        fn place(&self) -> &'static str {
+            "test"
+        }
+
+        fn output_name(&self) -> &'static str {
+            "logits"
+        }
+
+        fn is_slow(&self) -> bool {
+            false
+        }
+
+        fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+            assert_eq!(max_batch, 8);
+            Ok(Some(Box::new(self.clone())))
+        }
+    }
+
+    fn twins() -> (Engine, watch::Receiver<Option<String>>) {
+        let (broken, is_broken) = watch::channel(None);
+        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
+        let twin = Twin { together: Arc::new(std::sync::Barrier::new(2)), dead: Arc::default() };
+        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || Ok(Box::new(twin)));
+        (engine.unwrap(), is_broken)
+    }
+
+    #[tokio::test]
+    async fn two_full_batches_are_at_work_at_once_and_everyone_is_answered() {
+        let (engine, _broken) = twins();
+        for round in 0..20 {
+            // Neither of the two batches would end without the other.
+            let rows = engine.score_together(Lane::Live, (0..16).map(shade).collect()).await.unwrap();
+            assert_eq!(rows.len(), 16);
+            assert!(rows.windows(2).all(|pair| pair[0][1] <= pair[1][1]), "{round}: out of order: {rows:?}");
+        }
+        let row = engine.score(Lane::Live, shade(1)).await.unwrap();
+        assert!((row[1] - 1.0 / (1.0 + (-1f32).exp())).abs() < 1e-6, "one alone waits for nobody: {row:?}");
+    }
+
+    #[tokio::test]
+    async fn when_one_of_two_dies_both_end() {
+        let (engine, mut broken) = twins();
+        let dying = engine.score(Lane::Live, shade(66)).await;
+        assert!(matches!(dying, Err(Unscored::Broken(_))), "{dying:?}");
+        assert!(broken.wait_for(Option::is_some).await.is_ok());
+        assert!(matches!(engine.score(Lane::Live, shade(1)).await, Err(Unscored::Broken(_))));
+        // This waits for both threads.
+        drop(engine);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::decode::Pool;
 use super::infer::{Engine, InferError, Runtime};
 use super::proof::{Proof, ProofError, prove};
-use crate::config::{Config, DetectorEntry};
+use crate::config::{Config, DecodeMode, DetectorEntry};
 use crate::detector::{Detector, PackageError, Source};
 use crate::policy::{Policy, PolicyError};
 
@@ -78,7 +78,12 @@ pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
 
 /// Reads every configured package by itself.
 fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
-    let decode_settings = format!("{}, {} frames", config.decode.mode.as_str(), config.decode.max_frames);
+    let mode = match config.decode.mode {
+        DecodeMode::Exact => "exact",
+        // With what it leaves: see `may_shrink`.
+        DecodeMode::Fast => "fast to 1.9",
+    };
+    let decode_settings = format!("{mode}, {} frames", config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
         let detector = Detector::load(&Source {
             folder,

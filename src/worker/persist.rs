@@ -1,8 +1,8 @@
 //! Group commit: whatever verdicts are ready share one transaction, so that a thousand of them cost one fsync.
 //!
 //! While one group is being written, the next one gathers, and where many come it gathers a little longer: a statement
-//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A lone verdict never
-//! waits. A row that the database refuses is found by halving the group, and fails alone.
+//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A verdict that comes
+//! alone does not wait. A row that the database refuses is found by halving the group, and fails alone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
-/// How long a group gathers after one of several rows.
+/// How long a group gathers where many come, and how close behind another one that is.
 const LINGER: Duration = Duration::from_millis(20);
 
 /// The way into the ledger.
@@ -59,20 +59,23 @@ impl Persist {
 
 async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut ready: Vec<Waiting> = Vec::new();
-    let mut many = false;
+    let mut several_until: Option<Instant> = None;
     loop {
         // What is left over from the last group goes first; it must not wait for more.
-        if ready.is_empty() && waiting.recv_many(&mut ready, GROUP).await == 0 {
-            return;
-        }
-        if many {
-            linger(LINGER, &mut waiting, &mut ready, GROUP).await;
+        if ready.is_empty() {
+            if waiting.recv_many(&mut ready, GROUP).await == 0 {
+                return;
+            }
+            if several_until.is_some_and(|end| end.elapsed() < LINGER) {
+                linger(LINGER, &mut waiting, &mut ready, GROUP).await;
+            }
         }
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest) = std::mem::take(&mut ready).into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         ready = rest;
-        many = group.len() > 1;
+        let several = group.len() > 1;
         commit(ledger.as_ref(), group).await;
+        several_until = several.then(Instant::now);
     }
 }
 

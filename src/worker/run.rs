@@ -184,6 +184,12 @@ pub async fn run_on(
 
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
+    let carries = usize::from(config.worker.prefetch).saturating_sub(config.storage.downloads) / 2 / screen.sessions();
+    if config.worker.prefetch > 0 && config.inference.max_batch == 0 && (1..screen.max_batch()).contains(&carries) {
+        // It was our own choice, which differs from start to start.
+        tracing::info!(max_batch = carries, "worker.prefetch carries no larger batches");
+        screen.limit(carries);
+    }
     let least = 2 * screen.max_batch() * screen.sessions() + config.storage.downloads;
     let least = u16::try_from(least).unwrap_or(u16::MAX);
     match config.worker.prefetch {

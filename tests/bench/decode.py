@@ -68,7 +68,7 @@ def opencv(data, flag=cv2.IMREAD_COLOR):
 
 
 def opencv_reduced(data):
-    """By the largest factor that leaves twice what is wanted, as Pillow's draft and we do."""
+    """By the largest factor that leaves twice what is wanted, as Pillow's draft does here."""
     with Image.open(io.BytesIO(data)) as image:
         shorter = min(image.size)
     flags = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))

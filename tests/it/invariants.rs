@@ -49,7 +49,7 @@ fn each_library_is_named_only_where_it_belongs() {
         ),
         ("aws_", &["worker/blob/s3.rs"]),
         ("cap_std", &["worker/blob/folder.rs", "worker/blob/folder/", "hub/download.rs"]),
-        ("ort::", &["screen/infer/onnx.rs"]),
+        ("ort::", &["screen/infer/onnx.rs", "screen/infer/onnx/feed.rs"]),
         ("image::", &["screen/decode.rs", "screen/decode/"]),
         ("landlock::", &["screen/decode/confine.rs"]),
         ("seccompiler", &["screen/decode/confine.rs"]),

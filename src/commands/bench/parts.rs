@@ -114,7 +114,7 @@ impl Bench<'_> {
         Ok(Decoding { decoders, tally: tally.await? })
     }
 
-    /// Runs one batch after another.
+    /// Runs one batch after another. On a GPU a worker fills the next one meanwhile, and may do more.
     pub(super) async fn batch(&self, sample: &Sample, engine: &Engine, size: usize) -> anyhow::Result<Batch> {
         let geometries = geometries(self.screen.engines());
         let geometry = geometries.iter().position(|geometry| *geometry == engine.detector.geometry);

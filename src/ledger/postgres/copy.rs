@@ -6,6 +6,7 @@
 use std::fmt::{Display, Write as _};
 
 use sqlx::{Connection, PgConnection, Row};
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
@@ -21,8 +22,13 @@ const COPY: &str =
     frames, outcome, reason, label, score, scores, detectors, policy, metadata, reused_from, attempts, received_at,
     decided_at) FROM STDIN";
 
+/// Here, unlike in a single statement, the server waits for us while it holds locks. If this machine is gone, whoever was
+/// given its jobs must not wait for hours.
+const GUARD: &str = "SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL tcp_keepalives_idle = 5;
+    SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3";
+
 /// A group as COPY's text format has it, with the events that it owes.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Group {
     verdicts: String,
     ids: Vec<Uuid>,
@@ -47,7 +53,6 @@ impl Group {
         for Entry { verdict: v, event } in sorted {
             let (seen, judgement) = (v.seen, &v.judgement);
             let sha256 = v.sha256.map(|sha256| format!("\\x{}", hex::encode(sha256)));
-            let time = |time: time::OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
             let mut line = Line { text: &mut group.verdicts, is_empty: true };
             line.add(v.id).add(&v.job_id).add(v.lane.as_str()).add(&v.image.bucket).add(&v.image.key);
             line.option(v.image.version_id.as_ref()).option(v.image.etag.as_ref()).option(sha256.as_ref());
@@ -56,7 +61,7 @@ impl Group {
             line.add(judgement.outcome.as_str()).option(judgement.reason.as_ref()).option(judgement.label.as_ref());
             line.option(judgement.score).option(v.scores.as_ref().map(text)).add(text(&v.detectors));
             line.add(text(&v.policy)).option(v.metadata.as_ref().map(text)).option(v.reused_from).add(v.attempts);
-            line.add(time(v.received_at)).add(time(v.decided_at)).end();
+            line.add(text_of(v.received_at)).add(text_of(v.decided_at)).end();
             group.ids.push(v.id);
             if let Some(event) = event {
                 group.event_id.push(event.id);
@@ -83,6 +88,7 @@ impl Group {
     }
 
     async fn all(&self, c: &mut PgConnection) -> Result<Written, sqlx::Error> {
+        sqlx::raw_sql(GUARD).execute(&mut *c).await?;
         let mut copy = c.copy_in_raw(COPY).await?;
         copy.send(self.verdicts.as_bytes()).await?;
         copy.finish().await?;
@@ -104,6 +110,12 @@ impl Group {
         }
         Ok(written)
     }
+}
+
+/// To the microsecond, and what is left is cut off: the server would round it up, into the future.
+fn text_of(time: OffsetDateTime) -> String {
+    let whole = time.replace_nanosecond(time.microsecond() * 1_000).unwrap_or(time);
+    whole.format(&Rfc3339).unwrap_or_default()
 }
 
 /// A row in the text format (PostgreSQL's documentation of COPY, "File Formats"): fields between tabs, `\N` for NULL, and
@@ -166,6 +178,12 @@ impl std::fmt::Write for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_cut_off_at_the_microsecond_and_not_rounded() {
+        let time = OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_nanos(1_999_999_999);
+        assert_eq!(text_of(time), "1970-01-01T00:00:01.999999Z");
+    }
 
     #[test]
     fn what_would_end_a_field_is_escaped() {

@@ -4,6 +4,7 @@ mod feed;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use half::f16;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -13,7 +14,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtSession, SessionOutputs};
 use ort::value::{TensorElementType, ValueType};
 
-use super::{InferError, Pixels, Session, SessionError};
+use super::{InferError, Pixels, Run, Session, SessionError};
 use crate::config::{Device, InferenceConfig};
 use crate::detector::{Channels, Detector, Normalisation};
 use feed::Feed;
@@ -243,7 +244,7 @@ struct Onnx {
 }
 
 impl Session for Onnx {
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<Vec<f32>>, SessionError> {
+    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
         self.feed.run(batch, &self.model)
     }
 
@@ -275,8 +276,13 @@ impl Model {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One row an image, of what a run said of the first `images`.
-    fn rows(&self, outputs: &SessionOutputs<'_>, images: usize) -> Result<Vec<Vec<f32>>, SessionError> {
+    /// What a run that `began` then said of the first `images` of a batch of `all`.
+    fn read(
+        &self,
+        outputs: &SessionOutputs<'_>,
+        (all, images): (usize, usize),
+        began: Instant,
+    ) -> Result<Run, SessionError> {
         let output = outputs
             .get(&self.output)
             .ok_or_else(|| SessionError::Other(format!("the run gave no output \"{}\"", self.output)))?;
@@ -291,11 +297,11 @@ impl Model {
             }
         };
         match shape[..] {
-            [rows, width] if usize::try_from(rows).is_ok_and(|rows| rows >= images) && width > 0 => {
-                let width = values.len() / usize::try_from(rows).unwrap_or(1);
-                Ok(values.chunks(width).take(images).map(<[f32]>::to_vec).collect())
+            [rows, width] if usize::try_from(rows) == Ok(all) && width > 0 => {
+                let rows = values.chunks(values.len() / all).take(images).map(<[f32]>::to_vec).collect();
+                Ok(Run { rows, took: began.elapsed() })
             }
-            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {images} images"))),
+            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {all} images"))),
         }
     }
 }
@@ -351,7 +357,7 @@ mod tests {
 
     fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
         let image = |value: u8| {
-            let data = (0..32 * 32 * 3).map(|at: usize| value.wrapping_mul(17) ^ (at % 251) as u8).collect();
+            let data = (0..=250).cycle().take(32 * 32 * 3).map(|at: u8| value.wrapping_mul(17) ^ at).collect();
             Arc::new(Pixels { width: 32, height: 32, data })
         };
         values.into_iter().map(image).collect()
@@ -366,15 +372,15 @@ mod tests {
         let runtime = runtime();
         let (mut lent, mut bound) = (open(&runtime, CPU), open(&runtime, BOUND));
         // As warm-up grows, and then sizes between, which take a larger tensor with other images in its rest.
-        for (turn, size) in [1, 2, 4, 8, 3, 5, 1, 8, 7].into_iter().enumerate() {
-            let batch = shades((0..size).map(|index| turn as u8 * 16 + index));
-            let (expected, rows) = (lent.run(&batch).unwrap(), bound.run(&batch).unwrap());
+        for (turn, size) in (0u8..).zip([1, 2, 4, 8, 3, 5, 1, 8, 7]) {
+            let batch = shades((0..size).map(|index| turn * 16 + index));
+            let (expected, rows) = (lent.run(&batch).unwrap().rows, bound.run(&batch).unwrap().rows);
             assert_eq!(rows.len(), usize::from(size));
             for (row, expected) in rows.iter().zip(&expected) {
                 assert!(row.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{size}: {row:?} {expected:?}");
             }
         }
-        let rows = lent.run(&shades(0..8)).unwrap();
+        let rows = lent.run(&shades(0..8)).unwrap().rows;
         assert!(
             rows.windows(2).any(|pair| (pair[0][0] - pair[1][0]).abs() > 1e-3),
             "the images are too alike: {rows:?}"
@@ -385,13 +391,13 @@ mod tests {
     fn twins_take_turns_and_do_not_mix_their_batches() {
         let runtime = runtime();
         let mut first = open(&runtime, BOUND);
-        let expected = [first.run(&shades([7; 4])).unwrap(), first.run(&shades([200; 4])).unwrap()];
+        let expected = [first.run(&shades([7; 4])).unwrap().rows, first.run(&shades([200; 4])).unwrap().rows];
         let second = first.twin(4).unwrap().unwrap();
         assert!(open(&runtime, CPU).twin(4).unwrap().is_none(), "buffers that are read where they lie need no twin");
         let run = |mut session: Box<dyn Session>, shade: u8, expected: Vec<Vec<f32>>| {
             std::thread::spawn(move || {
                 for _ in 0..200 {
-                    assert_eq!(session.run(&shades([shade; 4])).unwrap(), expected);
+                    assert_eq!(session.run(&shades([shade; 4])).unwrap().rows, expected);
                 }
             })
         };

@@ -1,7 +1,7 @@
 //! What a session is asked before it scores: what its output means, and how large its batches should be.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{InferError, Session, SessionError};
 use crate::config::InferenceConfig;
@@ -9,7 +9,7 @@ use crate::detector::{Activation, Detector};
 use crate::screen::prepare::Pixels;
 
 /// The largest batch that is tried where none is told.
-const LARGEST_BATCH: u32 = 64;
+pub const LARGEST_BATCH: u32 = 64;
 /// A larger batch has to be so much faster an image to be worth its memory, and the time that a live job waits for it.
 const NEARLY: f64 = 0.95;
 /// Runs of a batch of which the shortest counts, and how long they may take together.
@@ -23,15 +23,10 @@ pub(super) fn warm_up(
     config: &InferenceConfig,
 ) -> Result<(Activation, usize), InferError> {
     let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
-    let mut run = |shade: u8, size: usize| {
-        let began = Instant::now();
-        let rows = session.run(&vec![plain(detector, shade); size]);
-        let rows = rows.map_err(|e| model(format!("the model cannot run a batch of {size}: {e}")))?;
-        Ok((rows, began.elapsed()))
-    };
+    let cannot = |e: SessionError| model(format!("the model cannot run a single image: {e}"));
     let mut outputs = Vec::new();
     for shade in [0, 255, 127] {
-        outputs.extend(run(shade, 1)?.0);
+        outputs.extend(session.run(&[plain(detector, shade)]).map_err(cannot)?.rows);
     }
     if let Some(width) = outputs.iter().map(Vec::len).find(|width| *width != detector.labels.len()) {
         return Err(model(format!(
@@ -47,24 +42,22 @@ pub(super) fn warm_up(
         let batch = vec![plain(detector, 127); size as usize];
         // The first run of a size allocates.
         session.run(&batch)?;
-        fastest(|| session.run(&batch).map(drop))
+        fastest(|| Ok(session.run(&batch)?.took))
     };
-    let too_small = |e: SessionError| model(format!("the model cannot run a single image: {e}"));
-    let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(too_small)?;
+    let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(cannot)?;
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
 }
 
 /// The shortest of a few runs: whatever else the machine does only makes one longer.
-fn fastest(mut run: impl FnMut() -> Result<(), SessionError>) -> Result<Duration, SessionError> {
-    let (mut shortest, mut spent) = (Duration::MAX, Duration::ZERO);
-    for _ in 0..TRIES {
-        let began = Instant::now();
-        run()?;
-        shortest = shortest.min(began.elapsed());
-        spent += began.elapsed();
+fn fastest(mut run: impl FnMut() -> Result<Duration, SessionError>) -> Result<Duration, SessionError> {
+    let mut shortest = run()?;
+    let mut spent = shortest;
+    for _ in 1..TRIES {
         if spent > TRYING {
             break;
         }
+        let took = run()?;
+        (shortest, spent) = (shortest.min(took), spent + took);
     }
     Ok(shortest)
 }
@@ -83,8 +76,9 @@ fn batch(
     while size < most && bound.is_none_or(|bound| run * 2 <= bound) {
         let next = size.saturating_mul(2).min(most);
         let Ok(found) = took(next) else { break };
-        if !told && an_image(found, next) > NEARLY * an_image(run, size) {
-            // Trying still larger ones would only take memory, which a session does not give back.
+        // Trying still larger ones would only take memory, which a session does not give back.
+        let gains = told || an_image(found, next) <= NEARLY * an_image(run, size);
+        if !gains || bound.is_some_and(|bound| found > bound) {
             break;
         }
         (size, run) = (next, found);
@@ -158,6 +152,8 @@ mod tests {
         let linear = |size: u32| Some(1000 * u64::from(size));
         assert_eq!(chosen(24, None, true, linear), 24);
         assert_eq!(chosen(24, Some(10_000), true, linear), 8);
+        let cliff = |size: u32| Some(if size < 16 { 30 * u64::from(size) } else { 900 });
+        assert_eq!(chosen(32, Some(500), true, cliff), 8, "what half the batch takes does not tell");
     }
 
     #[test]

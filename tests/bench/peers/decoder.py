@@ -71,8 +71,8 @@ class Preparer:
             orientation = 1 if known_plain else picture.getexif().get(ExifTags.Base.Orientation, 1)
             target = self.targets[self.size[::-1] if orientation in SIDEWAYS else self.size]
             if self.scaled:
-                # libjpeg then decodes at a half, a quarter or an eighth, but to twice the target's size at least.
-                picture.draft("RGB", (2 * target.width, 2 * target.height))
+                # libjpeg then decodes at a half, a quarter or an eighth, but to 1.9 times the target's size at least.
+                picture.draft("RGB", (19 * target.width // 10, 19 * target.height // 10))
             picture.load()
             source = picture if picture.mode == "RGB" else picture.convert("RGB")
             self.resizer.resize_pil(source, target, self.options)

@@ -6,13 +6,14 @@
 //! searched for every shape anew, which takes seconds, and those of warm-up are enough.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use half::f16;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
 use ort::value::{DynTensor, TensorElementType, TensorRef};
 
-use super::{Channels, Layout, Model, Normalisation, Pixels, Place, SessionError, failure};
+use super::{Channels, Layout, Model, Normalisation, Pixels, Place, Run, SessionError, failure};
 
 /// The way in, by where the model runs.
 pub(super) enum Feed {
@@ -53,9 +54,9 @@ impl Feed {
         Ok(Some(Self::Bound(twins?)))
     }
 
-    /// Runs the model on a batch; one row an image.
-    pub(super) fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Vec<Vec<f32>>, SessionError> {
-        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+    /// Runs the model on a batch.
+    pub(super) fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Run, SessionError> {
+        let Some(first) = batch.first() else { return Ok(Run::default()) };
         let edges = (first.width as usize, first.height as usize);
         match self {
             Self::Lent(buffer) => buffer.run(batch, edges, model),
@@ -74,12 +75,7 @@ impl Feed {
 }
 
 impl Buffer {
-    fn run(
-        &mut self,
-        batch: &[Arc<Pixels>],
-        edges: (usize, usize),
-        model: &Model,
-    ) -> Result<Vec<Vec<f32>>, SessionError> {
+    fn run(&mut self, batch: &[Arc<Pixels>], edges: (usize, usize), model: &Model) -> Result<Run, SessionError> {
         let shape = model.layout.shape(batch.len(), edges);
         let values = shape.iter().product();
         let images = batch.len();
@@ -89,21 +85,24 @@ impl Buffer {
                 bytes(batch, &mut self.bytes);
                 let input = TensorRef::from_array_view((shape, &self.bytes[..])).map_err(failure)?;
                 let mut session = model.lock();
-                model.rows(&session.run(ort::inputs![input]).map_err(failure)?, images)
+                let began = Instant::now();
+                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
             Layout::FloatNchw(normalisation) => {
                 self.floats.resize(values, 0.0);
                 planes(batch, normalisation, &mut self.floats, |x| x);
                 let input = TensorRef::from_array_view((shape, &self.floats[..])).map_err(failure)?;
                 let mut session = model.lock();
-                model.rows(&session.run(ort::inputs![input]).map_err(failure)?, images)
+                let began = Instant::now();
+                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
             Layout::HalfNchw(normalisation) => {
                 self.halves.resize(values, f16::ZERO);
                 planes(batch, normalisation, &mut self.halves, f16::from_f32);
                 let input = TensorRef::from_array_view((shape, &self.halves[..])).map_err(failure)?;
                 let mut session = model.lock();
-                model.rows(&session.run(ort::inputs![input]).map_err(failure)?, images)
+                let began = Instant::now();
+                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
         }
     }
@@ -124,23 +123,26 @@ impl Bound {
     }
 
     /// What is left of the tensor holds what it held, and what the model says of that is not looked at.
-    fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Vec<Vec<f32>>, SessionError> {
+    fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Run, SessionError> {
         let tensor = &mut self.tensor;
         match model.layout {
             Layout::BytesNhwc => bytes(batch, tensor.try_extract_tensor_mut().map_err(failure)?.1),
             Layout::FloatNchw(n) => planes(batch, n, tensor.try_extract_tensor_mut().map_err(failure)?.1, |x: f32| x),
             Layout::HalfNchw(n) => planes(batch, n, tensor.try_extract_tensor_mut().map_err(failure)?.1, f16::from_f32),
         }
-        // This copies to the device, and is through when it returns.
+        // This begins to copy to the device, while another batch may run there.
         self.binding.bind_input(&model.input, tensor).map_err(failure)?;
-        let rows = {
+        let run = {
             let mut session = model.lock();
-            let outputs = session.run_binding(&self.binding).map_err(failure);
-            outputs.and_then(|outputs| model.rows(&outputs, batch.len()))
+            let began = Instant::now();
+            // A run does not wait for copies by itself. Now nothing else runs, so this waits for ours alone.
+            let copied = self.binding.synchronize_inputs();
+            let outputs = copied.and_then(|()| session.run_binding(&self.binding)).map_err(failure);
+            outputs.and_then(|outputs| model.read(&outputs, (self.images, batch.len()), began))
         };
         // What lies on the device is free for the next batch.
         self.binding.clear_inputs();
-        rows
+        run
     }
 }
 
