@@ -35,5 +35,15 @@ mod tests {
         drop(sender);
         linger(hour, &mut receiver, &mut several, 100).await;
         assert_eq!(several, [0, 1, 2, 3, 4, 5, 6, 7], "nothing will come any more");
+
+        let (sender, mut receiver) = mpsc::channel(16);
+        let mut several = vec![];
+        let one_after_the_other = async {
+            sender.send(0).await.unwrap();
+            tokio::time::sleep(moment).await;
+            sender.send(1).await.unwrap();
+        };
+        tokio::join!(one_after_the_other, linger(hour, &mut receiver, &mut several, 2));
+        assert_eq!(several, [0, 1], "the second came later");
     }
 }
