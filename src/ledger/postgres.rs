@@ -5,7 +5,6 @@
 
 mod archive;
 mod commit;
-mod copy;
 mod reconcile;
 
 use std::collections::HashMap;
@@ -26,7 +25,7 @@ use crate::config::SecretUrl;
 use crate::job::Digests;
 use crate::planted::{self, Bug};
 use crate::retry;
-use commit::{Columns, Written, known};
+use commit::{Columns, known};
 
 /// Every column of `verdicts`, as [`rows::Stored`] reads them.
 macro_rules! select_verdicts {
@@ -100,17 +99,6 @@ impl Postgres {
     pub(super) async fn drop_schema(&self, name: &str) -> Result<(), LedgerError> {
         let statement = AssertSqlSafe(format!("DROP SCHEMA {name} CASCADE"));
         self.run(MIGRATE, |c| Box::pin(sqlx::query(statement).execute(c))).await.map(drop)
-    }
-
-    /// Writes what is new, and tells what was known.
-    async fn commit_carefully(&self, columns: Columns) -> Result<(Written, Vec<(Uuid, Known)>), LedgerError> {
-        // A deadlock or a serialization failure passes by itself.
-        let attempt = || {
-            let columns = columns.clone();
-            self.run(ANSWER, move |c| Box::pin(columns.write(c)))
-        };
-        let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
-        retry::briefly(contended, attempt).await
     }
 
     /// Runs one operation on one connection, with a deadline.
@@ -221,14 +209,14 @@ impl Ledger for Postgres {
     }
 
     async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError> {
-        let copied = match copy::Group::of_large(entries) {
-            Some(group) => self.run(ANSWER, move |c| Box::pin(group.write(c))).await?,
-            None => None,
+        let columns = Columns::of(entries);
+        // A deadlock or a serialization failure passes by itself.
+        let attempt = || {
+            let columns = columns.clone();
+            self.run(ANSWER, move |c| Box::pin(columns.write(c)))
         };
-        let (written, known) = match copied {
-            Some(written) => (written, Vec::new()),
-            None => self.commit_carefully(Columns::of(entries)).await?,
-        };
+        let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
+        let (written, known) = retry::briefly(contended, attempt).await?;
 
         let mut known: HashMap<Uuid, Known> = known.into_iter().collect();
         let answer = |entry: &Entry| {

@@ -45,12 +45,15 @@ pub trait Session: Send {
     /// Whether a run's duration should bound the batch, as it does on a CPU.
     fn is_slow(&self) -> bool;
 
-    /// Another one of the same model with buffers of its own, for batches of up to `max_batch` images: where filling them
-    /// takes time that the device could use, two take turns.
+    /// Lets go of what only larger batches than `max_batch` need, which will not come.
+    fn settle(&mut self, max_batch: usize);
+
+    /// Another one of the same model with buffers of its own: where filling them takes time that the device could use, two
+    /// take turns.
     ///
     /// # Errors
     /// When there is no memory for it.
-    fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError>;
+    fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError>;
 }
 
 /// What came of a run.
@@ -58,7 +61,7 @@ pub trait Session: Send {
 pub struct Run {
     /// One row of outputs an image, in order.
     pub rows: Vec<Vec<f32>>,
-    /// How long it took, waiting for another one's end not counted.
+    /// How long it took, once no other one had the device: on a CPU with filling its buffers, on a GPU without.
     pub took: Duration,
 }
 
@@ -285,8 +288,9 @@ fn warmed(
     config: &InferenceConfig,
 ) -> Result<(Box<dyn Session>, Warm), InferError> {
     let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
+    session.settle(max_batch);
     // Without a twin it is slower, and no less right.
-    let twin = session.twin(max_batch).unwrap_or_else(|e| {
+    let twin = session.twin().unwrap_or_else(|e| {
         tracing::info!(detector = detector.name, error = %e, "no memory for a second set of buffers");
         None
     });
@@ -446,7 +450,9 @@ mod tests {
             false
         }
 
-        fn twin(&self, _: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+        fn settle(&mut self, _: usize) {}
+
+        fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
             Ok(None)
         }
     }
@@ -501,7 +507,9 @@ mod tests {
             false
         }
 
-        fn twin(&self, _: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+        fn settle(&mut self, _: usize) {}
+
+        fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
             Ok(None)
         }
     }
@@ -569,8 +577,11 @@ mod tests {
             false
         }
 
-        fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
+        fn settle(&mut self, max_batch: usize) {
             assert_eq!(max_batch, 8);
+        }
+
+        fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
             Ok(Some(Box::new(self.clone())))
         }
     }

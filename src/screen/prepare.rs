@@ -58,8 +58,8 @@ impl Frame {
 /// How far a decoder may shrink an image before it is resized: by 8, 4, 2, or by 1, which is not at all.
 ///
 /// On both axes it leaves at least 1.9 times what any geometry has the image resized to, so that the filter, and not the
-/// decoder, decides what is seen. (Twice would be one line too many for the most usual camera: a quarter of 4000x3000
-/// leaves 750 for 384.) A filter that picks single pixels wants them all. Fractions between these are no faster:
+/// decoder, decides what is seen. (Twice is more than the most usual camera has: a quarter of 4000x3000 leaves 750
+/// lines for 384.) A filter that picks single pixels wants them all. Fractions between these are no faster:
 /// libjpeg-turbo has no vector code for them.
 pub(super) fn may_shrink(size: (u32, u32), orientation: u8, geometries: &[Geometry]) -> u32 {
     let lying = orientation >= 5;

@@ -19,8 +19,10 @@ use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
-/// How long a group gathers where many come, and how close behind another one that is.
+/// How long a group gathers where many come, and how close behind another one that is; and how many are enough, for by
+/// then a row costs little more than itself.
 const LINGER: Duration = Duration::from_millis(20);
+const ENOUGH: usize = 32;
 
 /// The way into the ledger.
 #[derive(Clone)]
@@ -67,7 +69,7 @@ async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
                 return;
             }
             if several_until.is_some_and(|end| end.elapsed() < LINGER) {
-                linger(LINGER, &mut waiting, &mut ready, GROUP).await;
+                linger(LINGER, &mut waiting, &mut ready, ENOUGH).await;
             }
         }
         let mut ids: HashSet<Uuid> = HashSet::new();

@@ -182,6 +182,9 @@ pub async fn run_on(
     Ok(())
 }
 
+/// Deliveries a lane beyond what keeps the sessions busy: those that are being committed, and those that wait for it.
+pub const COMMITTING: usize = 64;
+
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     let carries = usize::from(config.worker.prefetch).saturating_sub(config.storage.downloads) / 2 / screen.sessions();
@@ -193,7 +196,7 @@ fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     let least = 2 * screen.max_batch() * screen.sessions() + config.storage.downloads;
     let least = u16::try_from(least).unwrap_or(u16::MAX);
     match config.worker.prefetch {
-        0 => Ok(least),
+        0 => Ok(least.saturating_add(u16::try_from(COMMITTING).unwrap_or(u16::MAX))),
         chosen if chosen >= least => Ok(chosen),
         chosen => Err(ConfigError::Invalid {
             option: "worker.prefetch".into(),

@@ -23,6 +23,7 @@ import onnx
 from figures import Figures, turns
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from stand import pin_services
 
 EDGE = 8
 LABELS = ("by human", "by AI")
@@ -78,6 +79,7 @@ def main():
     if options.quick:
         options.jobs, options.rounds = 5_000, 2
     figures = Figures("broker")
+    pin_services(0)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         detector, image = package(folder / "null-8"), folder / "image.png"

@@ -36,6 +36,8 @@ class Figures:
         self.part = part
         # As somebody else would call it, in a folder of theirs.
         words = [word.removeprefix(f"{Path.cwd()}/") for word in sys.argv]
+        if "--parts" in words:
+            words[words.index("--parts") + 1] = "PARTS"
         self.command = f"python {shlex.join(words)}"
         self.rows = {}
         self.ratios = []
@@ -114,4 +116,4 @@ def machine():
     """Processor, cores and kernel."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
-    return {"processor": model, "cores": cpuinfo.count("") or 1, "kernel": platform.release()}
+    return {"processor": model, "cores": cpuinfo.count("") or 1, "kernel": platform.release().split("-")[0]}

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::worker::COMMITTING;
+
 /// A batch this close to the fastest is as good, and a live job waits for a smaller one for less long.
 const NEARLY: f64 = 0.95;
 /// Decoders in front of a GPU, by how many would just do: images come in batches, and differ.
@@ -99,8 +101,8 @@ impl Basis<'_> {
         } else {
             self.cores
         };
-        // As a worker computes it; fewer and it refuses to start.
-        let prefetch = 2 * max_batch * self.batches.len() + self.downloads;
+        // As a worker computes it.
+        let prefetch = 2 * max_batch * self.batches.len() + self.downloads + COMMITTING;
         Recommended { prefetch: u16::try_from(prefetch).unwrap_or(u16::MAX), max_batch, threads }
     }
 }
@@ -161,7 +163,7 @@ mod tests {
         let batches = [vec![(1, 50.0), (2, 96.0), (4, 100.0)], vec![(1, 99.0), (2, 100.0)]];
         let basis =
             Basis { cores: 16, downloads: 16, on_gpu: false, one_decoder: 50.0, sessions: 100.0, batches: &batches };
-        let wanted = Recommended { prefetch: 2 * 2 * 2 + 16, max_batch: 2, threads: 16 };
+        let wanted = Recommended { prefetch: 2 * 2 * 2 + 16 + 64, max_batch: 2, threads: 16 };
         assert_eq!(basis.recommend(), wanted);
         // In front of a GPU: two would just do.
         assert_eq!(Basis { on_gpu: true, ..basis }.recommend(), Recommended { threads: 3, ..wanted });

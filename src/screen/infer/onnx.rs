@@ -264,8 +264,12 @@ impl Session for Onnx {
         self.model.place.is_slow
     }
 
-    fn twin(&self, max_batch: usize) -> Result<Option<Box<dyn Session>>, SessionError> {
-        let Some(feed) = self.feed.twin(max_batch, &self.model)? else { return Ok(None) };
+    fn settle(&mut self, max_batch: usize) {
+        self.feed.settle(max_batch);
+    }
+
+    fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
+        let Some(feed) = self.feed.twin(&self.model)? else { return Ok(None) };
         Ok(Some(Box::new(Self { model: Arc::clone(&self.model), feed })))
     }
 }
@@ -309,7 +313,10 @@ impl Model {
 fn failure(error: ort::Error) -> SessionError {
     let words = error.to_string();
     let lower = words.to_ascii_lowercase();
-    if lower.contains("out of memory") || lower.contains("failed to allocate") || lower.contains("bad_alloc") {
+    // Of the arena under a limit, of the allocator below it, of CUDA, of cuBLAS and cuDNN, and of C++.
+    let of_memory =
+        ["smaller than requested bytes", "failed to allocate", "out of memory", "alloc_failed", "bad_alloc"];
+    if of_memory.iter().any(|part| lower.contains(part)) {
         SessionError::OutOfMemory(words)
     } else {
         SessionError::Other(words)
@@ -342,6 +349,21 @@ mod tests {
         assert!(scores(&[("states", &states)], 2).unwrap_err().contains("the model's output is \"states\""));
         assert!(scores(&[("logits", &states), ("out", &scores_2)], 2).is_err(), "a name alone is not enough");
         assert!(scores(&[], 2).is_err());
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_other_failures() {
+        for (words, is_memory) in [
+            ("BFCArena::AllocateRawInternal Available memory of 9 is smaller than requested bytes of 10", true),
+            ("Failed to allocate memory for requested buffer of size 10", true),
+            ("CUDA failure 2: out of memory", true),
+            ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", true),
+            ("std::bad_alloc", true),
+            ("Non-zero status code returned while running Conv node", false),
+        ] {
+            let failure = failure(ort::Error::new(words));
+            assert_eq!(matches!(failure, SessionError::OutOfMemory(_)), is_memory, "{failure:?}");
+        }
     }
 
     fn runtime() -> Runtime {
@@ -392,8 +414,8 @@ mod tests {
         let runtime = runtime();
         let mut first = open(&runtime, BOUND);
         let expected = [first.run(&shades([7; 4])).unwrap().rows, first.run(&shades([200; 4])).unwrap().rows];
-        let second = first.twin(4).unwrap().unwrap();
-        assert!(open(&runtime, CPU).twin(4).unwrap().is_none(), "buffers that are read where they lie need no twin");
+        let second = first.twin().unwrap().unwrap();
+        assert!(open(&runtime, CPU).twin().unwrap().is_none(), "buffers that are read where they lie need no twin");
         let run = |mut session: Box<dyn Session>, shade: u8, expected: Vec<Vec<f32>>| {
             std::thread::spawn(move || {
                 for _ in 0..200 {

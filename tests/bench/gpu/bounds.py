@@ -11,7 +11,7 @@ from statistics import median
 
 import part
 
-# The seed's backbone, ConvNeXt-L at 384: channels and blocks of its four stages.
+# Sumsub's backbone, ConvNeXt-L at 384: channels and blocks of its four stages.
 EDGE, STRIDE = 384, 4
 STAGES = ((192, 3), (384, 3), (768, 27), (1536, 3))
 # 101.1 GMAC, its MLP head and the detector's included.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The seed's network in PyTorch alone, as people run it: half precision by autocast, channels last, eager and compiled.
+"""Sumsub's network, ConvNeXt-L, in PyTorch alone, as people run it: half precision by autocast, channels last, eager and compiled.
 
 Pixels are on the device already, normalised, so nothing but the network is counted. The worker's session, which it is
 compared with, gets bytes from the processor's memory, normalises them and gives logits back. torch.compile is taken as

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the detectors that are measured: the seed's network with made-up weights, by models/convert.py.
+"""Makes the detectors that are measured: Sumsub's network with made-up weights, by models/convert.py.
 
 The files would be too large to carry, and how fast a network is does not depend on what it has learnt. It does depend
 on numbers being there: products of zeros take less power, so every weight is drawn from a seed.

@@ -46,11 +46,17 @@ impl Feed {
         }
     }
 
-    /// Another one, where two can be filled by turns. It knows the sizes of this one up to `max_batch`.
-    pub(super) fn twin(&self, max_batch: usize, model: &Model) -> Result<Option<Self>, SessionError> {
+    /// Lets go of what larger batches than `max_batch` would need.
+    pub(super) fn settle(&mut self, max_batch: usize) {
+        if let Self::Bound(sizes) = self {
+            sizes.retain(|bound| bound.images <= max_batch);
+        }
+    }
+
+    /// Another one of the same sizes, where two can be filled by turns.
+    pub(super) fn twin(&self, model: &Model) -> Result<Option<Self>, SessionError> {
         let Self::Bound(sizes) = self else { return Ok(None) };
-        let sizes = sizes.iter().filter(|bound| bound.images <= max_batch);
-        let twins: Result<_, _> = sizes.map(|bound| Bound::new(bound.images, bound.edges, model)).collect();
+        let twins: Result<_, _> = sizes.iter().map(|bound| Bound::new(bound.images, bound.edges, model)).collect();
         Ok(Some(Self::Bound(twins?)))
     }
 
@@ -76,6 +82,8 @@ impl Feed {
 
 impl Buffer {
     fn run(&mut self, batch: &[Arc<Pixels>], edges: (usize, usize), model: &Model) -> Result<Run, SessionError> {
+        // Nobody else runs this model, so that filling is all it may wait for.
+        let began = Instant::now();
         let shape = model.layout.shape(batch.len(), edges);
         let values = shape.iter().product();
         let images = batch.len();
@@ -85,7 +93,6 @@ impl Buffer {
                 bytes(batch, &mut self.bytes);
                 let input = TensorRef::from_array_view((shape, &self.bytes[..])).map_err(failure)?;
                 let mut session = model.lock();
-                let began = Instant::now();
                 model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
             Layout::FloatNchw(normalisation) => {
@@ -93,7 +100,6 @@ impl Buffer {
                 planes(batch, normalisation, &mut self.floats, |x| x);
                 let input = TensorRef::from_array_view((shape, &self.floats[..])).map_err(failure)?;
                 let mut session = model.lock();
-                let began = Instant::now();
                 model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
             Layout::HalfNchw(normalisation) => {
@@ -101,7 +107,6 @@ impl Buffer {
                 planes(batch, normalisation, &mut self.halves, f16::from_f32);
                 let input = TensorRef::from_array_view((shape, &self.halves[..])).map_err(failure)?;
                 let mut session = model.lock();
-                let began = Instant::now();
                 model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
             }
         }
