@@ -68,16 +68,17 @@ json.dump({
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefetch_that_was_chosen_bounds_the_batch_that_nobody_chose() {
-    let mut lab = Lab::new().await;
-    let of = async |lab: &Lab| {
-        let scrape = Scrape::of(&lab.started_worker().await).await;
+    let of = async |extra: &str| {
+        let mut lab = Lab::new().await;
+        lab.extra = extra.into();
+        let worker = lab.started_worker().await;
+        let scrape = Scrape::of(&worker).await;
         (scrape.sum("pixwarden_batch_limit", &[]), scrape.sum("pixwarden_prefetch", &[]))
     };
-    let (batch, prefetch) = of(&lab).await;
+    let (batch, prefetch) = of("").await;
     assert!((prefetch - (2.0 * batch + 16.0 + 64.0)).abs() < 0.5, "{batch} {prefetch}");
     // 16 of these are for downloads.
-    lab.extra = "[worker]\nprefetch = 20".into();
-    let (bounded, prefetch) = of(&lab).await;
+    let (bounded, prefetch) = of("[worker]\nprefetch = 20").await;
     assert!((prefetch - 20.0).abs() < 0.5 && bounded <= batch.min(2.0), "{bounded} {batch} {prefetch}");
 }
 
