@@ -171,6 +171,8 @@ def main():
         figures.ratio(f"pixwarden / copy {at}", f"pixwarden {at}", f"copy {at}", at_least=0.6)
         figures.ratio(f"pixwarden / single inserts {at}", f"pixwarden {at}", f"single inserts {at}")
         ledger.connection.close()
+        # Filling the next one takes its time, and what comes after it may fail.
+        figures.save(options.json)
     for rows in options.full:
         wanted = 0.7 if rows == max(options.full) else None
         name = f"pixwarden {rows:,} rows / empty"
