@@ -36,7 +36,7 @@ use health::{Dependency, Health};
 use order::Order;
 use persist::Persist;
 use publish::{PassedOn, Publish};
-pub use run::{COMMITTING, WorkerError, run, run_on};
+pub use run::{WorkerError, default_prefetch, jobs, run, run_on};
 use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
 /// Everything a delivery meets on its way.

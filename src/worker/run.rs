@@ -112,7 +112,7 @@ pub async fn run_on(
         publish_stop.clone(),
     );
     let (mut writing, mut publishing) = (tokio::spawn(writing), tokio::spawn(publishing));
-    let jobs = 2 * screen.max_batch() + decode::Pool::threads(&config.decode) + config.storage.downloads;
+    let jobs = jobs(&config, &screen);
     let worker = Arc::new(Worker {
         admit: Admit {
             jobs: Gate::new(jobs as u64),
@@ -183,7 +183,25 @@ pub async fn run_on(
 }
 
 /// Deliveries a lane beyond what keeps the sessions busy: those that are being committed, and those that wait for it.
-pub const COMMITTING: usize = 64;
+const COMMITTING: usize = 64;
+
+/// Jobs between the gate and their verdict: as many as keep the session of every detector, the decoders and the downloads
+/// busy.
+#[must_use]
+pub fn jobs(config: &Config, screen: &Screen) -> usize {
+    2 * screen.max_batch() + decode::Pool::threads(&config.decode) + config.storage.downloads
+}
+
+/// Deliveries a lane that keep so many sessions, and downloads, from waiting for the broker.
+fn least_prefetch(max_batch: usize, sessions: usize, downloads: usize) -> usize {
+    2 * max_batch * sessions + downloads
+}
+
+/// Deliveries a lane where none are configured.
+#[must_use]
+pub fn default_prefetch(max_batch: usize, sessions: usize, downloads: usize) -> u16 {
+    u16::try_from(least_prefetch(max_batch, sessions, downloads) + COMMITTING).unwrap_or(u16::MAX)
+}
 
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
@@ -193,18 +211,17 @@ fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
         tracing::info!(max_batch = carries, "worker.prefetch carries no larger batches");
         screen.limit(carries);
     }
-    let least = 2 * screen.max_batch() * screen.sessions() + config.storage.downloads;
+    let (max_batch, sessions, downloads) = (screen.max_batch(), screen.sessions(), config.storage.downloads);
+    let least = least_prefetch(max_batch, sessions, downloads);
     let least = u16::try_from(least).unwrap_or(u16::MAX);
     match config.worker.prefetch {
-        0 => Ok(least.saturating_add(u16::try_from(COMMITTING).unwrap_or(u16::MAX))),
+        0 => Ok(default_prefetch(max_batch, sessions, downloads)),
         chosen if chosen >= least => Ok(chosen),
         chosen => Err(ConfigError::Invalid {
             option: "worker.prefetch".into(),
             what: format!(
                 "{chosen} would let the sessions wait: 2 × largest batch ({}) × detectors ({}) + downloads ({}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads",
-                screen.max_batch(),
-                screen.sessions(),
-                config.storage.downloads
+                max_batch, sessions, downloads
             ),
         }),
     }

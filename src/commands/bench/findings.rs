@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::worker::COMMITTING;
+use crate::worker::default_prefetch;
 
 /// A batch this close to the fastest is as good, and a live job waits for a smaller one for less long.
 const NEARLY: f64 = 0.95;
@@ -101,9 +101,8 @@ impl Basis<'_> {
         } else {
             self.cores
         };
-        // As a worker computes it.
-        let prefetch = 2 * max_batch * self.batches.len() + self.downloads + COMMITTING;
-        Recommended { prefetch: u16::try_from(prefetch).unwrap_or(u16::MAX), max_batch, threads }
+        let prefetch = default_prefetch(max_batch, self.batches.len(), self.downloads);
+        Recommended { prefetch, max_batch, threads }
     }
 }
 

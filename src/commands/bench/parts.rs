@@ -11,6 +11,7 @@ use crate::detector::Geometry;
 use crate::job::{Judgement, Lane, Scores};
 use crate::screen::decode::Pool;
 use crate::screen::infer::Engine;
+use crate::worker::jobs;
 
 /// Decoders at work.
 pub(super) struct Decoding {
@@ -130,8 +131,7 @@ impl Bench<'_> {
     /// Looks at the sample over and over, with as much in flight as a worker has whose store answers at once.
     pub(super) async fn pipeline(&self, sample: &Sample) -> anyhow::Result<Pipeline> {
         let digests = self.screen.digests(None).unwrap_or_default();
-        let (decoders, downloads) = (Pool::threads(&self.config.decode), self.config.storage.downloads);
-        let in_flight = 2 * self.screen.max_batch() + decoders + downloads;
+        let in_flight = jobs(self.config, self.screen);
         let judged = RefCell::new(vec![None; sample.images.len()]);
         let mut turns = (0..sample.images.len()).cycle();
         let tally = self.load(in_flight, sample.images.len()).run(|| {

@@ -20,9 +20,9 @@ use crate::broker::Echo;
 use crate::config::{Bucket, Config};
 use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id};
 use crate::ledger::{Entry, Scratch};
-use crate::worker::COMMITTING;
 use crate::worker::admit::{Admit, Gate};
 use crate::worker::blob::{FetchError, Fetcher, Part};
+use crate::worker::default_prefetch;
 use crate::worker::persist::Persist;
 use crate::worker::publish::{PassedOn, event};
 
@@ -219,9 +219,8 @@ impl Bench<'_> {
     /// Sends messages like jobs to a queue of our own, and takes them from there.
     pub(super) async fn echoing(&self) -> anyhow::Result<Service> {
         let in_flight = self.config.outbox.in_flight;
-        let sessions = 2 * self.screen.max_batch() * self.screen.sessions();
-        let prefetch = sessions + self.config.storage.downloads + COMMITTING;
-        let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        let (screen, downloads) = (self.screen, self.config.storage.downloads);
+        let prefetch = default_prefetch(screen.max_batch(), screen.sessions(), downloads);
         let echo = Echo::open(self.config.queue()?, &self.config.prefix, (prefetch, in_flight)).await?;
         let job = r#"{"image": "s3://bench/2026/11/25/0123456789abcdef0123456789abcdef.jpg"}"#;
         let tally = self.load(in_flight, 1).run(|| async { Ok(echo.send(job).await?) }).await;
