@@ -38,21 +38,25 @@ pub(super) fn warm_up(
     let told = (config.max_batch > 0).then(|| u32::try_from(config.max_batch).unwrap_or(u32::MAX));
     let fixed = session.fixed_batch().and_then(|fixed| u32::try_from(fixed).ok());
     let most = fixed.unwrap_or(u32::MAX).min(told.unwrap_or(LARGEST_BATCH));
+    // What was told is only to be kept within the bound.
+    let tries = if told.is_some() { 1 } else { TRIES };
     let mut took = |size: u32| {
         let batch = vec![plain(detector, 127); size as usize];
-        // The first run of a size allocates.
-        session.run(&batch)?;
-        fastest(|| Ok(session.run(&batch)?.took))
+        // The first run of a size allocates; single images were run above.
+        if size > 1 {
+            session.run(&batch)?;
+        }
+        fastest(tries, || Ok(session.run(&batch)?.took))
     };
     let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(cannot)?;
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
 }
 
 /// The shortest of a few runs: whatever else the machine does only makes one longer.
-fn fastest(mut run: impl FnMut() -> Result<Duration, SessionError>) -> Result<Duration, SessionError> {
+fn fastest(tries: usize, mut run: impl FnMut() -> Result<Duration, SessionError>) -> Result<Duration, SessionError> {
     let mut shortest = run()?;
     let mut spent = shortest;
-    for _ in 1..TRIES {
+    for _ in 1..tries {
         if spent > TRYING {
             break;
         }
