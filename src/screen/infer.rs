@@ -406,159 +406,25 @@ impl Worker<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::policy::tests::detector;
 
-    fn of(rows: Vec<Vec<f32>>) -> Run {
-        Run { rows, took: Duration::ZERO }
-    }
+    type Ran = Result<Vec<Vec<f32>>, SessionError>;
 
-    /// Fails on any batch that holds a pixel of the value 66, or on all once `dead`.
-    struct Faulty {
-        memory: usize,
-        dies_on: Option<u8>,
-        dead: bool,
-    }
-
-    impl Session for Faulty {
-        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
-            self.dead |= batch.iter().any(|p| Some(p.data[0]) == self.dies_on);
-            if self.dead || batch.iter().any(|p| p.data[0] == 66) {
-                return Err(SessionError::Other("bad item".into()));
-            }
-            if batch.len() > self.memory {
-                return Err(SessionError::OutOfMemory("too many".into()));
-            }
-            Ok(of(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect()))
-        }
-
-        fn fixed_batch(&self) -> Option<usize> {
-            None
-        }
-
-        fn place(&self) -> &'static str {
-            "test"
-        }
-
-        fn output_name(&self) -> &'static str {
-            "logits"
-        }
-
-        fn is_slow(&self) -> bool {
-            false
-        }
-
-        fn settle(&mut self, _: usize) {}
-
-        fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
-            Ok(None)
-        }
-    }
-
-    fn engine(memory: usize, dies_on: Option<u8>) -> (Engine, watch::Receiver<Option<String>>) {
-        let (broken, is_broken) = watch::channel(None);
-        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
-        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, move || {
-            Ok(Box::new(Faulty { memory, dies_on, dead: false }))
-        });
-        (engine.unwrap(), is_broken)
-    }
-
-    fn shade(value: u8) -> Arc<Pixels> {
-        Arc::new(Pixels { width: 8, height: 8, data: vec![value; 192] })
-    }
-
-    #[tokio::test]
-    async fn a_bad_item_stands_alone_in_the_end() {
-        let (engine, broken) = engine(64, None);
-        let jobs = (60..70u8).map(|value| engine.score(Lane::Live, shade(value)));
-        let results = futures_util::future::join_all(jobs).await;
-        for (value, result) in (60..70u8).zip(results) {
-            assert_eq!(result.is_err(), value == 66, "{value}: {result:?}");
-        }
-        assert!(broken.borrow().is_none());
-    }
-
-    /// Says of each image how many shared its run.
-    struct Counting;
-
-    impl Session for Counting {
-        fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
-            #[expect(clippy::cast_precision_loss, reason = "at most 8")]
-            let images = batch.len() as f32;
-            Ok(of(vec![vec![0.0, images]; batch.len()]))
-        }
-
-        fn fixed_batch(&self) -> Option<usize> {
-            None
-        }
-
-        fn place(&self) -> &'static str {
-            "test"
-        }
-
-        fn output_name(&self) -> &'static str {
-            "logits"
-        }
-
-        fn is_slow(&self) -> bool {
-            false
-        }
-
-        fn settle(&mut self, _: usize) {}
-
-        fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
-            Ok(None)
-        }
-    }
-
-    #[tokio::test]
-    async fn images_that_arrive_together_share_a_run() {
-        let (broken, _is_broken) = watch::channel(None);
-        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
-        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || Ok(Box::new(Counting)));
-        let engine = engine.unwrap();
-        for (images, logit) in [(1, 1f32), (3, 3.0), (8, 8.0)] {
-            let rows = engine.score_together(Lane::Live, vec![shade(1); images]).await.unwrap();
-            let expected = 1.0 / (1.0 + (-logit).exp());
-            assert_eq!(rows.len(), images);
-            assert!(rows.iter().all(|row| (row[1] - expected).abs() < 1e-6), "{images}: {rows:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_session_that_dies_says_so_and_answers_nobody_wrongly() {
-        let (engine, mut broken) = engine(64, Some(7));
-        let jobs = [1, 7, 2].map(|value| engine.score(Lane::Live, shade(value)));
-        for result in futures_util::future::join_all(jobs).await.into_iter().skip(1) {
-            assert!(matches!(result, Err(Unscored::Broken(_))), "{result:?}");
-        }
-        assert!(broken.wait_for(Option::is_some).await.is_ok());
-        assert!(matches!(engine.score(Lane::Live, shade(1)).await, Err(Unscored::Broken(_))));
-    }
-
-    /// One of two whose full batches end only together. A pixel of the value 66 kills both.
+    /// A session that is nothing but what it does with a batch of first bytes.
     #[derive(Clone)]
-    struct Twin {
-        together: Arc<std::sync::Barrier>,
-        dead: Arc<AtomicBool>,
+    struct Fake<R> {
+        run: R,
+        has_twin: bool,
     }
 
-    impl Session for Twin {
+    impl<R: FnMut(&[u8]) -> Ran + Clone + Send + 'static> Session for Fake<R> {
         fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
-            if batch.iter().any(|p| p.data[0] == 66) {
-                self.dead.store(true, Ordering::SeqCst);
-            }
-            if self.dead.load(Ordering::SeqCst) {
-                return Err(SessionError::Other("dead".into()));
-            }
-            // Warm-up's batches, which are of 127, come alone.
-            if batch.len() == 8 && batch[0].data[0] != 127 {
-                self.together.wait();
-            }
-            Ok(of(batch.iter().map(|p| vec![0.0, f32::from(p.data[0])]).collect()))
+            let shades: Vec<u8> = batch.iter().map(|pixels| pixels.data[0]).collect();
+            Ok(Run { rows: (self.run)(&shades)?, took: Duration::ZERO })
         }
 
         fn fixed_batch(&self) -> Option<usize> {
@@ -582,16 +448,99 @@ mod tests {
         }
 
         fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
-            Ok(Some(Box::new(self.clone())))
+            Ok(self.has_twin.then(|| Box::new(self.clone()) as Box<dyn Session>))
         }
     }
 
-    fn twins() -> (Engine, watch::Receiver<Option<String>>) {
+    /// An engine of batches of 8, and whether it broke.
+    fn start(
+        has_twin: bool,
+        run: impl FnMut(&[u8]) -> Ran + Clone + Send + 'static,
+    ) -> Result<(Engine, watch::Receiver<Option<String>>), InferError> {
         let (broken, is_broken) = watch::channel(None);
         let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
-        let twin = Twin { together: Arc::new(std::sync::Barrier::new(2)), dead: Arc::default() };
-        let engine = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || Ok(Box::new(twin)));
-        (engine.unwrap(), is_broken)
+        let open = move || Ok(Box::new(Fake { run, has_twin }) as Box<dyn Session>);
+        Ok((Engine::start_with(detector("d", &["a", "b"]), &config, broken, open)?, is_broken))
+    }
+
+    /// A row an image, from its shade.
+    fn rows(shades: &[u8]) -> Vec<Vec<f32>> {
+        shades.iter().map(|shade| vec![0.0, f32::from(*shade)]).collect()
+    }
+
+    /// Fails on any batch that holds the shade 66, on more than fit in `memory`, and on all after `dies_on`.
+    fn faulty(memory: usize, dies_on: Option<u8>) -> Result<(Engine, watch::Receiver<Option<String>>), InferError> {
+        let mut dead = false;
+        start(false, move |shades| {
+            dead |= shades.iter().any(|shade| Some(*shade) == dies_on);
+            if dead || shades.contains(&66) {
+                return Err(SessionError::Other("bad item".into()));
+            }
+            if shades.len() > memory {
+                return Err(SessionError::OutOfMemory("too many".into()));
+            }
+            Ok(rows(shades))
+        })
+    }
+
+    fn shade(value: u8) -> Arc<Pixels> {
+        Arc::new(Pixels { width: 8, height: 8, data: vec![value; 192] })
+    }
+
+    #[tokio::test]
+    async fn a_bad_item_stands_alone_in_the_end() {
+        let (engine, broken) = faulty(64, None).unwrap();
+        let jobs = (60..70u8).map(|value| engine.score(Lane::Live, shade(value)));
+        let results = futures_util::future::join_all(jobs).await;
+        for (value, result) in (60..70u8).zip(results) {
+            assert_eq!(result.is_err(), value == 66, "{value}: {result:?}");
+        }
+        assert!(broken.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn images_that_arrive_together_share_a_run() {
+        // Says of each image how many shared its run.
+        let counting = |shades: &[u8]| {
+            #[expect(clippy::cast_precision_loss, reason = "at most 8")]
+            let images = shades.len() as f32;
+            Ok(vec![vec![0.0, images]; shades.len()])
+        };
+        let (engine, _broken) = start(false, counting).unwrap();
+        for (images, logit) in [(1, 1f32), (3, 3.0), (8, 8.0)] {
+            let rows = engine.score_together(Lane::Live, vec![shade(1); images]).await.unwrap();
+            let expected = 1.0 / (1.0 + (-logit).exp());
+            assert_eq!(rows.len(), images);
+            assert!(rows.iter().all(|row| (row[1] - expected).abs() < 1e-6), "{images}: {rows:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_dies_says_so_and_answers_nobody_wrongly() {
+        let (engine, mut broken) = faulty(64, Some(7)).unwrap();
+        let jobs = [1, 7, 2].map(|value| engine.score(Lane::Live, shade(value)));
+        for result in futures_util::future::join_all(jobs).await.into_iter().skip(1) {
+            assert!(matches!(result, Err(Unscored::Broken(_))), "{result:?}");
+        }
+        assert!(broken.wait_for(Option::is_some).await.is_ok());
+        assert!(matches!(engine.score(Lane::Live, shade(1)).await, Err(Unscored::Broken(_))));
+    }
+
+    /// Two whose full batches end only together. The shade 66 kills both.
+    fn twins() -> (Engine, watch::Receiver<Option<String>>) {
+        let (together, dead) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
+        let run = move |shades: &[u8]| {
+            dead.fetch_or(shades.contains(&66), Ordering::SeqCst);
+            if dead.load(Ordering::SeqCst) {
+                return Err(SessionError::Other("dead".into()));
+            }
+            // Warm-up's batches, which are of 127, come alone.
+            if shades.len() == 8 && shades[0] != 127 {
+                together.wait();
+            }
+            Ok(rows(shades))
+        };
+        start(true, run).unwrap()
     }
 
     #[tokio::test]
@@ -620,11 +569,7 @@ mod tests {
 
     #[test]
     fn a_model_that_needs_more_memory_than_there_is_in_warm_up_is_refused() {
-        let (broken, _) = watch::channel(None);
-        let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
-        let refused = Engine::start_with(detector("d", &["a", "b"]), &config, broken, || {
-            Ok(Box::new(Faulty { memory: 0, dies_on: None, dead: false }))
-        });
+        let refused = faulty(0, None);
         assert!(refused.is_err());
     }
 

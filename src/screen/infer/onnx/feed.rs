@@ -11,7 +11,7 @@ use std::time::Instant;
 use half::f16;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
-use ort::value::{DynTensor, TensorElementType, TensorRef};
+use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef};
 
 use super::{Channels, Layout, Model, Normalisation, Pixels, Place, Run, SessionError, failure};
 
@@ -86,31 +86,34 @@ impl Buffer {
         let began = Instant::now();
         let shape = model.layout.shape(batch.len(), edges);
         let values = shape.iter().product();
-        let images = batch.len();
         match model.layout {
             Layout::BytesNhwc => {
                 self.bytes.resize(values, 0);
                 bytes(batch, &mut self.bytes);
-                let input = TensorRef::from_array_view((shape, &self.bytes[..])).map_err(failure)?;
-                let mut session = model.lock();
-                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
+                lend(&self.bytes, shape, model, began)
             }
             Layout::FloatNchw(normalisation) => {
                 self.floats.resize(values, 0.0);
                 planes(batch, normalisation, &mut self.floats, |x| x);
-                let input = TensorRef::from_array_view((shape, &self.floats[..])).map_err(failure)?;
-                let mut session = model.lock();
-                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
+                lend(&self.floats, shape, model, began)
             }
             Layout::HalfNchw(normalisation) => {
                 self.halves.resize(values, f16::ZERO);
                 planes(batch, normalisation, &mut self.halves, f16::from_f32);
-                let input = TensorRef::from_array_view((shape, &self.halves[..])).map_err(failure)?;
-                let mut session = model.lock();
-                model.read(&session.run(ort::inputs![input]).map_err(failure)?, (images, images), began)
+                lend(&self.halves, shape, model, began)
             }
         }
     }
+}
+
+/// Runs the model on values that lie there already.
+fn lend<T>(values: &[T], shape: [usize; 4], model: &Model, began: Instant) -> Result<Run, SessionError>
+where
+    T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static,
+{
+    let input = TensorRef::from_array_view((shape, values)).map_err(failure)?;
+    let mut session = model.lock();
+    model.read(&session.run(ort::inputs![input]).map_err(failure)?, (shape[0], shape[0]), began)
 }
 
 impl Bound {
