@@ -23,7 +23,7 @@ import onnx
 from figures import Figures, turns
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from stand import pin_services
+from stand import SERVICES_CORE, WORKER_CORE, pin_services
 
 EDGE = 8
 LABELS = ("by human", "by AI")
@@ -79,7 +79,7 @@ def main():
     if options.quick:
         options.jobs, options.rounds = 5_000, 2
     figures = Figures("broker")
-    pin_services(0)
+    pin_services(SERVICES_CORE)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         detector, image = package(folder / "null-8"), folder / "image.png"
@@ -87,7 +87,7 @@ def main():
         asked = ["--jobs", str(options.jobs), "--prefetch", str(options.prefetch), "--queue", os.environ["TEST_AMQP_URL"]]
 
         def consume(name):
-            command = ["taskset", "-c", "1", options.parts, "broker", *asked]
+            command = ["taskset", "-c", str(WORKER_CORE), options.parts, "broker", *asked]
             if name == "bare consumer":
                 command += ["--consumer", "bare"]
             else:

@@ -28,7 +28,7 @@ from pathlib import Path
 import figures
 import images
 import models
-from stand import ROOT, Contestant, Stand
+from stand import ROOT, SERVICES_CORE, WORKER_CORE, Contestant, Stand
 
 PEERS = ROOT / "tests/bench/peers"
 PREFETCH = 80
@@ -102,8 +102,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5, help="runs of each worker (default 5)")
     parser.add_argument("--quick", action="store_true", help="whether it works: one round, few images")
     parser.add_argument("--images-dir", type=Path, help="where pictures are kept from one call to the next")
-    parser.add_argument("--services-core", type=int, default=0)
-    parser.add_argument("--worker-core", type=int, default=1)
+    parser.add_argument("--services-core", type=int, default=SERVICES_CORE)
+    parser.add_argument("--worker-core", type=int, default=WORKER_CORE)
     parser.add_argument("--json", type=Path, help="where everything is written")
     options = parser.parse_args()
     if options.quick:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tables
 
 RESAMPLES = 10_000
 
@@ -103,13 +104,11 @@ class Figures:
 
 def wanted(ratio):
     """The target, and whether the median meets it."""
-    if ratio["at_least"] is not None:
-        met = ratio["median"] >= ratio["at_least"]
-        return f"; wanted at least {ratio['at_least']}: {'met' if met else 'MISSED'}"
-    if ratio["at_most"] is not None:
-        met = ratio["median"] <= ratio["at_most"]
-        return f"; wanted at most {ratio['at_most']}: {'met' if met else 'MISSED'}"
-    return ""
+    if not (wanted := tables.target(ratio)):
+        return ""
+    words = {"≥": "at least", "≤": "at most"}
+    sign, figure = wanted
+    return f"; wanted {words[sign]} {figure}: {'met' if tables.is_met(ratio) else 'MISSED'}"
 
 
 def machine():

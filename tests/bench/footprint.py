@@ -18,7 +18,7 @@ import models
 from end_to_end import Comparison
 from figures import Figures, turns
 from meter import pss_megabytes
-from stand import START_LIMIT_S, Failed, Stand, end
+from stand import SERVICES_CORE, START_LIMIT_S, WORKER_CORE, Failed, Stand, end
 
 SETTLES_S = 5
 
@@ -57,7 +57,7 @@ def main():
     names = ["pixwarden", "idiomatic", "tuned"]
     with tempfile.TemporaryDirectory(prefix="bench-footprint-") as folder:
         folder = Path(folder)
-        stand = Stand(options.pixwarden, folder, (0, 1))
+        stand = Stand(options.pixwarden, folder, (SERVICES_CORE, WORKER_CORE))
         package = models.make(folder / "models")["tiny-384"]
         comparison = Comparison(options, stand, figures, "1024px", package)
         for _, order in turns(names, 1 if options.quick else options.rounds):

@@ -5,12 +5,11 @@
 
 PARTS is the program that `cargo bench --bench parts --no-run` builds. Everybody writes a thousand verdicts a transaction,
 with the events that one in sixteen owes, into the real tables with all their indexes; who inserts singly, one. The server
-is on one core and whoever writes on the other. The rows of
-COPY are Pixwarden's own with new ids, rendered beforehand: only sending them is counted, and the server's work. Single
-inserts copy their row from a temporary table, so that binding it costs them nothing. Empty tables are emptied before each
-measurement; full ones get the few rows that are measured on top. A checkpoint precedes each, so that every page is logged
-whole at its first change, and those that fall into a measurement all the same are counted. What full tables are to empty
-ones is told by rounds that are minutes apart.
+is on one core and whoever writes on the other. The rows of COPY are Pixwarden's own with new ids, rendered beforehand:
+only sending them is counted, and the server's work. Single inserts copy their row from a temporary table, so that binding
+it costs them nothing. Empty tables are emptied before each measurement; full ones get the few rows that are measured on
+top. A checkpoint precedes each, so that every page is logged whole at its first change, and those that fall into a
+measurement all the same are counted. What full tables are to empty ones is told by rounds that are minutes apart.
 """
 
 import argparse
@@ -24,11 +23,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 from figures import Figures, turns
-from stand import pin_services
+from stand import SERVICES_CORE, WORKER_CORE, pin_services
 
 HERE = Path(__file__).parent
 GROUP = 1000
-SERVICES_CORE, WRITER_CORE = 0, 1
 
 
 class Ledger:
@@ -150,7 +148,7 @@ def main():
         said = [f"{name} {connection.execute(f'SHOW {name}').fetchone()[0]}" for name in settings]
     figures.note(", ".join(said))
     pin_services(SERVICES_CORE)
-    os.sched_setaffinity(0, {WRITER_CORE})
+    os.sched_setaffinity(0, {WORKER_CORE})
     checkpoints = 0
     for rows in [0, *options.full]:
         at = f"at {rows:,} rows"

@@ -2,14 +2,12 @@
 
 import math
 from html import escape
-from statistics import median
+
+import tables
 
 WIDTH, LABEL, ROW, TOP = 980, 430, 22, 64
 DECADES = (0.1, 10)
 INK, GOOD, BAD, FAINT = "#222", "#2a7f3f", "#b3261e", "#ccc"
-
-__all__ = ["median", "ratios"]
-
 
 def place(value):
     """Where a ratio is, on a logarithmic axis: a half is as far from one as the double."""
@@ -20,7 +18,7 @@ def place(value):
 
 def ratios(parts):
     """An SVG of all ratios that something is wanted of."""
-    rows = [r for part in parts for r in part["ratios"] if r["at_least"] is not None or r["at_most"] is not None]
+    rows = [ratio for part in parts for ratio in part["ratios"] if tables.target(ratio)]
     height = TOP + ROW * len(rows) + 20
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">',
@@ -34,10 +32,9 @@ def ratios(parts):
         out.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle" fill="{INK}">{edge:g}</text>')
     for number, ratio in enumerate(rows):
         y = TOP + ROW * number + ROW / 2
-        target = ratio["at_least"] if ratio["at_least"] is not None else ratio["at_most"]
-        is_met = ratio["median"] >= target if ratio["at_least"] is not None else ratio["median"] <= target
-        colour = GOOD if is_met else BAD
-        side = 5 if ratio["at_least"] is not None else -5
+        sign, target = tables.target(ratio)
+        colour = GOOD if tables.is_met(ratio) else BAD
+        side = 5 if sign == "≥" else -5
         x = place(target)
         out.append(f'<text x="{LABEL - 12}" y="{y + 4}" text-anchor="end" fill="{INK}">{escape(ratio["name"])}</text>')
         out.append(f'<path d="M{x + side:.1f} {y - 7} H{x:.1f} V{y + 7} H{x + side:.1f}" fill="none" stroke="{INK}"/>')

@@ -22,6 +22,8 @@ import psycopg
 import psycopg.rows
 
 ROOT = Path(__file__).resolve().parents[2]
+# The services have one of two cores, and whoever is measured the other one.
+SERVICES_CORE, WORKER_CORE = 0, 1
 EVENTS = "image.passed,image.flagged,image.review,image.failed"
 START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 600, 40
 POLL_S, MEMORY_S = 0.01, 0.2

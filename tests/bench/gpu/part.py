@@ -19,9 +19,8 @@ PREPARED = ROOT / "prepared"
 sys.path.insert(0, str(HERE.parent))
 
 from figures import Figures  # noqa: E402  (found beneath tests/bench)
+from table import FAILED  # noqa: E402
 
-# Notes begin with it, so that whoever writes the report finds them.
-FAILED = "FAILED: "
 # Letters of an error at either end.
 SHOWN = 200
 

@@ -1,29 +1,14 @@
 """What the parts have found as one page of Markdown: ratios with their targets first, then rows, then notes."""
 
-from statistics import median
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-def wanted(ratio):
-    if ratio["at_least"] is None:
-        return " | "
-    return f"≥ {ratio['at_least']} | {'met' if ratio['median'] >= ratio['at_least'] else '**missed**'}"
+import tables  # noqa: E402  (found beneath tests/bench)
 
-
-def ratios(parts):
-    yield "| ratio | median | rounds | wanted | |"
-    yield "|---|---:|---:|---:|---|"
-    for part in parts:
-        for ratio in part["ratios"]:
-            yield f"| {ratio['name']} | {ratio['median']:.3g} | {len(ratio['values'])} | {wanted(ratio)} |"
-
-
-def rows(part):
-    yield "| row | median | spread | rounds |"
-    yield "|---|---:|---:|---:|"
-    for name, row in part["rows"].items():
-        values = sorted(row["values"])
-        spread = f"{values[0]:.4g} to {values[-1]:.4g}" if len(values) > 1 else ""
-        yield f"| {name} | {median(values):.4g} {row['unit']} | {spread} | {len(values)} |"
+# Notes of what failed begin with it, so that whoever writes the report finds them.
+FAILED = "FAILED: "
 
 
 def page(title, command, parts, took):
@@ -32,10 +17,10 @@ def page(title, command, parts, took):
     for machine in [part["machine"] for part in parts.values()][:1]:
         lines += [f"{machine['cores']} cores, {machine['processor']}, kernel {machine['kernel']}", ""]
     if any(part["ratios"] for part in parts.values()):
-        lines += [*ratios(parts.values()), ""]
+        lines += [*tables.ratios(ratio for part in parts.values() for ratio in part["ratios"]), ""]
     for name in dict.fromkeys([*took, *parts]):
         part = parts.get(name, {"rows": {}, "notes": []})
         lines += [f"## {name}: {took.get(name, 'from another run')}", ""]
-        lines += [*rows(part), ""] if part["rows"] else []
-        lines += [f"- {note}" for note in part["notes"]] + [""] * bool(part["notes"])
+        lines += [*tables.rows(part), ""] if part["rows"] else []
+        lines += [*(f"- {note}" for note in part["notes"]), ""] if part["notes"] else []
     return "\n".join(lines)
