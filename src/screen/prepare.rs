@@ -55,6 +55,9 @@ impl Frame {
     }
 }
 
+/// Times, in tenths, that a shrunk image still exceeds what it is resized to. Scores depend on it, and so digests do.
+pub(super) const LEAVES_TENTHS: u64 = 19;
+
 /// How far a decoder may shrink an image before it is resized: by 8, 4, 2, or by 1, which is not at all.
 ///
 /// On both axes it leaves at least 1.9 times what any geometry has the image resized to, so that the filter, and not the
@@ -67,7 +70,8 @@ pub(super) fn may_shrink(size: (u32, u32), orientation: u8, geometries: &[Geomet
     let leaves_enough = |by: &u32| {
         geometries.iter().all(|geometry| {
             let target = target((width, height), geometry.resize);
-            let enough = |edge: u32, target: u32| 10 * u64::from(edge) >= 19 * u64::from(*by) * u64::from(target);
+            let enough =
+                |edge: u32, target: u32| 10 * u64::from(edge) >= LEAVES_TENTHS * u64::from(*by) * u64::from(target);
             geometry.filter != Filter::Nearest && enough(width, target.0) && enough(height, target.1)
         })
     };

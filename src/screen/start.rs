@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::decode::Pool;
 use super::infer::{Engine, InferError, Runtime};
+use super::prepare::LEAVES_TENTHS;
 use super::proof::{Proof, ProofError, prove};
 use crate::config::{Config, DecodeMode, DetectorEntry};
 use crate::detector::{Detector, PackageError, Source};
@@ -79,9 +80,8 @@ pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
 /// Reads every configured package by itself.
 fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
     let mode = match config.decode.mode {
-        DecodeMode::Exact => "exact",
-        // With what it leaves: see `may_shrink`.
-        DecodeMode::Fast => "fast to 1.9",
+        DecodeMode::Exact => "exact".to_owned(),
+        DecodeMode::Fast => format!("fast to {}.{}", LEAVES_TENTHS / 10, LEAVES_TENTHS % 10),
     };
     let decode_settings = format!("{mode}, {} frames", config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
