@@ -62,14 +62,14 @@ impl Persist {
 
 async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut ready: Vec<Waiting> = Vec::new();
-    let mut several_until: Option<Instant> = None;
+    let mut several_ended: Option<Instant> = None;
     loop {
         // What is left over from the last group goes first; it must not wait for more.
         if ready.is_empty() {
             if waiting.recv_many(&mut ready, GROUP).await == 0 {
                 return;
             }
-            if several_until.is_some_and(|end| end.elapsed() < LINGER) {
+            if several_ended.is_some_and(|end| end.elapsed() < LINGER) {
                 linger(LINGER, &mut waiting, &mut ready, ENOUGH).await;
             }
         }
@@ -78,7 +78,7 @@ async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
         ready = rest;
         let several = group.len() > 1;
         commit(ledger.as_ref(), group).await;
-        several_until = several.then(Instant::now);
+        several_ended = several.then(Instant::now);
     }
 }
 

@@ -22,12 +22,15 @@ use feed::Feed;
 /// The shared library's name where the system's loader is asked.
 const LIBRARY: &str = "libonnxruntime.so";
 
+/// As ONNX Runtime names it.
+type HostMemory = (AllocationDevice<'static>, MemoryType);
+
 /// Where a session runs.
 #[derive(Debug, Clone)]
 struct Place {
     name: &'static str,
     /// Memory of the host from which the device copies a batch. None: the device is the host.
-    copies_from: Option<(AllocationDevice<'static>, MemoryType)>,
+    copies_from: Option<HostMemory>,
     is_slow: bool,
 }
 

@@ -13,14 +13,14 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::IoBinding;
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef};
 
-use super::{Channels, Layout, Model, Normalisation, Pixels, Place, Run, SessionError, failure};
+use super::{Channels, HostMemory, Layout, Model, Normalisation, Pixels, Place, Run, SessionError, failure};
 
 /// The way in, by where the model runs.
 pub(super) enum Feed {
     /// Read where it lies, whatever its size.
     Lent(Buffer),
-    /// Copied by the device; by size, ascending.
-    Bound(Vec<Bound>),
+    /// Copied by the device, from this memory; by size, ascending.
+    Bound(HostMemory, Vec<Bound>),
 }
 
 #[derive(Default)]
@@ -40,24 +40,24 @@ pub(super) struct Bound {
 
 impl Feed {
     pub(super) fn new(place: &Place) -> Self {
-        match place.copies_from {
+        match &place.copies_from {
             None => Self::Lent(Buffer::default()),
-            Some(_) => Self::Bound(Vec::new()),
+            Some(memory) => Self::Bound(memory.clone(), Vec::new()),
         }
     }
 
     /// Lets go of what larger batches than `max_batch` would need.
     pub(super) fn settle(&mut self, max_batch: usize) {
-        if let Self::Bound(sizes) = self {
+        if let Self::Bound(_, sizes) = self {
             sizes.retain(|bound| bound.images <= max_batch);
         }
     }
 
     /// Another one of the same sizes, where two can be filled by turns.
     pub(super) fn twin(&self, model: &Model) -> Result<Option<Self>, SessionError> {
-        let Self::Bound(sizes) = self else { return Ok(None) };
-        let twins: Result<_, _> = sizes.iter().map(|bound| Bound::new(bound.images, bound.edges, model)).collect();
-        Ok(Some(Self::Bound(twins?)))
+        let Self::Bound(memory, sizes) = self else { return Ok(None) };
+        let twin = |bound: &Bound| Bound::new(memory, bound.images, bound.edges, model);
+        Ok(Some(Self::Bound(memory.clone(), sizes.iter().map(twin).collect::<Result<_, _>>()?)))
     }
 
     /// Runs the model on a batch.
@@ -66,11 +66,11 @@ impl Feed {
         let edges = (first.width as usize, first.height as usize);
         match self {
             Self::Lent(buffer) => buffer.run(batch, edges, model),
-            Self::Bound(sizes) => {
+            Self::Bound(memory, sizes) => {
                 let at = match sizes.iter().position(|bound| bound.images >= batch.len()) {
                     Some(at) => at,
                     None => {
-                        sizes.push(Bound::new(batch.len(), edges, model)?);
+                        sizes.push(Bound::new(memory, batch.len(), edges, model)?);
                         sizes.len() - 1
                     }
                 };
@@ -117,10 +117,14 @@ where
 }
 
 impl Bound {
-    fn new(images: usize, edges: (usize, usize), model: &Model) -> Result<Self, SessionError> {
-        let (device, kind) = model.place.copies_from.clone().unwrap_or((AllocationDevice::CPU, MemoryType::Default));
+    fn new(
+        (device, kind): &HostMemory,
+        images: usize,
+        edges: (usize, usize),
+        model: &Model,
+    ) -> Result<Self, SessionError> {
         let session = model.lock();
-        let memory = MemoryInfo::new(device, 0, AllocatorType::Device, kind).map_err(failure)?;
+        let memory = MemoryInfo::new(device.clone(), 0, AllocatorType::Device, *kind).map_err(failure)?;
         let allocator = Allocator::new(&session, memory).map_err(failure)?;
         let shape = model.layout.shape(images, edges);
         let tensor = DynTensor::new(&allocator, model.layout.element(), shape).map_err(failure)?;
