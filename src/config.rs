@@ -322,7 +322,8 @@ impl Default for StorageConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerConfig {
-    /// Deliveries held a lane; 0: 2 × largest batch × detectors + downloads, and 64 that are being committed.
+    /// Deliveries held a lane; 0: 2 × largest batch × detectors, decoders and downloads, and 64 that are being
+    /// committed.
     pub prefetch: u16,
     /// Failed attempts after which a job is given up.
     pub attempts: u32,

@@ -16,6 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use time::OffsetDateTime;
 use tokio::sync::RwLock;
@@ -31,12 +32,12 @@ use crate::screen::{Screen, Unseen, decode, judge};
 use crate::telemetry::{Stage, metrics, timed, traces};
 use accept::Delivery;
 use admit::Admit;
-use blob::{Blob, FetchError, Fetcher};
+use blob::{FetchError, Fetcher};
 use health::{Dependency, Health};
 use order::Order;
 use persist::Persist;
 use publish::{PassedOn, Publish};
-pub use run::{WorkerError, default_prefetch, jobs, run, run_on};
+pub use run::{WorkerError, default_prefetch, jobs, objects, run, run_on};
 use settle::{Cause, Remedy, Settle, Settlement, Trouble};
 
 /// Everything a delivery meets on its way.
@@ -160,9 +161,9 @@ impl Worker {
         if let Some((dependency, reason)) = self.health.first_broken() {
             return Err(Trouble::Broken(dependency, reason));
         }
-        let entering = self.admit.jobs.enter(order.lane, 1);
-        let _entered = timed(Stage::Admit, entering).await.map_err(|_| Trouble::Leaving)?;
-        let blob = match timed(Stage::Fetch, self.fetcher.fetch(&job.image, order.lane, &self.admit)).await {
+        let entering = self.admit.enter(order.lane);
+        let (_entered, place) = timed(Stage::Admit, entering).await.map_err(|_| Trouble::Leaving)?;
+        let blob = match timed(Stage::Fetch, self.fetcher.fetch(&job.image, order.lane, &self.admit.fetching)).await {
             Ok(blob) => blob,
             Err(FetchError::Missing(why)) => {
                 return Ok(self.unscored(job, order, &digests, Found::default(), Outcome::Missing, why));
@@ -199,7 +200,7 @@ impl Worker {
             return Ok(self.verdict(job, order, &digests, found, judgement));
         }
         let id = verdict_id(&job.id(found.etag.as_deref(), &digests));
-        match self.look(id, order, blob, &digests).await? {
+        match self.look(id, order, blob.in_place(place), &digests).await? {
             Look::Seen(sight) => {
                 found.seen = Some(sight.seen);
                 // Scores that are not numbers are not worth keeping.
@@ -219,8 +220,7 @@ impl Worker {
     }
 
     /// Screens one image: in company, or alone if it was in somebody's hands when they died.
-    async fn look(&self, id: uuid::Uuid, order: &Order, blob: Blob, digests: &Digests) -> Result<Look, Trouble> {
-        let Blob { bytes, permit: _memory, .. } = blob;
+    async fn look(&self, id: uuid::Uuid, order: &Order, bytes: Bytes, digests: &Digests) -> Result<Look, Trouble> {
         if !order.redelivered {
             let _company = self.company.read().await;
             return seen(self.screen.look(order.lane, bytes, digests).await);

@@ -71,7 +71,8 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<B
         Some(ledger) => {
             ledger.prepare().await.with_context(|| format!("preparing {} to keep verdicts", config.ledger))?;
             let ledger: Arc<dyn Ledger> = ledger.into();
-            let (persist, writing) = Persist::new(Arc::clone(&ledger));
+            // Reports are in the order of files, so that no commit may wait for one behind it.
+            let (persist, writing) = Persist::new(Arc::clone(&ledger), 0);
             let file = config.ledger.file().and_then(|file| file.canonicalize().ok());
             (Some(Book { ledger: Arc::clone(&ledger), persist, file }), Some((ledger, tokio::spawn(writing))))
         }

@@ -10,7 +10,7 @@ pub struct Arguments {
     /// Bring the ledger's schema up to date first
     #[arg(long)]
     migrate: bool,
-    /// Deliveries a lane held at a time [default: 2 × largest batch × detectors + downloads]
+    /// Deliveries a lane held at a time [default: what keeps detectors, decoders, downloads and the ledger busy]
     ///
     /// More keeps sessions busy over a slow network; it also takes more jobs away from other workers, and more of them
     /// are delivered again after a crash.

@@ -22,7 +22,7 @@ use crate::job::Lane;
 use crate::telemetry::{metrics, traces};
 
 pub use onnx::Runtime;
-pub use warm::LARGEST_BATCH;
+pub use warm::{LARGEST_BATCH, NEARLY};
 use warm::{plain, warm_up};
 
 /// Something that turns a batch of pixels into rows of raw outputs. A seam: tests inject faults here.
@@ -226,7 +226,9 @@ impl Engine {
 
     /// Has no run take more images than that.
     pub fn limit(&self, max_batch: usize) {
-        self.queue.with(|gather| gather.limit(max_batch));
+        if max_batch < self.max_batch() {
+            self.queue.with(|gather| gather.limit(of_warm_up(max_batch)));
+        }
     }
 
     /// Scores one image: a probability a label, in the detector's order. Dropping the future abandons an image that
@@ -291,11 +293,17 @@ fn warmed(
     session.settle(max_batch);
     // Without a twin it is slower, and no less right.
     let twin = session.twin().unwrap_or_else(|e| {
-        tracing::info!(detector = detector.name, error = %e, "no memory for a second set of buffers");
+        tracing::warn!(detector = detector.name, error = %e, "no second set of buffers, so no batch is filled while another one runs");
         None
     });
     let warm = Warm { activation, max_batch, place: session.place().to_owned(), twin };
     Ok((session, warm))
+}
+
+/// The largest batch of up to `images` that warm-up ran, whose sizes double: where memory for one is bound, any other is
+/// padded to the next larger.
+fn of_warm_up(images: usize) -> usize {
+    1 << images.max(1).ilog2()
 }
 
 fn activate(activation: Activation, row: &mut [f32]) {
@@ -375,7 +383,7 @@ impl Worker<'_> {
             Err(error) => error,
         };
         if batch.len() > 1 {
-            let half = batch.len() / 2;
+            let half = of_warm_up(batch.len() / 2);
             if let SessionError::OutOfMemory(_) = error {
                 tracing::warn!(detector = self.detector.name, max_batch = half, "out of memory, batches are halved");
                 self.queue.with(|gather| gather.limit(half));

@@ -1,5 +1,5 @@
-//! The gate before the first byte is fetched: it bounds jobs, downloads and compressed bytes in flight, lets live jobs
-//! in before backfill, and keeps a part for live that backfill never fills.
+//! The gate before the first byte is fetched: it bounds jobs, objects, downloads and compressed bytes in flight, lets
+//! live jobs in before backfill, and keeps a part for live that backfill never fills.
 //!
 //! It is the one place where lanes compete for entry; `Lanes` holds the rule.
 
@@ -23,6 +23,14 @@ pub struct Closed;
 pub struct Admit {
     /// Jobs between here and their verdict.
     pub jobs: Gate,
+    /// Objects that arrive, wait for a decoder or are being decoded.
+    pub objects: Gate,
+    /// What fetching passes.
+    pub fetching: Fetching,
+}
+
+/// The gates of fetching.
+pub struct Fetching {
     /// Downloads at a time.
     pub downloads: Gate,
     /// Compressed bytes held.
@@ -30,9 +38,17 @@ pub struct Admit {
 }
 
 impl Admit {
+    /// A place for a job, and one for its object.
+    ///
+    /// # Errors
+    /// [`Closed`] when the worker drains.
+    pub async fn enter(&self, lane: Lane) -> Result<(Permit, Permit), Closed> {
+        Ok((self.jobs.enter(lane, 1).await?, self.objects.enter(lane, 1).await?))
+    }
+
     /// Refuses all who wait and all who come.
     pub fn close(&self) {
-        for gate in [&self.jobs, &self.downloads, &self.bytes] {
+        for gate in [&self.jobs, &self.objects, &self.fetching.downloads, &self.fetching.bytes] {
             gate.close();
         }
     }

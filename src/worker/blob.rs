@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
-use super::admit::{Admit, Closed, Permit};
+use super::admit::{Closed, Fetching, Permit};
 use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
 use crate::job::{ImageRef, Lane};
 use crate::telemetry::{metrics, traces};
@@ -39,8 +39,27 @@ pub struct Blob {
     pub etag: Option<String>,
     /// As fetched.
     pub version_id: Option<String>,
-    /// The memory it was admitted with; held as long as the bytes are.
-    pub permit: Permit,
+    /// The memory it was admitted with.
+    pub memory: Permit,
+}
+
+impl Blob {
+    /// The bytes. They give its place among the objects, and its memory, back when the last of them is dropped.
+    #[must_use]
+    pub fn in_place(self, place: Permit) -> Bytes {
+        Bytes::from_owner(InPlace { bytes: self.bytes, _permits: [place, self.memory] })
+    }
+}
+
+struct InPlace {
+    bytes: Bytes,
+    _permits: [Permit; 2],
+}
+
+impl AsRef<[u8]> for InPlace {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Why there is no blob.
@@ -220,11 +239,11 @@ impl Fetcher {
     ///
     /// # Errors
     /// Sorted by what it means for the job.
-    pub async fn fetch(&self, image: &ImageRef, lane: Lane, admit: &Admit) -> Result<Blob, FetchError> {
-        let _download = admit.downloads.enter(lane, 1).await?;
+    pub async fn fetch(&self, image: &ImageRef, lane: Lane, gates: &Fetching) -> Result<Blob, FetchError> {
+        let _download = gates.downloads.enter(lane, 1).await?;
         let mut tried_again = false;
         loop {
-            let why = match self.once(image, lane, admit).await? {
+            let why = match self.once(image, lane, gates).await? {
                 Ok(blob) => {
                     metrics::fetched(blob.bytes.len() as u64);
                     traces::count("pixwarden.image.bytes", blob.bytes.len() as u64);
@@ -244,7 +263,7 @@ impl Fetcher {
     }
 
     /// One try, under one deadline. The inner error is unclear.
-    async fn once(&self, image: &ImageRef, lane: Lane, admit: &Admit) -> Result<Result<Blob, String>, FetchError> {
+    async fn once(&self, image: &ImageRef, lane: Lane, gates: &Fetching) -> Result<Result<Blob, String>, FetchError> {
         let allowed = Duration::from_millis(self.limits.deadline_ms);
         let late = || Ok(Err(format!("the object did not arrive within {} ms", allowed.as_millis())));
         let began = Instant::now();
@@ -263,10 +282,10 @@ impl Fetcher {
             return Err(FetchError::TooLarge(why, object.etag));
         }
         // Waiting for memory is not the store's time.
-        let permit = admit.bytes.enter(lane, object.length).await?;
+        let memory = gates.bytes.enter(lane, object.length).await?;
         match tokio::time::timeout(left, read(object.body, object.length)).await {
             Ok(Ok((bytes, sha256))) => {
-                Ok(Ok(Blob { bytes, sha256, etag: object.etag, version_id: object.version_id, permit }))
+                Ok(Ok(Blob { bytes, sha256, etag: object.etag, version_id: object.version_id, memory }))
             }
             Ok(Err(why)) => Ok(Err(why)),
             Err(_) => late(),

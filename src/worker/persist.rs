@@ -1,8 +1,8 @@
 //! Group commit: whatever verdicts are ready share one transaction, so that a thousand of them cost one fsync.
 //!
 //! While one group is being written, the next one gathers, and where many come it gathers a little longer: a statement
-//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A verdict that comes
-//! alone does not wait. A row that the database refuses is found by halving the group, and fails alone.
+//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A row that the database
+//! refuses is found by halving the group, and fails alone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,16 +12,14 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::linger::linger;
+use super::linger::Groups;
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
 use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
-/// How long a group gathers where many come, and how close behind another one that is; and how many are enough. By then a
-/// row costs little more than itself, and all of them fit into one TLS record: sqlx sets no TCP_NODELAY, and a second
-/// record waits until the first one is acknowledged.
+/// How long a group lingers for more, and how many it lingers for: by then a row costs little more than itself.
 const LINGER: Duration = Duration::from_millis(20);
 const ENOUGH: usize = 16;
 
@@ -37,10 +35,12 @@ struct Waiting {
 }
 
 impl Persist {
-    /// The way in, and the task that writes; it ends when every way in is dropped.
-    pub fn new(ledger: Arc<dyn Ledger>) -> (Self, impl Future<Output = ()> + Send) {
+    /// The way in, and the task that writes; it ends when every way in is dropped. No group lingers for more than half of
+    /// the verdicts that can be under way at a time, `in_flight`, as the others may be long in coming.
+    pub fn new(ledger: Arc<dyn Ledger>, in_flight: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(GROUP);
-        (Self { entries }, write(ledger, waiting))
+        let groups = Groups::new(waiting, GROUP, LINGER, ENOUGH.min(in_flight / 2));
+        (Self { entries }, write(ledger, groups))
     }
 
     /// Commits one verdict and its event, together with whatever else is ready.
@@ -60,25 +60,13 @@ impl Persist {
     }
 }
 
-async fn write(ledger: Arc<dyn Ledger>, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut ready: Vec<Waiting> = Vec::new();
-    let mut several_ended: Option<Instant> = None;
-    loop {
-        // What is left over from the last group goes first; it must not wait for more.
-        if ready.is_empty() {
-            if waiting.recv_many(&mut ready, GROUP).await == 0 {
-                return;
-            }
-            if several_ended.is_some_and(|end| end.elapsed() < LINGER) {
-                linger(LINGER, &mut waiting, &mut ready, ENOUGH).await;
-            }
-        }
+async fn write(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
+    while let Some(ready) = groups.next().await {
         let mut ids: HashSet<Uuid> = HashSet::new();
-        let (group, rest) = std::mem::take(&mut ready).into_iter().partition(|w| ids.insert(w.entry.verdict.id));
-        ready = rest;
-        let several = group.len() > 1;
+        let (group, rest): (Vec<_>, _) = ready.into_iter().partition(|w| ids.insert(w.entry.verdict.id));
+        let size = group.len();
         commit(ledger.as_ref(), group).await;
-        several_ended = several.then(Instant::now);
+        groups.done(size, rest);
     }
 }
 

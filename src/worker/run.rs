@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Worker;
 use super::accept::{Accept, Delivery};
-use super::admit::{Admit, Gate};
+use super::admit::{Admit, Fetching, Gate};
 use super::blob::Fetcher;
 use super::health::Health;
 use super::persist::Persist;
@@ -103,7 +103,7 @@ pub async fn run_on(
     let connection = accept.open().await?;
 
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
-    let (persist, writing) = Persist::new(Arc::clone(&ledger));
+    let (persist, writing) = Persist::new(Arc::clone(&ledger), prefetch.into());
     let (publish, publishing) = Publish::new(
         Arc::clone(&publisher),
         Arc::clone(&ledger),
@@ -116,8 +116,11 @@ pub async fn run_on(
     let worker = Arc::new(Worker {
         admit: Admit {
             jobs: Gate::new(jobs as u64),
-            downloads: Gate::new(config.storage.downloads as u64),
-            bytes: Gate::shown(config.storage.memory_bytes, metrics::object_memory),
+            objects: Gate::new(objects(&config) as u64),
+            fetching: Fetching {
+                downloads: Gate::new(config.storage.downloads as u64),
+                bytes: Gate::shown(config.storage.memory_bytes, metrics::object_memory),
+            },
         },
         settle: Settle::new(Arc::clone(&publisher), topology),
         company: RwLock::new(()),
@@ -189,7 +192,14 @@ const COMMITTING: usize = 64;
 /// busy.
 #[must_use]
 pub fn jobs(config: &Config, screen: &Screen) -> usize {
-    2 * screen.max_batch() + decode::Pool::threads(&config.decode) + config.storage.downloads
+    2 * screen.max_batch() + objects(config)
+}
+
+/// Objects held: what the decoders have, and as many as may arrive meanwhile. Where decoders are slower than the store, a
+/// download more would only wait for one of them, in memory.
+#[must_use]
+pub fn objects(config: &Config) -> usize {
+    decode::Pool::threads(&config.decode) + config.storage.downloads
 }
 
 /// Deliveries a lane that keep so many sessions, and downloads, from waiting for the broker.
@@ -197,32 +207,34 @@ fn least_prefetch(max_batch: usize, sessions: usize, downloads: usize) -> usize 
     2 * max_batch * sessions + downloads
 }
 
-/// Deliveries a lane where none are configured.
+/// Deliveries a lane where none are configured: as many as keep everything busy, with so many objects.
 #[must_use]
-pub fn default_prefetch(max_batch: usize, sessions: usize, downloads: usize) -> u16 {
-    u16::try_from(least_prefetch(max_batch, sessions, downloads) + COMMITTING).unwrap_or(u16::MAX)
+pub fn default_prefetch(max_batch: usize, sessions: usize, objects: usize) -> u16 {
+    u16::try_from(2 * max_batch * sessions + objects + COMMITTING).unwrap_or(u16::MAX)
 }
 
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
-    let carries = usize::from(config.worker.prefetch).saturating_sub(config.storage.downloads) / 2 / screen.sessions();
-    if config.worker.prefetch > 0 && config.inference.max_batch == 0 && (1..screen.max_batch()).contains(&carries) {
+    let (sessions, downloads) = (screen.sessions(), config.storage.downloads);
+    let chosen = config.worker.prefetch;
+    if chosen == 0 {
+        return Ok(default_prefetch(screen.max_batch(), sessions, objects(config)));
+    }
+    let carries = usize::from(chosen).saturating_sub(downloads) / 2 / sessions;
+    if config.inference.max_batch == 0 && carries < screen.max_batch() {
         // It was our own choice, which differs from start to start.
-        tracing::info!(max_batch = carries, "worker.prefetch carries no larger batches");
         screen.limit(carries);
+        tracing::info!(max_batch = screen.max_batch(), "worker.prefetch carries no larger batches");
     }
-    let (max_batch, sessions, downloads) = (screen.max_batch(), screen.sessions(), config.storage.downloads);
+    let max_batch = screen.max_batch();
     let least = least_prefetch(max_batch, sessions, downloads);
-    let least = u16::try_from(least).unwrap_or(u16::MAX);
-    match config.worker.prefetch {
-        0 => Ok(default_prefetch(max_batch, sessions, downloads)),
-        chosen if chosen >= least => Ok(chosen),
-        chosen => Err(ConfigError::Invalid {
-            option: "worker.prefetch".into(),
-            what: format!(
-                "{chosen} would let the sessions wait: 2 × largest batch ({}) × detectors ({}) + downloads ({}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads",
-                max_batch, sessions, downloads
-            ),
-        }),
+    if usize::from(chosen) >= least {
+        return Ok(chosen);
     }
+    Err(ConfigError::Invalid {
+        option: "worker.prefetch".into(),
+        what: format!(
+            "{chosen} would let the sessions wait: 2 × largest batch ({max_batch}) × detectors ({sessions}) + downloads ({downloads}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads"
+        ),
+    })
 }

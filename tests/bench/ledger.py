@@ -5,7 +5,8 @@
 
 PARTS is the program that `cargo bench --bench parts --no-run` builds. Everybody writes a thousand verdicts a transaction,
 with the events that one in sixteen owes, into the real tables with all their indexes; who inserts singly, one. The server
-is on one core and whoever writes on the other. The rows of COPY are Pixwarden's own with new ids, rendered beforehand:
+is on one core and whoever writes on the other, and they speak plainly, as they may on one machine: with --tls they do
+not, and large groups of Pixwarden's wait (docs/performance.md). The rows of COPY are Pixwarden's own with new ids, rendered beforehand:
 only sending them is counted, and the server's work. Single inserts copy their row from a temporary table, so that binding
 it costs them nothing. Empty tables are emptied before each measurement; full ones get the few rows that are measured on
 top. A checkpoint precedes each, so that every page is logged whole at its first change, and those that fall into a
@@ -35,7 +36,8 @@ class Ledger:
     def __init__(self, options, name, rows):
         server = os.environ["TEST_POSTGRES_URL"]
         self.options, self.rows = options, rows
-        self.url = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        query = "sslmode=require" if options.tls else "sslmode=disable"
+        self.url = urlunsplit(urlsplit(server)._replace(path=f"/{name}", query=query))
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         environment = os.environ | {"PIXWARDEN_LEDGER": self.url}
@@ -137,6 +139,7 @@ def main():
     parser.add_argument("--full", type=int, nargs="*", default=[1_000_000, 10_000_000], help="rows that are there before")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tls", action="store_true", help="encrypt the connections")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a minute's version")
     options = parser.parse_args()

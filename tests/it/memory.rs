@@ -1,9 +1,12 @@
 //! Memory stays bounded, whatever the images.
 
+use std::time::{Duration, Instant};
+
 use futures_util::StreamExt;
 use pixwarden::job::Lane;
 use serde_json::json;
 
+use crate::observe::Scrape;
 use crate::support::{Lab, figure, service};
 
 const LIMIT_BYTES: u64 = 700 << 20;
@@ -48,4 +51,28 @@ async fn two_hundred_images_of_24_megapixels_take_less_than_700_mb() {
     let peak = worker.peak_bytes();
     figure(&format!("peak memory over 200 images of 24 megapixels: {} MB", peak >> 20));
     assert!(peak < LIMIT_BYTES, "{} MB", peak >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_objects_are_held_than_are_decoded_and_may_arrive() {
+    const JOBS: i64 = 40;
+    let mut lab = Lab::new().await;
+    lab.extra = "downloads = 2\n[decode]\nthreads = 1\n[worker]\nreuse_scores = false".into();
+    let image = large(false);
+    #[expect(clippy::cast_precision_loss, reason = "a few megabytes")]
+    let bytes = image.len() as f64;
+    lab.put("baseline", image).await;
+    for i in 0..JOBS {
+        lab.job(Lane::Live, json!({"id": format!("j{i}"), "image": format!("s3://{}/baseline", lab.bucket)})).await;
+    }
+    let worker = lab.started_worker().await;
+    let mut most = 0.0_f64;
+    let began = Instant::now();
+    while lab.count("SELECT count(*) FROM verdicts").await < JOBS {
+        assert!(began.elapsed() < Duration::from_secs(200), "{}", worker.log());
+        let held = Scrape::of(&worker).await.sum("pixwarden_object_memory_bytes", &[]);
+        most = most.max(held / bytes);
+    }
+    // One with the decoder, and two that wait for it.
+    assert!((most - 3.0).abs() < 0.1, "{most} objects were held at a time");
 }

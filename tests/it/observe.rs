@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::support::{Lab, Worker, fault, judged_fixtures, service};
 
 /// A scrape as Prometheus' own client library reads it.
-struct Scrape {
+pub struct Scrape {
     /// Family → kind.
     kinds: BTreeMap<String, String>,
     /// Sample and its labels, `le` among them, → value.
@@ -27,7 +27,7 @@ struct Scrape {
 }
 
 impl Scrape {
-    async fn of(worker: &Worker) -> Self {
+    pub async fn of(worker: &Worker) -> Self {
         let script = "
 import json, sys
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,7 +56,7 @@ json.dump({
     }
 
     /// The sum of all samples of a name whose labels include these.
-    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let matching = self.samples.iter().filter(|(sample, found, _)| {
             sample == name && labels.iter().all(|(label, value)| found.get(*label).is_some_and(|found| found == value))
         });
@@ -75,11 +75,11 @@ async fn a_prefetch_that_was_chosen_bounds_the_batch_that_nobody_chose() {
         let scrape = Scrape::of(&worker).await;
         (scrape.sum("pixwarden_batch_limit", &[]), scrape.sum("pixwarden_prefetch", &[]))
     };
-    let (batch, prefetch) = of("").await;
-    assert!((prefetch - (2.0 * batch + 16.0 + 64.0)).abs() < 0.5, "{batch} {prefetch}");
-    // 16 of these are for downloads.
-    let (bounded, prefetch) = of("[worker]\nprefetch = 20").await;
-    assert!((prefetch - 20.0).abs() < 0.5 && bounded <= batch.min(2.0), "{bounded} {batch} {prefetch}");
+    let (batch, prefetch) = of("[decode]\nthreads = 3").await;
+    assert_eq!(prefetch, 2.0 * batch + 3.0 + 16.0 + 64.0, "{batch}");
+    // 16 of these are for downloads, and whatever warm-up found, what is left carries single images.
+    let (bounded, prefetch) = of("[decode]\nthreads = 3\n[worker]\nprefetch = 18").await;
+    assert_eq!((bounded, prefetch), (1.0, 18.0));
 }
 
 /// Stores every third fixture, and publishes a job for each, one for nothing, and two that end otherwise. Returns how

@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 
+use crate::screen::infer::NEARLY;
 use crate::worker::default_prefetch;
 
-/// A batch this close to the fastest is as good, and a live job waits for a smaller one for less long.
-const NEARLY: f64 = 0.95;
 /// Decoders in front of a GPU, by how many would just do: images come in batches, and differ.
 const SPARE: f64 = 1.25;
 
@@ -101,15 +100,22 @@ impl Basis<'_> {
         } else {
             self.cores
         };
-        let prefetch = default_prefetch(max_batch, self.batches.len(), self.downloads);
+        let prefetch = default_prefetch(max_batch, self.batches.len(), threads + self.downloads);
         Recommended { prefetch, max_batch, threads }
     }
 }
 
-/// The smallest size that is nearly as fast as the fastest.
+/// The size that a worker's warm-up would choose: the first whose double gains too little.
 pub(super) fn good_enough(sizes: &[(usize, f64)]) -> usize {
-    let fastest = sizes.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
-    sizes.iter().find(|(_, rate)| *rate >= NEARLY * fastest).map_or(1, |(size, _)| *size)
+    let mut sizes = sizes.iter();
+    let Some(mut best) = sizes.next() else { return 1 };
+    for next in sizes {
+        if best.1 > NEARLY * next.1 {
+            break;
+        }
+        best = next;
+    }
+    best.0
 }
 
 /// A million images at a steady rate.
@@ -162,10 +168,11 @@ mod tests {
         let batches = [vec![(1, 50.0), (2, 96.0), (4, 100.0)], vec![(1, 99.0), (2, 100.0)]];
         let basis =
             Basis { cores: 16, downloads: 16, on_gpu: false, one_decoder: 50.0, sessions: 100.0, batches: &batches };
-        let wanted = Recommended { prefetch: 2 * 2 * 2 + 16 + 64, max_batch: 2, threads: 16 };
+        let wanted = Recommended { prefetch: 2 * 2 * 2 + 16 + 16 + 64, max_batch: 2, threads: 16 };
         assert_eq!(basis.recommend(), wanted);
         // In front of a GPU: two would just do.
-        assert_eq!(Basis { on_gpu: true, ..basis }.recommend(), Recommended { threads: 3, ..wanted });
+        let wanted = Recommended { prefetch: wanted.prefetch - 13, threads: 3, ..wanted };
+        assert_eq!(Basis { on_gpu: true, ..basis }.recommend(), wanted);
     }
 
     #[test]

@@ -20,11 +20,11 @@ use crate::broker::Echo;
 use crate::config::{Bucket, Config};
 use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id};
 use crate::ledger::{Entry, Scratch};
-use crate::worker::admit::{Admit, Gate};
+use crate::worker::admit::{Fetching, Gate};
 use crate::worker::blob::{FetchError, Fetcher, Part};
-use crate::worker::default_prefetch;
 use crate::worker::persist::Persist;
 use crate::worker::publish::{PassedOn, event};
+use crate::worker::{self, default_prefetch};
 
 /// Objects of a prefix that are fetched, over and over if need be.
 const OBJECTS: usize = 1_000;
@@ -38,7 +38,7 @@ pub(super) struct Service {
 /// What was named as s3://.
 pub(super) struct Storage {
     fetcher: Fetcher,
-    admit: Admit,
+    gates: Fetching,
     objects: Vec<ImageRef>,
     downloads: usize,
     fetched: AtomicU64,
@@ -94,14 +94,10 @@ impl Storage {
             );
         }
         let limits = &config.storage;
-        let admit = Admit {
-            jobs: Gate::new(1),
-            downloads: Gate::new(limits.downloads as u64),
-            bytes: Gate::new(limits.memory_bytes),
-        };
+        let gates = Fetching { downloads: Gate::new(limits.downloads as u64), bytes: Gate::new(limits.memory_bytes) };
         Ok(Self {
             fetcher,
-            admit,
+            gates,
             objects,
             downloads: limits.downloads,
             fetched: AtomicU64::new(0),
@@ -121,7 +117,7 @@ impl Storage {
     }
 
     async fn fetch(&self, image: &ImageRef) -> anyhow::Result<Bytes> {
-        let blob = self.fetcher.fetch(image, Lane::Live, &self.admit).await;
+        let blob = self.fetcher.fetch(image, Lane::Live, &self.gates).await;
         let bytes = blob.map_err(|e: FetchError| anyhow::anyhow!("fetching {}: {e}", image.uri()))?.bytes;
         self.fetched.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -163,10 +159,10 @@ impl Bench<'_> {
     /// Commits verdicts like those of the sample, in groups as a worker does, into a ledger that is taken away again.
     pub(super) async fn committing(&self, sample: &Sample, pipeline: &Pipeline) -> anyhow::Result<Service> {
         let scratch = Scratch::make(self.config).await?;
-        let (persist, writing) = Persist::new(Arc::clone(&scratch.ledger));
-        let writing = tokio::spawn(writing);
         // Whatever a worker holds can be waiting for its commit.
-        let in_flight = pipeline.in_flight + self.config.storage.downloads;
+        let in_flight = self.prefetch().into();
+        let (persist, writing) = Persist::new(Arc::clone(&scratch.ledger), in_flight);
+        let writing = tokio::spawn(writing);
         let digests = self.screen.digests(None).unwrap_or_default();
         let mut turns = sample
             .images
@@ -216,12 +212,15 @@ impl Bench<'_> {
         Entry { verdict, event: Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key)) }
     }
 
+    /// Deliveries a lane of a worker that was told no other number.
+    fn prefetch(&self) -> u16 {
+        default_prefetch(self.screen.max_batch(), self.screen.sessions(), worker::objects(self.config))
+    }
+
     /// Sends messages like jobs to a queue of our own, and takes them from there.
     pub(super) async fn echoing(&self) -> anyhow::Result<Service> {
         let in_flight = self.config.outbox.in_flight;
-        let (screen, downloads) = (self.screen, self.config.storage.downloads);
-        let prefetch = default_prefetch(screen.max_batch(), screen.sessions(), downloads);
-        let echo = Echo::open(self.config.queue()?, &self.config.prefix, (prefetch, in_flight)).await?;
+        let echo = Echo::open(self.config.queue()?, &self.config.prefix, (self.prefetch(), in_flight)).await?;
         let job = r#"{"image": "s3://bench/2026/11/25/0123456789abcdef0123456789abcdef.jpg"}"#;
         let tally = self.load(in_flight, 1).run(|| async { Ok(echo.send(job).await?) }).await;
         echo.close().await?;

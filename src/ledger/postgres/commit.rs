@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use crate::job::{Digests, PolicyRef};
 use crate::ledger::rows::{self, known};
 use crate::ledger::{Entry, HANDOVER, Known};
 
@@ -31,17 +33,49 @@ pub(super) struct Columns {
     label: Vec<Option<String>>,
     score: Vec<Option<f32>>,
     scores: Vec<Option<String>>,
-    detectors: Vec<String>,
-    policy: Vec<String>,
+    detectors: Repeated<Digests>,
+    policy: Repeated<PolicyRef>,
     metadata: Vec<Option<String>>,
     reused_from: Vec<Option<Uuid>>,
     attempts: Vec<i32>,
     received_at: Vec<OffsetDateTime>,
     decided_at: Vec<OffsetDateTime>,
-    event_id: Vec<Option<Uuid>>,
-    routing_key: Vec<Option<String>>,
-    correlation_id: Vec<Option<String>>,
-    payload: Vec<Option<String>>,
+    events: Events,
+}
+
+/// The events that are owed, which few entries have.
+#[derive(Clone, Default)]
+struct Events {
+    id: Vec<Uuid>,
+    verdict_id: Vec<Uuid>,
+    routing_key: Vec<String>,
+    correlation_id: Vec<String>,
+    payload: Vec<String>,
+}
+
+/// A column of few values, each of them sent once, and of a row only which one it has, counted from 1. They are most of a
+/// row's bytes otherwise.
+#[derive(Clone)]
+struct Repeated<T> {
+    values: Vec<Json<T>>,
+    which: Vec<i32>,
+}
+
+impl<T> Default for Repeated<T> {
+    fn default() -> Self {
+        Self { values: Vec::new(), which: Vec::new() }
+    }
+}
+
+impl<T: Clone + PartialEq> Repeated<T> {
+    fn push(&mut self, value: &T) {
+        let known = self.values.iter().position(|known| known.0 == *value);
+        let at = known.unwrap_or_else(|| {
+            self.values.push(Json(value.clone()));
+            self.values.len() - 1
+        });
+        self.which.push(i32::try_from(at + 1).unwrap_or(i32::MAX));
+    }
 }
 
 /// The ids really written, each with its event's payload as stored.
@@ -73,17 +107,21 @@ impl Columns {
             columns.label.push(v.judgement.label.clone());
             columns.score.push(v.judgement.score);
             columns.scores.push(v.scores.as_ref().map(rows::text));
-            columns.detectors.push(rows::text(&v.detectors));
-            columns.policy.push(rows::text(&v.policy));
+            columns.detectors.push(&v.detectors);
+            columns.policy.push(&v.policy);
             columns.metadata.push(v.metadata.as_ref().map(rows::text));
             columns.reused_from.push(v.reused_from);
             columns.attempts.push(int(v.attempts));
             columns.received_at.push(v.received_at);
             columns.decided_at.push(v.decided_at);
-            columns.event_id.push(event.as_ref().map(|e| e.id));
-            columns.routing_key.push(event.as_ref().map(|e| e.routing_key.clone()));
-            columns.correlation_id.push(event.as_ref().map(|e| e.correlation_id.clone()));
-            columns.payload.push(event.as_ref().map(|e| e.payload.clone()));
+            if let Some(event) = event {
+                let events = &mut columns.events;
+                events.id.push(event.id);
+                events.verdict_id.push(v.id);
+                events.routing_key.push(event.routing_key.clone());
+                events.correlation_id.push(event.correlation_id.clone());
+                events.payload.push(event.payload.clone());
+            }
         }
         columns
     }
@@ -94,23 +132,21 @@ impl Columns {
     pub(super) async fn write(self, c: &mut PgConnection) -> Result<(Written, Vec<(Uuid, Known)>), sqlx::Error> {
         let handover = i32::try_from(HANDOVER.as_secs()).unwrap_or(30);
         let rows = sqlx::query(
-            "WITH input AS (
-                 SELECT * FROM UNNEST(
-                     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-                     $9::bigint[], $10::text[], $11::integer[], $12::integer[], $13::integer[], $14::text[], $15::text[],
-                     $16::text[], $17::real[], $18::text[], $19::text[], $20::text[], $21::text[], $22::uuid[],
-                     $23::integer[], $24::timestamptz[], $25::timestamptz[], $26::uuid[], $27::text[], $28::text[], $29::text[]
-                 ) AS t (id, job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames,
-                         outcome, reason, label, score, scores, detectors, policy, metadata, reused_from, attempts,
-                         received_at, decided_at, event_id, routing_key, correlation_id, payload)
-             ), written AS (
+            "WITH written AS (
                  INSERT INTO verdicts AS v (id, job_id, lane, bucket, key, version_id, etag, sha256, bytes, format,
                      width, height, frames, outcome, reason, label, score, scores, detectors, policy, metadata,
                      reused_from, attempts, received_at, decided_at)
                  SELECT id, job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames,
-                     outcome, reason, label, score, scores::jsonb, detectors::jsonb, policy::jsonb, metadata::jsonb,
-                     reused_from, attempts, received_at, decided_at
-                 FROM input
+                     outcome, reason, label, score, scores::jsonb, ($26::jsonb[])[detectors], ($27::jsonb[])[policy],
+                     metadata::jsonb, reused_from, attempts, received_at, decided_at
+                 FROM UNNEST(
+                     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[],
+                     $9::bigint[], $10::text[], $11::integer[], $12::integer[], $13::integer[], $14::text[], $15::text[],
+                     $16::text[], $17::real[], $18::text[], $19::integer[], $20::integer[], $21::text[], $22::uuid[],
+                     $23::integer[], $24::timestamptz[], $25::timestamptz[]
+                 ) AS entry (id, job_id, lane, bucket, key, version_id, etag, sha256, bytes, format, width, height, frames,
+                         outcome, reason, label, score, scores, detectors, policy, metadata, reused_from, attempts,
+                         received_at, decided_at)
                  ON CONFLICT (id) DO UPDATE SET
                      lane = excluded.lane, version_id = excluded.version_id, etag = excluded.etag,
                      sha256 = excluded.sha256, bytes = excluded.bytes, format = excluded.format,
@@ -124,9 +160,11 @@ impl Columns {
                  RETURNING v.id
              ), owed AS (
                  INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, due_at)
-                 SELECT event_id, id, routing_key, correlation_id, payload::jsonb, now() + make_interval(secs => $30)
-                 FROM input JOIN written USING (id)
-                 WHERE event_id IS NOT NULL
+                 SELECT event_id, verdict_id, routing_key, correlation_id, payload::jsonb,
+                     now() + make_interval(secs => $33)
+                 FROM UNNEST($28::uuid[], $29::uuid[], $30::text[], $31::text[], $32::text[])
+                         AS event (event_id, verdict_id, routing_key, correlation_id, payload)
+                     JOIN written ON written.id = verdict_id
                  ON CONFLICT (event_id) DO NOTHING
                  RETURNING verdict_id, payload::text AS payload
              )
@@ -150,17 +188,20 @@ impl Columns {
         .bind(&self.label)
         .bind(&self.score)
         .bind(&self.scores)
-        .bind(&self.detectors)
-        .bind(&self.policy)
+        .bind(&self.detectors.which)
+        .bind(&self.policy.which)
         .bind(&self.metadata)
         .bind(&self.reused_from)
         .bind(&self.attempts)
         .bind(&self.received_at)
         .bind(&self.decided_at)
-        .bind(&self.event_id)
-        .bind(&self.routing_key)
-        .bind(&self.correlation_id)
-        .bind(&self.payload)
+        .bind(&self.detectors.values)
+        .bind(&self.policy.values)
+        .bind(&self.events.id)
+        .bind(&self.events.verdict_id)
+        .bind(&self.events.routing_key)
+        .bind(&self.events.correlation_id)
+        .bind(&self.events.payload)
         .bind(f64::from(handover))
         .fetch_all(&mut *c)
         .await?;

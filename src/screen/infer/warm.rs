@@ -11,7 +11,7 @@ use crate::screen::prepare::Pixels;
 /// The largest batch that is tried where none is told.
 pub const LARGEST_BATCH: u32 = 64;
 /// A larger batch has to be so much faster an image to be worth its memory, and the time that a live job waits for it.
-const NEARLY: f64 = 0.95;
+pub const NEARLY: f64 = 0.95;
 /// Runs of a batch of which the shortest counts, and how long they may take together.
 const TRIES: usize = 3;
 const TRYING: Duration = Duration::from_millis(200);
