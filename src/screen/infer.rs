@@ -422,6 +422,11 @@ mod tests {
 
     type Ran = Result<Vec<Vec<f32>>, SessionError>;
 
+    #[test]
+    fn a_batch_is_lowered_to_a_size_that_warm_up_ran() {
+        assert_eq!([0, 1, 2, 3, 42, 64].map(of_warm_up), [1, 1, 2, 2, 32, 64]);
+    }
+
     /// A session that is nothing but what it does with a batch of first bytes.
     #[derive(Clone)]
     struct Fake<R> {

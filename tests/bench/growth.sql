@@ -15,10 +15,11 @@ SELECT version();
 \ir ../../migrations/postgres/0003_backfill.sql
 
 -- In transactions of 500 rows, sorted by id, which is what a busy worker's group commits look like: an index over random
--- values is filled in no order, and its pages split.
-CREATE PROCEDURE fill(rows integer) LANGUAGE plpgsql AS $$
+-- values is filled in no order, and its pages split. Rows `first` to before `last`: as long as one call lasts, autovacuum
+-- is told of nothing, and the index of what is owed fills with the dead, through which each batch has to go.
+CREATE PROCEDURE fill(first integer, last integer) LANGUAGE plpgsql AS $$
 BEGIN
-    FOR batch IN 0 .. rows / 500 - 1 LOOP
+    FOR batch IN first / 500 .. last / 500 - 1 LOOP
         INSERT INTO verdicts
         SELECT id, id::text, CASE WHEN n % 3 = 0 THEN 'backfill' ELSE 'live' END, 'uploads',
                format('users/%s/2026/%s.jpg', left(md5(n::text), 12), gen_random_uuid()),
@@ -47,8 +48,8 @@ BEGIN
         COMMIT;
     END LOOP;
 END $$;
-CALL fill(:rows);
-VACUUM (ANALYZE) verdicts, outbox;
+SELECT format('CALL fill(%s, %s)', first, least(first + 250000, :rows)), 'VACUUM (ANALYZE) verdicts, outbox'
+FROM generate_series(0, :rows - 1, 250000) AS first \gexec
 
 \echo
 \echo Bytes of each table without its indexes, and of each index; and a row of it

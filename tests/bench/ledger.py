@@ -28,6 +28,8 @@ from stand import SERVICES_CORE, WORKER_CORE, pin_services
 
 HERE = Path(__file__).parent
 GROUP = 1000
+# Rows that are filled in by one call (growth.sql says why not all of them).
+FILLED = 250_000
 
 
 class Ledger:
@@ -46,10 +48,11 @@ class Ledger:
         if rows:
             # What fills the ledger in growth.sql fills it here.
             text = (HERE / "growth.sql").read_text()
-            self.connection.execute(text[text.index("CREATE PROCEDURE fill") : text.index("CALL fill")])
+            self.connection.execute(text[text.index("CREATE PROCEDURE fill") : text.index("SELECT format('CALL fill")])
             began = time.monotonic()
-            self.connection.execute(f"CALL fill({rows})")
-            self.connection.execute("VACUUM (ANALYZE) verdicts, outbox")
+            for first in range(0, rows, FILLED):
+                self.connection.execute(f"CALL fill({first}, {min(first + FILLED, rows)})")
+                self.connection.execute("VACUUM (ANALYZE) verdicts, outbox")
             print(f"  {rows:,} rows were there after {time.monotonic() - began:.0f} s", flush=True)
 
     def ready(self):

@@ -118,8 +118,8 @@ async fn every_part_is_measured_the_figures_agree_and_nothing_is_left() {
     let recommended = &report["recommended"];
     let max_batch = recommended["inference.max_batch"].as_u64().unwrap();
     assert!([1, 2, 4, 6].contains(&max_batch), "{recommended}");
-    assert_eq!(recommended["worker.prefetch"], 2 * max_batch + 16 + 64);
     assert_eq!(recommended["decode.threads"], report["cores"]);
+    assert_eq!(recommended["worker.prefetch"], 2 * max_batch + report["cores"].as_u64().unwrap() + 16 + 64);
     assert_eq!(report["not_measured"], json!({}));
 }
 
