@@ -91,7 +91,7 @@ fn stages_do_not_know_each_other() {
         "super::prepare::{Frame, Pixels",
         "super::accept::Delivery",
         "super::health::Dependency",
-        "super::admit::{Admit, Closed, Permit}",
+        "super::admit::{Closed, Fetching, Permit}",
     ];
     let stages = ["accept", "admit", "blob", "persist", "publish", "settle", "decode", "gather", "judge", "prepare"];
     for (file, source) in sources() {
