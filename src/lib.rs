@@ -39,7 +39,7 @@
 //!
 //! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/proof.rs`,
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
-//!   `Permit`, `Dependency`.)
+//!   `Fetching`, `Closed`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
 //!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in
 //!   `worker/blob/s3.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own

@@ -22,7 +22,7 @@ use crate::job::Lane;
 use crate::telemetry::{metrics, traces};
 
 pub use onnx::Runtime;
-pub use warm::{LARGEST_BATCH, NEARLY};
+pub use warm::{LARGEST_BATCH, gains};
 use warm::{plain, warm_up};
 
 /// Something that turns a batch of pixels into rows of raw outputs. A seam: tests inject faults here.
@@ -133,6 +133,16 @@ impl Queue {
         result
     }
 
+    /// Has no run take more images than that, and none a size that warm-up did not run. Returns how many one may take.
+    fn limit(&self, images: usize) -> usize {
+        self.with(|gather| {
+            if images < gather.max_batch() {
+                gather.limit(of_warm_up(images));
+            }
+            gather.max_batch()
+        })
+    }
+
     /// Blocks until there is a batch, or nothing will come any more. After its run, [`Gather::done`] wants to be told.
     fn next(&self) -> Option<Vec<Item>> {
         let mut gather = self.gather.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,9 +236,7 @@ impl Engine {
 
     /// Has no run take more images than that.
     pub fn limit(&self, max_batch: usize) {
-        if max_batch < self.max_batch() {
-            self.queue.with(|gather| gather.limit(of_warm_up(max_batch)));
-        }
+        self.queue.limit(max_batch);
     }
 
     /// Scores one image: a probability a label, in the detector's order. Dropping the future abandons an image that
@@ -385,9 +393,9 @@ impl Worker<'_> {
         if batch.len() > 1 {
             let half = of_warm_up(batch.len() / 2);
             if let SessionError::OutOfMemory(_) = error {
-                tracing::warn!(detector = self.detector.name, max_batch = half, "out of memory, batches are halved");
-                self.queue.with(|gather| gather.limit(half));
-                metrics::batch_limit(&self.detector.name, half);
+                let max_batch = self.queue.limit(half);
+                tracing::warn!(detector = self.detector.name, max_batch, "out of memory, batches are halved");
+                metrics::batch_limit(&self.detector.name, max_batch);
             }
             let rest = batch.split_off(half);
             self.score(batch)?;

@@ -202,15 +202,15 @@ pub fn objects(config: &Config) -> usize {
     decode::Pool::threads(&config.decode) + config.storage.downloads
 }
 
-/// Deliveries a lane that keep so many sessions, and downloads, from waiting for the broker.
-fn least_prefetch(max_batch: usize, sessions: usize, downloads: usize) -> usize {
-    2 * max_batch * sessions + downloads
+/// Deliveries a lane that keep so many sessions, and what is `ahead` of them, from waiting for the broker.
+fn least_prefetch(max_batch: usize, sessions: usize, ahead: usize) -> usize {
+    2 * max_batch * sessions + ahead
 }
 
 /// Deliveries a lane where none are configured: as many as keep everything busy, with so many objects.
 #[must_use]
 pub fn default_prefetch(max_batch: usize, sessions: usize, objects: usize) -> u16 {
-    u16::try_from(2 * max_batch * sessions + objects + COMMITTING).unwrap_or(u16::MAX)
+    u16::try_from(least_prefetch(max_batch, sessions, objects) + COMMITTING).unwrap_or(u16::MAX)
 }
 
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::screen::infer::NEARLY;
+use crate::screen::infer::gains;
 use crate::worker::default_prefetch;
 
 /// Decoders in front of a GPU, by how many would just do: images come in batches, and differ.
@@ -110,7 +110,7 @@ pub(super) fn good_enough(sizes: &[(usize, f64)]) -> usize {
     let mut sizes = sizes.iter();
     let Some(mut best) = sizes.next() else { return 1 };
     for next in sizes {
-        if best.1 > NEARLY * next.1 {
+        if !gains(best.1, next.1) {
             break;
         }
         best = next;

@@ -11,7 +11,7 @@ use crate::screen::prepare::Pixels;
 /// The largest batch that is tried where none is told.
 pub const LARGEST_BATCH: u32 = 64;
 /// A larger batch has to be so much faster an image to be worth its memory, and the time that a live job waits for it.
-pub const NEARLY: f64 = 0.95;
+const NEARLY: f64 = 0.95;
 /// Runs of a batch of which the shortest counts, and how long they may take together.
 const TRIES: usize = 3;
 const TRYING: Duration = Duration::from_millis(200);
@@ -66,6 +66,12 @@ fn fastest(tries: usize, mut run: impl FnMut() -> Result<Duration, SessionError>
     Ok(shortest)
 }
 
+/// Whether a batch that is run at `doubled` images a second is worth it where its half is run at `rate`.
+#[must_use]
+pub fn gains(rate: f64, doubled: f64) -> bool {
+    rate <= NEARLY * doubled
+}
+
 /// The batch to run: `most`, if that was told, or else the smallest of up to `most` that is nearly as fast an image as its
 /// double. A larger one holds more memory and makes a live job wait longer. Either way no run takes longer than `bound`,
 /// and one that does not fit in memory is no reason not to start.
@@ -75,14 +81,14 @@ fn batch(
     told: bool,
     took: &mut dyn FnMut(u32) -> Result<Duration, SessionError>,
 ) -> Result<usize, SessionError> {
-    let an_image = |run: Duration, size: u32| run.as_secs_f64() / f64::from(size);
+    let rate = |run: Duration, size: u32| f64::from(size) / run.as_secs_f64();
     let (mut size, mut run) = (1, took(1)?);
     while size < most && bound.is_none_or(|bound| run * 2 <= bound) {
         let next = size.saturating_mul(2).min(most);
         let Ok(found) = took(next) else { break };
         // Trying still larger ones would only take memory, which a session does not give back.
-        let gains = told || an_image(found, next) <= NEARLY * an_image(run, size);
-        if !gains || bound.is_some_and(|bound| found > bound) {
+        let worth_it = told || gains(rate(run, size), rate(found, next));
+        if !worth_it || bound.is_some_and(|bound| found > bound) {
             break;
         }
         (size, run) = (next, found);
