@@ -391,7 +391,8 @@ impl Worker<'_> {
             Err(error) => error,
         };
         if batch.len() > 1 {
-            let half = of_warm_up(batch.len() / 2);
+            // What failed may have been padded to the next size.
+            let half = batch.len().next_power_of_two() / 2;
             if let SessionError::OutOfMemory(_) = error {
                 let max_batch = self.queue.limit(half);
                 tracing::warn!(detector = self.detector.name, max_batch, "out of memory, batches are halved");
@@ -516,6 +517,24 @@ mod tests {
         for (value, result) in (60..70u8).zip(results) {
             assert_eq!(result.is_err(), value == 66, "{value}: {result:?}");
         }
+        assert!(broken.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn want_of_memory_lowers_batches_to_the_size_below_the_one_that_failed() {
+        // Once warm there is room for four, and a session may have padded seven to eight.
+        let mut ran = 0;
+        let (engine, broken) = start(false, move |shades| {
+            ran += usize::from(shades[0] == 1);
+            if ran > 0 && shades.len() > 4 {
+                return Err(SessionError::OutOfMemory("too many".into()));
+            }
+            Ok(rows(shades))
+        })
+        .unwrap();
+        assert_eq!(engine.max_batch(), 8);
+        let scored = engine.score_together(Lane::Live, vec![shade(1); 7]).await.unwrap();
+        assert_eq!((scored.len(), engine.max_batch()), (7, 4));
         assert!(broken.borrow().is_none());
     }
 

@@ -66,7 +66,7 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(1);
     const HOUR: Duration = Duration::from_secs(3600);
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_comes_in_time_is_added_up_to_the_most() {
         let (sender, mut receiver) = mpsc::channel(16);
         let mut several = vec![];
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(several, [0, 1], "the second came later");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_group_lingers_close_behind_one_of_several_until_there_are_enough() {
         let (sender, receiver) = mpsc::channel(16);
         let mut groups = Groups::new(receiver, 8, HOUR, 4);
@@ -117,15 +117,17 @@ mod tests {
         assert_eq!(groups.next().await, None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_group_lingers_for_a_time_only_and_not_long_after_the_last_one() {
         let (sender, receiver) = mpsc::channel(16);
         let mut groups = Groups::new(receiver, 8, MOMENT, 4);
         groups.done(2, vec![]);
         sender.try_send(1).unwrap();
+        let began = Instant::now();
         assert_eq!(groups.next().await, Some(vec![1]));
+        assert!((MOMENT..=2 * MOMENT).contains(&began.elapsed()), "{:?}", began.elapsed());
         groups.done(2, vec![]);
-        tokio::time::sleep(2 * MOMENT).await;
+        tokio::time::advance(2 * MOMENT).await;
         sender.try_send(2).unwrap();
         assert_eq!(groups.next().now_or_never(), Some(Some(vec![2])));
     }

@@ -19,9 +19,16 @@ use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
 const GROUP: usize = 1_000;
-/// How long a group lingers for more, and how many it lingers for: by then a row costs little more than itself.
+/// How long a group lingers for more, and how many are enough: by then a row costs little more than itself.
 const LINGER: Duration = Duration::from_millis(20);
 const ENOUGH: usize = 16;
+
+/// How many verdicts are worth lingering for where no more than `in_flight` can be under way: half of them at the most, as
+/// the others may be long in coming.
+#[must_use]
+pub fn enough(in_flight: usize) -> usize {
+    ENOUGH.min(in_flight / 2)
+}
 
 /// The way into the ledger.
 #[derive(Clone)]
@@ -35,11 +42,11 @@ struct Waiting {
 }
 
 impl Persist {
-    /// The way in, and the task that writes; it ends when every way in is dropped. No group lingers for more than half of
-    /// the verdicts that can be under way at a time, `in_flight`, as the others may be long in coming.
-    pub fn new(ledger: Arc<dyn Ledger>, in_flight: usize) -> (Self, impl Future<Output = ()> + Send) {
+    /// The way in, and the task that writes; it ends when every way in is dropped. No group lingers for more verdicts than
+    /// are `enough`.
+    pub fn new(ledger: Arc<dyn Ledger>, enough: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(GROUP);
-        let groups = Groups::new(waiting, GROUP, LINGER, ENOUGH.min(in_flight / 2));
+        let groups = Groups::new(waiting, GROUP, LINGER, enough);
         (Self { entries }, write(ledger, groups))
     }
 
@@ -94,4 +101,14 @@ fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_lingers_for_what_cannot_come() {
+        assert_eq!([0, 1, 4, 18, 80].map(enough), [0, 0, 2, 9, 16]);
+    }
 }

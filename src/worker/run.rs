@@ -15,7 +15,7 @@ use super::accept::{Accept, Delivery};
 use super::admit::{Admit, Fetching, Gate};
 use super::blob::Fetcher;
 use super::health::Health;
-use super::persist::Persist;
+use super::persist::{self, Persist};
 use super::publish::Publish;
 use super::settle::Settle;
 use crate::broker::{BrokerError, Publisher, Topology};
@@ -103,7 +103,7 @@ pub async fn run_on(
     let connection = accept.open().await?;
 
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
-    let (persist, writing) = Persist::new(Arc::clone(&ledger), prefetch.into());
+    let (persist, writing) = Persist::new(Arc::clone(&ledger), persist::enough(prefetch.into()));
     let (publish, publishing) = Publish::new(
         Arc::clone(&publisher),
         Arc::clone(&ledger),

@@ -22,7 +22,7 @@ use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id
 use crate::ledger::{Entry, Scratch};
 use crate::worker::admit::{Fetching, Gate};
 use crate::worker::blob::{FetchError, Fetcher, Part};
-use crate::worker::persist::Persist;
+use crate::worker::persist::{self, Persist};
 use crate::worker::publish::{PassedOn, event};
 use crate::worker::{self, default_prefetch};
 
@@ -161,7 +161,7 @@ impl Bench<'_> {
         let scratch = Scratch::make(self.config).await?;
         // Whatever a worker holds can be waiting for its commit.
         let in_flight = self.prefetch().into();
-        let (persist, writing) = Persist::new(Arc::clone(&scratch.ledger), in_flight);
+        let (persist, writing) = Persist::new(Arc::clone(&scratch.ledger), persist::enough(in_flight));
         let writing = tokio::spawn(writing);
         let digests = self.screen.digests(None).unwrap_or_default();
         let mut turns = sample
