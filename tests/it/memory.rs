@@ -55,7 +55,7 @@ async fn two_hundred_images_of_24_megapixels_take_less_than_700_mb() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_objects_are_held_than_are_decoded_and_may_arrive() {
-    const JOBS: i64 = 40;
+    const JOBS: i64 = 20;
     let mut lab = Lab::new().await;
     lab.extra = "downloads = 2\n[decode]\nthreads = 1\n[worker]\nreuse_scores = false".into();
     let image = large(false);
