@@ -45,8 +45,8 @@ pub trait Session: Send {
     /// Whether a run's duration should bound the batch, as it does on a CPU.
     fn is_slow(&self) -> bool;
 
-    /// Lets go of what only larger batches than `max_batch` need, which will not come.
-    fn settle(&mut self, max_batch: usize);
+    /// Lets go of what only larger batches than `max_batch` need, which will not come. It may run an image for that.
+    fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>);
 
     /// Another one of the same model with buffers of its own: where filling them takes time that the device could use, two
     /// take turns.
@@ -298,7 +298,6 @@ fn warmed(
     config: &InferenceConfig,
 ) -> Result<(Box<dyn Session>, Warm), InferError> {
     let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
-    session.settle(max_batch);
     // Without a twin it is slower, and no less right.
     let twin = session.twin().unwrap_or_else(|e| {
         tracing::warn!(detector = detector.name, error = %e, "no second set of buffers, so no batch is filled while another one runs");
@@ -465,7 +464,7 @@ mod tests {
             false
         }
 
-        fn settle(&mut self, max_batch: usize) {
+        fn settle(&mut self, max_batch: usize, _image: &Arc<Pixels>) {
             assert_eq!(max_batch, 8);
         }
 

@@ -5,12 +5,13 @@
 
 mod folder;
 mod s3;
+mod spare;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sha2::{Digest, Sha256};
@@ -23,6 +24,7 @@ use crate::job::{ImageRef, Lane};
 use crate::telemetry::{metrics, traces};
 use folder::Folder;
 use s3::S3;
+use spare::Spare;
 
 /// A key that nobody has: asking for it shows whether the store answers at all.
 const PROBE_KEY: &str = ".pixwarden-probe";
@@ -154,6 +156,7 @@ pub struct Fetcher {
     store: Box<dyn Store>,
     allowed: Vec<WildMatch>,
     limits: StorageConfig,
+    spare: Spare,
     /// The bucket that answered last.
     answered: Mutex<Option<String>>,
 }
@@ -184,7 +187,7 @@ impl Fetcher {
     #[must_use]
     pub fn on(store: Box<dyn Store>, config: &Config) -> Self {
         let allowed = config.buckets.iter().map(|bucket| WildMatch::new(bucket.pattern())).collect();
-        Self { store, allowed, limits: config.storage.clone(), answered: Mutex::default() }
+        Self { store, allowed, limits: config.storage.clone(), spare: Spare::default(), answered: Mutex::default() }
     }
 
     /// Whether jobs may name this bucket.
@@ -283,7 +286,7 @@ impl Fetcher {
         }
         // Waiting for memory is not the store's time.
         let memory = gates.bytes.enter(lane, object.length).await?;
-        match tokio::time::timeout(left, read(object.body, object.length)).await {
+        match tokio::time::timeout(left, read(object.body, object.length, &self.spare)).await {
             Ok(Ok((bytes, sha256))) => {
                 Ok(Ok(Blob { bytes, sha256, etag: object.etag, version_id: object.version_id, memory }))
             }
@@ -301,22 +304,27 @@ pub fn is_bucket(name: &str) -> bool {
 }
 
 /// Reads a body to its announced end, hashing on the way. A body cut short has been seen to end like a whole one.
-async fn read(mut body: BoxStream<'static, Result<Bytes, String>>, length: u64) -> Result<(Bytes, [u8; 32]), String> {
-    let capacity = usize::try_from(length).map_err(|_| "the object is larger than memory".to_owned())?;
-    let mut bytes = BytesMut::with_capacity(capacity);
+async fn read(
+    mut body: BoxStream<'static, Result<Bytes, String>>,
+    length: u64,
+    spare: &Spare,
+) -> Result<(Bytes, [u8; 32]), String> {
+    let no_memory = |error: &dyn std::fmt::Display| format!("no memory for an object of {length} bytes: {error}");
+    let length = usize::try_from(length).map_err(|e| no_memory(&e))?;
+    let mut buffer = spare.take(length).map_err(|e| no_memory(&e))?;
     let mut hasher = Sha256::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
-        if bytes.len() + chunk.len() > capacity {
+        if buffer.len() + chunk.len() > length {
             return Err(format!("the object is longer than the {length} bytes announced"));
         }
         hasher.update(&chunk);
-        bytes.extend_from_slice(&chunk);
+        buffer.push(&chunk);
     }
-    if bytes.len() != capacity {
-        return Err(format!("the object was cut short: {} of {length} bytes arrived", bytes.len()));
+    if buffer.len() != length {
+        return Err(format!("the object was cut short: {} of {length} bytes arrived", buffer.len()));
     }
-    Ok((bytes.freeze(), hasher.finalize().into()))
+    Ok((Bytes::from_owner(buffer), hasher.finalize().into()))
 }
 
 #[cfg(test)]
@@ -330,10 +338,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_counts_only_when_it_is_as_long_as_announced() {
-        let (bytes, sha256) = read(body(&[b"ab", b"c"]), 3).await.unwrap();
+        let spare = Spare::default();
+        let (bytes, sha256) = read(body(&[b"ab", b"c"]), 3, &spare).await.unwrap();
         assert_eq!(&bytes[..], b"abc");
         assert_eq!(hex::encode(sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert!(read(body(&[b"ab"]), 3).await.unwrap_err().contains("cut short: 2 of 3"));
-        assert!(read(body(&[b"abcd"]), 3).await.unwrap_err().contains("longer"));
+        assert!(read(body(&[b"ab"]), 3, &spare).await.unwrap_err().contains("cut short: 2 of 3"));
+        assert!(read(body(&[b"abcd"]), 3, &spare).await.unwrap_err().contains("longer"));
     }
 }

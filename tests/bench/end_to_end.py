@@ -163,8 +163,8 @@ class Comparison:
             "PIXWARDEN_WORKER_PREFETCH": str(PREFETCH),
             "PIXWARDEN_WORKER_REUSE_SCORES": "false",
             "PIXWARDEN_INFERENCE_THREADS": "1",
-            # As many downloads ahead of its one decoder as the tuned worker has.
-            "PIXWARDEN_STORAGE_DOWNLOADS": "8",
+            # With the one that is decoded, as many objects as the tuned worker's decoder has.
+            "PIXWARDEN_STORAGE_DOWNLOADS": "7",
             "PIXWARDEN_METRICS_LISTEN": "off",
             **kind.variables,
         }

@@ -93,7 +93,7 @@ impl Runtime {
     }
 
     fn on_cpu(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
-        self.open(detector, &[ep::CPU::default().with_arena_allocator(true).build()], CPU)
+        self.open(detector, &on_host(), CPU)
     }
 
     fn on_cuda(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
@@ -138,6 +138,10 @@ impl Runtime {
         let model = Model { session: Mutex::new(session), layout, fixed_batch, input, output, place };
         Ok(Box::new(Onnx { model: Arc::new(model), feed }))
     }
+}
+
+fn on_host() -> [ExecutionProviderDispatch; 1] {
+    [ep::CPU::default().with_arena_allocator(true).build()]
 }
 
 fn library(config: &InferenceConfig) -> PathBuf {
@@ -267,8 +271,11 @@ impl Session for Onnx {
         self.model.place.is_slow
     }
 
-    fn settle(&mut self, max_batch: usize) {
-        self.feed.settle(max_batch);
+    fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>) {
+        // It takes more memory then, and is no less right.
+        if let Err(error) = self.feed.settle(max_batch, image, &self.model) {
+            tracing::debug!(%error, "the memory of larger batches is kept");
+        }
     }
 
     fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
@@ -377,7 +384,7 @@ mod tests {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifake-32");
         let source = Source { folder: &folder, name: None, sha256: None, shadow: false, decode_settings: "" };
         let detector = Detector::load(&source).unwrap();
-        runtime.open(&detector, &[ep::CPU::default().build()], place).unwrap()
+        runtime.open(&detector, &on_host(), place).unwrap()
     }
 
     fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
@@ -410,6 +417,27 @@ mod tests {
             rows.windows(2).any(|pair| (pair[0][0] - pair[1][0]).abs() > 1e-3),
             "the images are too alike: {rows:?}"
         );
+    }
+
+    fn resident_bytes() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()).unwrap();
+        kibibytes.parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn memory_of_batches_that_will_not_come_is_given_back() {
+        let mut session = open(&runtime(), CPU);
+        let image = shades([7]).remove(0);
+        let expected = session.run(&[Arc::clone(&image)]).unwrap().rows;
+        let before = resident_bytes();
+        session.run(&vec![Arc::clone(&image); 2048]).unwrap();
+        let large = resident_bytes().saturating_sub(before);
+        session.settle(1, &image);
+        let left = resident_bytes().saturating_sub(before);
+        assert!(large > 100 << 20, "{} MB are too little to tell", large >> 20);
+        assert!(left < 5 << 20, "{} of {} MB are left", left >> 20, large >> 20);
+        assert_eq!(session.run(&shades([7])).unwrap().rows, expected);
     }
 
     #[test]

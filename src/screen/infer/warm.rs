@@ -49,6 +49,7 @@ pub(super) fn warm_up(
         fastest(tries, || Ok(session.run(&batch)?.took))
     };
     let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(cannot)?;
+    session.settle(max_batch, &plain(detector, 127));
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
 }
 
@@ -86,7 +87,7 @@ fn batch(
     while size < most && bound.is_none_or(|bound| run * 2 <= bound) {
         let next = size.saturating_mul(2).min(most);
         let Ok(found) = took(next) else { break };
-        // Trying still larger ones would only take memory, which a session does not give back.
+        // Trying still larger ones would only take time and memory.
         let worth_it = told || gains(rate(run, size), rate(found, next));
         if !worth_it || bound.is_some_and(|bound| found > bound) {
             break;

@@ -10,10 +10,13 @@ use std::time::Instant;
 
 use half::f16;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::IoBinding;
+use ort::session::{IoBinding, RunOptions};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef};
 
 use super::{Channels, HostMemory, Layout, Model, Normalisation, Pixels, Place, Run, SessionError, failure};
+
+/// ONNX Runtime's name (onnxruntime_run_options_config_keys.h).
+const SHRINK_ARENA: &str = "memory.enable_memory_arena_shrinkage";
 
 /// The way in, by where the model runs.
 pub(super) enum Feed {
@@ -46,11 +49,19 @@ impl Feed {
         }
     }
 
-    /// Lets go of what larger batches than `max_batch` would need.
-    pub(super) fn settle(&mut self, max_batch: usize) {
-        if let Self::Bound(_, sizes) = self {
-            sizes.retain(|bound| bound.images <= max_batch);
+    /// Lets go of what larger batches than `max_batch` would need. On the host that includes the arena's memory, which
+    /// ONNX Runtime gives back at the end of a run only.
+    pub(super) fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>, model: &Model) -> Result<(), SessionError> {
+        match self {
+            Self::Lent(buffer) => {
+                *buffer = Buffer::default();
+                let mut options = RunOptions::new().map_err(failure)?;
+                options.set(SHRINK_ARENA, "cpu:0").map_err(failure)?;
+                buffer.run(std::slice::from_ref(image), model, &options)?;
+            }
+            Self::Bound(_, sizes) => sizes.retain(|bound| bound.images <= max_batch),
         }
+        Ok(())
     }
 
     /// Another one of the same sizes, where two can be filled by turns.
@@ -63,10 +74,10 @@ impl Feed {
     /// Runs the model on a batch.
     pub(super) fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Run, SessionError> {
         let Some(first) = batch.first() else { return Ok(Run::default()) };
-        let edges = (first.width as usize, first.height as usize);
         match self {
-            Self::Lent(buffer) => buffer.run(batch, edges, model),
+            Self::Lent(buffer) => buffer.run(batch, model, &RunOptions::new().map_err(failure)?),
             Self::Bound(memory, sizes) => {
+                let edges = edges(first);
                 let at = match sizes.iter().position(|bound| bound.images >= batch.len()) {
                     Some(at) => at,
                     None => {
@@ -81,39 +92,46 @@ impl Feed {
 }
 
 impl Buffer {
-    fn run(&mut self, batch: &[Arc<Pixels>], edges: (usize, usize), model: &Model) -> Result<Run, SessionError> {
+    fn run(&mut self, batch: &[Arc<Pixels>], model: &Model, options: &RunOptions) -> Result<Run, SessionError> {
         // Nobody else runs this model, so that filling is all it may wait for.
         let began = Instant::now();
-        let shape = model.layout.shape(batch.len(), edges);
+        let shape = model.layout.shape(batch.len(), edges(&batch[0]));
         let values = shape.iter().product();
         match model.layout {
             Layout::BytesNhwc => {
                 self.bytes.resize(values, 0);
                 bytes(batch, &mut self.bytes);
-                lend(&self.bytes, shape, model, began)
+                lend(&self.bytes, shape, model, options, began)
             }
             Layout::FloatNchw(normalisation) => {
                 self.floats.resize(values, 0.0);
                 planes(batch, normalisation, &mut self.floats, |x| x);
-                lend(&self.floats, shape, model, began)
+                lend(&self.floats, shape, model, options, began)
             }
             Layout::HalfNchw(normalisation) => {
                 self.halves.resize(values, f16::ZERO);
                 planes(batch, normalisation, &mut self.halves, f16::from_f32);
-                lend(&self.halves, shape, model, began)
+                lend(&self.halves, shape, model, options, began)
             }
         }
     }
 }
 
 /// Runs the model on values that lie there already.
-fn lend<T>(values: &[T], shape: [usize; 4], model: &Model, began: Instant) -> Result<Run, SessionError>
+fn lend<T>(
+    values: &[T],
+    shape: [usize; 4],
+    model: &Model,
+    options: &RunOptions,
+    began: Instant,
+) -> Result<Run, SessionError>
 where
     T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static,
 {
     let input = TensorRef::from_array_view((shape, values)).map_err(failure)?;
     let mut session = model.lock();
-    model.read(&session.run(ort::inputs![input]).map_err(failure)?, (shape[0], shape[0]), began)
+    let outputs = session.run_with_options(ort::inputs![input], options).map_err(failure)?;
+    model.read(&outputs, (shape[0], shape[0]), began)
 }
 
 impl Bound {
@@ -156,6 +174,10 @@ impl Bound {
         self.binding.clear_inputs();
         run
     }
+}
+
+fn edges(pixels: &Pixels) -> (usize, usize) {
+    (pixels.width as usize, pixels.height as usize)
 }
 
 impl Layout {
