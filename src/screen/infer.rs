@@ -46,7 +46,10 @@ pub trait Session: Send {
     fn is_slow(&self) -> bool;
 
     /// Lets go of what only larger batches than `max_batch` need, which will not come. It may run an image for that.
-    fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>);
+    ///
+    /// # Errors
+    /// When that memory is kept.
+    fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>) -> Result<(), SessionError>;
 
     /// Another one of the same model with buffers of its own: where filling them takes time that the device could use, two
     /// take turns.
@@ -298,7 +301,10 @@ fn warmed(
     config: &InferenceConfig,
 ) -> Result<(Box<dyn Session>, Warm), InferError> {
     let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
-    // Without a twin it is slower, and no less right.
+    // Without either it is larger or slower, and no less right.
+    if let Err(e) = session.settle(max_batch, &plain(detector, 127)) {
+        tracing::warn!(detector = detector.name, error = %e, "the memory that larger batches took in warm-up is kept");
+    }
     let twin = session.twin().unwrap_or_else(|e| {
         tracing::warn!(detector = detector.name, error = %e, "no second set of buffers, so no batch is filled while another one runs");
         None
@@ -464,8 +470,9 @@ mod tests {
             false
         }
 
-        fn settle(&mut self, max_batch: usize, _image: &Arc<Pixels>) {
+        fn settle(&mut self, max_batch: usize, _image: &Arc<Pixels>) -> Result<(), SessionError> {
             assert_eq!(max_batch, 8);
+            Ok(())
         }
 
         fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {

@@ -309,20 +309,19 @@ async fn read(
     length: u64,
     spare: &Spare,
 ) -> Result<(Bytes, [u8; 32]), String> {
-    let no_memory = |error: &dyn std::fmt::Display| format!("no memory for an object of {length} bytes: {error}");
-    let length = usize::try_from(length).map_err(|e| no_memory(&e))?;
-    let mut buffer = spare.take(length).map_err(|e| no_memory(&e))?;
+    let mut buffer =
+        spare.take(length).map_err(|e| format!("there is no memory for an object of {length} bytes: {e}"))?;
     let mut hasher = Sha256::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
-        if buffer.len() + chunk.len() > length {
+        if !buffer.push(&chunk) {
             return Err(format!("the object is longer than the {length} bytes announced"));
         }
         hasher.update(&chunk);
-        buffer.push(&chunk);
     }
-    if buffer.len() != length {
-        return Err(format!("the object was cut short: {} of {length} bytes arrived", buffer.len()));
+    let arrived = buffer.as_ref().len() as u64;
+    if arrived != length {
+        return Err(format!("the object was cut short: {arrived} of {length} bytes arrived"));
     }
     Ok((Bytes::from_owner(buffer), hasher.finalize().into()))
 }
@@ -344,5 +343,6 @@ mod tests {
         assert_eq!(hex::encode(sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert!(read(body(&[b"ab"]), 3, &spare).await.unwrap_err().contains("cut short: 2 of 3"));
         assert!(read(body(&[b"abcd"]), 3, &spare).await.unwrap_err().contains("longer"));
+        assert!(read(body(&[b"ab"]), u64::MAX, &spare).await.unwrap_err().contains("no memory"));
     }
 }

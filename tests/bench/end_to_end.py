@@ -163,7 +163,7 @@ class Comparison:
             "PIXWARDEN_WORKER_PREFETCH": str(PREFETCH),
             "PIXWARDEN_WORKER_REUSE_SCORES": "false",
             "PIXWARDEN_INFERENCE_THREADS": "1",
-            # With the one that is decoded, as many objects as the tuned worker's decoder has.
+            # On one core, with the one that is decoded, as many objects as the tuned worker's decoder has.
             "PIXWARDEN_STORAGE_DOWNLOADS": "7",
             "PIXWARDEN_METRICS_LISTEN": "off",
             **kind.variables,

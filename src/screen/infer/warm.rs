@@ -49,7 +49,6 @@ pub(super) fn warm_up(
         fastest(tries, || Ok(session.run(&batch)?.took))
     };
     let max_batch = batch(most, bound, told.is_some(), &mut took).map_err(cannot)?;
-    session.settle(max_batch, &plain(detector, 127));
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
 }
 
