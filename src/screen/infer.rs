@@ -301,7 +301,7 @@ fn warmed(
     config: &InferenceConfig,
 ) -> Result<(Box<dyn Session>, Warm), InferError> {
     let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
-    // Without either it is larger or slower, and no less right.
+    // Neither is needed: without the first it is larger, without the second slower, and no less right.
     if let Err(e) = session.settle(max_batch, &plain(detector, 127)) {
         tracing::warn!(detector = detector.name, error = %e, "the memory that larger batches took in warm-up is kept");
     }

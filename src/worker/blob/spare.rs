@@ -30,7 +30,8 @@ pub(super) struct Buffer {
 }
 
 impl Spare {
-    /// Room for an object of so many bytes, with a step or a quarter more at the most.
+    /// Room for an object of so many bytes: whole steps, and where it is used again a quarter of them, or one, more at
+    /// the most.
     ///
     /// # Errors
     /// When the system has none.

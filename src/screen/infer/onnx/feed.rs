@@ -49,8 +49,8 @@ impl Feed {
         }
     }
 
-    /// Lets go of what larger batches than `max_batch` would need. On the host that includes the arena's memory, which
-    /// ONNX Runtime gives back at the end of a run only, with that run's own; the next one takes its memory anew.
+    /// Lets go of what larger batches than `max_batch` would need. On the host that includes the arena's memory. ONNX
+    /// Runtime gives it back only at the end of a run that asks for it, and that run's own with it.
     pub(super) fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>, model: &Model) -> Result<(), SessionError> {
         match self {
             Self::Lent(buffer) => {
