@@ -19,7 +19,8 @@ COPY Cargo.toml Cargo.lock ./
 COPY migrations migrations
 COPY src src
 # Crates and compiled dependencies stay in the builder's cache, not in a layer; after a change only the program itself
-# is compiled, and then all of it optimised together. A cache belongs to one build at a time, as cargo would otherwise wait for its own locks.
+# is compiled, and then all of it optimised together. A cache belongs to one build at a time, as cargo would otherwise
+# wait for its own locks.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --locked --release --bin pixwarden \

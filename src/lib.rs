@@ -41,13 +41,12 @@
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
 //!   `Fetching`, `Closed`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
-//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in
-//!   `worker/blob/s3.rs`, memory straight from the system (`memmap2`) in
-//!   `worker/blob/spare.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in `evaluate/columns.rs`, HTTP of our own
-//!   asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in `telemetry/http.rs`, what counts in
-//!   `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that strangers choose (`cap_std`) in
-//!   `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that talk to it (`accept`,
-//!   `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
+//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
+//!   the system (`memmap2`) in `worker/blob/spare.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in
+//!   `evaluate/columns.rs`, HTTP of our own asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in
+//!   `telemetry/http.rs`, what counts in `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that
+//!   strangers choose (`cap_std`) in `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that
+//!   talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
 //! - `screen/` names no service at all.
 //! - Memory that a decoder's process shares with the worker: pixels travel over a socket, so that what was looked at
 //!   cannot change any more.

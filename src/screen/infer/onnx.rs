@@ -140,6 +140,7 @@ impl Runtime {
     }
 }
 
+/// The host's provider. Without the arena, what activations leave would stay with the C library in pieces.
 fn on_host() -> [ExecutionProviderDispatch; 1] {
     [ep::CPU::default().with_arena_allocator(true).build()]
 }

@@ -28,6 +28,8 @@ pub(super) enum Feed {
 
 #[derive(Default)]
 pub(super) struct Buffer {
+    /// The largest batch so far, in images.
+    largest: usize,
     bytes: Vec<u8>,
     floats: Vec<f32>,
     halves: Vec<f16>,
@@ -53,12 +55,13 @@ impl Feed {
     /// Runtime gives it back only at the end of a run that asks for it, and that run's own with it.
     pub(super) fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>, model: &Model) -> Result<(), SessionError> {
         match self {
-            Self::Lent(buffer) => {
+            Self::Lent(buffer) if buffer.largest > max_batch => {
                 *buffer = Buffer::default();
                 let mut options = RunOptions::new().map_err(failure)?;
                 options.set(SHRINK_ARENA, "cpu:0").map_err(failure)?;
-                buffer.run(std::slice::from_ref(image), model, &options)?;
+                buffer.run(std::slice::from_ref(image), model, Some(&options))?;
             }
+            Self::Lent(_) => {}
             Self::Bound(_, sizes) => sizes.retain(|bound| bound.images <= max_batch),
         }
         Ok(())
@@ -75,7 +78,7 @@ impl Feed {
     pub(super) fn run(&mut self, batch: &[Arc<Pixels>], model: &Model) -> Result<Run, SessionError> {
         let Some(first) = batch.first() else { return Ok(Run::default()) };
         match self {
-            Self::Lent(buffer) => buffer.run(batch, model, &RunOptions::new().map_err(failure)?),
+            Self::Lent(buffer) => buffer.run(batch, model, None),
             Self::Bound(memory, sizes) => {
                 let edges = edges(first);
                 let at = match sizes.iter().position(|bound| bound.images >= batch.len()) {
@@ -92,9 +95,10 @@ impl Feed {
 }
 
 impl Buffer {
-    fn run(&mut self, batch: &[Arc<Pixels>], model: &Model, options: &RunOptions) -> Result<Run, SessionError> {
+    fn run(&mut self, batch: &[Arc<Pixels>], model: &Model, options: Option<&RunOptions>) -> Result<Run, SessionError> {
         // Nobody else runs this model, so that filling is all it may wait for.
         let began = Instant::now();
+        self.largest = self.largest.max(batch.len());
         let shape = model.layout.shape(batch.len(), edges(&batch[0]));
         let values = shape.iter().product();
         match model.layout {
@@ -122,7 +126,7 @@ fn lend<T>(
     values: &[T],
     shape: [usize; 4],
     model: &Model,
-    options: &RunOptions,
+    options: Option<&RunOptions>,
     began: Instant,
 ) -> Result<Run, SessionError>
 where
@@ -130,8 +134,12 @@ where
 {
     let input = TensorRef::from_array_view((shape, values)).map_err(failure)?;
     let mut session = model.lock();
-    let outputs = session.run_with_options(ort::inputs![input], options).map_err(failure)?;
-    model.read(&outputs, (shape[0], shape[0]), began)
+    let inputs = ort::inputs![input];
+    let outputs = match options {
+        None => session.run(inputs),
+        Some(options) => session.run_with_options(inputs, options),
+    };
+    model.read(&outputs.map_err(failure)?, (shape[0], shape[0]), began)
 }
 
 impl Bound {
