@@ -446,6 +446,7 @@ mod tests {
     struct Fake<R> {
         run: R,
         has_twin: bool,
+        has_settled: bool,
     }
 
     impl<R: FnMut(&[u8]) -> Ran + Clone + Send + 'static> Session for Fake<R> {
@@ -472,10 +473,12 @@ mod tests {
 
         fn settle(&mut self, max_batch: usize, _image: &Arc<Pixels>) -> Result<(), SessionError> {
             assert_eq!(max_batch, 8);
+            self.has_settled = true;
             Ok(())
         }
 
         fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
+            assert!(self.has_settled, "a twin has buffers for what will come only");
             Ok(self.has_twin.then(|| Box::new(self.clone()) as Box<dyn Session>))
         }
     }
@@ -487,7 +490,7 @@ mod tests {
     ) -> Result<(Engine, watch::Receiver<Option<String>>), InferError> {
         let (broken, is_broken) = watch::channel(None);
         let config = InferenceConfig { max_batch: 8, ..InferenceConfig::default() };
-        let open = move || Ok(Box::new(Fake { run, has_twin }) as Box<dyn Session>);
+        let open = move || Ok(Box::new(Fake { run, has_twin, has_settled: false }) as Box<dyn Session>);
         Ok((Engine::start_with(detector("d", &["a", "b"]), &config, broken, open)?, is_broken))
     }
 

@@ -434,6 +434,9 @@ mod tests {
         let before = resident_bytes();
         session.run(&vec![Arc::clone(&image); 2048]).unwrap();
         let large = resident_bytes().saturating_sub(before);
+        session.settle(2048, &image).unwrap();
+        let kept = resident_bytes().saturating_sub(before);
+        assert!(kept > large / 2, "{} of {} MB are left of the batch that was chosen", kept >> 20, large >> 20);
         session.settle(1, &image).unwrap();
         let left = resident_bytes().saturating_sub(before);
         assert!(large > 100 << 20, "{} MB are too little to tell", large >> 20);

@@ -28,7 +28,7 @@ pub(super) enum Feed {
 
 #[derive(Default)]
 pub(super) struct Buffer {
-    /// The largest batch so far, in images.
+    /// The largest batch that was tried, in images: one that failed took memory too.
     largest: usize,
     bytes: Vec<u8>,
     floats: Vec<f32>,
