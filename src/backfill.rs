@@ -27,8 +27,8 @@ use crate::broker::{BrokerError, Message, PublishError, Publisher, Topology};
 use crate::config::SecretUrl;
 use crate::job::{self, Digests, Identity, ImageRef, Job, Lane, Outcome};
 use crate::ledger::{Ledger, LedgerError, Standing, TURN};
+use crate::objects::{Fetcher, ListedObject};
 use crate::retry;
-use crate::worker::blob::{Fetcher, Listed};
 pub use filter::Filter;
 pub use pace::Bounds;
 use pace::Pace;
@@ -235,7 +235,7 @@ impl Backfill {
                 Ok(Item { mark, object }) => {
                     marks.insert(source, mark);
                     match object.filter(|object| self.options.filter.takes(object)) {
-                        Some(Listed { image, .. }) => objects.push(image),
+                        Some(ListedObject { image, .. }) => objects.push(image),
                         None => add(&self.tally.filtered, 1),
                     }
                 }
@@ -354,7 +354,7 @@ impl Backfill {
 
     async fn send(&self, exchange: &str, order: &Order) -> Result<Uuid, BackfillError> {
         let transient = |e: &PublishError| matches!(e, PublishError::Broker(_) | PublishError::Nacked);
-        let sent = retry::patiently(PATIENCE, transient, async || {
+        let sent = retry::retry_patiently(PATIENCE, transient, async || {
             self.publisher.publish(Message::json(exchange, Lane::Backfill.as_str(), &order.body)).await
         });
         let failed = |e| BackfillError::Publish { image: order.image.uri(), error: Box::new(e) };
@@ -392,7 +392,7 @@ impl Backfill {
     }
 
     async fn patiently<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
-        Ok(retry::patiently(PATIENCE, may_pass, operation).await?)
+        Ok(retry::retry_patiently(PATIENCE, may_pass, operation).await?)
     }
 }
 

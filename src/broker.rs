@@ -1,16 +1,17 @@
-//! RabbitMQ as the stages need it: a connection with deadlines (here), the topology, publishing that is only done when
-//! the broker has confirmed and routed, and looking into queues.
+//! RabbitMQ: connecting and requests with timeouts (here), the topology, publishing with confirms, and inspecting queues.
 //!
-//! lapin is named here and in the stages that talk to the broker (`accept`, `publish`, `settle`). Its own recovery is
-//! not used: it is silent, and deliveries of a dead connection keep arriving. Whoever owns a connection makes a new one.
+//! lapin's own recovery is not used: it reports nothing, and deliveries of a dead connection keep arriving. The owner of a
+//! connection replaces it.
 
+mod acknowledge;
 mod echo;
-mod look;
+mod inspect;
 mod publisher;
 mod topology;
 
 use std::time::Duration;
 
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
@@ -19,148 +20,167 @@ use crate::certificates;
 use crate::config::SecretUrl;
 use crate::telemetry::metrics;
 
+pub use acknowledge::Acknowledger;
 pub use echo::Echo;
-pub use look::{Fate, depth, header, peek, sift};
-pub use publisher::{Message, PublishError, Publisher};
-pub use topology::Topology;
+pub use inspect::{Fate, depth, header, peek, sift};
+pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
+pub use topology::{DELAY_QUEUES, Topology, delay_queue_index};
 
-/// Longest wait for a connection, TLS and login included; some failures otherwise hang for ever.
-const CONNECT: Duration = Duration::from_secs(10);
-/// Longest wait for an answer to one request.
-pub const ANSWER: Duration = Duration::from_secs(10);
-/// Seconds between heartbeats; the broker is given up after twice that.
-const HEARTBEAT_S: u16 = 10;
+/// Longest wait for a connection, including TLS and login. Without a limit some failures hang for ever.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the response to one request.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between heartbeats. Without one for twice this time, the connection is lost.
+const HEARTBEAT_INTERVAL_S: u16 = 10;
 
-/// Says why a message lies among the dead letters.
+/// Why a message was dead-lettered.
 pub const REASON_HEADER: &str = "x-pixwarden-reason";
-/// The id a dead-lettered job has failed under, where it was derived; kept by a replay.
+/// The job id that a dead-lettered job failed under. A replay keeps it.
 pub const JOB_ID_HEADER: &str = "x-pixwarden-job-id";
-/// Since when a message lies among the dead letters, as RFC 3339 has it.
+/// When a message was dead-lettered, as RFC 3339.
 pub const DEAD_SINCE_HEADER: &str = "x-pixwarden-dead-since";
-/// How often a job has failed so far.
+/// How many attempts at a job have failed.
 pub const ATTEMPT_HEADER: &str = "x-pixwarden-attempt";
 
-/// What went wrong with the broker.
+/// Why a request to the broker failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
-    /// Cannot be reached, or the connection was lost. It may pass.
-    #[error("the broker at {url} cannot be reached: {error}")]
+    #[error("not an AMQP URL: {url}: {reason}")]
+    InvalidUrl { url: String, reason: String },
+    /// The broker cannot be reached. It may come back.
+    #[error("cannot connect to the broker at {url}: {source}{}", certificates::hint(&source.to_string()))]
     Unreachable {
         /// Without its password.
         url: String,
-        /// What the system says.
-        error: String,
+        #[source]
+        source: lapin::Error,
     },
-    /// User, password or virtual host are not accepted.
-    #[error(
-        "the broker at {url} refuses us: {error}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it"
-    )]
-    Refused {
+    #[error("cannot connect to the broker at {url}: no response within {} s", CONNECT_TIMEOUT.as_secs())]
+    ConnectTimeout {
         /// Without its password.
         url: String,
-        /// The broker's words.
-        error: String,
     },
-    /// The user may not do this.
-    #[error("the broker: {0}\n  hint: which permissions each command needs is in docs/access.md")]
-    Forbidden(String),
-    /// A queue or exchange is there with another argument.
+    /// Retrying does not help.
     #[error(
-        "{kind} \"{name}\" is there with another `{argument}`: the broker has {existing}, Pixwarden declares {ours}\n  hint: delete it once it is empty and nobody uses it, or choose another `prefix`"
+        "the broker at {url} refused the login: {}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it",
+        message(source)
     )]
-    Mismatch {
-        /// `queue` or `exchange`.
-        kind: String,
-        /// Its name.
-        name: String,
-        /// The argument that differs.
-        argument: String,
-        /// As it is.
-        existing: String,
-        /// As it would have to be.
-        ours: String,
+    LoginRefused {
+        /// Without its password.
+        url: String,
+        #[source]
+        source: lapin::Error,
     },
-    /// A call that the broker did not answer in time.
-    #[error("the broker did not answer within {} s: {what}", ANSWER.as_secs())]
-    Silent {
-        /// The request.
-        what: &'static str,
-    },
-    /// Anything else the broker or the connection says.
-    #[error("the broker: {0}")]
-    Protocol(String),
+    #[error("the broker refused the request: {}\n  hint: docs/access.md lists the permissions that each command needs", message(.0))]
+    Forbidden(#[source] lapin::Error),
+    /// There is no such queue or exchange.
+    #[error("the broker found nothing: {}", message(.0))]
+    NotFound(#[source] lapin::Error),
+    #[error(
+        "{} \"{}\" exists with another `{}`: the broker has {}, Pixwarden declares {}\n  hint: delete it once it is empty and unused, or choose another `prefix`",
+        .0.kind, .0.name, .0.argument, .0.existing, .0.declared
+    )]
+    ArgumentMismatch(Box<ArgumentMismatch>),
+    #[error("the broker did not respond within {} s: {request}", RESPONSE_TIMEOUT.as_secs())]
+    ResponseTimeout { request: &'static str },
+    #[error("the consumer of {queue} got nothing for a while although {messages} messages wait")]
+    ConsumerSilent { queue: String, messages: u32 },
+    #[error("the broker cancelled the consumer")]
+    ConsumerCancelled,
+    #[error("the connection to the broker or a channel is closed")]
+    ConnectionClosed,
+    #[error("the broker: {}", message(.0))]
+    Protocol(#[source] lapin::Error),
 }
 
-/// Connects, with a deadline.
+/// A queue or exchange that exists with another argument than Pixwarden declares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArgumentMismatch {
+    /// `queue` or `exchange`.
+    pub kind: String,
+    pub name: String,
+    pub argument: String,
+    pub existing: String,
+    pub declared: String,
+}
+
+impl From<lapin::Error> for BrokerError {
+    fn from(error: lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(amqp) = error.kind() else { return Self::Protocol(error) };
+        match amqp.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::Forbidden(error),
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NotFound(error),
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => {
+                match ArgumentMismatch::parse(&amqp.get_message().to_string()) {
+                    Some(mismatch) => Self::ArgumentMismatch(Box::new(mismatch)),
+                    None => Self::Protocol(error),
+                }
+            }
+            _ => Self::Protocol(error),
+        }
+    }
+}
+
+/// The broker's own text, where there is one.
+fn message(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
+        _ => error.to_string(),
+    }
+}
+
+impl ArgumentMismatch {
+    /// Parses `PRECONDITION_FAILED - inequivalent arg 'x' for queue 'q' in vhost '/': received … but current is …`. AMQP has
+    /// no other form of this information.
+    fn parse(message: &str) -> Option<Self> {
+        let (_, rest) = message.split_once("inequivalent arg '")?;
+        let (argument, rest) = rest.split_once("' for ")?;
+        let (kind, rest) = rest.split_once(" '")?;
+        let (name, rest) = rest.split_once("' in vhost ")?;
+        let (_, values) = rest.split_once(": received ")?;
+        let (declared, existing) = values.split_once(" but current is ")?;
+        Some(Self {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            argument: argument.to_owned(),
+            existing: existing.to_owned(),
+            declared: declared.to_owned(),
+        })
+    }
+}
+
+/// Connects to the broker. `name` is shown in the broker's list of connections.
 ///
 /// # Errors
-/// [`BrokerError::Refused`] for a wrong login or virtual host, which does not pass by itself; else
-/// [`BrokerError::Unreachable`].
+/// [`BrokerError::LoginRefused`] for a wrong login or virtual host, which retrying does not help.
 pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerError> {
-    let unreachable = |error: String| BrokerError::Unreachable { url: url.to_string(), error };
-    let mut uri: AMQPUri = url.expose().parse().map_err(|e: String| unreachable(format!("not an AMQP URL: {e}")))?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    let mut uri: AMQPUri =
+        url.expose().parse().map_err(|reason| BrokerError::InvalidUrl { url: url.to_string(), reason })?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_INTERVAL_S);
     let properties = ConnectionProperties::default().with_connection_name(format!("pixwarden {name}").into());
-    match tokio::time::timeout(CONNECT, Connection::connect_uri(uri, properties)).await {
-        Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
+    match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await {
+        Err(_) => Err(BrokerError::ConnectTimeout { url: url.to_string() }),
         Ok(Ok(connection)) => {
             metrics::connected(name);
             Ok(connection)
         }
-        Ok(Err(e)) => Err(match e.kind() {
-            ErrorKind::ProtocolError(amqp) => {
-                BrokerError::Refused { url: url.to_string(), error: amqp.get_message().to_string() }
-            }
-            _ => {
-                let words = e.to_string();
-                let hint = certificates::hint(&words);
-                unreachable(words + hint)
-            }
-        }),
+        Ok(Err(source)) if source.is_amqp_error() => Err(BrokerError::LoginRefused { url: url.to_string(), source }),
+        Ok(Err(source)) => Err(BrokerError::Unreachable { url: url.to_string(), source }),
     }
 }
 
-/// Runs one request with a deadline.
+/// Runs one request with [`RESPONSE_TIMEOUT`]. `request` names it in the error.
 ///
 /// # Errors
-/// What lapin says, or that nothing was said.
-pub async fn answered<T>(
-    what: &'static str,
-    request: impl Future<Output = lapin::Result<T>>,
+/// When the broker refuses the request, or does not respond in time.
+pub async fn with_timeout<T>(
+    request: &'static str,
+    response: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match tokio::time::timeout(ANSWER, request).await {
-        Ok(answer) => answer.map_err(|e| explain(&e)),
-        Err(_) => Err(BrokerError::Silent { what }),
+    match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
+        Ok(response) => response.map_err(BrokerError::from),
+        Err(_) => Err(BrokerError::ResponseTimeout { request }),
     }
-}
-
-fn explain(error: &lapin::Error) -> BrokerError {
-    let words = match error.kind() {
-        ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
-        _ => error.to_string(),
-    };
-    if words.starts_with("ACCESS_REFUSED") {
-        return BrokerError::Forbidden(words);
-    }
-    mismatch(&words).unwrap_or(BrokerError::Protocol(words))
-}
-
-/// Reads `PRECONDITION_FAILED - inequivalent arg 'x' for queue 'q' in vhost '/': received … but current is …`.
-fn mismatch(words: &str) -> Option<BrokerError> {
-    let (_, rest) = words.split_once("inequivalent arg '")?;
-    let (argument, rest) = rest.split_once("' for ")?;
-    let (kind, rest) = rest.split_once(" '")?;
-    let (name, rest) = rest.split_once("' in vhost ")?;
-    let (_, values) = rest.split_once(": received ")?;
-    let (ours, existing) = values.split_once(" but current is ")?;
-    let own = str::to_owned;
-    Some(BrokerError::Mismatch {
-        kind: own(kind),
-        name: own(name),
-        argument: own(argument),
-        existing: own(existing),
-        ours: own(ours),
-    })
 }
 
 /// A text as an AMQP value.
@@ -182,14 +202,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_with_other_arguments_is_told_by_queue_argument_and_both_values() {
+    fn an_argument_mismatch_names_queue_argument_and_both_values() {
         let words = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'pixwarden.delay.live.1s' in vhost '/': received the value '1000' of type 'signedint' but current is none";
-        let Some(BrokerError::Mismatch { kind, name, argument, existing, ours }) = mismatch(words) else { panic!() };
-        assert_eq!(
-            (kind.as_str(), name.as_str(), argument.as_str()),
-            ("queue", "pixwarden.delay.live.1s", "x-message-ttl")
-        );
-        assert_eq!((ours.as_str(), existing.as_str()), ("the value '1000' of type 'signedint'", "none"));
-        assert!(mismatch("NOT_FOUND - no queue 'x' in vhost '/'").is_none());
+        let expected = ArgumentMismatch {
+            kind: "queue".into(),
+            name: "pixwarden.delay.live.1s".into(),
+            argument: "x-message-ttl".into(),
+            existing: "none".into(),
+            declared: "the value '1000' of type 'signedint'".into(),
+        };
+        assert_eq!(ArgumentMismatch::parse(words), Some(expected));
+        assert_eq!(ArgumentMismatch::parse("PRECONDITION_FAILED - something else"), None);
     }
 }

@@ -263,14 +263,14 @@ impl Hub {
 
     /// Repeats what may pass, with growing pauses.
     fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
-        let mut pauses = crate::retry::Pauses::default();
+        let mut pauses = crate::retry::Delays::default();
         let mut tries = 1;
         loop {
             match attempt() {
                 Err(e) if e.may_pass() && tries < self.settings.tries => {
                     tracing::debug!(error = %e, tries, "trying the hub again");
                     tries += 1;
-                    std::thread::sleep(pauses.longer());
+                    std::thread::sleep(pauses.next_delay());
                 }
                 result => return result,
             }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a broker, a store or a database.
 
+pub mod event;
 pub mod forms;
 
 use std::collections::BTreeMap;

@@ -1,16 +1,20 @@
-//! A queue with two lanes: live goes first, backfill is never starved.
+//! Two lanes: live jobs go first, and backfill is never starved.
 //!
-//! The same rule decides who enters (`admit`), who is decoded next and who is in the next batch, so that a live job
-//! waits for nothing but what is already running, and on a GPU for the batch that is at hand.
+//! One rule decides which job enters a [`Gate`], which image is decoded next and which images are in the next batch. A live
+//! job therefore waits only for work that is already running, and on a GPU also for the batch that is being filled.
+
+mod gate;
 
 use std::collections::VecDeque;
 
 use crate::job::Lane;
 
-/// While backfill waits, every this-many-th turn is its own.
+pub use gate::{Gate, GateClosed, Permit};
+
+/// While both lanes wait, one turn in this many goes to backfill.
 pub const BACKFILL_TURN: u32 = 8;
 
-/// Two first-in-first-out queues and whose turn it is.
+/// Two first-in-first-out queues, and the lane whose turn it is.
 #[derive(Debug)]
 pub struct Lanes<T> {
     live: VecDeque<T>,
@@ -57,11 +61,11 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes the first item of a lane, whoever's turn it is.
+    /// Takes the first item of a lane, whichever lane's turn it is.
     pub fn take(&mut self, lane: Lane) -> Option<T> {
         let item = self.queue(lane).pop_front()?;
         self.live_in_a_row = match lane {
-            // Turns count only while somebody is kept waiting.
+            // Turns count only while backfill waits.
             Lane::Live if !self.backfill.is_empty() => self.live_in_a_row + 1,
             Lane::Live | Lane::Backfill => 0,
         };
@@ -115,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_lane_stays_in_order_and_nobody_waits_for_more_than_a_turn(arrivals in proptest::collection::vec(any::<bool>(), 1..200)) {
+        fn each_lane_stays_in_order_and_backfill_waits_for_one_turn_at_most(arrivals in proptest::collection::vec(any::<bool>(), 1..200)) {
             let mut lanes = Lanes::default();
             for (i, live) in arrivals.iter().enumerate() {
                 lanes.push(if *live { Lane::Live } else { Lane::Backfill }, (*live, i));

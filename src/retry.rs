@@ -1,39 +1,29 @@
-//! When to try again. The one place that names `backoff`, which is small, does its work, and is no longer maintained:
-//! should it have to go, it goes here.
+//! When to try again. Only this file names the crate `backoff`. It is small and works, but is no longer maintained: if it
+//! must be replaced one day, only this file changes.
 
 use std::time::{Duration, Instant};
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
-/// The delay queues, shortest first: the suffix of the queue's name and how long a message stays in it.
-pub const RUNGS: [(&str, Duration); 5] = [
-    ("1s", Duration::from_secs(1)),
-    ("5s", Duration::from_secs(5)),
-    ("30s", Duration::from_secs(30)),
-    ("2m", Duration::from_secs(120)),
-    ("10m", Duration::from_secs(600)),
-];
-
-/// The delay queue for a job after `failures` failed attempts (1 or more): exponential with jitter, so that jobs which
-/// failed together do not come back together.
+/// How long to wait after `failures` failures (1 or more): 1 s, five times longer with each failure up to `longest`, and
+/// half of it random.
 #[must_use]
-pub fn rung(failures: u32) -> usize {
+pub fn jittered_delay(failures: u32, longest: Duration) -> Duration {
     let grown = Duration::from_secs(1).saturating_mul(5u32.saturating_pow(failures.saturating_sub(1).min(9)));
     let mut jitter = ExponentialBackoffBuilder::new()
-        .with_initial_interval(grown.min(RUNGS[RUNGS.len() - 1].1))
+        .with_initial_interval(grown.min(longest))
         .with_randomization_factor(0.5)
         .with_max_elapsed_time(None)
         .build();
-    let wanted = jitter.next_backoff().unwrap_or(grown);
-    RUNGS.iter().rposition(|(_, delay)| *delay <= wanted.mul_f64(1.5)).unwrap_or(0)
+    jitter.next_backoff().unwrap_or(grown)
 }
 
-/// Growing pauses without an end, for whoever must not give up: 0.2 s to 10 s, each jittered by half.
+/// Growing delays without an end, for work that must not give up: 0.2 s to 10 s, each with a random part of one half.
 #[derive(Debug)]
-pub struct Pauses(ExponentialBackoff);
+pub struct Delays(ExponentialBackoff);
 
-impl Default for Pauses {
+impl Default for Delays {
     fn default() -> Self {
         Self(
             ExponentialBackoffBuilder::new()
@@ -46,23 +36,23 @@ impl Default for Pauses {
     }
 }
 
-impl Pauses {
-    /// The next, longer pause.
-    pub fn longer(&mut self) -> Duration {
+impl Delays {
+    /// The next, longer delay.
+    pub fn next_delay(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(Duration::from_secs(10))
     }
 
-    /// Starts anew after a success.
+    /// Starts again with the shortest delay.
     pub fn reset(&mut self) {
         self.0.reset();
     }
 }
 
-/// Repeats an operation a few times within two seconds, as long as `transient` says that its error may pass.
+/// Repeats an operation a few times within two seconds, while its error is `transient`.
 ///
 /// # Errors
 /// The last error.
-pub async fn briefly<T, E, F>(transient: impl Fn(&E) -> bool, mut operation: impl FnMut() -> F) -> Result<T, E>
+pub async fn retry_briefly<T, E, F>(transient: impl Fn(&E) -> bool, mut operation: impl FnMut() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -82,24 +72,23 @@ where
     .await
 }
 
-/// Repeats an operation, with growing pauses, as long as `transient` says that its error may pass and `patience` has not
-/// run out.
+/// Repeats an operation with growing delays, while its error is `transient` and `patience` is not over.
 ///
 /// # Errors
 /// The last error.
-pub async fn patiently<T, E: std::fmt::Display>(
+pub async fn retry_patiently<T, E: std::fmt::Display>(
     patience: Duration,
     transient: impl Fn(&E) -> bool,
     mut operation: impl AsyncFnMut() -> Result<T, E>,
 ) -> Result<T, E> {
-    let mut pauses = Pauses::default();
+    let mut delays = Delays::default();
     let began = Instant::now();
     loop {
         match operation().await {
             Err(e) if transient(&e) && began.elapsed() < patience => {
-                let pause = pauses.longer();
-                tracing::warn!(error = %e, pause_ms = pause.as_millis(), "it is tried again after a pause");
-                tokio::time::sleep(pause).await;
+                let delay = delays.next_delay();
+                tracing::warn!(error = %e, delay_ms = delay.as_millis(), "operation failed, retrying after a delay");
+                tokio::time::sleep(delay).await;
             }
             result => return result,
         }
@@ -110,24 +99,10 @@ pub async fn patiently<T, E: std::fmt::Display>(
 mod tests {
     use super::*;
 
-    #[test]
-    fn rungs_grow_with_failures_and_are_spread() {
-        let seen = |failures| {
-            let mut rungs: Vec<_> = (0..200).map(|_| rung(failures)).collect();
-            rungs.sort_unstable();
-            rungs.dedup();
-            rungs
-        };
-        assert_eq!(seen(1), [0]);
-        assert!(seen(2).contains(&1) && seen(2).iter().all(|r| *r <= 1));
-        assert!(seen(4).iter().all(|r| (2..=3).contains(r)));
-        assert!(seen(40).iter().all(|r| *r >= 3), "the longest delays, however often it failed");
-    }
-
     #[tokio::test]
     async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
         let mut tries = 0;
-        let result: Result<(), u8> = briefly(
+        let result: Result<(), u8> = retry_briefly(
             |e| *e == 1,
             || {
                 tries += 1;

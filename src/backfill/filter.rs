@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::job::forms::MAX_KEY_BYTES;
-use crate::worker::blob::Listed;
+use crate::objects::ListedObject;
 
 /// Conditions on an object; it has to meet all that are given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -24,7 +24,7 @@ pub struct Filter {
 impl Filter {
     /// Whether enough is known of an object to compare it with the ledger and to judge it here.
     #[must_use]
-    pub fn knows_enough(&self, object: &Listed) -> bool {
+    pub fn knows_enough(&self, object: &ListedObject) -> bool {
         let sized = object.bytes.is_some() || (self.min_bytes.is_none() && self.max_bytes.is_none());
         let dated = object.modified.is_some() || (self.since.is_none() && self.until.is_none());
         object.image.etag.is_some() && sized && dated
@@ -32,7 +32,7 @@ impl Filter {
 
     /// Whether an object is meant, as far as its key tells.
     #[must_use]
-    pub fn names(&self, object: &Listed) -> bool {
+    pub fn names(&self, object: &ListedObject) -> bool {
         let key = object.image.key.as_bytes();
         let ends_with = |suffix: &String| {
             let from = key.len().checked_sub(suffix.len());
@@ -45,7 +45,7 @@ impl Filter {
 
     /// Whether an object is meant. What is not known of one that is not there excludes nothing.
     #[must_use]
-    pub fn takes(&self, object: &Listed) -> bool {
+    pub fn takes(&self, object: &ListedObject) -> bool {
         let sized = object.bytes.is_none_or(|n| {
             self.min_bytes.is_none_or(|least| n >= least) && self.max_bytes.is_none_or(|most| n <= most)
         });
@@ -63,9 +63,9 @@ mod tests {
     use super::*;
     use crate::job::ImageRef;
 
-    fn object(key: &str, bytes: u64, modified: OffsetDateTime) -> Listed {
+    fn object(key: &str, bytes: u64, modified: OffsetDateTime) -> ListedObject {
         let image = ImageRef { bucket: "b".into(), key: key.into(), version_id: None, etag: Some("e".into()) };
-        Listed { image, bytes: Some(bytes), modified: Some(modified) }
+        ListedObject { image, bytes: Some(bytes), modified: Some(modified) }
     }
 
     #[test]
@@ -93,11 +93,11 @@ mod tests {
 
     #[test]
     fn what_no_condition_asks_for_need_not_be_known() {
-        let bare = Listed { bytes: None, modified: None, ..object("k", 0, datetime!(2026-01-01 00:00 UTC)) };
+        let bare = ListedObject { bytes: None, modified: None, ..object("k", 0, datetime!(2026-01-01 00:00 UTC)) };
         assert!(Filter::default().knows_enough(&bare));
         assert!(!Filter { min_bytes: Some(1), ..Filter::default() }.knows_enough(&bare));
         assert!(!Filter { until: Some(datetime!(2026-01-01 00:00 UTC)), ..Filter::default() }.knows_enough(&bare));
-        let unnamed = Listed { image: ImageRef { etag: None, ..bare.image.clone() }, ..bare };
+        let unnamed = ListedObject { image: ImageRef { etag: None, ..bare.image.clone() }, ..bare };
         assert!(!Filter::default().knows_enough(&unnamed));
     }
 }

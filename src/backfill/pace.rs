@@ -51,8 +51,8 @@ impl Pace {
     /// all others publish little to this lane.
     pub(super) async fn room(&mut self, wanted: u32) -> Result<u32, BrokerError> {
         while self.room == 0 {
-            let may_pass = |e: &BrokerError| !matches!(e, BrokerError::Refused { .. });
-            let waiting = retry::patiently(PATIENCE, may_pass, async || self.waiting().await).await?;
+            let may_pass = |e: &BrokerError| !matches!(e, BrokerError::LoginRefused { .. });
+            let waiting = retry::retry_patiently(PATIENCE, may_pass, async || self.waiting().await).await?;
             self.room = self.bounds.depth.saturating_sub(waiting);
             if self.room == 0 {
                 tokio::time::sleep(LOOK).await;

@@ -17,8 +17,8 @@ use futures_util::stream::{self, BoxStream};
 use super::PATIENCE;
 use super::filter::Filter;
 use crate::job::ImageRef;
-use crate::retry::{self, Pauses};
-use crate::worker::blob::{Fetcher, Listed, Part, StoreError};
+use crate::objects::{Fetcher, KeyRange, ListedObject, StoreError};
+use crate::retry::{self, Delays};
 
 /// Objects asked for one by one at a time.
 const HEADS: usize = 64;
@@ -59,7 +59,7 @@ pub struct Item {
     /// From behind here the source can go on.
     pub mark: String,
     /// The object; `None` for what is no present object, an older version for one.
-    pub object: Option<Listed>,
+    pub object: Option<ListedObject>,
 }
 
 /// Why a source gives no more.
@@ -147,8 +147,8 @@ impl Source {
     ) -> BoxStream<'static, Result<Item, SourceError>> {
         match self {
             Self::Prefix { bucket, prefix } => {
-                let part = Part { bucket: bucket.clone(), prefix: prefix.clone(), after };
-                let item = |object: Listed| Item { mark: object.image.key.clone(), object: Some(object) };
+                let part = KeyRange { bucket: bucket.clone(), prefix: prefix.clone(), after };
+                let item = |object: ListedObject| Item { mark: object.image.key.clone(), object: Some(object) };
                 fetcher.list(part).map(move |listed| Ok(item(listed?))).boxed()
             }
             Self::Inventory(place) => inventory::entries(place.clone(), Arc::clone(fetcher), after),
@@ -171,7 +171,7 @@ impl Source {
             items: None,
             begun: false,
             failing: None,
-            pauses: Pauses::default(),
+            pauses: Delays::default(),
         };
         stream::unfold(reading, |mut reading| async move { Some((reading.next().await?, reading)) }).boxed()
     }
@@ -186,7 +186,7 @@ struct Reading {
     items: Option<BoxStream<'static, Result<Item, SourceError>>>,
     begun: bool,
     failing: Option<Instant>,
-    pauses: Pauses,
+    pauses: Delays,
 }
 
 impl Reading {
@@ -218,7 +218,7 @@ impl Reading {
                         && e.may_pass()
                         && self.failing.get_or_insert_with(Instant::now).elapsed() < PATIENCE =>
                 {
-                    let pause = self.pauses.longer();
+                    let pause = self.pauses.next_delay();
                     tracing::warn!(source = %self.source, error = %e, pause_ms = pause.as_millis(), "the source is read on after a pause");
                     self.items = None;
                     tokio::time::sleep(pause).await;
@@ -240,7 +240,7 @@ async fn known(item: Item, fetcher: &Fetcher, filter: &Filter) -> Result<Item, S
         return Ok(item);
     }
     let transient = |e: &StoreError| matches!(e, StoreError::Unclear(_));
-    match retry::briefly(transient, || fetcher.head(&object.image)).await {
+    match retry::retry_briefly(transient, || fetcher.head(&object.image)).await {
         Ok(object) => Ok(Item { object: Some(object), ..item }),
         // The worker says so, and the ledger will have it.
         Err(StoreError::Missing(_)) => Ok(item),
@@ -268,7 +268,7 @@ impl Place {
         })?;
         let (mut body, mut bytes) = (opened.body, 0);
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(StoreError::Unclear)?;
+            let chunk = chunk?;
             bytes += chunk.len() as u64;
             file.write_all(&chunk).map_err(failed)?;
         }

@@ -30,7 +30,7 @@ impl Turn {
     pub(super) async fn take(ledger: Arc<dyn Ledger>, stop: &CancellationToken) -> Result<Option<Self>, LedgerError> {
         let process = Uuid::new_v4();
         let mut told = false;
-        while !retry::patiently(PATIENCE, may_pass, async || ledger.take_turn(process).await).await? {
+        while !retry::retry_patiently(PATIENCE, may_pass, async || ledger.take_turn(process).await).await? {
             if !told {
                 tracing::warn!(
                     "another backfill is at work on this ledger, or was until {} s ago: this one begins when it has ended",

@@ -9,7 +9,7 @@ use lapin::{BasicProperties, Connection, Consumer};
 use tokio::sync::{Mutex, oneshot};
 use uuid::Uuid;
 
-use super::{BrokerError, Message, PublishError, Publisher, answered, connect};
+use super::{BrokerError, Message, PublishError, Publisher, connect, with_timeout};
 use crate::config::SecretUrl;
 
 /// Nobody else sees the queue, and it is gone with its connection, however that ends.
@@ -32,14 +32,14 @@ impl Echo {
     pub async fn open(url: &SecretUrl, prefix: &str, (prefetch, channels): (u16, usize)) -> Result<Self, BrokerError> {
         let queue = format!("{prefix}.bench.{}", Uuid::new_v4().simple());
         let consuming = connect(url, "bench").await?;
-        let channel = answered("opening a channel", consuming.create_channel()).await?;
-        answered("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let channel = with_timeout("opening a channel", consuming.create_channel()).await?;
+        with_timeout("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-        answered("declaring a queue", declared).await?;
+        with_timeout("declaring a queue", declared).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
-        let consumer = answered("consuming", consumer).await?;
+        let consumer = with_timeout("consuming", consumer).await?;
         let back: Arc<Back> = Arc::default();
         drop(tokio::spawn(acknowledge(consumer, Arc::clone(&back))));
         Ok(Self { queue, publisher: Publisher::new(url.clone(), "bench", channels), consuming, back })
@@ -56,10 +56,9 @@ impl Echo {
         let properties = BasicProperties::default().with_message_id(id.as_str().into());
         let message = Message { exchange: "", routing_key: &self.queue, payload: body.as_bytes(), properties };
         self.publisher.publish(message).await?;
-        answered("delivering a message", async { Ok(back.await) }).await?.map_err(|_| {
-            let lost = "the connection that consumes was lost";
-            BrokerError::Protocol(lost.into()).into()
-        })
+        with_timeout("delivering a message", async { Ok(back.await) })
+            .await?
+            .map_err(|_| BrokerError::ConnectionClosed.into())
     }
 
     /// Closes both connections, and with them the queue is gone.
@@ -68,7 +67,7 @@ impl Echo {
     /// When the broker does not answer.
     pub async fn close(self) -> Result<(), BrokerError> {
         self.publisher.close().await;
-        answered("closing", self.consuming.close(200, "done".into())).await
+        with_timeout("closing", self.consuming.close(200, "done".into())).await
     }
 }
 

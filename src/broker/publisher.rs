@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
+use async_trait::async_trait;
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{BrokerError, answered, connect};
+use super::{BrokerError, connect, with_timeout};
 use crate::config::SecretUrl;
 use crate::planted::{self, Bug};
-use crate::retry::Pauses;
+use crate::retry::Delays;
 
 /// Why a message did not arrive.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,6 +59,40 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Publishes messages. A trait, so that tests of the worker need no broker.
+#[async_trait]
+pub trait MessagePublisher: Send + Sync {
+    /// Publishes one message, and returns once the broker has routed and confirmed it.
+    ///
+    /// # Errors
+    /// When the message was returned, refused, or not confirmed in time. It may have arrived nevertheless.
+    async fn publish(&self, message: Message<'_>) -> Result<(), PublishError>;
+
+    /// Connects if there is no connection.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    async fn ready(&self) -> Result<(), BrokerError>;
+
+    /// Closes the connection, if there is one.
+    async fn close(&self);
+}
+
+#[async_trait]
+impl MessagePublisher for Publisher {
+    async fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
+        Self::publish(self, message).await
+    }
+
+    async fn ready(&self) -> Result<(), BrokerError> {
+        Self::ready(self).await
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
+}
+
 /// Publishes with confirms and `mandatory`, on a connection of its own: a broker in alarm stops reading from
 /// connections that publish, and acknowledgements must not wait behind that.
 ///
@@ -78,7 +113,7 @@ struct Link {
     idle: Vec<Channel>,
     /// Which connection this is, so that a late failure on an old one does not close a new one.
     generation: u64,
-    pauses: Pauses,
+    delays: Delays,
     failed: Option<(Instant, BrokerError)>,
 }
 
@@ -101,7 +136,7 @@ impl Publisher {
         let options =
             BasicPublishOptions { mandatory: !planted::has(Bug::NoMandatory), ..BasicPublishOptions::default() };
         let properties = message.properties.with_delivery_mode(2);
-        let confirmed = answered("confirming a message", async {
+        let confirmed = with_timeout("confirming a message", async {
             channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await
         });
         let confirmation = match confirmed.await {
@@ -136,7 +171,7 @@ impl Publisher {
     /// Closes the connection, if there is one.
     pub async fn close(&self) {
         if let Some(connection) = self.link.lock().await.connection.take()
-            && let Err(e) = answered("closing", connection.close(200, "done".into())).await
+            && let Err(e) = with_timeout("closing", connection.close(200, "done".into())).await
         {
             tracing::debug!(error = %e, "closing the publishing connection failed");
         }
@@ -168,14 +203,14 @@ impl Publisher {
         };
         match opened {
             Ok((connection, channel)) => {
-                link.pauses.reset();
+                link.delays.reset();
                 link.failed = None;
                 link.generation += 1;
                 link.connection = Some(connection);
                 Ok((link.generation, channel))
             }
             Err(e) => {
-                link.failed = Some((Instant::now() + link.pauses.longer(), e.clone()));
+                link.failed = Some((Instant::now() + link.delays.next_delay(), e.clone()));
                 Err(e)
             }
         }
@@ -198,7 +233,7 @@ impl Publisher {
         if let Some(connection) = link.connection.take() {
             // A silent broker would let this wait; nobody needs its answer.
             drop(tokio::spawn(async move {
-                if let Err(e) = answered("closing", connection.close(320, "lost".into())).await {
+                if let Err(e) = with_timeout("closing", connection.close(320, "lost".into())).await {
                     tracing::debug!(error = %e, "closing a lost connection failed");
                 }
             }));
@@ -207,8 +242,8 @@ impl Publisher {
 }
 
 async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
-    let channel = answered("opening a channel", connection.create_channel()).await?;
-    answered("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
+    with_timeout("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 

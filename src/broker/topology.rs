@@ -1,15 +1,35 @@
 //! The exchanges and queues Pixwarden declares.
 
+use std::time::Duration;
+
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::{BrokerError, answered, depth, table, text};
+use super::{BrokerError, depth, table, text, with_timeout};
 use crate::job::{Lane, Outcome};
-use crate::retry::RUNGS;
+use crate::retry;
 
 /// An absent limit means 20 on new brokers, and -1 drops messages on old ones: so a number that is never reached.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
+
+/// The delay queues of a lane, shortest first: the suffix of the queue's name, and how long a message stays in it.
+pub const DELAY_QUEUES: [(&str, Duration); 5] = [
+    ("1s", Duration::from_secs(1)),
+    ("5s", Duration::from_secs(5)),
+    ("30s", Duration::from_secs(30)),
+    ("2m", Duration::from_secs(120)),
+    ("10m", Duration::from_secs(600)),
+];
+
+/// The delay queue for a job after `failed_attempts` attempts (1 or more). The delay grows exponentially, with jitter, so
+/// that jobs which failed together do not return together.
+#[must_use]
+pub fn delay_queue_index(failed_attempts: u32) -> usize {
+    let longest = DELAY_QUEUES[DELAY_QUEUES.len() - 1].1;
+    let wanted = retry::jittered_delay(failed_attempts, longest);
+    DELAY_QUEUES.iter().rposition(|(_, delay)| *delay <= wanted.mul_f64(1.5)).unwrap_or(0)
+}
 
 /// The names of everything Pixwarden declares, and their arguments, valid on RabbitMQ 3.10 and 4.x.
 #[derive(Debug, Clone)]
@@ -39,8 +59,8 @@ impl Topology {
 
     /// The queue in which a job of a lane waits for its next attempt.
     #[must_use]
-    pub fn delay(&self, lane: Lane, rung: usize) -> String {
-        format!("{}.delay.{lane}.{}", self.prefix, RUNGS[rung].0)
+    pub fn delay(&self, lane: Lane, index: usize) -> String {
+        format!("{}.delay.{lane}.{}", self.prefix, DELAY_QUEUES[index].0)
     }
 
     /// The exchange and the queue of dead letters.
@@ -72,7 +92,7 @@ impl Topology {
     /// # Errors
     /// [`BrokerError::Mismatch`] where something is there with other arguments.
     pub async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let channel = answered("opening a channel", connection.create_channel()).await?;
+        let channel = with_timeout("opening a channel", connection.create_channel()).await?;
         let dead = self.dead();
         self.exchange(&channel, &dead, ExchangeKind::Fanout, &[]).await?;
         self.queue(&channel, &dead, &[]).await?;
@@ -88,7 +108,7 @@ impl Topology {
             ];
             self.queue(&channel, &self.lane(lane), &arguments).await?;
             self.bind(&channel, &self.lane(lane), &self.jobs(), lane.as_str()).await?;
-            for (rung, (_, delay)) in RUNGS.iter().enumerate() {
+            for (index, (_, delay)) in DELAY_QUEUES.iter().enumerate() {
                 let delay = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
                 // The time is the queue's: a message's own would block at the queue's head.
                 let arguments = [
@@ -98,7 +118,7 @@ impl Topology {
                     ("x-dead-letter-strategy", text("at-least-once")),
                     ("x-overflow", text("reject-publish")),
                 ];
-                self.queue(&channel, &self.delay(lane, rung), &arguments).await?;
+                self.queue(&channel, &self.delay(lane, index), &arguments).await?;
             }
         }
 
@@ -109,7 +129,7 @@ impl Topology {
                 self.bind(&channel, &self.flagged(), &self.events(), outcome.routing_key()).await?;
             }
         }
-        answered("closing a channel", channel.close(200, "declared".into())).await
+        with_timeout("closing a channel", channel.close(200, "declared".into())).await
     }
 
     /// Declares everything unless a queue of it is there, so that whoever only publishes or looks needs no permission
@@ -132,7 +152,8 @@ impl Topology {
         arguments: &[(&str, AMQPValue)],
     ) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        answered("declaring an exchange", channel.exchange_declare(name.into(), kind, options, table(arguments))).await
+        with_timeout("declaring an exchange", channel.exchange_declare(name.into(), kind, options, table(arguments)))
+            .await
     }
 
     /// A quorum queue with an explicit delivery limit.
@@ -141,19 +162,33 @@ impl Topology {
         let mut table = table(arguments);
         table.insert("x-queue-type".into(), text("quorum"));
         table.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-        answered("declaring a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
+        with_timeout("declaring a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
     }
 
     async fn bind(&self, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
         let options = QueueBindOptions::default();
         let request = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
-        answered("binding a queue", request).await
+        with_timeout("binding a queue", request).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn delays_grow_with_failures_and_are_spread() {
+        let seen = |failures| {
+            let mut indexes: Vec<_> = (0..200).map(|_| delay_queue_index(failures)).collect();
+            indexes.sort_unstable();
+            indexes.dedup();
+            indexes
+        };
+        assert_eq!(seen(1), [0]);
+        assert!(seen(2).contains(&1) && seen(2).iter().all(|r| *r <= 1));
+        assert!(seen(4).iter().all(|r| (2..=3).contains(r)));
+        assert!(seen(40).iter().all(|r| *r >= 3), "the longest delays, however often it failed");
+    }
 
     #[test]
     fn our_own_queues_are_known_and_others_are_not() {

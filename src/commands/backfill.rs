@@ -20,8 +20,8 @@ use crate::broker::{Publisher, Topology, connect};
 use crate::config::Config;
 use crate::job::{Digests, Lane};
 use crate::ledger;
+use crate::objects::Fetcher;
 use crate::screen::packages;
-use crate::worker::blob::Fetcher;
 
 /// How often a bar is drawn, and how often a line is logged where there is none.
 const DRAW: Duration = Duration::from_millis(200);

@@ -4,8 +4,8 @@ use crate::broker::{Topology, connect, depth};
 use crate::config::Config;
 use crate::job::Lane;
 use crate::ledger;
+use crate::objects::Fetcher;
 use crate::screen::Screen;
-use crate::worker::blob::Fetcher;
 
 /// What a check found, in words.
 type Finding = Result<String, String>;

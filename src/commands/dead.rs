@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use super::UsageError;
 use super::age::Age;
 use super::output::{Format, Output};
-use crate::broker::{BrokerError, Fate, Publisher, Topology, answered, connect, peek, sift};
+use crate::broker::{BrokerError, Fate, Publisher, Topology, connect, peek, sift, with_timeout};
 use crate::config::Config;
 use crate::job::Lane;
 use letter::Letter;
@@ -183,7 +183,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             sifted?;
         }
     }
-    answered("closing", connection.close(200, "looked".into())).await?;
+    with_timeout("closing", connection.close(200, "looked".into())).await?;
     Ok(0)
 }
 

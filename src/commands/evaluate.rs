@@ -23,8 +23,8 @@ use crate::evaluate::report::{self, Facts};
 use crate::evaluate::subject::{subjects, with_default_rules};
 use crate::evaluate::summary::{Summary, Wanted};
 use crate::job::{Digests, Lane, Outcome};
+use crate::lanes::{Gate, Permit};
 use crate::screen::{Screen, Sight, StartError, Unseen, decode, infer, packages, policy_for};
-use crate::worker::admit::{Gate, Permit};
 use read::{Content, Found, Image, Sources};
 
 /// Mistakes of either kind that the page shows a detector.

@@ -13,11 +13,11 @@ use time::OffsetDateTime;
 use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
+use crate::job::event::{self, EventContext};
 use crate::job::{Judgement, Outcome, Verdict, rejudged_event_id};
 use crate::ledger::{self, Rejudged};
 use crate::policy::Policy;
 use crate::screen::{judge, plan};
-use crate::worker::publish;
 
 /// Verdicts a transaction.
 const PAGE: u32 = 500;
@@ -79,7 +79,7 @@ fn change(verdict: &Verdict, policy: &Policy, config: &Config, tally: &mut Tally
         before: verdict.policy.sha256.clone(),
         event: announced.then(|| {
             let id = rejudged_event_id(verdict, after, &policy.reference.sha256);
-            publish::event_as(id, &anew, publish::PassedOn::default(), &config.prefix)
+            event::event_with_id(id, &anew, EventContext::default(), &config.prefix)
         }),
         judgement: Judgement { ..anew.judgement },
         policy: anew.policy,

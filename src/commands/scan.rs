@@ -20,8 +20,8 @@ use super::signals::{INTERRUPTED, Signals};
 use crate::config::Config;
 use crate::job::Outcome;
 use crate::ledger::{Ledger, LedgerError};
+use crate::life::CommitQueue;
 use crate::screen::{Screen, decode};
-use crate::worker::persist::Persist;
 use file::{Book, Report, Scan};
 use measure::Measure;
 
@@ -72,9 +72,9 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<B
             ledger.prepare().await.with_context(|| format!("preparing {} to keep verdicts", config.ledger))?;
             let ledger: Arc<dyn Ledger> = ledger.into();
             // Reports are in the order of files, so that no commit may wait for one behind it.
-            let (persist, writing) = Persist::new(Arc::clone(&ledger), 0);
+            let (commits, writing) = CommitQueue::new(Arc::clone(&ledger), 0);
             let file = config.ledger.file().and_then(|file| file.canonicalize().ok());
-            (Some(Book { ledger: Arc::clone(&ledger), persist, file }), Some((ledger, tokio::spawn(writing))))
+            (Some(Book { ledger: Arc::clone(&ledger), commits, file }), Some((ledger, tokio::spawn(writing))))
         }
         None => (None, None),
     };

@@ -174,7 +174,7 @@ impl Hub {
             path.extend(file.path.iter().filter_map(|component| component.to_str()));
         }
         let deadline = Instant::now() + Duration::from_secs(60 + file.size_bytes / LEAST_BYTES_PER_SECOND);
-        let mut pauses = crate::retry::Pauses::default();
+        let mut pauses = crate::retry::Delays::default();
         let mut tries = 0;
         while part.hashes.bytes < file.size_bytes {
             let before = part.hashes.bytes;
@@ -189,7 +189,7 @@ impl Hub {
                 pauses.reset();
             }
             tracing::debug!(error = %e, arrived = part.hashes.bytes, "the download broke off, going on");
-            std::thread::sleep(pauses.longer());
+            std::thread::sleep(pauses.next_delay());
         }
         Ok(())
     }

@@ -216,7 +216,7 @@ impl Ledger for Postgres {
             self.run(ANSWER, move |c| Box::pin(columns.write(c)))
         };
         let contended = |e: &LedgerError| matches!(e, LedgerError::Down(words) if is_contention(words));
-        let (written, known) = retry::briefly(contended, attempt).await?;
+        let (written, known) = retry::retry_briefly(contended, attempt).await?;
 
         let mut known: HashMap<Uuid, Known> = known.into_iter().collect();
         let answer = |entry: &Entry| {

@@ -45,7 +45,7 @@ impl Default for Intake {
 
 impl Intake {
     /// This is what it is doing now. Whoever drains does nothing else any more.
-    pub fn is(&self, state: State) {
+    pub fn set_state(&self, state: State) {
         self.0.send_if_modified(|now| {
             let is_news = *now != State::Draining && *now != state;
             if is_news {
@@ -70,10 +70,10 @@ mod tests {
     #[test]
     fn who_drains_never_says_again_that_it_consumes() {
         let intake = Intake::default();
-        intake.is(State::Consuming);
+        intake.set_state(State::Consuming);
         assert_eq!(intake.state(), State::Consuming);
-        intake.is(State::Draining);
-        intake.is(State::Consuming);
+        intake.set_state(State::Draining);
+        intake.set_state(State::Consuming);
         assert_eq!(intake.state(), State::Draining);
     }
 }

@@ -1,9 +1,9 @@
-//! The queue → deliveries. Owns the consuming connection: makes it, watches it, pauses it, makes it anew.
+//! The lanes' queues become deliveries. This file owns the consuming connection: it connects, watches, pauses, reconnects.
 //!
-//! Stream end, cancel, channel error, lost heartbeat and a consumer that has gone silent all lead to the same place: a
-//! new connection, after a pause. Whatever was not acknowledged is delivered again.
+//! The end of a stream, a cancel, a channel error, a lost heartbeat and a silent consumer are all treated alike: a new
+//! connection after a delay. The broker delivers again what was not acknowledged.
 //!
-//! What it is doing it tells [`Intake`], and before it does it where that is less than consuming.
+//! [`Intake`] always holds the present state. A state that is worse than consuming is set before it is entered.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -11,173 +11,78 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Acker, BasicProperties, Channel, Connection, Consumer};
-use time::OffsetDateTime;
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::health::Dependency;
-use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology, answered, connect, depth, header};
+use super::Delivery;
+use crate::broker::{BrokerError, RESPONSE_TIMEOUT, Topology, connect, depth, with_timeout};
 use crate::config::SecretUrl;
-use crate::job::{Lane, forms};
-use crate::retry::Pauses;
+use crate::job::Lane;
+use crate::life::Dependency;
+use crate::retry::Delays;
 use crate::telemetry::intake::{Intake, State};
-use crate::telemetry::metrics::{self, Counted};
-use crate::telemetry::traces::Parent;
+use crate::telemetry::metrics;
 
-/// A backlog without a delivery for this long means that the consumer has gone silent.
-const SILENCE: Duration = Duration::from_secs(60);
-/// How often that, and the connection, is looked at.
-const LOOK: Duration = Duration::from_secs(5);
-/// How often it is counted what waits in the queues.
-const COUNT: Duration = Duration::from_secs(15);
+/// A consumer that gets nothing for this long while messages wait is silent: the connection is replaced.
+const SILENT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between checks of the connection and of silent consumers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between measurements of the queues' depths.
+const QUEUE_DEPTH_INTERVAL: Duration = Duration::from_secs(15);
 
-/// One message, from its arrival to its settlement.
-#[derive(Debug)]
-pub struct Delivery {
-    /// The lane it came in.
-    pub lane: Lane,
-    /// Untrusted.
-    pub body: Vec<u8>,
-    /// The sender's, and our own attempt header.
-    pub properties: BasicProperties,
-    /// Somebody had it before and did not settle it; it may have been the death of them.
-    pub redelivered: bool,
-    /// When it came.
-    pub received_at: OffsetDateTime,
-    /// The same, for durations.
-    pub arrived: Instant,
-    acker: Acker,
-    tag: u64,
-    _held: Counted,
-}
-
-impl Delivery {
-    fn new(lane: Lane, delivery: lapin::message::Delivery) -> Self {
-        Self {
-            lane,
-            body: delivery.data,
-            properties: delivery.properties,
-            redelivered: delivery.redelivered,
-            received_at: OffsetDateTime::now_utc(),
-            arrived: Instant::now(),
-            acker: delivery.acker,
-            tag: delivery.delivery_tag,
-            _held: metrics::held(lane),
-        }
-    }
-
-    /// Earlier failed attempts, as counted in the copy's header.
-    #[must_use]
-    pub fn failures(&self) -> u32 {
-        let headers = self.properties.headers().as_ref();
-        match headers.and_then(|headers| headers.inner().get(ATTEMPT_HEADER)) {
-            Some(AMQPValue::LongUInt(n)) => *n,
-            Some(AMQPValue::LongInt(n)) => u32::try_from(*n).unwrap_or(0),
-            Some(AMQPValue::LongLongInt(n)) => u32::try_from(*n).unwrap_or(0),
-            _ => 0,
-        }
-    }
-
-    /// The id of the verdict that a replayed dead letter failed with.
-    #[must_use]
-    pub fn job_id(&self) -> Option<String> {
-        match self.properties.headers().as_ref()?.inner().get(JOB_ID_HEADER)? {
-            AMQPValue::LongString(id) if forms::is_id(&id.to_string()) => Some(id.to_string()),
-            _ => None,
-        }
-    }
-
-    /// The sender's message id.
-    #[must_use]
-    pub fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(lapin::types::ShortString::as_str)
-    }
-
-    /// The sender's correlation id.
-    #[must_use]
-    pub fn correlation_id(&self) -> Option<&str> {
-        self.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str)
-    }
-
-    /// Where the sender wants the result.
-    #[must_use]
-    pub fn reply_to(&self) -> Option<&str> {
-        self.properties.reply_to().as_ref().map(lapin::types::ShortString::as_str).filter(|queue| !queue.is_empty())
-    }
-
-    /// The sender's trace.
-    #[must_use]
-    pub fn trace(&self) -> Option<Parent> {
-        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
-    }
-
-    /// The delivery's number on its channel, for logs.
-    #[must_use]
-    pub fn tag(&self) -> u64 {
-        self.tag
-    }
-
-    pub(super) fn acker(&self) -> &Acker {
-        &self.acker
-    }
-}
-
-/// A connection whose consumers are cancelled. Its channels stay open until everything is settled: lapin closes one when
-/// its last handle is dropped, and acknowledgements on it would go nowhere.
-pub struct Open {
+/// A connection whose consumers are cancelled. Its channels stay open until every delivery is settled: lapin closes a
+/// channel when its last handle is dropped, and later acknowledgements on it would be lost.
+pub struct DrainingConnection {
     connection: Connection,
     channels: Vec<(Lane, Channel)>,
 }
 
-impl Open {
-    /// Closes it, once everything is settled.
+impl DrainingConnection {
+    /// Closes the connection once every delivery is settled.
     pub async fn close(self) {
-        if let Err(e) = answered("closing", self.connection.close(200, "drained".into())).await {
+        if let Err(e) = with_timeout("closing", self.connection.close(200, "drained".into())).await {
             tracing::debug!(error = %e, "closing the consuming connection failed");
         }
         drop(self.channels);
     }
 }
 
-/// The consuming side.
-pub struct Accept {
-    /// The broker.
+/// Consumes both lanes.
+pub struct Acceptor {
     pub url: SecretUrl,
-    /// What to declare and to consume.
     pub topology: Topology,
-    /// Unsettled deliveries a lane.
+    /// Unsettled deliveries per lane.
     pub prefetch: u16,
-    /// Broken dependencies; any of them pauses intake.
+    /// The broken dependencies. Any of them pauses intake.
     pub broken: watch::Receiver<BTreeMap<Dependency, String>>,
-    /// Where to say what it is doing.
     pub intake: Intake,
     /// Set when the worker drains.
     pub stop: CancellationToken,
 }
 
-impl Accept {
-    /// Connects and declares the topology: what has to work before a worker is started.
+impl Acceptor {
+    /// Connects and declares the topology. A worker does not start before this has worked.
     ///
     /// # Errors
-    /// When the broker cannot be reached or refuses us, or a queue is there with other arguments.
+    /// When the broker cannot be reached or refuses the login, or a queue exists with other arguments.
     pub async fn open(&self) -> Result<Connection, BrokerError> {
         let connection = connect(&self.url, "consuming").await?;
         self.topology.declare(&connection).await?;
         Ok(connection)
     }
 
-    /// Hands deliveries to `take` until the worker drains, reconnecting as often as it must. `in_flight` tells how many
-    /// of them are not settled yet. Returns what the rest is to be settled on.
+    /// Passes deliveries to `take` until the worker drains, and reconnects as often as needed. `in_flight` returns the number
+    /// of unsettled deliveries. Returns the connection on which the remaining deliveries are settled.
     pub async fn run(
         mut self,
         first: Connection,
         take: impl Fn(Delivery),
         in_flight: impl Fn() -> usize,
-    ) -> Option<Open> {
+    ) -> Option<DrainingConnection> {
         let mut connection = Some(first);
-        let mut pauses = Pauses::default();
+        let mut delays = Delays::default();
         loop {
             let opened = match connection.take() {
                 Some(connection) => Ok(connection),
@@ -187,27 +92,27 @@ impl Accept {
                 Ok(connection) => {
                     let began = Instant::now();
                     match self.consume(&connection, &take, &in_flight).await {
-                        Ok(channels) => return Some(Open { connection, channels }),
+                        Ok(channels) => return Some(DrainingConnection { connection, channels }),
                         Err(e) => {
-                            // One that held for a while starts the pauses anew.
-                            if began.elapsed() > SILENCE {
-                                pauses.reset();
+                            // A connection that held for a while was good, so the next delay is short again.
+                            if began.elapsed() > SILENT_CONSUMER_TIMEOUT {
+                                delays.reset();
                             }
-                            abandon(connection);
+                            close_in_background(connection);
                             e
                         }
                     }
                 }
                 Err(e) => e,
             };
-            self.intake.is(State::Lost(lost.to_string()));
-            let pause = pauses.longer();
-            tracing::warn!(error = %lost, pause_ms = pause.as_millis(), "the broker is lost, connecting anew");
-            self.stop.run_until_cancelled(tokio::time::sleep(pause)).await?;
+            self.intake.set_state(State::Lost(lost.to_string()));
+            let delay = delays.next_delay();
+            tracing::warn!(error = %lost, delay_ms = delay.as_millis(), "lost the broker, reconnecting after a delay");
+            self.stop.run_until_cancelled(tokio::time::sleep(delay)).await?;
         }
     }
 
-    /// Consumes on one connection until the worker drains, and counts meanwhile what waits in the queues.
+    /// Consumes on one connection until the worker drains, and meanwhile measures the queues' depths.
     async fn consume(
         &mut self,
         connection: &Connection,
@@ -216,13 +121,13 @@ impl Accept {
     ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
         let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
         tokio::select! {
-            ended = self.turns(connection, take, in_flight) => ended,
-            never = count(connection, &queues), if metrics::are_on() => match never {},
+            ended = self.consume_when_healthy(connection, take, in_flight) => ended,
+            never = poll_queue_depths(connection, &queues), if metrics::are_on() => match never {},
         }
     }
 
-    /// Consumes in turns of open intake.
-    async fn turns(
+    /// Consumes whenever no dependency is broken.
+    async fn consume_when_healthy(
         &mut self,
         connection: &Connection,
         take: &impl Fn(Delivery),
@@ -230,29 +135,29 @@ impl Accept {
     ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
         let mut channels = Vec::new();
         for lane in Lane::ALL {
-            let channel = answered("opening a channel", connection.create_channel()).await?;
-            // Per consumer: a limit for the whole channel is refused by quorum queues.
-            answered("setting the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+            let channel = with_timeout("opening a channel", connection.create_channel()).await?;
+            // Set for each consumer: quorum queues refuse a limit for the whole channel.
+            with_timeout("setting the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
             channels.push((lane, channel));
         }
         while !self.stop.is_cancelled() {
             if self.broken.borrow_and_update().is_empty() {
-                self.turn(connection, &channels, take, in_flight).await?;
+                self.consume_until_paused(connection, &channels, take, in_flight).await?;
             } else {
-                self.say_paused();
+                self.set_paused();
                 tokio::select! {
                     () = self.stop.cancelled() => {}
                     _ = self.broken.changed() => {}
-                    () = tokio::time::sleep(LOOK) => still_open(connection, &channels)?,
+                    () = tokio::time::sleep(CHECK_INTERVAL) => check_open(connection, &channels)?,
                 }
             }
         }
         Ok(channels)
     }
 
-    /// Consumes both lanes until intake pauses or the worker drains, and then cancels the consumers and takes what was
-    /// on its way. The channels stay: on them everything is still to be acknowledged.
-    async fn turn(
+    /// Consumes both lanes until intake pauses or the worker drains. Then the consumers are cancelled, and what was on its
+    /// way is taken too. The channels stay open, because the deliveries are acknowledged on them.
+    async fn consume_until_paused(
         &self,
         connection: &Connection,
         channels: &[(Lane, Channel)],
@@ -265,14 +170,14 @@ impl Accept {
             let options = BasicConsumeOptions::default();
             let queue = self.topology.lane(*lane).as_str().into();
             let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
-            consumers.push((*lane, answered("consuming", request).await?));
+            consumers.push((*lane, with_timeout("consuming", request).await?));
         }
-        self.intake.is(State::Consuming);
+        self.intake.set_state(State::Consuming);
         tracing::info!(prefetch = self.prefetch, "consuming");
         let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
         let mut last = [Instant::now(); 2];
-        let mut look = tokio::time::interval(LOOK);
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
         loop {
             let (lane, delivery) = tokio::select! {
                 biased;
@@ -280,11 +185,11 @@ impl Accept {
                 () = async { drop(broken.wait_for(|broken| !broken.is_empty()).await) } => break,
                 delivery = from_live.next() => (*live, delivery),
                 delivery = from_backfill.next() => (*backfill, delivery),
-                _ = look.tick() => {
-                    still_open(connection, channels)?;
+                _ = check.tick() => {
+                    check_open(connection, channels)?;
                     for (lane, last) in Lane::ALL.into_iter().zip(&mut last) {
-                        if last.elapsed() > SILENCE && in_flight() < usize::from(self.prefetch) {
-                            self.not_silent(connection, lane).await?;
+                        if last.elapsed() > SILENT_CONSUMER_TIMEOUT && in_flight() < usize::from(self.prefetch) {
+                            self.check_not_silent(connection, lane).await?;
                             *last = Instant::now();
                         }
                     }
@@ -292,78 +197,79 @@ impl Accept {
                 }
             };
             last[usize::from(lane == Lane::Backfill)] = Instant::now();
-            take(Delivery::new(lane, arrived(delivery)?));
+            take(Delivery::from_broker(lane, received(delivery)?));
         }
-        self.say_paused();
+        self.set_paused();
         for (lane, channel) in channels {
             let tag = format!("pixwarden.{lane}");
-            answered("cancelling", channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default())).await?;
+            with_timeout("cancelling", channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()))
+                .await?;
         }
         for (lane, mut consumer) in consumers {
-            while let Some(delivery) = ended(&mut consumer).await {
-                take(Delivery::new(lane, arrived(Some(delivery))?));
+            while let Some(delivery) = next_before_end(&mut consumer).await {
+                take(Delivery::from_broker(lane, received(Some(delivery))?));
             }
         }
         Ok(())
     }
 
-    /// Says what it is paused for, if it is; who drains has said so already.
-    fn say_paused(&self) {
+    /// Sets the paused state with its reasons, if a dependency is broken. A draining worker stays draining.
+    fn set_paused(&self) {
         let broken: Vec<_> = self.broken.borrow().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !broken.is_empty() {
-            self.intake.is(State::Paused(broken.join("; ")));
+            self.intake.set_state(State::Paused(broken.join("; ")));
         }
     }
 
-    /// An error if there is a backlog: nothing has come for a while, although there was room.
-    async fn not_silent(&self, connection: &Connection, lane: Lane) -> Result<(), BrokerError> {
+    /// Fails if messages wait: the consumer has got none for a while, although it had room.
+    async fn check_not_silent(&self, connection: &Connection, lane: Lane) -> Result<(), BrokerError> {
         let queue = self.topology.lane(lane);
         match depth(connection, &queue).await? {
-            Some((messages, _)) if messages > 0 => {
-                Err(BrokerError::Protocol(format!("{messages} messages wait in {queue}, and none was delivered")))
-            }
+            Some((messages, _)) if messages > 0 => Err(BrokerError::ConsumerSilent { queue, messages }),
             _ => Ok(()),
         }
     }
 }
 
-/// Shows how many messages are ready in each queue. A question that fails leaves what was seen last.
-async fn count(connection: &Connection, queues: &[String]) -> Infallible {
-    let mut pace = tokio::time::interval(COUNT);
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Measures the number of ready messages in each queue. After a failure the last value stays.
+async fn poll_queue_depths(connection: &Connection, queues: &[String]) -> Infallible {
+    let mut ticks = tokio::time::interval(QUEUE_DEPTH_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        pace.tick().await;
+        ticks.tick().await;
         for queue in queues {
             match depth(connection, queue).await {
                 Ok(seen) => metrics::queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
-                Err(e) => tracing::debug!(error = %e, queue, "the queue could not be counted"),
+                Err(e) => tracing::debug!(error = %e, queue, "queue depth not measured"),
             }
         }
     }
 }
 
-fn arrived(delivery: Option<lapin::Result<lapin::message::Delivery>>) -> Result<lapin::message::Delivery, BrokerError> {
+fn received(
+    delivery: Option<lapin::Result<lapin::message::Delivery>>,
+) -> Result<lapin::message::Delivery, BrokerError> {
     match delivery {
         Some(Ok(delivery)) => Ok(delivery),
-        Some(Err(e)) => Err(BrokerError::Protocol(e.to_string())),
-        None => Err(BrokerError::Protocol("the broker has cancelled the consumer".into())),
+        Some(Err(e)) => Err(e.into()),
+        None => Err(BrokerError::ConsumerCancelled),
     }
 }
 
-/// The next delivery of a consumer that was cancelled, until its stream ends.
-async fn ended(consumer: &mut Consumer) -> Option<lapin::Result<lapin::message::Delivery>> {
-    tokio::time::timeout(ANSWER, consumer.next()).await.unwrap_or(None)
+/// The next delivery of a cancelled consumer, until its stream ends.
+async fn next_before_end(consumer: &mut Consumer) -> Option<lapin::Result<lapin::message::Delivery>> {
+    tokio::time::timeout(RESPONSE_TIMEOUT, consumer.next()).await.unwrap_or(None)
 }
 
-fn still_open(connection: &Connection, channels: &[(Lane, Channel)]) -> Result<(), BrokerError> {
+fn check_open(connection: &Connection, channels: &[(Lane, Channel)]) -> Result<(), BrokerError> {
     let open = connection.status().connected() && channels.iter().all(|(_, channel)| channel.status().connected());
-    if open { Ok(()) } else { Err(BrokerError::Protocol("the connection or a channel is closed".into())) }
+    if open { Ok(()) } else { Err(BrokerError::ConnectionClosed) }
 }
 
-/// Closes a connection nobody trusts any more, without waiting for it.
-fn abandon(connection: Connection) {
+/// Closes a failed connection without waiting for it.
+fn close_in_background(connection: Connection) {
     drop(tokio::spawn(async move {
-        if let Err(e) = answered("closing", connection.close(320, "lost".into())).await {
+        if let Err(e) = with_timeout("closing", connection.close(320, "lost".into())).await {
             tracing::debug!(error = %e, "closing a lost connection failed");
         }
     }));

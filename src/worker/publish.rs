@@ -1,9 +1,7 @@
-//! Committed events → the exchange, at least once, with a stable id. Settling a job never waits for its event.
+//! Publishes committed events to the exchange, at least once and with a stable id. Settling a job never waits for its event.
 //!
-//! An event is handed over straight after its commit. Whatever does not arrive stays in the outbox, and the sweeper
-//! takes it once it is due: after a crash, after the broker was away, or when at last somebody has bound a queue.
-
-mod event;
+//! An event is handed over right after its commit. An event that is not confirmed stays in the outbox. The sweeper takes it
+//! when it is due: after a crash, after an outage of the broker, or after a queue was bound.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,102 +15,95 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::linger::linger;
-use crate::broker::{Message, PublishError, Publisher, Topology, text};
-use crate::config::{EventsConfig, OutboxConfig};
+use crate::broker::{Message, MessagePublisher, PublishError, Topology, text};
+use crate::config::OutboxConfig;
+use crate::groups::linger;
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
 use crate::planted;
 use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
 
-pub use event::{PassedOn, event, event_as};
-
-/// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
+/// A CloudEvent in structured mode. The CloudEvents specification has no binding for AMQP 0-9-1.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
-/// Events waiting for the publisher; more are left to the sweeper.
-const WAITING: usize = 4_096;
-/// Events the sweeper takes at a time.
-const SWEEP: u32 = 500;
-/// Events marked at a time as published, and how long they gather.
-const MARKED: usize = 1_000;
-const LINGER: Duration = Duration::from_millis(50);
-/// How often it is counted what waits in the outbox.
-const COUNT: Duration = Duration::from_secs(15);
+/// Events that wait for the publisher. Further events are left to the sweeper.
+const MAX_WAITING_EVENTS: usize = 4_096;
+/// Events that the sweeper takes at once.
+const SWEEP_BATCH: u32 = 500;
+/// Events that are marked as published at once.
+const MARK_BATCH: usize = 1_000;
+/// How long confirmed events gather before they are marked as published.
+const MARK_DELAY: Duration = Duration::from_millis(50);
+/// Time between measurements of the outbox.
+const OUTBOX_DEPTH_INTERVAL: Duration = Duration::from_secs(15);
 
-/// An event on its way to the publisher, and since when.
-type Handed = (Event, Instant);
+/// An event on its way to the publisher, with the time of its hand-over.
+type HandedOver = (Event, Instant);
 
-/// The way out for events and replies.
+/// Publishes events and replies.
 #[derive(Clone)]
-pub struct Publish {
-    events: mpsc::Sender<Handed>,
-    publisher: Arc<Publisher>,
+pub struct EventPublisher {
+    events: mpsc::Sender<HandedOver>,
+    publisher: Arc<dyn MessagePublisher>,
     topology: Topology,
-    announced: Arc<[String]>,
 }
 
-impl Publish {
-    /// The way out, and the tasks behind it. They end when every way out is dropped and `stop` is set.
+impl EventPublisher {
+    /// The publisher, and the tasks behind it. They end when every clone is dropped and `stop` is set.
     pub fn new(
-        publisher: Arc<Publisher>,
+        publisher: Arc<dyn MessagePublisher>,
         ledger: Arc<dyn Ledger>,
         topology: Topology,
-        (events, outbox): (&EventsConfig, &OutboxConfig),
+        outbox: &OutboxConfig,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let publish = Self {
-            events: sender.clone(),
-            publisher: Arc::clone(&publisher),
-            topology: topology.clone(),
-            announced: events.publish.clone().into(),
-        };
-        let deliver = Deliver {
+        let (sender, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
+        let exchange = topology.events();
+        let this = Self { events: sender.clone(), publisher: Arc::clone(&publisher), topology };
+        let sender_task = EventSender {
             publisher: Arc::clone(&publisher),
             ledger: Arc::clone(&ledger),
-            exchange: topology.events(),
-            unheard: Mutex::default(),
+            exchange,
+            unbound_keys: Mutex::default(),
         };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
         let tasks = async move {
             tokio::join!(
-                deliver.run(receiver, in_flight),
-                count(Arc::clone(&ledger), stop.clone()),
+                sender_task.run(receiver, in_flight),
+                poll_outbox_depth(Arc::clone(&ledger), stop.clone()),
                 sweep(publisher, ledger, sender, outbox, stop),
             );
         };
-        (publish, tasks)
+        (this, tasks)
     }
 
-    /// Whether this routing key is announced at all.
-    #[must_use]
-    pub fn announces(&self, routing_key: &str) -> bool {
-        self.announced.iter().any(|key| key == routing_key)
-    }
-
-    /// Hands a committed event over. If too many wait, the sweeper will take it.
+    /// Hands a committed event over. If too many events wait, it is left to the sweeper.
     pub fn hand_over(&self, event: Event) {
         if self.events.try_send((event, Instant::now())).is_err() {
-            tracing::debug!("the publisher is behind, the event is left to the sweeper");
+            tracing::debug!("too many events wait, event left to the sweeper");
         }
     }
 
-    /// Sends a job's result to the queue its sender named, best effort.
+    /// Sends a job's result to the queue that its sender named. The reply is not repeated if it fails.
     pub async fn reply(&self, reply_to: &str, event: &Event) {
         if self.topology.owns(reply_to) {
-            tracing::warn!(reply_to, "a reply to one of our own queues was asked for and is not sent");
+            tracing::warn!(reply_to, "reply not sent, its queue belongs to Pixwarden");
             return;
         }
-        if let Err(e) = send(&self.publisher, "", reply_to, event).await {
-            tracing::info!(reply_to, error = %e, "the reply did not arrive");
+        if let Err(e) = send(self.publisher.as_ref(), "", reply_to, event).await {
+            tracing::info!(reply_to, error = %e, "reply not delivered");
         }
     }
 }
 
-/// Publishes an event, in a span of the trace that it carries. That is read from the event itself: it may be long after
-/// its job, and in another process.
-async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
+/// Publishes an event in a span of its trace. The trace is read from the event itself, because another process may publish
+/// it long after its job.
+async fn send(
+    publisher: &dyn MessagePublisher,
+    exchange: &str,
+    routing_key: &str,
+    event: &Event,
+) -> Result<(), PublishError> {
     let trace = Parent::of_event(&event.payload);
     let span = traces::publish(trace.as_ref());
     let mut properties =
@@ -132,131 +123,135 @@ async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &
     publisher.publish(message).instrument(span).await
 }
 
-struct Deliver {
-    publisher: Arc<Publisher>,
+struct EventSender {
+    publisher: Arc<dyn MessagePublisher>,
     ledger: Arc<dyn Ledger>,
     exchange: String,
-    /// Routing keys of which it was said already that nobody is bound to them.
-    unheard: Mutex<HashSet<String>>,
+    /// Routing keys without a bound queue that were logged already.
+    unbound_keys: Mutex<HashSet<String>>,
 }
 
-impl Deliver {
-    /// Publishes what comes, up to `in_flight` unconfirmed at a time, and marks what arrived.
-    async fn run(self, mut events: mpsc::Receiver<Handed>, in_flight: usize) {
+impl EventSender {
+    /// Publishes events, up to `in_flight` unconfirmed at the same time, and marks the confirmed ones.
+    async fn run(self, mut events: mpsc::Receiver<HandedOver>, in_flight: usize) {
         let this = Arc::new(self);
-        let room = Arc::new(Semaphore::new(in_flight));
-        let (arrived, confirmed) = mpsc::channel(in_flight);
-        let marking = tokio::spawn(mark(Arc::clone(&this.ledger), confirmed));
+        let slots = Arc::new(Semaphore::new(in_flight));
+        let (confirmed, to_mark) = mpsc::channel(in_flight);
+        let marking = tokio::spawn(mark_published(Arc::clone(&this.ledger), to_mark));
         let mut sending = JoinSet::new();
         while let Some((event, since)) = events.recv().await {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else { break };
-            let (this, arrived) = (Arc::clone(&this), arrived.clone());
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+            let (this, confirmed) = (Arc::clone(&this), confirmed.clone());
             sending.spawn(async move {
-                let _place = place;
-                this.publish(event, since, arrived).await;
+                let _slot = slot;
+                this.publish(event, since, confirmed).await;
             });
             while sending.try_join_next().is_some() {}
         }
         while sending.join_next().await.is_some() {}
-        drop(arrived);
+        drop(confirmed);
         if marking.await.is_err() {
-            tracing::error!("marking events as published panicked");
+            tracing::error!("the task that marks published events panicked");
         }
     }
 
-    async fn publish(&self, event: Event, since: Instant, arrived: mpsc::Sender<Uuid>) {
-        match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
+    async fn publish(&self, event: Event, since: Instant, confirmed: mpsc::Sender<Uuid>) {
+        match send(self.publisher.as_ref(), &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
                 planted::passed("publish");
                 metrics::event(&event.routing_key, "published");
                 metrics::passed(Stage::Publish, since.elapsed());
-                if arrived.send(event.id).await.is_err() {
-                    tracing::debug!(event = %event.id, "nobody marks it as published, it will be published again");
+                if confirmed.send(event.id).await.is_err() {
+                    tracing::debug!(event = %event.id, "published event not marked, it is published again later");
                 }
             }
             Err(e) => {
                 let unroutable = matches!(e, PublishError::Unroutable { .. });
                 metrics::event(&event.routing_key, if unroutable { "unroutable" } else { "failed" });
                 if unroutable
-                    && self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(event.routing_key.clone())
+                    && self
+                        .unbound_keys
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(event.routing_key.clone())
                 {
                     tracing::warn!(
                         routing_key = event.routing_key,
                         exchange = self.exchange,
-                        "nobody is bound to these events: they wait in the outbox; bind a queue, or take the key out of events.publish"
+                        "no queue is bound for this routing key, its events wait in the outbox; bind a queue, or remove the key from events.publish"
                     );
                 }
-                tracing::debug!(event = %event.id, routing_key = event.routing_key, error = %e, "event stays in the outbox");
+                tracing::debug!(event = %event.id, routing_key = event.routing_key, error = %e, "event not published, it stays in the outbox");
                 if let Err(e) = self.ledger.note_unpublished(event.id, &e.to_string()).await {
-                    tracing::debug!(error = %e, "the reason could not be noted");
+                    tracing::debug!(error = %e, "reason not recorded in the outbox");
                 }
             }
         }
     }
 }
 
-/// Marks whatever has arrived, together; nobody waits for it. What cannot be marked is published again, with the same id.
-async fn mark(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<Uuid>) {
+/// Marks confirmed events as published, many at once. An event that is not marked is published again with the same id.
+async fn mark_published(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<Uuid>) {
     let mut ids = Vec::new();
-    while confirmed.recv_many(&mut ids, MARKED).await > 0 {
-        linger(LINGER, &mut confirmed, &mut ids, MARKED).await;
+    while confirmed.recv_many(&mut ids, MARK_BATCH).await > 0 {
+        linger(MARK_DELAY, &mut confirmed, &mut ids, MARK_BATCH).await;
         if let Err(e) = ledger.mark_published(&ids).await {
-            tracing::warn!(error = %e, events = ids.len(), "published events could not be marked");
+            tracing::warn!(error = %e, events = ids.len(), "published events not marked");
         }
         ids.clear();
     }
 }
 
-/// Takes events that are due, as long as there is a broker to publish them to, and deletes old published ones.
+/// Takes events that are due while the broker is reachable, and deletes old published ones.
 async fn sweep(
-    publisher: Arc<Publisher>,
+    publisher: Arc<dyn MessagePublisher>,
     ledger: Arc<dyn Ledger>,
-    events: mpsc::Sender<Handed>,
+    events: mpsc::Sender<HandedOver>,
     config: OutboxConfig,
     stop: CancellationToken,
 ) {
     let keep = Duration::from_secs(u64::from(config.keep_days) * 24 * 3600);
-    let mut pace = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(pace.tick()).await.is_some() {
-        // Leasing would cost each event one of its tries.
+    let mut ticks = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        // Without a broker, leasing would only count a failed try for each event.
         if let Err(e) = publisher.ready().await {
-            tracing::debug!(error = %e, "no broker, nothing is swept");
+            tracing::debug!(error = %e, "broker unreachable, outbox not swept");
             continue;
         }
-        // Until nothing is due any more: a long absence of the broker leaves many.
+        // Until no event is due: a long outage of the broker leaves many.
         loop {
-            let due = match ledger.lease_events(SWEEP).await {
+            let due = match ledger.lease_events(SWEEP_BATCH).await {
                 Ok(due) => due,
                 Err(e) => {
-                    tracing::debug!(error = %e, "the outbox cannot be read");
+                    tracing::debug!(error = %e, "outbox not read");
                     break;
                 }
             };
             let events_due = due.len();
             if events_due > 0 {
-                tracing::info!(events = events_due, "publishing events that were left");
+                tracing::info!(events = events_due, "publishing events from the outbox");
             }
             for event in due {
                 if events.send((event, Instant::now())).await.is_err() {
                     return;
                 }
             }
-            if events_due < SWEEP as usize || stop.is_cancelled() {
+            if events_due < SWEEP_BATCH as usize || stop.is_cancelled() {
                 break;
             }
         }
         if let Err(e) = ledger.prune_outbox(keep).await {
-            tracing::debug!(error = %e, "the outbox cannot be pruned");
+            tracing::debug!(error = %e, "outbox not pruned");
         }
     }
 }
 
-/// Shows what waits in the outbox, if anybody may ask. A question that fails leaves what was seen last.
-async fn count(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
-    let mut pace = tokio::time::interval(COUNT);
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while metrics::are_on() && stop.run_until_cancelled(pace.tick()).await.is_some() {
+/// Measures the outbox while metrics are enabled. After a failure the last values stay.
+async fn poll_outbox_depth(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(OUTBOX_DEPTH_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while metrics::are_on() && stop.run_until_cancelled(ticks.tick()).await.is_some() {
         match ledger.unpublished().await {
             Ok(waiting) => {
                 for routing_key in Outcome::ALL.map(Outcome::routing_key) {
@@ -265,7 +260,7 @@ async fn count(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
                 }
                 metrics::outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
             }
-            Err(e) => tracing::debug!(error = %e, "the outbox could not be counted"),
+            Err(e) => tracing::debug!(error = %e, "outbox depth not measured"),
         }
     }
 }

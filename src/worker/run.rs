@@ -1,26 +1,26 @@
-//! The start and the end of a worker.
+//! How a worker starts and drains.
 //!
-//! Start: health, so that others can watch the rest of it, ledger, store, detectors, broker, and only then the first
-//! delivery. End: stop intake, turn back who waits, finish who is inside, publish, close; one deadline over all.
+//! Start: the health endpoints first, so that the rest of the start can be watched; then ledger, object store, detectors
+//! and broker, and only then the first delivery. Drain: stop intake, return what waits for admission, finish what was
+//! admitted, publish events, close connections. One deadline covers all of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::RwLock;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Worker;
-use super::accept::{Accept, Delivery};
-use super::admit::{Admit, Fetching, Gate};
-use super::blob::Fetcher;
-use super::health::Health;
-use super::persist::{self, Persist};
-use super::publish::Publish;
-use super::settle::Settle;
-use crate::broker::{BrokerError, Publisher, Topology};
+use super::accept::{Acceptor, DrainingConnection};
+use super::publish::EventPublisher;
+use super::settle::Settler;
+use super::{Delivery, Worker};
+use crate::broker::{BrokerError, MessagePublisher, Publisher, Topology};
 use crate::config::{Config, ConfigError};
+use crate::lanes::Gate;
 use crate::ledger::{self, Ledger, OpenError};
+use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcessorParts};
+use crate::objects::{DownloadGates, Fetcher};
 use crate::screen::{Screen, StartError, decode};
 use crate::telemetry::intake::{Intake, State};
 use crate::telemetry::{http, metrics, traces};
@@ -28,30 +28,24 @@ use crate::telemetry::{http, metrics, traces};
 /// Why a worker could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The ledger.
     #[error(transparent)]
     Ledger(#[from] OpenError),
-    /// The detectors or the policy.
     #[error(transparent)]
     Screen(#[from] StartError),
-    /// The broker.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// A session is gone.
-    #[error("{0}; the worker ends so that a new one can take its place, and its jobs will be delivered again")]
-    Broken(String),
-    /// A task that has to live as long as the worker has ended.
+    #[error("{0}; the worker ends so that a new one can take its place, and the broker delivers its jobs again")]
+    SessionBroken(String),
     #[error("the task \"{0}\" ended unexpectedly")]
-    Task(&'static str),
+    TaskEnded(&'static str),
 }
 
-/// Runs a worker until `shutdown` resolves; then drains and returns.
+/// Runs a worker until `shutdown` resolves, then drains.
 ///
 /// # Errors
-/// When it cannot start, or something it cannot do without is gone.
+/// When the worker cannot start, or a session or task ended.
 pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let intake = Intake::default();
     if let Some(listener) = http::listen(&config.metrics.listen).await? {
@@ -68,7 +62,7 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
     run_on(config, ledger, fetcher, intake, shutdown).await
 }
 
-/// As [`run`], on a ledger and a store that are open already. What it takes in is told to `intake`.
+/// As [`run`], with a ledger and a store that are open already. The state of intake is kept in `intake`.
 ///
 /// # Errors
 /// As [`run`].
@@ -80,19 +74,17 @@ pub async fn run_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
-    let fetcher = Arc::new(fetcher);
     let screen = Screen::start(&config)?;
-
     let topology = Topology::new(&config.prefix, config.events.default_queue);
-    let (stop, publish_stop) = (CancellationToken::new(), CancellationToken::new());
-    let health = Health::default();
     let prefetch = prefetch(&config, &screen)?;
     metrics::limits(metrics::Limits {
         prefetch,
         decode_memory_bytes: config.decode.memory_bytes,
         object_memory_bytes: config.storage.memory_bytes,
     });
-    let accept = Accept {
+    let stop = CancellationToken::new();
+    let health = Health::default();
+    let acceptor = Acceptor {
         url: queue.clone(),
         topology: topology.clone(),
         prefetch,
@@ -100,134 +92,200 @@ pub async fn run_on(
         intake: intake.clone(),
         stop: stop.clone(),
     };
-    let connection = accept.open().await?;
+    let connection = acceptor.open().await?;
 
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
-    let (persist, writing) = Persist::new(Arc::clone(&ledger), persist::enough(prefetch.into()));
-    let (publish, publishing) = Publish::new(
-        Arc::clone(&publisher),
-        Arc::clone(&ledger),
-        topology.clone(),
-        (&config.events, &config.outbox),
-        publish_stop.clone(),
-    );
-    let (mut writing, mut publishing) = (tokio::spawn(writing), tokio::spawn(publishing));
-    let jobs = jobs(&config, &screen);
-    let worker = Arc::new(Worker {
-        admit: Admit {
-            jobs: Gate::new(jobs as u64),
-            objects: Gate::new(objects(&config) as u64),
-            fetching: Fetching {
-                downloads: Gate::new(config.storage.downloads as u64),
-                bytes: Gate::shown(config.storage.memory_bytes, metrics::object_memory),
-            },
-        },
-        settle: Settle::new(Arc::clone(&publisher), topology),
-        company: RwLock::new(()),
-        process: uuid::Uuid::new_v4(),
-        stop: stop.clone(),
-        ledger: Arc::clone(&ledger),
-        config,
+    let running = RunningWorker::start(WorkerParts {
+        config: Arc::new(config),
+        ledger,
         fetcher,
         screen,
+        publisher,
+        topology,
         health,
-        persist,
-        publish,
+        prefetch,
+        stop,
     });
+    let accepting = tokio::spawn(acceptor.run(connection, running.intake(), running.in_flight()));
+    running.run(accepting, intake, shutdown).await
+}
 
-    let lives = TaskTracker::new();
-    let take = {
-        let (worker, lives) = (Arc::clone(&worker), lives.clone());
+/// What a worker is made of.
+pub(super) struct WorkerParts {
+    pub config: Arc<Config>,
+    pub ledger: Arc<dyn Ledger>,
+    pub fetcher: Fetcher,
+    pub screen: Screen,
+    pub publisher: Arc<dyn MessagePublisher>,
+    pub topology: Topology,
+    pub health: Health,
+    pub prefetch: u16,
+    pub stop: CancellationToken,
+}
+
+/// A worker with its tasks.
+pub(super) struct RunningWorker {
+    worker: Arc<Worker>,
+    ledger: Arc<dyn Ledger>,
+    publisher: Arc<dyn MessagePublisher>,
+    deliveries: TaskTracker,
+    committing: JoinHandle<()>,
+    publishing: JoinHandle<()>,
+    /// Stops intake, and the jobs that wait for a broken dependency.
+    stop: CancellationToken,
+    /// Stops publishing, after the last delivery is settled.
+    stop_publishing: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl RunningWorker {
+    pub(super) fn start(parts: WorkerParts) -> Self {
+        let WorkerParts { config, ledger, fetcher, screen, publisher, topology, health, prefetch, stop } = parts;
+        let stop_publishing = CancellationToken::new();
+        let (commits, committing) = CommitQueue::new(Arc::clone(&ledger), life::linger_limit(prefetch.into()));
+        let (events, publishing) = EventPublisher::new(
+            Arc::clone(&publisher),
+            Arc::clone(&ledger),
+            topology.clone(),
+            &config.outbox,
+            stop_publishing.clone(),
+        );
+        let admission = Admission {
+            jobs: Gate::new(max_jobs(&config, &screen) as u64),
+            objects: Gate::new(max_objects(&config) as u64),
+            downloads: DownloadGates {
+                downloads: Gate::new(config.storage.downloads as u64),
+                bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::object_memory),
+            },
+        };
+        let drain_timeout = Duration::from_millis(config.worker.drain_ms);
+        let processor = JobProcessor::new(JobProcessorParts {
+            config,
+            ledger: Arc::clone(&ledger),
+            fetcher: Arc::new(fetcher),
+            screen,
+            admission,
+            health,
+            commits,
+            stop: stop.clone(),
+        });
+        let settler = Settler::new(Arc::clone(&publisher), topology);
+        Self {
+            worker: Arc::new(Worker { processor, publisher: events, settler }),
+            ledger,
+            publisher,
+            deliveries: TaskTracker::new(),
+            committing: tokio::spawn(committing),
+            publishing: tokio::spawn(publishing),
+            stop,
+            stop_publishing,
+            drain_timeout,
+        }
+    }
+
+    /// Starts a task for each delivery that it is given.
+    pub(super) fn intake(&self) -> impl Fn(Delivery) + Send + use<> {
+        let (worker, deliveries) = (Arc::clone(&self.worker), self.deliveries.clone());
         move |delivery: Delivery| {
             let worker = Arc::clone(&worker);
             let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
-            drop(lives.spawn(traces::job(lane, tag, parent, async move { worker.live(delivery).await })));
+            let task = async move { worker.process_delivery(delivery).await };
+            drop(deliveries.spawn(traces::job(lane, tag, parent, task)));
         }
-    };
-    let in_flight = {
-        let lives = lives.clone();
-        move || lives.len()
-    };
-    let mut accepting = tokio::spawn(accept.run(connection, take, in_flight));
-    tokio::select! {
-        () = shutdown => {}
-        reason = worker.screen.broken() => return Err(WorkerError::Broken(reason)),
-        _ = &mut accepting => return Err(WorkerError::Task("accept")),
-        _ = &mut writing => return Err(WorkerError::Task("persist")),
-        _ = &mut publishing => return Err(WorkerError::Task("publish")),
     }
 
-    intake.is(State::Draining);
-    tracing::info!(in_flight = lives.len(), "draining");
-    let drain = Duration::from_millis(worker.config.worker.drain_ms);
-    let drained = tokio::time::timeout(drain, async {
-        stop.cancel();
-        worker.admit.close();
-        let open = accepting.await.ok().flatten();
-        lives.close();
-        lives.wait().await;
-        // Dropping the last way in ends the tasks behind; the sessions and decoders end with the screen.
-        drop(worker);
-        publish_stop.cancel();
-        if writing.await.is_err() || publishing.await.is_err() {
+    /// The number of deliveries that are not settled.
+    pub(super) fn in_flight(&self) -> impl Fn() -> usize + Send + use<> {
+        let deliveries = self.deliveries.clone();
+        move || deliveries.len()
+    }
+
+    /// Runs until `shutdown` resolves, then drains. `accepting` is the task that feeds [`RunningWorker::intake`]; it ends
+    /// when the worker stops, and returns the connection on which the last deliveries are settled.
+    pub(super) async fn run(
+        mut self,
+        mut accepting: JoinHandle<Option<DrainingConnection>>,
+        intake: Intake,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), WorkerError> {
+        tokio::select! {
+            () = shutdown => {}
+            reason = self.worker.processor.screen.broken() => return Err(WorkerError::SessionBroken(reason)),
+            _ = &mut accepting => return Err(WorkerError::TaskEnded("accept")),
+            _ = &mut self.committing => return Err(WorkerError::TaskEnded("commit")),
+            _ = &mut self.publishing => return Err(WorkerError::TaskEnded("publish")),
+        }
+        intake.set_state(State::Draining);
+        tracing::info!(in_flight = self.deliveries.len(), "draining");
+        match tokio::time::timeout(self.drain_timeout, self.drain(accepting)).await {
+            Ok(()) => tracing::info!("drained"),
+            Err(_) => tracing::warn!("not drained in time, the broker delivers the rest again"),
+        }
+        Ok(())
+    }
+
+    async fn drain(self, accepting: JoinHandle<Option<DrainingConnection>>) {
+        self.stop.cancel();
+        self.worker.processor.admission.close();
+        let connection = accepting.await.ok().flatten();
+        self.deliveries.close();
+        self.deliveries.wait().await;
+        // The tasks end when the last sender to them is dropped. Sessions and decoders end with the screen.
+        drop(self.worker);
+        self.stop_publishing.cancel();
+        if self.committing.await.is_err() || self.publishing.await.is_err() {
             tracing::error!("a task panicked while draining");
         }
-        publisher.close().await;
-        if let Some(open) = open {
-            open.close().await;
+        self.publisher.close().await;
+        if let Some(connection) = connection {
+            connection.close().await;
         }
-        ledger.close().await;
-    });
-    match drained.await {
-        Ok(()) => tracing::info!("drained"),
-        Err(_) => tracing::warn!("not drained in time; what is left will be delivered again"),
+        self.ledger.close().await;
     }
-    Ok(())
 }
 
-/// Deliveries a lane beyond what keeps the sessions busy: those that are being committed, and those that wait for it.
-const COMMITTING: usize = 64;
+/// Deliveries per lane beyond those that keep the sessions busy: they are being committed, or wait for it.
+const COMMITTING_DELIVERIES: usize = 64;
 
-/// Jobs between the gate and their verdict: as many as keep the session of every detector, the decoders and the downloads
-/// busy.
+/// The limit of jobs between admission and verdict: enough to keep the sessions, the decoders and the downloads busy.
 #[must_use]
-pub fn jobs(config: &Config, screen: &Screen) -> usize {
-    2 * screen.max_batch() + objects(config)
+pub fn max_jobs(config: &Config, screen: &Screen) -> usize {
+    2 * screen.max_batch() + max_objects(config)
 }
 
-/// Objects held: what the decoders have, and as many as may arrive meanwhile. Where decoders are slower than the store, a
-/// download more would only wait for one of them, in memory.
+/// The limit of objects in memory: those in the decoders, and those that may arrive meanwhile. Where decoders are slower than
+/// the store, a further object would only occupy memory until a decoder is free.
 #[must_use]
-pub fn objects(config: &Config) -> usize {
+pub fn max_objects(config: &Config) -> usize {
     decode::Pool::threads(&config.decode) + config.storage.downloads
 }
 
-/// Deliveries a lane that keep so many sessions, and what is `ahead` of them, from waiting for the broker.
-fn least_prefetch(max_batch: usize, sessions: usize, ahead: usize) -> usize {
+/// The smallest prefetch with which neither the sessions, nor the `ahead` jobs in front of them, wait for the broker.
+fn min_prefetch(max_batch: usize, sessions: usize, ahead: usize) -> usize {
     2 * max_batch * sessions + ahead
 }
 
-/// Deliveries a lane where none are configured: as many as keep everything busy, with so many objects.
+/// The prefetch where none is configured.
 #[must_use]
-pub fn default_prefetch(max_batch: usize, sessions: usize, objects: usize) -> u16 {
-    u16::try_from(least_prefetch(max_batch, sessions, objects) + COMMITTING).unwrap_or(u16::MAX)
+pub fn default_prefetch(max_batch: usize, sessions: usize, max_objects: usize) -> u16 {
+    u16::try_from(min_prefetch(max_batch, sessions, max_objects) + COMMITTING_DELIVERIES).unwrap_or(u16::MAX)
 }
 
-/// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
+/// The prefetch: enough that the sessions never wait for the broker.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     let (sessions, downloads) = (screen.sessions(), config.storage.downloads);
     let chosen = config.worker.prefetch;
     if chosen == 0 {
-        return Ok(default_prefetch(screen.max_batch(), sessions, objects(config)));
+        return Ok(default_prefetch(screen.max_batch(), sessions, max_objects(config)));
     }
     let carries = usize::from(chosen).saturating_sub(downloads) / 2 / sessions;
     if config.inference.max_batch == 0 && carries < screen.max_batch() {
-        // It was our own choice, which differs from start to start.
+        // Warm-up chose the batch, so it may be lowered to fit the configured prefetch.
         screen.limit(carries);
-        tracing::info!(max_batch = screen.max_batch(), "worker.prefetch carries no larger batches");
+        tracing::info!(max_batch = screen.max_batch(), "batch lowered to fit worker.prefetch");
     }
     let max_batch = screen.max_batch();
-    let least = least_prefetch(max_batch, sessions, downloads);
+    let least = min_prefetch(max_batch, sessions, downloads);
     if usize::from(chosen) >= least {
         return Ok(chosen);
     }

@@ -1,68 +1,62 @@
-//! The end of a delivery: exactly one of acknowledge, retry later, dead-letter, split, return.
+//! The end of a delivery: acknowledged, ignored, retried later, dead-lettered, split or returned.
 //!
-//! One function says what every trouble means for its job. A copy is published and confirmed before the original is
-//! acknowledged, so that a crash between the two doubles a message and never loses one.
+//! A copy is published and confirmed before the original is acknowledged. A crash between the two doubles a message and
+//! never loses one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::accept::Delivery;
-use super::health::Dependency;
+use super::Delivery;
 use crate::broker::{
-    ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text,
+    ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER, Topology,
+    delay_queue_index, text,
 };
-use crate::config::WorkerConfig;
+use crate::job::Outcome;
+use crate::life::JobEnd;
 use crate::planted;
-use crate::retry;
 use crate::telemetry::{metrics, traces};
 
-/// Headers are for people; a broker's frame is not for essays.
+/// Longest reason in a header. The verdict and the log have the whole text.
 const MAX_REASON_CHARS: usize = 500;
 
-/// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB at most by default, and a
-/// table that fills it would leave no room for ours: the broker would close the connection over it.
-const MAX_HEADERS: usize = 64 << 10;
-/// What each of those takes at the most that are kept however many others there are.
-const MAX_NEEDED: usize = 4 << 10;
+/// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB by default. A table that
+/// fills the frame leaves no room for our headers, and the broker would close the connection.
+const MAX_SENDER_HEADER_BYTES: usize = 64 << 10;
+/// Largest size of a header that is kept even if the others fill the limit.
+const MAX_REQUIRED_HEADER_BYTES: usize = 4 << 10;
 
-/// Pause before a message goes back because its copy could not be published.
-const BEFORE_RETURN: Duration = Duration::from_secs(2);
+/// Delay before a message returns to its queue because its copy could not be published. It is delivered again at once, and
+/// must not circulate at the speed of the processor.
+const RETURN_DELAY: Duration = Duration::from_secs(2);
 
 /// How a delivery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
-    /// Done: its outcome is committed.
+    /// The outcome is committed.
     Ack,
-    /// Done: it asked for nothing.
+    /// The message asks for nothing, such as an S3 test event.
     Ignore,
-    /// Again later, from a delay queue.
-    Retry {
-        /// Failed attempts so far, this one included.
-        failures: u32,
-        /// Why.
-        reason: String,
-    },
-    /// To the dead letters.
+    /// The job returns later, from a delay queue.
+    Retry { failed_attempts: u32, reason: String },
+    /// The message goes to the dead letters.
     DeadLetter {
-        /// Why, for whoever looks at them.
         reason: String,
-        /// The id of the `failed` verdict, which a replay has to find again.
+        /// The id of the `failed` verdict. A replay of the dead letter finds the verdict by it.
         job_id: Option<String>,
     },
-    /// Several records: each becomes a message of its own.
+    /// A message of several records: each of these bodies becomes a message.
     Split(Vec<String>),
-    /// Back to the queue, as if it had never come.
+    /// The message returns to its queue as if it had never been delivered.
     Return,
 }
 
 impl Settlement {
-    /// Its name as a metric's label.
+    /// The name as a metric's label.
     const fn as_str(&self) -> &'static str {
         match self {
             Self::Ack => "done",
@@ -75,123 +69,79 @@ impl Settlement {
     }
 }
 
-/// What a failed attempt failed for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The object could not be had, and others can.
-    Object,
-    /// No process could be had that would decode it.
-    Decoder,
-    /// The model cannot run this image, and it can run others.
-    Session,
-    /// Something in this program broke over it.
-    Panic,
-}
-
-impl Cause {
-    /// Its name as a metric's label.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Object => "object",
-            Self::Decoder => "decoder",
-            Self::Session => "session",
-            Self::Panic => "panic",
-        }
-    }
-}
-
-/// Why a job has no verdict yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// Something every job needs is broken.
-    Broken(Dependency, String),
-    /// This attempt failed; another may not.
-    Attempt(Cause, String),
-    /// The worker drains, or has to end.
-    Leaving,
-}
-
-/// What to do about a trouble.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remedy {
-    /// Hold the delivery until the dependency is back.
-    Hold(Dependency, String),
-    /// Settle it so.
-    Settle(Settlement),
-    /// Give the job up: it ends as `failed`.
-    GiveUp(String),
-}
-
-/// The one mapping from trouble to remedy. `failures` counts earlier failed attempts.
+/// The settlement for each end of a job. The only place that decides what a delivery becomes.
 #[must_use]
-pub fn remedy(trouble: Trouble, failures: u32, config: &WorkerConfig) -> Remedy {
-    match trouble {
-        Trouble::Broken(dependency, reason) => Remedy::Hold(dependency, reason),
-        Trouble::Leaving => Remedy::Settle(Settlement::Return),
-        Trouble::Attempt(_, reason) => match failures.saturating_add(1) {
-            failures if failures >= config.attempts => {
-                let attempts = if failures == 1 { "attempt" } else { "attempts" };
-                Remedy::GiveUp(format!("given up after {failures} {attempts}: {reason}"))
-            }
-            failures => Remedy::Settle(Settlement::Retry { failures, reason }),
+pub fn settlement_of(end: JobEnd) -> Settlement {
+    match end {
+        JobEnd::Committed { verdict, .. } if verdict.judgement.outcome == Outcome::Failed => Settlement::DeadLetter {
+            reason: verdict.judgement.reason.unwrap_or_default(),
+            job_id: Some(verdict.job_id),
         },
+        JobEnd::Committed { .. } | JobEnd::AnsweredBefore => Settlement::Ack,
+        JobEnd::IdConflict => Settlement::DeadLetter {
+            reason: "id_conflict: the job's id belongs to a job for another image".into(),
+            job_id: None,
+        },
+        JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
+        JobEnd::Interrupted => Settlement::Return,
+        JobEnd::Refused { reason } => Settlement::DeadLetter { reason, job_id: None },
     }
 }
 
-/// Carries settlements out.
-pub struct Settle {
-    publisher: Arc<Publisher>,
+/// Carries out settlements.
+pub struct Settler {
+    publisher: Arc<dyn MessagePublisher>,
     topology: Topology,
 }
 
-impl Settle {
-    /// Publishes copies with `publisher`.
+impl Settler {
+    /// Copies of messages are published with `publisher`.
     #[must_use]
-    pub fn new(publisher: Arc<Publisher>, topology: Topology) -> Self {
+    pub fn new(publisher: Arc<dyn MessagePublisher>, topology: Topology) -> Self {
         Self { publisher, topology }
     }
 
-    /// Settles a delivery. If a copy cannot be published, the original goes back to its queue.
+    /// Settles a delivery. If a copy cannot be published, the original returns to its queue.
     pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
         let copied = match &settlement {
             Settlement::Ack | Settlement::Ignore | Settlement::Return => Ok(()),
-            Settlement::Retry { failures, reason } => {
-                let queue = self.topology.delay(delivery.lane, retry::rung(*failures));
-                tracing::info!(reason, failures, queue, "job is retried later");
-                let headers =
-                    [(ATTEMPT_HEADER, AMQPValue::LongUInt(*failures)), (REASON_HEADER, text(&shortened(reason)))];
-                self.copy(&delivery, "", &queue, &headers).await
+            Settlement::Retry { failed_attempts, reason } => {
+                let queue = self.topology.delay(delivery.lane, delay_queue_index(*failed_attempts));
+                tracing::info!(reason, failed_attempts, queue, "attempt failed, job is retried later");
+                let headers = [
+                    (ATTEMPT_HEADER, AMQPValue::LongUInt(*failed_attempts)),
+                    (REASON_HEADER, text(&shortened(reason))),
+                ];
+                self.publish_copy(&delivery, "", &queue, &headers).await
             }
             Settlement::DeadLetter { reason, job_id } => {
-                tracing::warn!(reason, job_id, "message is dead-lettered");
+                tracing::warn!(reason, job_id, "message dead-lettered");
                 let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
                 let mut headers = vec![(REASON_HEADER, text(&shortened(reason))), (DEAD_SINCE_HEADER, text(&now))];
                 headers.extend(job_id.iter().map(|id| (JOB_ID_HEADER, text(id))));
-                self.copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
+                self.publish_copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
         };
         let settlement = match copied {
             Ok(()) => settlement,
             Err(e) => {
-                tracing::warn!(error = %e, "a copy could not be published, the message goes back to its queue");
-                // It will be here again at once, and must not go round at the speed of the processor.
-                tokio::time::sleep(BEFORE_RETURN).await;
+                tracing::warn!(error = %e, "copy not published, message returned to its queue");
+                tokio::time::sleep(RETURN_DELAY).await;
                 Settlement::Return
             }
         };
         traces::note("pixwarden.settlement", settlement.as_str());
         let result = match settlement {
-            Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
-            _ => delivery.acker().ack(BasicAckOptions::default()).await,
+            Settlement::Return => delivery.acknowledger().requeue().await,
+            _ => delivery.acknowledger().acknowledge().await,
         };
         planted::passed("settle");
-        // A dead channel settles nothing; the broker delivers again.
+        // A delivery whose channel is gone cannot be settled. The broker delivers it again.
         match result {
             Ok(true) => metrics::settled(delivery.lane, settlement.as_str()),
-            Ok(false) => tracing::debug!("the delivery's channel is gone, it will be delivered again"),
-            Err(e) => tracing::debug!(error = %e, "the delivery could not be settled, it will be delivered again"),
+            Ok(false) => tracing::debug!("delivery not settled, its channel is gone"),
+            Err(e) => tracing::debug!(error = %e, "delivery not settled"),
         }
     }
 
@@ -201,47 +151,48 @@ impl Settle {
                 exchange: &self.topology.jobs(),
                 routing_key: delivery.lane.as_str(),
                 payload: body.as_bytes(),
-                properties: copied(&delivery.properties, &[]),
+                properties: copied_properties(&delivery.properties, &[]),
             };
             self.publisher.publish(message).await?;
         }
         Ok(())
     }
 
-    async fn copy(
+    async fn publish_copy(
         &self,
         delivery: &Delivery,
         exchange: &str,
         routing_key: &str,
         headers: &[(&str, AMQPValue)],
     ) -> Result<(), PublishError> {
-        let properties = copied(&delivery.properties, headers);
+        let properties = copied_properties(&delivery.properties, headers);
         self.publisher.publish(Message { exchange, routing_key, payload: &delivery.body, properties }).await
     }
 }
 
 /// The mistake that `planted::Bug::AckBeforeCommit` stands for.
 pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
-    if let Err(e) = delivery.acker().ack(BasicAckOptions::default()).await {
-        tracing::debug!(error = %e, "the delivery could not be settled");
+    if let Err(e) = delivery.acknowledger().acknowledge().await {
+        tracing::debug!(error = %e, "delivery not settled");
     }
 }
 
-/// The sender's properties with headers of ours. Not `expiration`, which would let the copy vanish, and not `user_id`,
-/// which the broker accepts from its owner only.
-fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
+/// The sender's properties with additional headers. Left out are `expiration`, by which the copy could vanish, and
+/// `user_id`, which the broker accepts only from that user.
+fn copied_properties(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
     let mut all = FieldTable::default();
-    let mut left = MAX_HEADERS;
+    let mut left = MAX_SENDER_HEADER_BYTES;
     for (key, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
-        // Further addresses of the sender's: the copy is not for them.
+        // The sender's further addresses have got the original already.
         if matches!(key.as_str(), "CC" | "BCC") {
             continue;
         }
-        let size = key.as_str().len() + size(value);
-        // A replayed job that loses its id would get another verdict.
-        let is_needed = [JOB_ID_HEADER, "traceparent", "tracestate"].contains(&key.as_str()) && size <= MAX_NEEDED;
-        if size > left && !is_needed {
-            tracing::warn!(header = key.as_str(), bytes = size, "a header is too large for the copy and is left out");
+        let size = key.as_str().len() + header_value_bytes(value);
+        // A replayed job would get another verdict if it lost its id.
+        let is_required =
+            [JOB_ID_HEADER, "traceparent", "tracestate"].contains(&key.as_str()) && size <= MAX_REQUIRED_HEADER_BYTES;
+        if size > left && !is_required {
+            tracing::warn!(header = key.as_str(), bytes = size, "header too large, left out of the copy");
             continue;
         }
         left = left.saturating_sub(size);
@@ -281,15 +232,17 @@ fn copied(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicP
     copy
 }
 
-/// About how many bytes a header's value takes in its frame, never fewer than it does.
-fn size(value: &AMQPValue) -> usize {
+/// An upper bound of a header value's size in its frame, in bytes.
+fn header_value_bytes(value: &AMQPValue) -> usize {
     const FIXED: usize = 16;
     let inner = match value {
         AMQPValue::ShortString(text) => text.as_str().len(),
         AMQPValue::LongString(text) => text.as_bytes().len(),
         AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
-        AMQPValue::FieldArray(array) => array.as_slice().iter().map(size).sum(),
-        AMQPValue::FieldTable(table) => table.inner().iter().map(|(key, value)| key.as_str().len() + size(value)).sum(),
+        AMQPValue::FieldArray(array) => array.as_slice().iter().map(header_value_bytes).sum(),
+        AMQPValue::FieldTable(table) => {
+            table.inner().iter().map(|(key, value)| key.as_str().len() + header_value_bytes(value)).sum()
+        }
         _ => 0,
     };
     FIXED + inner
@@ -304,19 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_trouble_has_its_remedy() {
-        let config = WorkerConfig { attempts: 3, ..WorkerConfig::default() };
-        let broken = Trouble::Broken(Dependency::Ledger, "away".into());
-        assert_eq!(remedy(broken, 99, &config), Remedy::Hold(Dependency::Ledger, "away".into()), "costs no attempt");
-        assert_eq!(remedy(Trouble::Leaving, 99, &config), Remedy::Settle(Settlement::Return));
-        let retry = Settlement::Retry { failures: 2, reason: "x".into() };
-        let attempt = || Trouble::Attempt(Cause::Object, "x".into());
-        assert_eq!(remedy(attempt(), 1, &config), Remedy::Settle(retry));
-        assert_eq!(remedy(attempt(), 2, &config), Remedy::GiveUp("given up after 3 attempts: x".into()));
-    }
-
-    #[test]
-    fn a_copy_keeps_what_the_sender_said_and_drops_what_would_lose_it() {
+    fn a_copy_keeps_the_senders_properties_but_those_that_would_lose_it() {
         let mut headers = FieldTable::default();
         headers.insert("traceparent".into(), text("00-1-2-01"));
         headers.insert("CC".into(), text("elsewhere"));
@@ -327,8 +268,8 @@ mod tests {
             .with_reply_to("r".into())
             .with_content_type("application/json".into())
             .with_expiration("1000".into())
-            .with_user_id("somebody".into());
-        let copy = copied(&original, &[(REASON_HEADER, text("why"))]);
+            .with_user_id("another".into());
+        let copy = copied_properties(&original, &[(REASON_HEADER, text("why"))]);
         assert_eq!(copy.expiration(), &None);
         assert_eq!(copy.user_id(), &None);
         let (id, correlation, reply) = (copy.message_id(), copy.correlation_id(), copy.reply_to());
@@ -342,16 +283,16 @@ mod tests {
     #[test]
     fn a_copy_leaves_out_headers_that_would_fill_its_frame() {
         let mut nested = FieldTable::default();
-        nested.insert("inside".into(), text(&"a".repeat(MAX_HEADERS)));
+        nested.insert("inside".into(), text(&"a".repeat(MAX_SENDER_HEADER_BYTES)));
         let mut headers = FieldTable::default();
-        headers.insert("a-long".into(), text(&"a".repeat(MAX_HEADERS)));
+        headers.insert("a-long".into(), text(&"a".repeat(MAX_SENDER_HEADER_BYTES)));
         headers.insert("b-nested".into(), AMQPValue::FieldTable(nested));
         for i in 0..10_000 {
             headers.insert(format!("c-{i}").into(), AMQPValue::Boolean(true));
         }
         headers.insert(JOB_ID_HEADER.into(), text("job-1"));
         let original = BasicProperties::default().with_headers(headers);
-        let copy = copied(&original, &[(REASON_HEADER, text("why"))]);
+        let copy = copied_properties(&original, &[(REASON_HEADER, text("why"))]);
         let kept = copy.headers().as_ref().unwrap().inner();
         assert_eq!(kept.get(JOB_ID_HEADER), Some(&text("job-1")), "a replayed job keeps its id");
         assert!(!kept.contains_key("a-long") && !kept.contains_key("b-nested"));

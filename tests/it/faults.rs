@@ -60,7 +60,7 @@ async fn under_load(faults: impl AsyncFnOnce(&Lab, &Worker)) {
         assert_eq!(fresh.waiting(&queue).await, 0, "{queue}");
     }
     for lane in Lane::ALL {
-        for rung in 0..pixwarden::retry::RUNGS.len() {
+        for rung in 0..pixwarden::broker::DELAY_QUEUES.len() {
             assert_eq!(fresh.waiting(&lab.topology.delay(lane, rung)).await, 0, "a job was retried");
         }
     }

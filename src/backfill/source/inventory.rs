@@ -17,8 +17,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Item, Place, SourceError};
 use crate::job::ImageRef;
+use crate::objects::{Fetcher, ListedObject};
 use crate::offload::{self, Enough, Sink};
-use crate::worker::blob::{Fetcher, Listed};
 
 /// A `manifest.json` is a few kilobytes; what is larger than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -140,7 +140,7 @@ impl Columns {
     }
 
     /// A row's object; `None` for an older version or a deletion.
-    fn object(&self, row: &StringRecord) -> Result<Option<Listed>, String> {
+    fn object(&self, row: &StringRecord) -> Result<Option<ListedObject>, String> {
         let cell = |place: Option<usize>| place.and_then(|place| row.get(place)).filter(|cell| !cell.is_empty());
         let is = |place, word: &str| cell(place).is_some_and(|cell| cell.eq_ignore_ascii_case(word));
         if is(self.is_latest, "false") || is(self.is_delete_marker, "true") {
@@ -156,7 +156,7 @@ impl Columns {
             etag: cell(self.etag).map(|etag| etag.trim_matches('"').to_owned()),
         };
         let modified = cell(self.modified).and_then(|time| OffsetDateTime::parse(time, &Rfc3339).ok());
-        Ok(Some(Listed { image, bytes: cell(self.size).and_then(|n| n.parse().ok()), modified }))
+        Ok(Some(ListedObject { image, bytes: cell(self.size).and_then(|n| n.parse().ok()), modified }))
     }
 }
 

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::{Item, Place, SourceError};
 use crate::job::ImageRef;
+use crate::objects::{Fetcher, ListedObject};
 use crate::offload::{self, Enough, Sink};
-use crate::worker::blob::{Fetcher, Listed};
 
 #[derive(Deserialize)]
 struct Line {
@@ -53,13 +53,13 @@ fn read(place: &Place, file: File, done: u64, sink: &Sink<Result<Item, SourceErr
     Ok(())
 }
 
-fn object(line: &str) -> Result<Listed, String> {
+fn object(line: &str) -> Result<ListedObject, String> {
     let line: Line = serde_json::from_str(line).map_err(|e| {
         format!("{e}\n  hint: a line is {{\"source-ref\": \"s3://bucket/key\"}}, as in a Rekognition manifest")
     })?;
     let image = ImageRef::from_uri(&line.source_ref);
     let image = image.ok_or_else(|| format!("\"{}\" is not s3://bucket/key", line.source_ref))?;
-    Ok(Listed { image, bytes: None, modified: None })
+    Ok(ListedObject { image, bytes: None, modified: None })
 }
 
 #[cfg(test)]

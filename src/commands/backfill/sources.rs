@@ -9,7 +9,7 @@ use crate::backfill::source::{Place, Source};
 use crate::commands::UsageError;
 use crate::config::{Bucket, Config, Objects};
 use crate::job::ImageRef;
-use crate::worker::blob::is_bucket;
+use crate::objects::is_bucket;
 
 /// Resolves what the arguments name. Where no buckets are configured those of the sources are allowed: which ones jobs
 /// may name is the worker's to say.

@@ -11,7 +11,7 @@ use crate::detector::Geometry;
 use crate::job::{Judgement, Lane, Scores};
 use crate::screen::decode::Pool;
 use crate::screen::infer::Engine;
-use crate::worker::jobs;
+use crate::worker::max_jobs;
 
 /// Decoders at work.
 pub(super) struct Decoding {
@@ -131,7 +131,7 @@ impl Bench<'_> {
     /// Looks at the sample over and over, with as much in flight as a worker has whose store answers at once.
     pub(super) async fn pipeline(&self, sample: &Sample) -> anyhow::Result<Pipeline> {
         let digests = self.screen.digests(None).unwrap_or_default();
-        let in_flight = jobs(self.config, self.screen);
+        let in_flight = max_jobs(self.config, self.screen);
         let judged = RefCell::new(vec![None; sample.images.len()]);
         let mut turns = (0..sample.images.len()).cycle();
         let tally = self.load(in_flight, sample.images.len()).run(|| {

@@ -18,12 +18,12 @@ use super::sample::{self, Image, Sample};
 use super::{Bench, Objects};
 use crate::broker::Echo;
 use crate::config::{Bucket, Config};
+use crate::job::event::{EventContext, event};
 use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id};
+use crate::lanes::Gate;
 use crate::ledger::{Entry, Scratch};
-use crate::worker::admit::{Fetching, Gate};
-use crate::worker::blob::{FetchError, Fetcher, Part};
-use crate::worker::persist::{self, Persist};
-use crate::worker::publish::{PassedOn, event};
+use crate::life::{self, CommitQueue};
+use crate::objects::{DownloadGates, FetchError, Fetcher, KeyRange};
 use crate::worker::{self, default_prefetch};
 
 /// Objects of a prefix that are fetched, over and over if need be.
@@ -38,7 +38,7 @@ pub(super) struct Service {
 /// What was named as s3://.
 pub(super) struct Storage {
     fetcher: Fetcher,
-    gates: Fetching,
+    gates: DownloadGates,
     objects: Vec<ImageRef>,
     downloads: usize,
     fetched: AtomicU64,
@@ -77,7 +77,7 @@ impl Storage {
                 continue;
             }
             let place = format!("s3://{bucket}/{key}");
-            let mut listed = fetcher.list(Part { bucket, prefix: key, after: None });
+            let mut listed = fetcher.list(KeyRange { bucket, prefix: key, after: None });
             while objects.len() < OBJECTS
                 && let Some(object) = listed.next().await
             {
@@ -94,7 +94,8 @@ impl Storage {
             );
         }
         let limits = &config.storage;
-        let gates = Fetching { downloads: Gate::new(limits.downloads as u64), bytes: Gate::new(limits.memory_bytes) };
+        let gates =
+            DownloadGates { downloads: Gate::new(limits.downloads as u64), bytes: Gate::new(limits.memory_bytes) };
         Ok(Self {
             fetcher,
             gates,
@@ -161,7 +162,7 @@ impl Bench<'_> {
         let scratch = Scratch::make(self.config).await?;
         // Whatever a worker holds can be waiting for its commit.
         let in_flight = self.prefetch().into();
-        let (persist, writing) = Persist::new(Arc::clone(&scratch.ledger), persist::enough(in_flight));
+        let (commits, writing) = CommitQueue::new(Arc::clone(&scratch.ledger), life::linger_limit(in_flight));
         let writing = tokio::spawn(writing);
         let digests = self.screen.digests(None).unwrap_or_default();
         let mut turns = sample
@@ -172,14 +173,14 @@ impl Bench<'_> {
             .cycle();
         let committed = self.load(in_flight, 1).run(|| {
             let entry = turns.next().map(|(image, judged)| self.entry(image, judged, &digests));
-            let persist = persist.clone();
+            let commits = commits.clone();
             async move {
                 let Some(entry) = entry else { return Ok(()) };
-                Ok(persist.commit(entry).await.map(drop)?)
+                Ok(commits.commit(entry).await.map(drop)?)
             }
         });
         let tally = committed.await;
-        drop(persist);
+        drop(commits);
         writing.await?;
         scratch.remove().await?;
         Ok(Service { in_flight, tally: tally? })
@@ -208,13 +209,13 @@ impl Bench<'_> {
             received_at: now,
             decided_at: now,
         };
-        let event = event(&verdict, PassedOn::default(), &self.config.prefix);
+        let event = event(&verdict, EventContext::default(), &self.config.prefix);
         Entry { verdict, event: Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key)) }
     }
 
     /// Deliveries a lane of a worker that was told no other number.
     fn prefetch(&self) -> u16 {
-        default_prefetch(self.screen.max_batch(), self.screen.sessions(), worker::objects(self.config))
+        default_prefetch(self.screen.max_batch(), self.screen.sessions(), worker::max_objects(self.config))
     }
 
     /// Sends messages like jobs to a queue of our own, and takes them from there.

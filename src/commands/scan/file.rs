@@ -12,12 +12,15 @@ use time::OffsetDateTime;
 use super::super::files;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
-use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
+use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_scores, verdict_id};
+use crate::lanes::Gate;
 use crate::ledger::{Entry, Ledger};
+use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
 use crate::screen::prepare::Pixels;
-use crate::screen::{Screen, Unseen, decode, judge};
-use crate::worker::admit::Gate;
-use crate::worker::persist::Persist;
+use crate::screen::{Screen, Unseen};
+
+/// What each detector was shown of an image's first frame.
+type Shown = Vec<(String, Arc<Pixels>)>;
 
 /// What every file meets.
 pub(super) struct Scan<'a> {
@@ -35,7 +38,7 @@ pub(super) struct Scan<'a> {
 /// A ledger, and the way into it.
 pub(super) struct Book {
     pub ledger: Arc<dyn Ledger>,
-    pub persist: Persist,
+    pub commits: CommitQueue,
     /// The file that it is, with its whole path, where it is one.
     pub file: Option<PathBuf>,
 }
@@ -61,21 +64,9 @@ pub(super) struct Report {
     /// It was known from an earlier scan.
     pub unchanged: bool,
     /// What each detector saw of the first frame.
-    pub shown: Vec<(String, Arc<Pixels>)>,
+    pub shown: Shown,
     /// What it took, where that was measured.
     pub cost: Option<Cost>,
-}
-
-/// What is known before the judgement.
-#[derive(Default)]
-struct Found {
-    /// As read, where that was done.
-    bytes: Option<u64>,
-    sha256: Option<[u8; 32]>,
-    seen: Option<Seen>,
-    scores: Option<job::Scores>,
-    reused_from: Option<uuid::Uuid>,
-    shown: Vec<(String, Arc<Pixels>)>,
 }
 
 impl<'a> Scan<'a> {
@@ -93,35 +84,25 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         let image = path.display().to_string();
-        let file = State::of(&path).await.with_context(|| format!("reading {image}"))?;
+        let file = FileState::of(&path).await.with_context(|| format!("reading {image}"))?;
         let id = self.job_id(&file);
         if let Some(verdict) = self.known(&id).await? {
-            return Ok(Some(Report { image, verdict, unchanged: true, shown: Vec::new(), cost: None }));
+            return Ok(Some(Report { image, verdict, unchanged: true, shown: Shown::new(), cost: None }));
         }
-        let received_at = OffsetDateTime::now_utc();
-        let (found, judgement) = self.look(path, file.bytes).await?;
-        let verdict = Verdict {
-            id: verdict_id(&id),
-            job_id: id,
+        let record = Record {
             lane: Lane::Backfill,
-            image: file.image,
-            sha256: found.sha256,
-            bytes: Some(found.bytes.unwrap_or(file.bytes)),
-            seen: found.seen,
-            judgement,
-            scores: found.scores,
-            detectors: self.digests.clone(),
+            image: file.image.clone(),
             policy: self.screen.policy().reference.clone(),
             metadata: None,
-            reused_from: found.reused_from,
             attempts: 1,
-            received_at,
-            decided_at: OffsetDateTime::now_utc(),
+            received_at: OffsetDateTime::now_utc(),
         };
+        let (judged, shown) = self.screen(path, &file, id).await?;
+        let verdict = judged.into_verdict(record);
         if let Some(book) = &self.book {
-            book.persist.commit(Entry { verdict: verdict.clone(), event: None }).await?;
+            book.commits.commit(Entry { verdict: verdict.clone(), event: None }).await?;
         }
-        Ok(Some(Report { image, verdict, unchanged: false, shown: found.shown, cost: None }))
+        Ok(Some(Report { image, verdict, unchanged: false, shown, cost: None }))
     }
 
     /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
@@ -131,52 +112,49 @@ impl<'a> Scan<'a> {
         Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
     }
 
-    async fn look(&self, path: PathBuf, length: u64) -> anyhow::Result<(Found, Judgement)> {
-        let mut found = Found::default();
+    /// Reads, screens and judges a file. Returns also what each detector was shown of the first frame.
+    async fn screen(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<(Judged, Shown)> {
         let limit = self.config.storage.max_object_bytes;
-        let too_large = |what: &str| {
-            Judgement::unscored(Outcome::Rejected, format!("the file has {what} bytes, the limit is {limit}"))
+        let unscored = |object: ObjectFacts, outcome: Outcome, reason: String| {
+            (Judged::unscored(id.clone(), self.digests.clone(), object, outcome, reason), Shown::new())
         };
-        if length > limit {
-            return Ok((found, too_large(&length.to_string())));
+        let mut object = ObjectFacts { bytes: Some(file.bytes), ..ObjectFacts::default() };
+        if file.bytes > limit {
+            let reason = format!("the file has {} bytes, the limit is {limit}", file.bytes);
+            return Ok(unscored(object, Outcome::Rejected, reason));
         }
-        let _memory = self.bytes.enter(Lane::Live, length).await?;
+        let _memory = self.bytes.enter(Lane::Live, file.bytes).await?;
         let Some((bytes, sha256)) = files::read(path, limit).await? else {
-            return Ok((found, too_large("more")));
+            let reason = format!("the file has more bytes, the limit is {limit}");
+            return Ok(unscored(object, Outcome::Rejected, reason));
         };
-        found.bytes = Some(bytes.len() as u64);
-        found.sha256 = Some(sha256);
+        object.bytes = Some(bytes.len() as u64);
+        object.sha256 = Some(sha256);
+        let screened = match self.find_reusable(&object).await? {
+            Some(reused) => reused,
+            None => match life::screen(self.screen, Lane::Backfill, bytes, &self.digests).await {
+                Ok(screened) => screened,
+                Err(error @ Unseen::Undecodable(_)) => {
+                    return Ok(unscored(object, Outcome::Undecodable, error.to_string()));
+                }
+                Err(error) => return Ok(unscored(object, Outcome::Failed, error.to_string())),
+            },
+        };
+        let mut screened = screened;
+        let shown = std::mem::take(&mut screened.shown);
+        let judged = Judged::by_policy(self.screen.policy(), id.clone(), self.digests.clone(), object, screened);
+        Ok((judged, shown))
+    }
 
-        if let Some(book) = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores) {
-            let policy = self.screen.policy();
-            let earlier = book.ledger.find_scores(sha256, &self.digests, &policy.reference.sha256).await?;
-            if let Some(earlier) = earlier.filter(|earlier| decode::allows(&self.config.decode, earlier.seen)) {
-                let judgement = judge::judge(policy, &earlier.scores);
-                found.seen = Some(earlier.seen);
-                found.scores = Some(earlier.scores);
-                found.reused_from = Some(earlier.verdict);
-                return Ok((found, judgement));
-            }
-        }
-        match self.screen.look(Lane::Backfill, bytes, &self.digests).await {
-            Ok(sight) => {
-                found.seen = Some(sight.seen);
-                // Scores that are not numbers are not worth keeping.
-                found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
-                found.shown = sight.shown;
-                Ok((found, sight.judgement))
-            }
-            Err(Unseen::Undecodable(decode::Undecodable(why))) => {
-                Ok((found, Judgement::unscored(Outcome::Undecodable, why)))
-            }
-            Err(e @ (Unseen::Undecoded(_) | Unseen::Unscored(_))) => {
-                Ok((found, Judgement::unscored(Outcome::Failed, e.to_string())))
-            }
-        }
+    async fn find_reusable(&self, object: &ObjectFacts) -> anyhow::Result<Option<Screened>> {
+        let book = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores);
+        let Some(book) = book else { return Ok(None) };
+        let decode = &self.config.decode;
+        Ok(life::find_reusable(book.ledger.as_ref(), self.screen, decode, object, &self.digests).await?)
     }
 
     /// The same for the same state of a file under the same detectors, policy and limits, and for nothing else.
-    fn job_id(&self, file: &State) -> String {
+    fn job_id(&self, file: &FileState) -> String {
         let DecodeConfig { max_width, max_height, max_pixels, max_decoded_bytes, max_animation_pixels, .. } =
             self.config.decode;
         job::derived_id(&json!([
@@ -192,7 +170,7 @@ impl<'a> Scan<'a> {
 }
 
 /// What a file is before it is read.
-struct State {
+struct FileState {
     /// Its whole path; its bytes where they are no text.
     name: Value,
     /// The whole path as its key, in no bucket. The `ETag` is of length and times.
@@ -200,7 +178,7 @@ struct State {
     bytes: u64,
 }
 
-impl State {
+impl FileState {
     async fn of(path: &Path) -> anyhow::Result<Self> {
         let found = tokio::fs::metadata(path).await?;
         if !found.is_file() {

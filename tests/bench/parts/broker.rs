@@ -25,8 +25,8 @@ use pixwarden::ledger::{
     Announcement, Archive, Committed, Entry, Event, Filter, Known, Ledger, LedgerError, Reconcile, Rejudged, Reusable,
     Standing, Unpublished,
 };
+use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
-use pixwarden::worker::blob::{Fetcher, Listed, Object, Part, Store, StoreError};
 use pixwarden::worker::run_on;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -173,22 +173,27 @@ async fn worker(queue: SecretUrl, options: &Options) -> anyhow::Result<f64> {
 struct Shelf(Bytes);
 
 #[async_trait]
-impl Store for Shelf {
-    async fn open(&self, _image: &ImageRef) -> Result<Object, StoreError> {
+impl ObjectStore for Shelf {
+    async fn open(&self, _image: &ImageRef) -> Result<OpenedObject, StoreError> {
         let bytes = self.0.clone();
         let length = bytes.len() as u64;
-        Ok(Object { length, etag: Some("1".into()), version_id: None, body: stream::once(async { Ok(bytes) }).boxed() })
+        Ok(OpenedObject {
+            length,
+            etag: Some("1".into()),
+            version_id: None,
+            body: stream::once(async { Ok(bytes) }).boxed(),
+        })
     }
 
-    fn list(&self, _part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+    fn list(&self, _range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
         stream::empty().boxed()
     }
 
-    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
-        Ok(Listed { image: image.clone(), bytes: Some(self.0.len() as u64), modified: None })
+    async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
+        Ok(ListedObject { image: image.clone(), bytes: Some(self.0.len() as u64), modified: None })
     }
 
-    async fn probe(&self, _bucket: &str) -> Result<(), String> {
+    async fn probe(&self, _bucket: &str) -> Result<(), StoreError> {
         Ok(())
     }
 }

@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use pixwarden::config::Config;
+use pixwarden::job::event::{EventContext, event};
 use pixwarden::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, verdict_id};
 use pixwarden::ledger::{self, Entry};
-use pixwarden::worker::publish::{PassedOn, event};
 use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -81,7 +81,7 @@ fn entry(n: usize) -> Entry {
         received_at: now,
         decided_at: now,
     };
-    let passed_on = PassedOn { correlation_id: None, trace: None };
+    let passed_on = EventContext { correlation_id: None, trace: None };
     let event = flagged.then(|| event(&verdict, passed_on, "pixwarden"));
     Entry { verdict, event }
 }

@@ -1,25 +1,26 @@
-//! Looking into queues: how full they are, what lies in them, and sorting that out.
+//! Inspecting queues: their depth and their messages, and removing messages one by one.
 
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
 
-use super::{BrokerError, answered};
+use super::{BrokerError, with_timeout};
 
 /// Messages in a queue, and its consumers; `None` when there is no such queue.
 ///
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, u32)>, BrokerError> {
-    let channel = answered("opening a channel", connection.create_channel()).await?;
+    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match answered("asking for a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await {
+    match with_timeout("asking for a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await
+    {
         Ok(queue) => {
-            answered("closing a channel", channel.close(200, "asked".into())).await?;
+            with_timeout("closing a channel", channel.close(200, "asked".into())).await?;
             Ok(Some((queue.message_count(), queue.consumer_count())))
         }
-        Err(BrokerError::Protocol(words)) if words.starts_with("NOT_FOUND") => Ok(None),
+        Err(BrokerError::NotFound(_)) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -29,16 +30,16 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, 
 /// # Errors
 /// When the broker cannot be asked.
 pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<(Vec<Delivery>, u32), BrokerError> {
-    let channel = answered("opening a channel", connection.create_channel()).await?;
+    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let (mut seen, mut left) = (Vec::new(), 0);
     while seen.len() < limit {
-        let got = answered("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
+        let got = with_timeout("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
         let Some(message) = got.await? else { break };
         left = message.message_count;
         seen.push(message.delivery);
     }
     // Closed, so that every message is back before anybody looks again.
-    answered("closing a channel", channel.close(200, "looked".into())).await?;
+    with_timeout("closing a channel", channel.close(200, "looked".into())).await?;
     Ok((seen, left))
 }
 
@@ -75,19 +76,20 @@ pub async fn sift<E: From<BrokerError>>(
     queue: &str,
     mut decide: impl AsyncFnMut(&Delivery) -> Result<Fate, E>,
 ) -> Result<(), E> {
-    let channel = answered("opening a channel", connection.create_channel()).await?;
+    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     // What arrives meanwhile, a replayed message that has failed again for one, is for another time.
     let mut left = depth(connection, queue).await?.map_or(0, |(messages, _)| messages);
     while left > 0 {
-        let got = answered("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
+        let got =
+            with_timeout("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
         let Some(message) = got else { break };
         left -= 1;
         if decide(&message.delivery).await? == Fate::Remove {
             let acknowledged = message.delivery.acker.ack(BasicAckOptions::default());
-            answered("acknowledging a message", acknowledged).await?;
+            with_timeout("acknowledging a message", acknowledged).await?;
         }
     }
     // Closed, so that every message that stays is back before anybody looks again.
-    answered("closing a channel", channel.close(200, "looked".into())).await?;
+    with_timeout("closing a channel", channel.close(200, "looked".into())).await?;
     Ok(())
 }

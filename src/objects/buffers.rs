@@ -18,7 +18,7 @@ const MOST_SPARE_BYTES: usize = 16 << 20;
 
 /// Memory between two objects, the latest last.
 #[derive(Clone, Default)]
-pub(super) struct Spare(Arc<Mutex<VecDeque<MmapMut>>>);
+pub(super) struct BufferPool(Arc<Mutex<VecDeque<MmapMut>>>);
 
 /// Memory for one object, and what of it has arrived. It is spare again when it is dropped.
 pub(super) struct Buffer {
@@ -26,10 +26,10 @@ pub(super) struct Buffer {
     memory: Option<MmapMut>,
     announced: usize,
     arrived: usize,
-    spare: Spare,
+    spare: BufferPool,
 }
 
-impl Spare {
+impl BufferPool {
     /// Room for an object of so many bytes: whole steps, and where it is used again a quarter of them, or one, more at
     /// the most.
     ///
@@ -97,20 +97,20 @@ mod tests {
     const MIB: u64 = STEP_BYTES as u64;
 
     /// Has an object of this size come and go, and returns where it was.
-    fn object(spare: &Spare, bytes: u64) -> *const u8 {
+    fn object(spare: &BufferPool, bytes: u64) -> *const u8 {
         let mut buffer = spare.take(bytes).unwrap();
         assert!(buffer.push(&vec![1; usize::try_from(bytes).unwrap()]));
         buffer.as_ref().as_ptr()
     }
 
     /// Steps of each that is kept.
-    fn kept(spare: &Spare) -> Vec<usize> {
+    fn kept(spare: &BufferPool) -> Vec<usize> {
         spare.0.lock().unwrap().iter().map(|kept| kept.len() / STEP_BYTES).collect()
     }
 
     #[test]
     fn objects_of_much_the_same_size_have_the_same_memory() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         for bytes in [4 * MIB - 1, 4 * MIB - 1000, 4 * MIB, 3 * MIB, 4 * MIB] {
             object(&spare, bytes);
             assert_eq!(kept(&spare), [4], "{bytes}");
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_object_has_the_smallest_memory_that_fits_and_none_that_is_far_too_large() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         drop([2, 1, 3, 4].map(|steps| spare.take(steps * MIB).unwrap()));
         let _held = spare.take(2 * MIB).unwrap();
         assert_eq!(kept(&spare), [1, 3, 4]);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded_and_what_came_last_stays() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         object(&spare, 3 * MIB);
         object(&spare, MOST_SPARE_BYTES as u64 + 1);
         assert_eq!(kept(&spare), [3], "what is not kept itself drives nothing out");
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn an_object_is_what_was_pushed_and_nothing_of_the_one_before_it() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         let place = object(&spare, 1000);
         let mut buffer = spare.take(3).unwrap();
         assert!(buffer.as_ref().is_empty());

@@ -1,8 +1,8 @@
-//! Group commit: whatever verdicts are ready share one transaction, so that a thousand of them cost one fsync.
+//! Group commit: all verdicts that are ready share one transaction, so that a thousand of them cost one fsync.
 //!
-//! While one group is being written, the next one gathers, and where many come it gathers a little longer: a statement
-//! costs much the same for one row as for ten. (Postgres's own commit_delay does so with commits.) A row that the database
-//! refuses is found by halving the group, and fails alone.
+//! While one group is written, the next group gathers. Under load it gathers a little longer, because a statement costs
+//! about the same for one row as for ten. (Postgres's `commit_delay` does the same for commits.) A row that the database
+//! refuses is found by splitting the group in halves, and fails alone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,27 +12,28 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::linger::Groups;
+use crate::groups::Groups;
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
 use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
-/// Rows a transaction. More gain nothing, and a refused row costs more to find.
-const GROUP: usize = 1_000;
-/// How long a group lingers for more, and how many are enough: by then a row costs little more than itself.
-const LINGER: Duration = Duration::from_millis(20);
-const ENOUGH: usize = 16;
+/// Rows per transaction. A larger group gains nothing, and finding a refused row in it costs more.
+const MAX_GROUP: usize = 1_000;
+/// How long a group waits for more verdicts.
+const LINGER_DELAY: Duration = Duration::from_millis(20);
+/// A group of this size does not wait: a further row would save almost nothing.
+const MAX_LINGER: usize = 16;
 
-/// How many verdicts are worth lingering for where no more than `in_flight` can be under way: half of them at the most, as
-/// the others may be long in coming.
+/// The group size that is worth waiting for, where at most `in_flight` jobs are under way. At most half of them, because the
+/// others may take long.
 #[must_use]
-pub fn enough(in_flight: usize) -> usize {
-    ENOUGH.min(in_flight / 2)
+pub fn linger_limit(in_flight: usize) -> usize {
+    MAX_LINGER.min(in_flight / 2)
 }
 
-/// The way into the ledger.
+/// Commits verdicts in groups.
 #[derive(Clone)]
-pub struct Persist {
+pub struct CommitQueue {
     entries: mpsc::Sender<Waiting>,
 }
 
@@ -41,19 +42,19 @@ struct Waiting {
     reply: oneshot::Sender<Result<Committed, LedgerError>>,
 }
 
-impl Persist {
-    /// The way in, and the task that writes; it ends when every way in is dropped. No group lingers for more verdicts than
-    /// are `enough`.
-    pub fn new(ledger: Arc<dyn Ledger>, enough: usize) -> (Self, impl Future<Output = ()> + Send) {
-        let (entries, waiting) = mpsc::channel(GROUP);
-        let groups = Groups::new(waiting, GROUP, LINGER, enough);
-        (Self { entries }, write(ledger, groups))
+impl CommitQueue {
+    /// The queue, and the task that writes. The task ends when every clone of the queue is dropped. No group waits for more
+    /// than `linger_limit` verdicts.
+    pub fn new(ledger: Arc<dyn Ledger>, linger_limit: usize) -> (Self, impl Future<Output = ()> + Send) {
+        let (entries, waiting) = mpsc::channel(MAX_GROUP);
+        let groups = Groups::new(waiting, MAX_GROUP, LINGER_DELAY, linger_limit);
+        (Self { entries }, write_groups(ledger, groups))
     }
 
-    /// Commits one verdict and its event, together with whatever else is ready.
+    /// Commits one verdict with its event, in a group with others that are ready.
     ///
     /// # Errors
-    /// When the ledger is down, or refuses this very row.
+    /// When the ledger is down, or refuses this row.
     pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
         let kept_back = if planted::has(Bug::NoEventOnRedelivery) { entry.event.take() } else { None };
         let (reply, committed) = oneshot::channel();
@@ -67,18 +68,18 @@ impl Persist {
     }
 }
 
-async fn write(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
+async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
     while let Some(ready) = groups.next().await {
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest): (Vec<_>, _) = ready.into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         let size = group.len();
-        commit(ledger.as_ref(), group).await;
+        commit_group(ledger.as_ref(), group).await;
         groups.done(size, rest);
     }
 }
 
-/// Commits a group whose ids differ, and answers everyone in it.
-fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
+/// Commits a group whose ids differ, and answers each of its callers.
+fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
     Box::pin(async move {
         let entries: Vec<Entry> = group.iter().map(|waiting| waiting.entry.clone()).collect();
         let began = Instant::now();
@@ -91,8 +92,8 @@ fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
             }
             Err(LedgerError::Refused(_)) if group.len() > 1 => {
                 let rest = group.split_off(group.len() / 2);
-                commit(ledger, group).await;
-                commit(ledger, rest).await;
+                commit_group(ledger, group).await;
+                commit_group(ledger, rest).await;
             }
             Err(error) => {
                 for waiting in group {
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_lingers_for_what_cannot_come() {
-        assert_eq!([0, 1, 4, 18, 80].map(enough), [0, 0, 2, 9, 16]);
+    fn a_group_never_waits_for_more_than_can_come() {
+        assert_eq!([0, 1, 4, 18, 80].map(linger_limit), [0, 0, 2, 9, 16]);
     }
 }

@@ -8,11 +8,11 @@ use std::io;
 use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
-use super::{Folder, Listed, Part, StoreError, is_plain, listed, sort};
+use super::{Folder, KeyRange, ListedObject, StoreError, is_plain, listed, sort};
 use crate::offload::{self, Enough, Sink};
 
 /// Lists on a thread of its own.
-pub(super) fn list(folder: Folder, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
+pub(super) fn list(folder: Folder, part: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
     offload::stream(move |sink| {
         let walk = Walk { part: &part, sink };
         match walk.bucket(&folder) {
@@ -23,8 +23,8 @@ pub(super) fn list(folder: Folder, part: Part) -> BoxStream<'static, Result<List
 }
 
 struct Walk<'a> {
-    part: &'a Part,
-    sink: &'a Sink<Result<Listed, StoreError>>,
+    part: &'a KeyRange,
+    sink: &'a Sink<Result<ListedObject, StoreError>>,
 }
 
 /// Why a walk ends before its end.
@@ -103,7 +103,7 @@ impl Walk<'_> {
 
     /// Whether this key, or any key below this folder, belongs to the part.
     fn is_meant(&self, key: &str) -> bool {
-        let Part { prefix, after, .. } = self.part;
+        let KeyRange { prefix, after, .. } = self.part;
         let after = after.as_deref().unwrap_or_default();
         if key.ends_with('/') {
             (key.starts_with(prefix.as_str()) || prefix.starts_with(key)) && (key > after || after.starts_with(key))
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     async fn keys(folder: &Folder, prefix: &str, after: Option<&str>) -> Vec<String> {
-        let part = Part { bucket: "b".into(), prefix: prefix.into(), after: after.map(str::to_owned) };
+        let part = KeyRange { bucket: "b".into(), prefix: prefix.into(), after: after.map(str::to_owned) };
         list(folder.clone(), part).map(|listed| listed.unwrap().image.key).collect().await
     }
 
@@ -158,9 +158,9 @@ mod tests {
             assert_eq!(keys(&folder, prefix, None).await, expected, "{prefix}");
         }
         // What is listed is what is opened.
-        let part = Part { bucket: "b".into(), prefix: "a/c".into(), after: None };
+        let part = KeyRange { bucket: "b".into(), prefix: "a/c".into(), after: None };
         let listed = list(folder.clone(), part).next().await.unwrap().unwrap();
-        let opened = super::super::Store::open(&folder, &listed.image).await.unwrap();
+        let opened = super::super::ObjectStore::open(&folder, &listed.image).await.unwrap();
         assert_eq!((opened.etag, Some(opened.length)), (listed.image.etag, listed.bytes));
     }
 }

@@ -1,58 +1,23 @@
-//! The gate before the first byte is fetched: it bounds jobs, objects, downloads and compressed bytes in flight, lets
-//! live jobs in before backfill, and keeps a part for live that backfill never fills.
+//! A gate bounds how much of something is in use: jobs in flight, downloads, bytes of memory.
 //!
-//! It is the one place where lanes compete for entry; `Lanes` holds the rule.
+//! Live jobs enter before backfill jobs, and a part of every gate is kept for live jobs, so that backfill never fills it.
+//! Which lane goes first is decided by [`Lanes`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use super::Lanes;
 use crate::job::Lane;
-use crate::lanes::Lanes;
 use crate::telemetry::metrics::Counted;
 
 /// One of this many parts of a gate is kept for live jobs.
 const LIVE_SHARE: u64 = 4;
 
-/// The gate is closed: the worker drains.
+/// The gate was closed because the process is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the worker is draining")]
-pub struct Closed;
-
-/// The gates every job passes.
-pub struct Admit {
-    /// Jobs between here and their verdict.
-    pub jobs: Gate,
-    /// Objects that arrive, wait for a decoder or are being decoded.
-    pub objects: Gate,
-    /// What fetching passes.
-    pub fetching: Fetching,
-}
-
-/// The gates of fetching.
-pub struct Fetching {
-    /// Downloads at a time.
-    pub downloads: Gate,
-    /// Compressed bytes held.
-    pub bytes: Gate,
-}
-
-impl Admit {
-    /// A place for a job, and one for its object.
-    ///
-    /// # Errors
-    /// [`Closed`] when the worker drains.
-    pub async fn enter(&self, lane: Lane) -> Result<(Permit, Permit), Closed> {
-        Ok((self.jobs.enter(lane, 1).await?, self.objects.enter(lane, 1).await?))
-    }
-
-    /// Refuses all who wait and all who come.
-    pub fn close(&self) {
-        for gate in [&self.jobs, &self.objects, &self.fetching.downloads, &self.fetching.bytes] {
-            gate.close();
-        }
-    }
-}
+pub struct GateClosed;
 
 /// A counting gate with two lanes.
 pub struct Gate {
@@ -61,15 +26,15 @@ pub struct Gate {
 
 struct Shared {
     total: u64,
-    /// What backfill may have at the most.
+    /// The share that backfill jobs may use.
     backfill_total: u64,
-    /// Shows what is taken.
-    show: Option<fn(u64) -> Counted>,
-    state: Mutex<State>,
+    /// Reports the units in use as a metric.
+    gauge: Option<fn(u64) -> Counted>,
+    state: Mutex<GateState>,
 }
 
 #[derive(Default)]
-struct State {
+struct GateState {
     taken: u64,
     taken_by_backfill: u64,
     waiting: Lanes<Waiter>,
@@ -82,12 +47,12 @@ struct Waiter {
     enter: oneshot::Sender<Permit>,
 }
 
-/// What was taken; dropping it gives it back.
+/// Units of a gate in use. Dropping the permit returns them.
 pub struct Permit {
     shared: Arc<Shared>,
     lane: Lane,
     amount: u64,
-    _shown: Option<Counted>,
+    _gauge: Option<Counted>,
 }
 
 impl Gate {
@@ -97,23 +62,23 @@ impl Gate {
         Self::with(total, None)
     }
 
-    /// As [`Gate::new`], for units of which a metric shows how many are taken.
+    /// As [`Gate::new`]; the units in use are also shown by a metric.
     #[must_use]
-    pub fn shown(total: u64, show: fn(u64) -> Counted) -> Self {
-        Self::with(total, Some(show))
+    pub fn with_gauge(total: u64, gauge: fn(u64) -> Counted) -> Self {
+        Self::with(total, Some(gauge))
     }
 
-    fn with(total: u64, show: Option<fn(u64) -> Counted>) -> Self {
+    fn with(total: u64, gauge: Option<fn(u64) -> Counted>) -> Self {
         let total = total.max(1);
         let backfill_total = (total - total / LIVE_SHARE).max(1);
-        Self { shared: Arc::new(Shared { total, backfill_total, show, state: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { total, backfill_total, gauge, state: Mutex::default() }) }
     }
 
-    /// Waits for `amount` units. More than there is counts as all there is, so that nothing waits for ever.
+    /// Waits for `amount` units. An amount larger than the gate counts as the whole gate, so that no job waits for ever.
     ///
     /// # Errors
-    /// [`Closed`] when the worker drains.
-    pub async fn enter(&self, lane: Lane, amount: u64) -> Result<Permit, Closed> {
+    /// [`GateClosed`] when the process is shutting down.
+    pub async fn enter(&self, lane: Lane, amount: u64) -> Result<Permit, GateClosed> {
         let amount = amount.min(match lane {
             Lane::Live => self.shared.total,
             Lane::Backfill => self.shared.backfill_total,
@@ -122,32 +87,32 @@ impl Gate {
         {
             let mut state = self.shared.lock();
             if state.closed {
-                return Err(Closed);
+                return Err(GateClosed);
             }
             state.waiting.push(lane, Waiter { amount, lane, enter });
         }
         self.shared.admit();
-        entered.await.map_err(|_| Closed)
+        entered.await.map_err(|_| GateClosed)
     }
 
-    /// Refuses all who wait and all who come.
+    /// Refuses everything that waits now or comes later.
     pub fn close(&self) {
         let refused: Vec<Waiter> = {
             let mut state = self.shared.lock();
             state.closed = true;
             state.waiting.drain().collect()
         };
-        // Dropping a waiter tells it; not under the lock, as dropping may give permits back.
+        // A dropped waiter gets its refusal. Not under the lock: dropping may return permits, which takes the lock too.
         drop(refused);
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets in whoever's turn it is, as long as there is room.
+    /// Admits waiters in turn while there is room.
     fn admit(self: &Arc<Self>) {
         loop {
             let (waiter, permit) = {
@@ -157,27 +122,27 @@ impl Shared {
                 if waiter.lane == Lane::Backfill {
                     state.taken_by_backfill += waiter.amount;
                 }
-                let shown = self.show.map(|show| show(waiter.amount));
+                let gauge = self.gauge.map(|gauge| gauge(waiter.amount));
                 let permit =
-                    Permit { shared: Arc::clone(self), lane: waiter.lane, amount: waiter.amount, _shown: shown };
+                    Permit { shared: Arc::clone(self), lane: waiter.lane, amount: waiter.amount, _gauge: gauge };
                 (waiter, permit)
             };
-            // One who no longer waits gives its permit straight back.
+            // A waiter that has gone away drops its permit, which returns the units.
             drop(waiter.enter.send(permit));
         }
     }
 
-    fn next(&self, state: &mut State) -> Option<Waiter> {
+    fn next(&self, state: &mut GateState) -> Option<Waiter> {
         let amount = |lane: Lane| state.waiting.front(lane).map(|waiter| waiter.amount);
         let room = |amount: u64| state.taken + amount <= self.total;
         let turn = state.waiting.turn()?;
         let wanted = amount(turn)?;
         let lane = match turn {
-            // Backfill has had its part; live need not wait for it.
+            // Backfill uses its whole share; live jobs need not wait behind it.
             Lane::Backfill if state.taken_by_backfill + wanted > self.backfill_total => {
                 amount(Lane::Live).filter(|wanted| room(*wanted)).map(|_| Lane::Live)?
             }
-            // Nobody overtakes whose turn it is, or a large job would wait for ever.
+            // Nothing overtakes the waiter in turn, or a large job would wait for ever.
             _ if room(wanted) => turn,
             _ => return None,
         };
@@ -248,14 +213,14 @@ mod tests {
         let small = gate.enter(Lane::Backfill, 1).await.unwrap();
         let mut large = Box::pin(gate.enter(Lane::Live, 1000));
         assert!(now(&mut large).is_none());
-        // Nobody overtakes it for ever.
+        // Nothing overtakes it.
         assert!(now(gate.enter(Lane::Backfill, 1)).is_none());
         drop(small);
         assert!(now(large).unwrap().is_ok());
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_takes_nothing() {
+    async fn a_waiter_that_goes_away_takes_nothing() {
         let gate = Gate::new(1);
         let held = gate.enter(Lane::Live, 1).await.unwrap();
         drop(now(gate.enter(Lane::Live, 1)));
@@ -265,14 +230,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn closing_refuses_who_waits_and_who_comes() {
+    async fn closing_refuses_waiters_and_newcomers() {
         let gate = Gate::new(1);
         let held = gate.enter(Lane::Live, 1).await.unwrap();
         let mut waits = Box::pin(gate.enter(Lane::Live, 1));
         assert!(now(&mut waits).is_none());
         gate.close();
-        assert_eq!(waits.await.err(), Some(Closed));
-        assert_eq!(gate.enter(Lane::Live, 1).await.err(), Some(Closed));
+        assert_eq!(waits.await.err(), Some(GateClosed));
+        assert_eq!(gate.enter(Lane::Live, 1).await.err(), Some(GateClosed));
         drop(held);
     }
 }

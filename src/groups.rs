@@ -1,57 +1,57 @@
-//! Waiting a little for more, so that one statement serves many.
+//! Gathering items into groups, so that one statement serves many.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-/// Adds what else comes within `time`, until there are `most`.
-pub(super) async fn linger<T>(time: Duration, from: &mut mpsc::Receiver<T>, into: &mut Vec<T>, most: usize) {
+/// Adds what arrives within `time`, until there are `most` items.
+pub(crate) async fn linger<T>(time: Duration, from: &mut mpsc::Receiver<T>, into: &mut Vec<T>, most: usize) {
     let end = Instant::now() + time;
     while let Some(room) = most.checked_sub(into.len()).filter(|room| *room > 0) {
         match timeout_at(end, from.recv_many(into, room)).await {
             Ok(1..) => {}
-            // Nothing will come any more, or not in time.
+            // Every sender is dropped, or the time is over.
             Ok(0) | Err(_) => return,
         }
     }
 }
 
-/// What comes, in groups: whatever waits, and where many come, what else comes shortly. One that comes alone does not wait.
-pub(super) struct Groups<T> {
+/// Items in groups: all items that wait, and under load also those that arrive shortly after. A single item does not wait.
+pub(crate) struct Groups<T> {
     from: mpsc::Receiver<T>,
-    /// The largest group there is.
+    /// The largest group.
     most: usize,
-    /// How long a group lingers, and how close behind another one that is.
+    /// How long a group waits for more items. It waits only if the last group of several ended within this time.
     time: Duration,
-    /// How many it does not linger for more than.
-    enough: usize,
+    /// A group of this size does not wait.
+    limit: usize,
     left: Vec<T>,
     several_ended: Option<Instant>,
 }
 
 impl<T> Groups<T> {
-    pub(super) fn new(from: mpsc::Receiver<T>, most: usize, time: Duration, enough: usize) -> Self {
-        Self { from, most, time, enough, left: Vec::new(), several_ended: None }
+    pub(crate) fn new(from: mpsc::Receiver<T>, most: usize, time: Duration, limit: usize) -> Self {
+        Self { from, most, time, limit, left: Vec::new(), several_ended: None }
     }
 
-    /// The next group; none once nothing will come any more.
-    pub(super) async fn next(&mut self) -> Option<Vec<T>> {
-        // What is left over goes first; it must not wait for more.
+    /// The next group, or `None` once every sender is dropped.
+    pub(crate) async fn next(&mut self) -> Option<Vec<T>> {
+        // Items left over from the last group go first and do not wait.
         let mut group = std::mem::take(&mut self.left);
         if group.is_empty() {
             if self.from.recv_many(&mut group, self.most).await == 0 {
                 return None;
             }
             if self.several_ended.is_some_and(|end| end.elapsed() < self.time) {
-                linger(self.time, &mut self.from, &mut group, self.enough).await;
+                linger(self.time, &mut self.from, &mut group, self.limit).await;
             }
         }
         Some(group)
     }
 
-    /// A group of `size` is done; these of it are left over for the next one.
-    pub(super) fn done(&mut self, size: usize, left: Vec<T>) {
+    /// Ends a group of `size`. `left` is put into the next group.
+    pub(crate) fn done(&mut self, size: usize, left: Vec<T>) {
         self.left = left;
         self.several_ended = (size > 1).then(Instant::now);
     }

@@ -1,4 +1,4 @@
-//! S3 and stores that speak like it. The only file that names the S3 SDK.
+//! S3 and compatible stores. The only file that names the S3 SDK.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use percent_encoding::percent_decode_str;
 use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
-use super::{FIRST_BYTE, Listed, Object, PROBE_KEY, Part, Store, StoreError};
+use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, PROBE_KEY, StoreError};
 use crate::certificates;
 use crate::config::{Bucket, Config};
 use crate::job::ImageRef;
 
-/// S3 and stores that speak like it. Clones are the same.
+/// A cheap handle: clones share their clients.
 #[derive(Clone)]
 pub(super) struct S3 {
-    /// Buckets with a place of their own, and last the place of all others.
+    /// One client for each bucket table, in order, and last the client for all other buckets.
     clients: Arc<[(WildMatch, Client)]>,
     /// Buckets allowed by their full name.
     named: Arc<[String]>,
@@ -41,7 +41,7 @@ impl S3 {
             .build_https();
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_millis(storage.connect_timeout_ms))
-            .operation_attempt_timeout(FIRST_BYTE)
+            .operation_attempt_timeout(FIRST_BYTE_TIMEOUT)
             .build();
         let shared = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
@@ -61,7 +61,7 @@ impl S3 {
             if !region.is_empty() {
                 builder = builder.region(Region::new(region.to_owned()));
             } else if shared.region().is_none() {
-                // Stores that know no regions still want one in the signature.
+                // Stores without regions still need one in the signature.
                 builder = builder.region(Region::new("us-east-1"));
             }
             Client::from_conf(builder.build())
@@ -85,8 +85,8 @@ impl S3 {
         &found.unwrap_or(&self.clients[self.clients.len() - 1]).1
     }
 
-    /// What an error of the store's means, asked for anything in a bucket.
-    fn sort<E>(&self, bucket: &str, error: &SdkError<E>) -> StoreError
+    /// Maps an error of a request for something in `bucket` to what it means.
+    fn classify_error<E>(&self, bucket: &str, error: &SdkError<E>) -> StoreError
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
@@ -100,15 +100,15 @@ impl S3 {
         let message = service.err().message().unwrap_or_default();
         match (code, status) {
             ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{bucket}\"")),
-            // Allowed by a wildcard only: then the name was the job's.
+            // The bucket is allowed by a wildcard only, so its name came from the job.
             ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
-            // Nothing but our own If-Match has this answer, whoever gives it.
+            // Only our own If-Match is answered like this, by the store or by a proxy.
             (_, 412) => changed(),
             ("MethodNotAllowed", _) => StoreError::Missing("the object has been deleted".into()),
-            // By the store's own code only: a proxy that answers 404 knows nothing of objects.
+            // Only the store's own code counts: a proxy that answers 404 has not looked for the object.
             ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
-            // A bucket that a job has made up may lie anywhere.
+            // The name came from a job, so the bucket may belong to another store.
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
                 StoreError::Denied(format!("the bucket is not where this store is: {words}"))
             }
@@ -126,7 +126,7 @@ impl S3 {
                 | "InvalidSecurity",
                 _,
             ) => StoreError::Down(format!("the store does not accept our credentials: {words}")),
-            // Garage has no codes of its own for an unknown key and a wrong secret.
+            // Garage has no separate codes for an unknown key and a wrong secret, so its message is read.
             (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
                 StoreError::Down(format!("the store does not accept our credentials: {words}"))
             }
@@ -138,8 +138,8 @@ impl S3 {
 }
 
 #[async_trait]
-impl Store for S3 {
-    async fn open(&self, image: &ImageRef) -> Result<Object, StoreError> {
+impl ObjectStore for S3 {
+    async fn open(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
         let request = self
             .client(&image.bucket)
             .get_object()
@@ -147,12 +147,12 @@ impl Store for S3 {
             .key(&image.key)
             .set_version_id(image.version_id.clone())
             .set_if_match(image.etag.as_ref().map(|etag| format!("\"{etag}\"")));
-        let answer = request.send().await.map_err(|e| self.sort(&image.bucket, &e))?;
+        let answer = request.send().await.map_err(|e| self.classify_error(&image.bucket, &e))?;
         let Some(length) = answer.content_length().and_then(|n| u64::try_from(n).ok()) else {
-            return Err(StoreError::Unclear("the store did not say how long the object is".into()));
+            return Err(StoreError::Unclear("the response has no Content-Length".into()));
         };
         let etag = answer.e_tag().map(unquoted);
-        // Not every store heeds If-Match, and a verdict must not be about another object than its job is.
+        // Not every store supports If-Match, and a verdict must be about the object that its job names.
         if let (Some(wanted), Some(found)) = (&image.etag, &etag)
             && wanted != found
         {
@@ -161,20 +161,20 @@ impl Store for S3 {
         let version_id = answer.version_id().map(str::to_owned);
         let body = stream::unfold(answer.body, |mut body| async move {
             let chunk = body.next().await?;
-            Some((chunk.map_err(|e| one_line(&e)), body))
+            Some((chunk.map_err(|e| StoreError::Unclear(one_line(&e))), body))
         });
-        Ok(Object { length, etag, version_id, body: body.boxed() })
+        Ok(OpenedObject { length, etag, version_id, body: body.boxed() })
     }
 
-    fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
-        let Part { bucket, prefix, after } = part;
+    fn list(&self, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+        let KeyRange { bucket, prefix, after } = range;
         let pages = self
             .client(&bucket)
             .list_objects_v2()
             .bucket(&bucket)
             .prefix(prefix)
             .set_start_after(after)
-            // XML has no way to write some characters that a key may hold.
+            // XML cannot represent some characters that a key may contain.
             .encoding_type(EncodingType::Url)
             .into_paginator()
             .send();
@@ -186,7 +186,7 @@ impl Store for S3 {
                         let encoded = page.encoding_type() == Some(&EncodingType::Url);
                         page.contents().iter().map(|object| listed(&bucket, object, encoded)).collect()
                     }
-                    Err(e) => vec![Err(match this.sort(&bucket, &e) {
+                    Err(e) => vec![Err(match this.classify_error(&bucket, &e) {
                         StoreError::Denied(why) => StoreError::Denied(format!(
                             "the bucket \"{bucket}\" cannot be listed: {why}\n  hint: that needs s3:ListBucket on the bucket"
                         )),
@@ -198,35 +198,37 @@ impl Store for S3 {
             .boxed()
     }
 
-    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
+    async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
         let answer = self.client(&image.bucket).head_object().bucket(&image.bucket).key(&image.key).send().await;
         let answer = answer.map_err(|e| match &e {
             // An answer to HEAD has no body, and so no code.
             SdkError::ServiceError(service) if service.err().is_not_found() => {
                 StoreError::Missing("there is no such object".into())
             }
-            _ => self.sort(&image.bucket, &e),
+            _ => self.classify_error(&image.bucket, &e),
         })?;
-        Ok(Listed {
+        Ok(ListedObject {
             image: ImageRef { etag: answer.e_tag().map(unquoted), version_id: None, ..image.clone() },
             bytes: answer.content_length().and_then(|n| u64::try_from(n).ok()),
             modified: answer.last_modified().and_then(instant),
         })
     }
 
-    async fn probe(&self, bucket: &str) -> Result<(), String> {
+    async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         let image = ImageRef { bucket: bucket.into(), key: PROBE_KEY.into(), version_id: None, etag: None };
-        match tokio::time::timeout(FIRST_BYTE, self.open(&image)).await {
+        match tokio::time::timeout(FIRST_BYTE_TIMEOUT, self.open(&image)).await {
             Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_))) => Ok(()),
-            Ok(Err(StoreError::Down(why) | StoreError::Unclear(why))) => Err(why),
-            Err(_) => Err(format!("the store did not answer within {} s", FIRST_BYTE.as_secs())),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                Err(StoreError::Down(format!("the store did not answer within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
+            }
         }
     }
 }
 
-/// An object as it is listed, its key still encoded where the store says so: by AWS as a form is, where `+` is a space, by others with %20. A
-/// literal `+` is %2B in either.
-fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Result<Listed, StoreError> {
+/// Reads one entry of a listing. The key is encoded where the store says so: AWS writes a space as `+`, other stores as
+/// `%20`. Both write a literal `+` as `%2B`.
+fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Result<ListedObject, StoreError> {
     let key = object.key().unwrap_or_default();
     let form = key.replace('+', "%20");
     let key = if encoded {
@@ -237,7 +239,7 @@ fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Re
     } else {
         key.into()
     };
-    Ok(Listed {
+    Ok(ListedObject {
         image: ImageRef {
             bucket: bucket.to_owned(),
             key: key.into_owned(),
@@ -261,7 +263,7 @@ fn instant(time: &DateTime) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(time.as_nanos()).ok()
 }
 
-/// An error with all its causes, on one line.
+/// An error with all its causes on one line.
 fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut next = Some(error);

@@ -1,31 +1,31 @@
-//! A verdict → its event: a CloudEvent in structured mode, as the outbox keeps it.
+//! The event of a verdict: a CloudEvent in structured mode, as the outbox stores it.
 
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::job::{Verdict, event_id, exact, exact_scores};
+use super::{Verdict, event_id, exact, exact_scores};
 use crate::ledger::Event;
 use crate::telemetry::traces::Parent;
 
-/// What an event passes on from the job to whoever gets it.
+/// What an event carries over from its job.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct PassedOn<'a> {
-    /// The sender's; without one it is the job's id.
+pub struct EventContext<'a> {
+    /// The sender's. Without one the job id is used.
     pub correlation_id: Option<&'a str>,
-    /// Where the trace goes on: CloudEvents' extension for distributed tracing.
+    /// The trace that continues, by CloudEvents' distributed tracing extension.
     pub trace: Option<&'a Parent>,
 }
 
-/// Describes a verdict as an event, whether or not it is announced.
+/// The event of a verdict, whether or not its routing key is published.
 #[must_use]
-pub fn event(verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &str) -> Event {
-    event_as(event_id(verdict.id, verdict.judgement.outcome), verdict, passed_on, prefix)
+pub fn event(verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
+    event_with_id(event_id(verdict.id, verdict.judgement.outcome), verdict, context, prefix)
 }
 
-/// As [`event`], under an id of its own.
+/// As [`event`], with another id.
 #[must_use]
-pub fn event_as(id: Uuid, verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &str) -> Event {
+pub fn event_with_id(id: Uuid, verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
     let outcome = verdict.judgement.outcome;
     let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
     let mut payload = json!({
@@ -58,7 +58,7 @@ pub fn event_as(id: Uuid, verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &s
             "decided_at": time,
         },
     });
-    if let Some(trace) = passed_on.trace {
+    if let Some(trace) = context.trace {
         payload["traceparent"] = trace.traceparent().into();
         if let Some(state) = trace.tracestate() {
             payload["tracestate"] = state.into();
@@ -67,7 +67,7 @@ pub fn event_as(id: Uuid, verdict: &Verdict, passed_on: PassedOn<'_>, prefix: &s
     Event {
         id,
         routing_key: outcome.routing_key().to_owned(),
-        correlation_id: passed_on.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
+        correlation_id: context.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
     }
 }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_event_is_a_structured_cloud_event() {
-        let event = event(&verdict(), PassedOn::default(), "pixwarden");
+        let event = event(&verdict(), EventContext::default(), "pixwarden");
         let payload: Value = serde_json::from_str(&event.payload).unwrap();
         insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
         assert_eq!(event.correlation_id, "job-1");
@@ -116,15 +116,15 @@ mod tests {
     }
 
     #[test]
-    fn an_event_carries_its_trace_and_is_else_the_same() {
-        let plain = event(&verdict(), PassedOn::default(), "pixwarden").payload;
+    fn a_trace_is_added_to_an_event_that_is_otherwise_the_same() {
+        let untraced = event(&verdict(), EventContext::default(), "pixwarden").payload;
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let trace = Parent::read(Some(traceparent.into()), Some("a=1".into()));
-        let passed_on = PassedOn { trace: trace.as_ref(), ..PassedOn::default() };
-        let traced = event(&verdict(), passed_on, "pixwarden").payload;
+        let context = EventContext { trace: trace.as_ref(), ..EventContext::default() };
+        let traced = event(&verdict(), context, "pixwarden").payload;
         let extension = format!(",\"traceparent\":\"{traceparent}\",\"tracestate\":\"a=1\"}}");
-        assert_eq!(traced, format!("{}{extension}", plain.strip_suffix('}').unwrap()));
+        assert_eq!(traced, format!("{}{extension}", untraced.strip_suffix('}').unwrap()));
         assert_eq!(Parent::of_event(&traced), trace);
-        assert_eq!(Parent::of_event(&plain), None);
+        assert_eq!(Parent::of_event(&untraced), None);
     }
 }

@@ -17,7 +17,7 @@ use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::{FIRST_BYTE, Listed, Object, Part, Store, StoreError};
+use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::config::ConfigError;
 use crate::job::ImageRef;
 
@@ -81,17 +81,17 @@ impl Folder {
 }
 
 #[async_trait]
-impl Store for Folder {
-    async fn open(&self, image: &ImageRef) -> Result<Object, StoreError> {
+impl ObjectStore for Folder {
+    async fn open(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
         let image = image.clone();
         self.blocking(move |folder| open(&folder.bucket(&image.bucket)?, &image)).await
     }
 
-    fn list(&self, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
-        list::list(self.clone(), part)
+    fn list(&self, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+        list::list(self.clone(), range)
     }
 
-    async fn head(&self, image: &ImageRef) -> Result<Listed, StoreError> {
+    async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
         let image = image.clone();
         self.blocking(move |folder| {
             let (_, found) = file(&folder.bucket(&image.bucket)?, &image.key)?;
@@ -100,19 +100,19 @@ impl Store for Folder {
         .await
     }
 
-    async fn probe(&self, bucket: &str) -> Result<(), String> {
+    async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         let bucket = bucket.to_owned();
         let opened = self.blocking(move |folder| folder.bucket(&bucket).map(drop));
-        match tokio::time::timeout(FIRST_BYTE, opened).await.unwrap_or_else(|_| {
-            Err(StoreError::Unclear(format!("the folder did not answer within {} s", FIRST_BYTE.as_secs())))
+        match tokio::time::timeout(FIRST_BYTE_TIMEOUT, opened).await.unwrap_or_else(|_| {
+            Err(StoreError::Unclear(format!("the folder did not answer within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
         }) {
             Ok(()) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
-            Err(StoreError::Down(why) | StoreError::Unclear(why)) => Err(why),
+            Err(error) => Err(error),
         }
     }
 }
 
-fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
+fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     if image.version_id.is_some() {
         return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
     }
@@ -121,7 +121,7 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<Object, StoreError> {
     if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
         return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
     }
-    Ok(Object { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+    Ok(OpenedObject { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
 }
 
 /// Opens the file that a key names.
@@ -149,9 +149,9 @@ fn etag(found: &Metadata) -> Result<String, StoreError> {
 }
 
 /// A file as an object that is listed.
-fn listed(bucket: &str, key: &str, found: &Metadata) -> Result<Listed, StoreError> {
+fn listed(bucket: &str, key: &str, found: &Metadata) -> Result<ListedObject, StoreError> {
     let etag = Some(etag(found)?);
-    Ok(Listed {
+    Ok(ListedObject {
         image: ImageRef { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, etag },
         bytes: Some(found.len()),
         modified: found.modified().ok().map(|time| time.into_std().into()),
@@ -179,7 +179,7 @@ fn sort(error: &io::Error) -> StoreError {
 }
 
 /// A file's bytes, read off the runtime's threads.
-fn body(file: File) -> BoxStream<'static, Result<Bytes, String>> {
+fn body(file: File) -> BoxStream<'static, Result<Bytes, StoreError>> {
     stream::try_unfold(file, |mut file| async move {
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; CHUNK];
@@ -190,8 +190,8 @@ fn body(file: File) -> BoxStream<'static, Result<Bytes, String>> {
         match read.await {
             Ok(Ok((chunk, _))) if chunk.is_empty() => Ok(None),
             Ok(Ok((chunk, file))) => Ok(Some((chunk, file))),
-            Ok(Err(e)) => Err(format!("the file cannot be read: {e}")),
-            Err(_) => Err("reading the file panicked".into()),
+            Ok(Err(e)) => Err(StoreError::Unclear(format!("the file cannot be read: {e}"))),
+            Err(_) => Err(StoreError::Unclear("reading the file panicked".into())),
         }
     })
     .boxed()
@@ -300,6 +300,6 @@ mod tests {
             assert!(matches!(folder.open(&image(made_up, "k")).await, Err(StoreError::Missing(_))), "{made_up}");
         }
         assert!(folder.probe("uploads").await.is_ok());
-        assert!(folder.probe("gone").await.unwrap_err().contains("\"gone\""));
+        assert!(folder.probe("gone").await.unwrap_err().to_string().contains("\"gone\""));
     }
 }

@@ -1,4 +1,4 @@
-//! Which dependency is broken. While one is, intake is paused, and somebody keeps asking whether it is back.
+//! Which dependency is broken. While one is broken intake is paused, and a task probes it until it works again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,20 +8,18 @@ use std::time::Instant;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::retry::Pauses;
+use crate::retry::Delays;
 use crate::telemetry::metrics;
 
-/// What every job needs, whatever its image.
+/// Something that every job needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dependency {
-    /// The object store.
     Storage,
-    /// The database.
     Ledger,
 }
 
 impl Dependency {
-    /// Its name, for people and as a metric's label.
+    /// The name for people and as a metric's label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -37,7 +35,7 @@ impl fmt::Display for Dependency {
     }
 }
 
-/// Asks a dependency whether it works.
+/// Checks whether a dependency works.
 pub type Probe = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send>;
 
 /// The broken dependencies, each with the reason.
@@ -53,7 +51,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Marks a dependency as broken until `probe` says otherwise. Reporting it again changes nothing.
+    /// Marks a dependency as broken until `probe` succeeds. A second report changes nothing.
     pub fn report(&self, dependency: Dependency, reason: &str, probe: Probe) {
         let is_news = self.broken.send_if_modified(|broken| {
             let is_news = !broken.contains_key(&dependency);
@@ -66,38 +64,38 @@ impl Health {
             return;
         }
         metrics::paused(dependency.as_str(), true);
-        tracing::warn!(%dependency, reason, "dependency is broken, intake is paused");
+        tracing::warn!(%dependency, reason, "dependency broken, intake paused");
         let broken = Arc::clone(&self.broken);
         drop(tokio::spawn(async move {
             let since = Instant::now();
-            let mut pauses = Pauses::default();
+            let mut delays = Delays::default();
             loop {
-                tokio::time::sleep(pauses.longer()).await;
+                tokio::time::sleep(delays.next_delay()).await;
                 match probe().await {
                     Ok(()) => break,
-                    Err(reason) => tracing::debug!(%dependency, reason, "dependency is still broken"),
+                    Err(reason) => tracing::debug!(%dependency, reason, "dependency still broken"),
                 }
             }
-            let away_ms = since.elapsed().as_millis();
-            tracing::info!(%dependency, away_ms, "dependency is back, intake goes on");
+            let outage_ms = since.elapsed().as_millis();
+            tracing::info!(%dependency, outage_ms, "dependency recovered, intake resumed");
             metrics::paused(dependency.as_str(), false);
             broken.send_modify(|broken| drop(broken.remove(&dependency)));
         }));
     }
 
-    /// One broken dependency and its reason, if there is any.
+    /// One broken dependency with its reason.
     #[must_use]
     pub fn first_broken(&self) -> Option<(Dependency, String)> {
         self.broken.borrow().iter().next().map(|(dependency, reason)| (*dependency, reason.clone()))
     }
 
-    /// Tells whether intake is open, and every change of that.
+    /// The broken dependencies, and every change of them.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<BTreeMap<Dependency, String>> {
         self.broken.subscribe()
     }
 
-    /// Waits until nothing is broken, or until the deadline; says which it was.
+    /// Waits until nothing is broken. Returns false at the deadline.
     pub async fn recovered(&self, deadline: Instant) -> bool {
         let mut broken = self.watch();
         let recovered = broken.wait_for(BTreeMap::is_empty);
@@ -113,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_broken_dependency_is_asked_until_it_is_back() {
+    async fn a_broken_dependency_is_probed_until_it_works() {
         let health = Health::default();
         let asked = Arc::new(AtomicU32::new(0));
         let probe = |asked: &Arc<AtomicU32>| -> Probe {
@@ -128,6 +126,6 @@ mod tests {
         assert_eq!(health.watch().borrow().len(), 1);
         assert!(!health.recovered(Instant::now()).await);
         assert!(health.recovered(Instant::now() + Duration::from_secs(60)).await);
-        assert_eq!(asked.load(Ordering::SeqCst), 2, "one repairer, however often it was reported");
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "one task probes, however often the dependency was reported");
     }
 }

@@ -1,0 +1,97 @@
+//! What a caller gives for a job, and how a job can end.
+
+use std::time::Instant;
+
+use time::OffsetDateTime;
+
+use super::health::Dependency;
+use crate::job::{Job, Lane, Verdict};
+use crate::ledger::Event;
+use crate::screen::Unseen;
+use crate::screen::infer::Unscored;
+use crate::telemetry::traces::Parent;
+
+/// A job, and what its caller knows besides it.
+#[derive(Debug)]
+pub struct JobRequest {
+    pub job: Job,
+    pub lane: Lane,
+    /// Attempts that have failed before.
+    pub failed_attempts: u32,
+    /// A process had this job before and did not settle it. It may have died of it.
+    pub is_redelivered: bool,
+    pub received_at: OffsetDateTime,
+    /// The same instant on the monotonic clock, for durations.
+    pub arrived: Instant,
+    /// Until when the job may wait for a broken dependency.
+    pub deadline: Instant,
+    pub correlation_id: Option<String>,
+    pub trace: Option<Parent>,
+}
+
+/// How a job ended for its caller.
+#[derive(Debug)]
+pub enum JobEnd {
+    /// The verdict is committed: now, or by an earlier delivery with the same outcome. `new_event` is the event that was
+    /// committed now.
+    Committed { verdict: Box<Verdict>, new_event: Option<Event> },
+    /// An earlier verdict answers the job.
+    AnsweredBefore,
+    /// The job's id belongs to a job for another image.
+    IdConflict,
+    /// The attempt failed. A later one may succeed.
+    AttemptFailed { failed_attempts: u32, reason: String },
+    /// The process shuts down, or a dependency was broken for too long. The job itself was not tried.
+    Interrupted,
+    /// The ledger refuses every row for this job.
+    Refused { reason: String },
+}
+
+/// Why an attempt has no verdict.
+#[derive(Debug)]
+pub enum AttemptError {
+    /// Something that every job needs is broken. This does not count as a failed attempt.
+    Broken(Dependency, String),
+    /// This attempt failed. Another one may succeed.
+    Failed(AttemptCause, String),
+    /// The process drains, or has to end.
+    ShuttingDown,
+}
+
+/// What made an attempt fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptCause {
+    /// The object cannot be fetched, while others can.
+    Object,
+    /// No decoder process could be started.
+    Decoder,
+    /// The model cannot run this image, while it runs others.
+    Session,
+    /// The program panicked.
+    Panic,
+}
+
+impl AttemptCause {
+    /// The name as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Object => "object",
+            Self::Decoder => "decoder",
+            Self::Session => "session",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+impl From<Unseen> for AttemptError {
+    fn from(error: Unseen) -> Self {
+        match error {
+            Unseen::Undecoded(reason) => Self::Failed(AttemptCause::Decoder, reason),
+            Unseen::Unscored(Unscored::Item(reason)) => Self::Failed(AttemptCause::Session, reason),
+            // The process ends because its session is broken. Another process takes the job.
+            Unseen::Unscored(Unscored::Broken(_)) => Self::ShuttingDown,
+            Unseen::Undecodable(undecodable) => Self::Failed(AttemptCause::Decoder, undecodable.to_string()),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The steps of a job as types, so that no step can be skipped: identified, fetched, screened, judged.
+//!
+//! `scan` takes the same steps for a file: it makes its own object facts, and shares screening, judging and the verdict.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::request::{AttemptError, JobEnd, JobRequest};
+use crate::config::DecodeConfig;
+use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, verdict_id};
+use crate::lanes::Permit;
+use crate::ledger::{Ledger, LedgerError};
+use crate::objects::FetchedObject;
+use crate::policy::Policy;
+use crate::screen::prepare::Pixels;
+use crate::screen::{Screen, Unseen, decode, judge};
+
+/// Why an attempt stops before its last step.
+pub(super) enum Stop {
+    /// The outcome is known early: rejected, missing, undecodable.
+    Judged(Box<Judged>),
+    /// The job ends without a new verdict.
+    Ended(JobEnd),
+    Failed(AttemptError),
+}
+
+/// A job with the detectors that screen it.
+pub(super) struct Identified<'a> {
+    pub request: &'a JobRequest,
+    pub detectors: Digests,
+}
+
+impl Identified<'_> {
+    /// The job's id. A derived id depends on the `ETag` that the object was fetched with.
+    pub(super) fn job_id(&self, fetched_etag: Option<&str>) -> String {
+        self.request.job.id(fetched_etag, &self.detectors)
+    }
+
+    /// An outcome without scores.
+    pub(super) fn judged(self, object: ObjectFacts, outcome: Outcome, reason: String) -> Judged {
+        let job_id = self.job_id(object.etag.as_deref());
+        Judged::unscored(job_id, self.detectors, object, outcome, reason)
+    }
+
+    pub(super) fn ends_as(self, object: ObjectFacts, outcome: Outcome, reason: String) -> Stop {
+        Stop::Judged(Box::new(self.judged(object, outcome, reason)))
+    }
+}
+
+/// What is known of an object itself, whatever it shows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ObjectFacts {
+    pub etag: Option<String>,
+    pub version_id: Option<String>,
+    pub sha256: Option<[u8; 32]>,
+    pub bytes: Option<u64>,
+}
+
+impl ObjectFacts {
+    pub(super) fn of(object: &FetchedObject) -> Self {
+        Self {
+            etag: object.etag.clone(),
+            version_id: object.version_id.clone(),
+            sha256: Some(object.sha256),
+            bytes: Some(object.bytes.len() as u64),
+        }
+    }
+}
+
+/// A job whose object is in memory. The bytes travel beside it, because decoding frees them.
+pub(super) struct Fetched<'a> {
+    pub identified: Identified<'a>,
+    /// Final, now that the object's `ETag` is known.
+    pub job_id: String,
+    pub object: ObjectFacts,
+    /// The job's place among the jobs in flight.
+    pub _permit: Permit,
+}
+
+impl Fetched<'_> {
+    pub(super) fn verdict_id(&self) -> Uuid {
+        verdict_id(&self.job_id)
+    }
+
+    /// An outcome without scores.
+    pub(super) fn ends_as(&self, outcome: Outcome, reason: String) -> Stop {
+        let detectors = self.identified.detectors.clone();
+        let judged = Judged::unscored(self.job_id.clone(), detectors, self.object.clone(), outcome, reason);
+        Stop::Judged(Box::new(judged))
+    }
+}
+
+/// An image with its scores, which no policy has judged yet.
+pub(crate) struct Screened {
+    pub image: Seen,
+    /// The scores of each frame. Reused scores are those of one frame.
+    pub frames: Vec<Scores>,
+    /// The verdict whose scores were reused.
+    pub reused_from: Option<Uuid>,
+    /// What each detector was shown of the first frame.
+    pub shown: Vec<(String, Arc<Pixels>)>,
+}
+
+/// Finds scores of equal content by the same detectors.
+///
+/// # Errors
+/// When the ledger fails.
+pub(crate) async fn find_reusable(
+    ledger: &dyn Ledger,
+    screen: &Screen,
+    limits: &DecodeConfig,
+    object: &ObjectFacts,
+    detectors: &Digests,
+) -> Result<Option<Screened>, LedgerError> {
+    let Some(sha256) = object.sha256 else { return Ok(None) };
+    let earlier = ledger.find_scores(sha256, detectors, &screen.policy().reference.sha256).await?;
+    // The earlier verdict may have been made under wider limits.
+    let earlier = earlier.filter(|earlier| decode::allows(limits, earlier.seen));
+    Ok(earlier.map(|earlier| Screened {
+        image: earlier.seen,
+        frames: vec![earlier.scores],
+        reused_from: Some(earlier.verdict),
+        shown: Vec::new(),
+    }))
+}
+
+/// Decodes and scores an image.
+///
+/// # Errors
+/// When it cannot be decoded or scored.
+pub(crate) async fn screen(screen: &Screen, lane: Lane, bytes: Bytes, detectors: &Digests) -> Result<Screened, Unseen> {
+    let sight = screen.look(lane, bytes, detectors).await?;
+    Ok(Screened { image: sight.seen, frames: sight.frames, reused_from: None, shown: sight.shown })
+}
+
+/// An image with its outcome: everything that a verdict records about the image itself.
+pub(crate) struct Judged {
+    pub job_id: String,
+    pub detectors: Digests,
+    pub object: ObjectFacts,
+    pub image: Option<Seen>,
+    pub scores: Option<Scores>,
+    pub reused_from: Option<Uuid>,
+    pub judgement: Judgement,
+}
+
+impl Judged {
+    /// An outcome without scores.
+    pub(crate) fn unscored(
+        job_id: String,
+        detectors: Digests,
+        object: ObjectFacts,
+        outcome: Outcome,
+        reason: String,
+    ) -> Self {
+        let judgement = Judgement::unscored(outcome, reason);
+        Self { job_id, detectors, object, image: None, scores: None, reused_from: None, judgement }
+    }
+
+    /// Applies the policy. The most severe frame counts.
+    pub(crate) fn by_policy(
+        policy: &Policy,
+        job_id: String,
+        detectors: Digests,
+        object: ObjectFacts,
+        screened: Screened,
+    ) -> Self {
+        let Screened { image, mut frames, reused_from, .. } = screened;
+        let (frame, judgement) = judge::most_severe(policy, &frames);
+        // Scores that are not probabilities fail the job, and are not worth storing.
+        let is_usable = judgement.outcome != Outcome::Failed && frame < frames.len();
+        let scores = is_usable.then(|| frames.swap_remove(frame));
+        Self { job_id, detectors, object, image: Some(image), scores, reused_from, judgement }
+    }
+
+    /// The verdict, decided now.
+    pub(crate) fn into_verdict(self, record: Record) -> Verdict {
+        let mut image = record.image;
+        image.etag = self.object.etag.or(image.etag);
+        image.version_id = self.object.version_id.or(image.version_id);
+        Verdict {
+            id: verdict_id(&self.job_id),
+            job_id: self.job_id,
+            lane: record.lane,
+            image,
+            sha256: self.object.sha256,
+            bytes: self.object.bytes,
+            seen: self.image,
+            judgement: self.judgement,
+            scores: self.scores,
+            detectors: self.detectors,
+            policy: record.policy,
+            metadata: record.metadata,
+            reused_from: self.reused_from,
+            attempts: record.attempts,
+            received_at: record.received_at,
+            decided_at: OffsetDateTime::now_utc(),
+        }
+    }
+}
+
+/// What a verdict records about its job.
+pub(crate) struct Record {
+    pub lane: Lane,
+    pub image: ImageRef,
+    pub policy: PolicyRef,
+    pub metadata: Option<serde_json::Value>,
+    pub attempts: u32,
+    pub received_at: OffsetDateTime,
+}
+
+impl Record {
+    pub(super) fn of(request: &JobRequest, policy: &Policy) -> Self {
+        Self {
+            lane: request.lane,
+            image: request.job.image.clone(),
+            policy: policy.reference.clone(),
+            metadata: request.job.metadata.clone(),
+            attempts: request.failed_attempts.saturating_add(1),
+            received_at: request.received_at,
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Object stores: S3 or a folder. An image reference becomes the object's bytes: from an allowed bucket only, complete,
+//! within a size limit and a deadline.
+//!
+//! Each store maps its own errors to [`StoreError`]. An unclear failure may be the fault of the object or of the store.
+//! [`Fetcher`] finds out which by asking the store for something else.
+
+mod buffers;
+mod folder;
+mod s3;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use wildmatch::WildMatch;
+
+use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
+use crate::job::{ImageRef, Lane};
+use crate::lanes::{Gate, GateClosed, Permit};
+use crate::telemetry::{metrics, traces};
+use buffers::BufferPool;
+use folder::Folder;
+use s3::S3;
+
+/// A key that no object has. The answer to a request for it shows whether the store works.
+const PROBE_KEY: &str = ".pixwarden-probe";
+/// Longest wait for the first byte of a response.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The gates that a download passes.
+pub struct DownloadGates {
+    /// Downloads at the same time.
+    pub downloads: Gate,
+    /// Compressed bytes in memory.
+    pub bytes: Gate,
+}
+
+impl DownloadGates {
+    /// Refuses everything that waits now or comes later.
+    pub fn close(&self) {
+        self.downloads.close();
+        self.bytes.close();
+    }
+}
+
+/// A complete object in memory.
+pub struct FetchedObject {
+    pub bytes: Bytes,
+    pub sha256: [u8; 32],
+    pub etag: Option<String>,
+    pub version_id: Option<String>,
+    /// The share of the memory gate that the bytes occupy.
+    pub memory: Permit,
+}
+
+impl FetchedObject {
+    /// The bytes, tied to their permits: both permits are returned when the last reference to the bytes is dropped.
+    #[must_use]
+    pub fn into_bytes_with(self, permit: Permit) -> Bytes {
+        Bytes::from_owner(AdmittedBytes { bytes: self.bytes, _permits: [permit, self.memory] })
+    }
+}
+
+struct AdmittedBytes {
+    bytes: Bytes,
+    _permits: [Permit; 2],
+}
+
+impl AsRef<[u8]> for AdmittedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Why an object could not be fetched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// There is no such object or version, or it has changed since the job was made.
+    #[error("{0}")]
+    Missing(String),
+    /// The object is larger than the limit. A derived job id needs its `ETag`.
+    #[error("{reason}")]
+    TooLarge { reason: String, etag: Option<String> },
+    /// This object failed while the store works. Another attempt may succeed.
+    #[error("{0}")]
+    Failed(String),
+    /// The store is unreachable or unusable. The job is not at fault.
+    #[error("{0}")]
+    StoreDown(String),
+    /// The process is shutting down.
+    #[error(transparent)]
+    GateClosed(#[from] GateClosed),
+}
+
+/// Why a store did not answer a request with an object.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object or version, or it has changed since the job was made.
+    #[error("{0}")]
+    Missing(String),
+    /// Access to this object is denied.
+    #[error("{0}")]
+    Denied(String),
+    /// The store cannot be used as configured.
+    #[error("{0}")]
+    Down(String),
+    /// The fault is the object's or the store's. [`ObjectStore::probe`] finds out which.
+    #[error("{0}")]
+    Unclear(String),
+}
+
+/// An object whose first bytes have arrived.
+pub struct OpenedObject {
+    /// As announced by the store, to be verified.
+    pub length: u64,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// Set where the bucket keeps versions.
+    pub version_id: Option<String>,
+    pub body: BoxStream<'static, Result<Bytes, StoreError>>,
+}
+
+/// An object as a store lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Without a version. The `ETag` is absent where an inventory or manifest does not have it.
+    pub image: ImageRef,
+    pub bytes: Option<u64>,
+    pub modified: Option<OffsetDateTime>,
+}
+
+/// A range of a bucket's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    pub bucket: String,
+    pub prefix: String,
+    /// Only keys behind this one, in the order of their bytes.
+    pub after: Option<String>,
+}
+
+/// A place that holds objects: S3, or a folder.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// Requests an object, and returns once its first bytes have arrived.
+    async fn open(&self, image: &ImageRef) -> Result<OpenedObject, StoreError>;
+
+    /// Lists objects in the order of their keys' bytes. The store reads a bounded number of objects ahead.
+    fn list(&self, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>>;
+
+    /// Reads an object's properties without its bytes.
+    async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError>;
+
+    /// Checks whether the store answers requests for a bucket.
+    async fn probe(&self, bucket: &str) -> Result<(), StoreError>;
+}
+
+/// Fetches objects from the configured store, within the configured limits.
+pub struct Fetcher {
+    store: Box<dyn ObjectStore>,
+    allowed: Vec<WildMatch>,
+    limits: StorageConfig,
+    buffers: BufferPool,
+    /// The bucket that the last object was fetched from.
+    last_good_bucket: Mutex<Option<String>>,
+}
+
+impl Fetcher {
+    /// Opens the configured store.
+    ///
+    /// # Errors
+    /// When no bucket is allowed, or the URL names a store that is not supported.
+    pub async fn open(config: &Config) -> Result<Self, ConfigError> {
+        if config.buckets.is_empty() {
+            return Err(ConfigError::Invalid {
+                option: "buckets".into(),
+                what: "no bucket is allowed, so every job would be rejected\n  hint: give --bucket NAME, set PIXWARDEN_BUCKETS, or list `buckets` in the configuration file; \"*\" allows all".into(),
+            });
+        }
+        // A bucket allowed by its full name must exist: its absence is the operator's fault. Any other name comes from a job.
+        let named: Vec<String> =
+            config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
+        let store: Box<dyn ObjectStore> = match config.objects()? {
+            Objects::S3 => Box::new(S3::new(config, named).await),
+            Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
+        };
+        Ok(Self::on(store, config))
+    }
+
+    /// Fetches from a store that is already open.
+    #[must_use]
+    pub fn on(store: Box<dyn ObjectStore>, config: &Config) -> Self {
+        let allowed = config.buckets.iter().map(|bucket| WildMatch::new(bucket.pattern())).collect();
+        Self {
+            store,
+            allowed,
+            limits: config.storage.clone(),
+            buffers: BufferPool::default(),
+            last_good_bucket: Mutex::default(),
+        }
+    }
+
+    /// Whether a job may name this bucket.
+    #[must_use]
+    pub fn allows(&self, bucket: &str) -> bool {
+        is_bucket(bucket) && self.allowed.iter().any(|pattern| pattern.matches(bucket))
+    }
+
+    /// The buckets that are allowed by name.
+    pub fn named_buckets(&self) -> impl Iterator<Item = String> {
+        self.allowed.iter().map(ToString::to_string).filter(|pattern| !pattern.contains('*'))
+    }
+
+    /// Checks whether the store works: with this bucket if it is allowed by its full name, otherwise with the bucket of
+    /// the last good fetch. A bucket name invented by a job proves nothing about the store.
+    ///
+    /// # Errors
+    /// Why the store does not work.
+    pub async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
+        let named = self.named_buckets().any(|name| name == bucket);
+        let last_good = self.last_good_bucket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let probed = if named { bucket } else { last_good.as_deref().unwrap_or(bucket) };
+        self.store.probe(probed).await
+    }
+
+    /// Lists objects, as [`ObjectStore::list`] does.
+    #[must_use]
+    pub fn list(&self, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+        self.store.list(range)
+    }
+
+    /// Reads an object's properties, as [`ObjectStore::head`] does.
+    ///
+    /// # Errors
+    /// As the store classifies them.
+    pub async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
+        self.store.head(image).await
+    }
+
+    /// Opens an object that is not an image and has no size limit, such as an inventory.
+    ///
+    /// # Errors
+    /// As the store classifies them.
+    pub async fn open_object(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
+        self.store.open(image).await
+    }
+
+    /// Fetches a complete object.
+    ///
+    /// After an unclear failure the store is probed. If it works, the object is tried once more, since the store may have
+    /// recovered just now; a second failure is the object's own.
+    ///
+    /// # Errors
+    /// Classified by what the failure means for the job.
+    pub async fn fetch(
+        &self,
+        image: &ImageRef,
+        lane: Lane,
+        gates: &DownloadGates,
+    ) -> Result<FetchedObject, FetchError> {
+        let _download = gates.downloads.enter(lane, 1).await?;
+        let mut is_second_try = false;
+        loop {
+            let cause = match self.try_fetch(image, lane, gates).await {
+                Ok(object) => {
+                    metrics::fetched(object.bytes.len() as u64);
+                    traces::count("pixwarden.image.bytes", object.bytes.len() as u64);
+                    *self.last_good_bucket.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
+                    return Ok(object);
+                }
+                Err(TryError::Clear(error)) => return Err(error),
+                Err(TryError::Unclear(cause)) => cause,
+            };
+            if let Err(store) = self.probe(&image.bucket).await {
+                return Err(FetchError::StoreDown(format!("{cause}; {store}")));
+            }
+            if is_second_try {
+                return Err(FetchError::Failed(cause));
+            }
+            is_second_try = true;
+        }
+    }
+
+    /// One try under one deadline.
+    async fn try_fetch(&self, image: &ImageRef, lane: Lane, gates: &DownloadGates) -> Result<FetchedObject, TryError> {
+        let deadline = Duration::from_millis(self.limits.deadline_ms);
+        let late = |_| TryError::Unclear(format!("the object did not arrive within {} ms", deadline.as_millis()));
+        let began = Instant::now();
+        let object = tokio::time::timeout(deadline, self.store.open(image)).await.map_err(late)??;
+        let left = deadline.saturating_sub(began.elapsed());
+        let max = self.limits.max_object_bytes;
+        if object.length > max {
+            let reason = format!("the object has {} bytes, the limit is {max}", object.length);
+            return Err(FetchError::TooLarge { reason, etag: object.etag }.into());
+        }
+        // The time spent waiting for memory does not count against the store.
+        let memory = gates.bytes.enter(lane, object.length).await.map_err(FetchError::from)?;
+        let body = read_body(object.body, object.length, &self.buffers);
+        let (bytes, sha256) = tokio::time::timeout(left, body).await.map_err(late)?.map_err(TryError::Unclear)?;
+        Ok(FetchedObject { bytes, sha256, etag: object.etag, version_id: object.version_id, memory })
+    }
+}
+
+/// Why one try failed.
+enum TryError {
+    /// It is known whose fault it is.
+    Clear(FetchError),
+    /// The fault is the object's or the store's.
+    Unclear(String),
+}
+
+impl From<FetchError> for TryError {
+    fn from(error: FetchError) -> Self {
+        Self::Clear(error)
+    }
+}
+
+impl From<StoreError> for TryError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Missing(reason) => Self::Clear(FetchError::Missing(reason)),
+            StoreError::Denied(reason) => Self::Clear(FetchError::Failed(reason)),
+            StoreError::Down(reason) => Self::Clear(FetchError::StoreDown(reason)),
+            StoreError::Unclear(reason) => Self::Unclear(reason),
+        }
+    }
+}
+
+/// Whether a bucket can have this name. Other characters are refused even where every bucket is allowed: an S3 client
+/// could take such a name for another kind of address.
+#[must_use]
+pub fn is_bucket(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// Reads a body up to its announced length and hashes it on the way. The length is checked because a body cut short has
+/// been seen to end without an error.
+async fn read_body(
+    mut body: BoxStream<'static, Result<Bytes, StoreError>>,
+    length: u64,
+    buffers: &BufferPool,
+) -> Result<(Bytes, [u8; 32]), String> {
+    let mut buffer = buffers.take(length).map_err(|e| format!("no memory for an object of {length} bytes: {e}"))?;
+    let mut hasher = Sha256::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|e| e.to_string())?;
+        if !buffer.push(&chunk) {
+            return Err(format!("the object is longer than the {length} bytes announced"));
+        }
+        hasher.update(&chunk);
+    }
+    let arrived = buffer.as_ref().len() as u64;
+    if arrived != length {
+        return Err(format!("the object was cut short: {arrived} of {length} bytes arrived"));
+    }
+    Ok((Bytes::from_owner(buffer), hasher.finalize().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(chunks: &[&'static [u8]]) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();
+        futures_util::stream::iter(chunks).boxed()
+    }
+
+    #[tokio::test]
+    async fn a_body_counts_only_when_it_is_as_long_as_announced() {
+        let buffers = BufferPool::default();
+        let (bytes, sha256) = read_body(body(&[b"ab", b"c"]), 3, &buffers).await.unwrap();
+        assert_eq!(&bytes[..], b"abc");
+        assert_eq!(hex::encode(sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert!(read_body(body(&[b"ab"]), 3, &buffers).await.unwrap_err().contains("cut short: 2 of 3"));
+        assert!(read_body(body(&[b"abcd"]), 3, &buffers).await.unwrap_err().contains("longer"));
+        assert!(read_body(body(&[b"ab"]), u64::MAX, &buffers).await.unwrap_err().contains("no memory"));
+    }
+}

@@ -1,0 +1,114 @@
+//! One message from the broker, from its arrival to its settlement.
+
+use std::time::Instant;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, ShortString};
+use time::OffsetDateTime;
+
+use crate::broker::{ATTEMPT_HEADER, Acknowledger, JOB_ID_HEADER, header};
+use crate::job::{Lane, forms};
+use crate::telemetry::metrics::{self, Counted};
+use crate::telemetry::traces::Parent;
+
+/// One message, from its arrival to its settlement.
+#[derive(Debug)]
+pub struct Delivery {
+    pub lane: Lane,
+    /// Untrusted.
+    pub body: Vec<u8>,
+    /// The sender's properties, with our own headers.
+    pub properties: BasicProperties,
+    /// A process had this message before and did not settle it. It may have died of it.
+    pub redelivered: bool,
+    pub received_at: OffsetDateTime,
+    /// The same instant on the monotonic clock, for durations.
+    pub arrived: Instant,
+    acknowledger: Box<dyn Acknowledger>,
+    /// The delivery's number on its channel, for logs.
+    tag: u64,
+    _gauge: Counted,
+}
+
+impl Delivery {
+    /// A message as lapin delivers it.
+    pub(super) fn from_broker(lane: Lane, delivery: lapin::message::Delivery) -> Self {
+        let acknowledger = Box::new(delivery.acker);
+        Self {
+            tag: delivery.delivery_tag,
+            ..Self::new(lane, delivery.data, delivery.properties, delivery.redelivered, acknowledger)
+        }
+    }
+
+    pub(super) fn new(
+        lane: Lane,
+        body: Vec<u8>,
+        properties: BasicProperties,
+        redelivered: bool,
+        acknowledger: Box<dyn Acknowledger>,
+    ) -> Self {
+        Self {
+            lane,
+            body,
+            properties,
+            redelivered,
+            received_at: OffsetDateTime::now_utc(),
+            arrived: Instant::now(),
+            acknowledger,
+            tag: 0,
+            _gauge: metrics::held(lane),
+        }
+    }
+
+    /// Earlier failed attempts, as the copy's header counts them.
+    #[must_use]
+    pub fn failed_attempts(&self) -> u32 {
+        let headers = self.properties.headers().as_ref();
+        match headers.and_then(|headers| headers.inner().get(ATTEMPT_HEADER)) {
+            Some(AMQPValue::LongUInt(n)) => *n,
+            Some(AMQPValue::LongInt(n)) => u32::try_from(*n).unwrap_or(0),
+            Some(AMQPValue::LongLongInt(n)) => u32::try_from(*n).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// The job id that a replayed dead letter failed with.
+    #[must_use]
+    pub fn job_id(&self) -> Option<String> {
+        match self.properties.headers().as_ref()?.inner().get(JOB_ID_HEADER)? {
+            AMQPValue::LongString(id) if forms::is_id(&id.to_string()) => Some(id.to_string()),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// The queue to which the sender wants the result.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty())
+    }
+
+    /// The sender's trace.
+    #[must_use]
+    pub fn trace(&self) -> Option<Parent> {
+        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
+    }
+
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    pub(super) fn acknowledger(&self) -> &dyn Acknowledger {
+        self.acknowledger.as_ref()
+    }
+}
