@@ -8,6 +8,7 @@ containers   Dockerfile and Compose file
 cluster      Kubernetes manifests and systemd unit
 monitoring   alerts, dashboard, and the names of metrics wherever they are written
 interface    AsyncAPI document, JSON Schemas, examples
+links        links between the documents
 
 Prints each finding, and exits with 1 if there is any.
 """
@@ -17,12 +18,13 @@ import sys
 import cluster
 import containers
 import interface
+import links
 import monitoring
 
 
 def main():
     found = 0
-    for part in (containers, cluster, monitoring, interface):
+    for part in (containers, cluster, monitoring, interface, links):
         for finding in part.findings():
             found += 1
             print(finding, file=sys.stderr)

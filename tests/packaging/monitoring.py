@@ -36,7 +36,7 @@ def findings():
         yield from parsed(where, query, known)
     # Prose names the database's roles, too.
     roles = set(re.findall(r"\bpixwarden_\w+", ROLES.read_text()))
-    for prose in [ROOT / "README.md", ROOT / "deploy/kubernetes/base/scaling.yaml", *sorted((ROOT / "docs").glob("*.md"))]:
+    for prose in [ROOT / "README.md", ROOT / "deploy/kubernetes/base/scaling.yaml", *sorted((ROOT / "docs").rglob("*.md"))]:
         for name in sorted(set(re.findall(r"\bpixwarden_[a-z0-9_]*[a-z0-9]\b", prose.read_text()))):
             if name not in known | roles and SERIES.sub("", name) not in known:
                 yield f"{prose.relative_to(ROOT)}: there is no metric {name}"

@@ -1,6 +1,6 @@
 """What both workers read and write: settings, the detector's package, jobs, verdicts and events.
 
-It is Pixwarden's own interface (README.md, migrations/postgres): the same variables, tables, columns, ids and events.
+It is Pixwarden's own interface (docs/guide, migrations/postgres): the same variables, tables, columns, ids and events.
 How they get from one to the other is each worker's own affair.
 """
 
