@@ -5,9 +5,9 @@ from __future__ import annotations
 
 UNKNOWN = {
     "task": "tells real thumbnails from generated ones",
-    "purpose": "Who publishes it should say here what it is for.",
+    "purpose": "The publisher should say here what it is for.",
     "limits": "Pictures unlike its training images, and full-size photographs shrunk to 32x32, may be misjudged at any rate.",
-    "data": "The training was told nothing of where its images come from. Who publishes this package should say it here, with their licence.",
+    "data": "The origin of the training images was not given. The publisher of this package should name it here, with their licence.",
 }
 """What a card says when the recipe is run on images it knows nothing of."""
 
@@ -35,13 +35,13 @@ then a score is an indication and never proof, and very vivid or very polished r
 | size | {facts["size_bytes"]:,} bytes, no external data |
 | sha256 of `model.onnx` | `{facts["sha256"]}` |
 | agreement with PyTorch | logits differ by at most {facts["onnx_torch_logit_difference"]:.1e} on {facts["onnx_torch_images"]:,} validation images and 64 of noise |
-| time | {facts["one_core_ms_per_image"]["1"]:.2f} ms an image at batch 1, {facts["one_core_ms_per_image"]["32"]:.2f} ms at batch 32 (median; ONNX Runtime, one thread, {facts["processor"]}; without decoding) |
+| time | {facts["one_core_ms_per_image"]["1"]:.2f} ms per image at batch 1, {facts["one_core_ms_per_image"]["32"]:.2f} ms at batch 32 (median; ONNX Runtime, one thread, {facts["processor"]}; without decoding) |
 
-`golden.png` is drawn by the training script. `golden.json` holds its scores by Pillow and ONNX Runtime on the CPU.
+The training script drew `golden.png`. `golden.json` holds its scores, computed with Pillow and ONNX Runtime on the CPU.
 
 ## Data
 
-{about["data"]} {training["images"]:,} images to train on and {facts["images"]:,} to validate on. The packaged epoch was chosen on the
+{about["data"]} {training["images"]:,} images were used for training and {facts["images"]:,} for validation. The packaged epoch was chosen on the
 validation images, so the figures below are slightly optimistic.
 
 ## Measured on the {facts["images"]:,} validation images
@@ -55,19 +55,20 @@ Accuracy {plain["accuracy"]:.4f}, ROC AUC {plain["roc_auc"]:.4f}.
 
 {threshold_table(facts["thresholds"])}
 
-What happens to a picture on its way changes the answer. Each row changes every validation image before it is
-screened; the images themselves were already JPEG files, and the network was not trained on such changes. JPEG is
-Pillow's with 4:2:0 subsampling, resizing is bicubic.
+Changes to a picture change its score. For each row, every validation image was changed before it was screened. The
+images themselves were already JPEG files, and the network was not trained on such changes. JPEG is Pillow's with
+4:2:0 subsampling, resizing is bicubic.
 
 {change_table(plain, facts["changed"])}
 
 ## Training
 
-Made by `models/train.py` on {training["device"]} in {training["minutes"]:.0f} minutes, in {training["precision"]}; measured and exported in float32.
+Trained by `models/train.py` on {training["device"]} in {training["minutes"]:.0f} minutes, in {training["precision"]}; measured and exported in float32.
 {training["epochs_run"]} epochs of at most {training["epochs"]}, early stopping after {training["patience"]} without gain, epoch {training["best_epoch"]} packaged. SGD with Nesterov momentum
 0.9, one-cycle learning rate up to {training["learning_rate"]}, weight decay {training["weight_decay"]}, averaged weights (decay {training["average_decay"]}), seed {training["seed"]}.
 Batch size {training["batch_size"]}. Mirroring; rotation by up to {mixing["rotate_degrees"]:g} degrees on {mixing["rotate_probability"]:.0%} of the images; random crop after padding by {mixing["crop_padding"]};
-Mixup on {mixing["mixup_probability"]:.0%} and CutMix on {mixing["cutmix_probability"]:.0%} of the batches. `training.jsonl` is the log, `measurements.json` every figure of this card.
+Mixup on {mixing["mixup_probability"]:.0%} and CutMix on {mixing["cutmix_probability"]:.0%} of the batches. `training.jsonl` is the log, and `measurements.json`
+has every figure of this card.
 
 ![Loss and accuracy by epoch](curves.png)
 """
