@@ -29,7 +29,7 @@ def reduce_transposes(model: onnx.ModelProto) -> None:
     """Applies the rules of this file to `model`, in place, until none fits; leaves it alone if that gains nothing."""
     before = transposes(model.graph)
     work = _Graph(model)
-    # A rule changes the list of nodes, so the walk starts anew after each.
+    # A rule changes the list of nodes, so the walk starts again after each.
     while any(work.rewrite(node) for node in list(work.nodes)):
         work.drop_unused()
     if sum(node.op_type == "Transpose" for node in work.nodes) < before:

@@ -82,8 +82,8 @@ def run(options: argparse.Namespace, archive: Archive) -> None:
         print("100 objects added: 100 published")
 
     archive.add_detector()
-    seconds, anew = archive.backfill("--depth", str(10 * count))
-    check(anew["published"] == count + 100 and archive.waiting() == count + 100, anew)
+    seconds, counts = archive.backfill("--depth", str(10 * count))
+    check(counts["published"] == count + 100 and archive.waiting() == count + 100, counts)
     print(f"another detector: {count + 100} published, {(count + 100) / seconds:.0f} a second")
 
     archive.empty_lane()

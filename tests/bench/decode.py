@@ -7,7 +7,7 @@
 
 Everybody is a process by itself, which stays over all files, for what a library's memory costs depends on who else is
 there. Time is that of all its threads, reading the file not counted. The error is that against Pillow decoding all and
-resizing bicubically, whose pixels detectors are trained on. Whoever is first changes from round to round.
+resizing bicubically, whose pixels detectors are trained on. The order of the programs changes from round to round.
 
 With --pixwarden it also scans the samples and a set of made JPEGs in both modes, and says how far scores come apart and
 how often the outcome is another one; --flips does only that. ORT_DYLIB_PATH is taken from the environment.

@@ -7,8 +7,8 @@
 
 All services are on one core and the worker on another. Everybody consumes the same quorum queue with the same prefetch,
 fetches the same JPEGs, runs the same model file with one thread, writes the same rows and sends an event a verdict,
-persistent and confirmed; each acknowledges after the commit. Pixwarden's reuse of scores is off. Whoever is first
-changes from round to round. What the workers say is compared row by row.
+persistent and confirmed; each acknowledges after the commit. Pixwarden's reuse of scores is off. The order
+of the workers changes from round to round. Their verdicts are compared row by row.
 
 Processor time is that of the worker's processes. What decoding and the model take of it is measured in every round by
 itself, by the same code over the same files (alone.py, `pixwarden bench`), the model with the batch that is cheapest;
@@ -240,7 +240,7 @@ class Comparison:
             self.found.ratio(f"{self.case}: {name}, of what its parts allow", over, under, at_least=wanted)
 
     def agreement(self, said):
-        """How far verdicts are apart, row by row, from those of whoever decodes everything."""
+        """How far verdicts are apart, row by row, from those of a worker that decodes everything."""
         base = next(name for name in said if name not in ("pixwarden-fast", "tuned-scaled"))
         for name in said:
             if name == base:

@@ -5,8 +5,8 @@
 
 PARTS is the program that `cargo bench --bench parts --no-run` builds. Everybody writes a thousand verdicts a transaction,
 with the events that one in sixteen owes, into the real tables with all their indexes; who inserts singly, one. The server
-is on one core and whoever writes on the other, and they speak plainly, as they may on one machine: with --tls they do
-not, and large groups of Pixwarden's wait (docs/performance.md). The rows of COPY are Pixwarden's own with new ids,
+is on one core and the program that writes on the other. They are not encrypted, as is usual on one machine: with --tls they
+are, and large groups of Pixwarden's wait (docs/performance.md). The rows of COPY are Pixwarden's own with new ids,
 rendered beforehand: only sending them is counted, and the server's work. Single inserts copy their row from a temporary table, so that binding
 it costs them nothing. Empty tables are emptied before each measurement; full ones get the few rows that are measured on
 top. A checkpoint precedes each, so that every page is logged whole at its first change, and those that fall into a

@@ -29,7 +29,7 @@ STRIDE = 16
 CHANNELS = (16, 32, 48, 64)
 
 # What brings the single projection of each network to mean 0 and deviation 1 over the pictures of images.py. They are
-# constants, so that the same code makes the same file everywhere; `--calibrate` prints them anew.
+# constants, so that the same code makes the same file everywhere; `--calibrate` prints them again.
 CENTRES = {"null-384": -0.0393, "tiny-384": -2.8438}
 SPREADS = {"null-384": 0.1792, "tiny-384": 1.2675}
 # The logits' deviation over those pictures: about a tenth of them score above 0.9, and as many below 0.1.

@@ -22,7 +22,7 @@ import psycopg
 import psycopg.rows
 
 ROOT = Path(__file__).resolve().parents[2]
-# The services have one of two cores, and whoever is measured the other one.
+# The services have one of two cores, and the measured program has the other.
 SERVICES_CORE, WORKER_CORE = 0, 1
 EVENTS = "image.passed,image.flagged,image.review,image.failed"
 START_LIMIT_S, RUN_LIMIT_S, STOP_LIMIT_S = 60, 600, 40

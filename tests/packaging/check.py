@@ -9,6 +9,7 @@ cluster      Kubernetes manifests and systemd unit
 monitoring   alerts, dashboard, and the names of metrics wherever they are written
 interface    AsyncAPI document, JSON Schemas, examples
 links        links between the documents
+words        words that are not used in this project
 
 Prints each finding, and exits with 1 if there is any.
 """
@@ -20,11 +21,12 @@ import containers
 import interface
 import links
 import monitoring
+import words
 
 
 def main():
     found = 0
-    for part in (containers, cluster, monitoring, interface, links):
+    for part in (containers, cluster, monitoring, interface, links, words):
         for finding in part.findings():
             found += 1
             print(finding, file=sys.stderr)

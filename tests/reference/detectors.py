@@ -37,7 +37,7 @@ _WEIGHT_SEED = 16
 _HEADS = 4
 # What brings the projections of the fixtures' pooled features to mean 0 and deviation 1, one pair a head. Constants
 # and not computed, so that the models do not hang on the fixtures or on the order in which a processor adds.
-# `--calibrate` prints them anew; they need not follow every change of the fixtures.
+# `--calibrate` prints them again; they need not follow every change of the fixtures.
 _CENTRES = (-0.0267, -4.9579, 3.0311, -1.3179)
 _SPREADS = (1.0732, 2.4001, 1.2403, 0.7797)
 # The logit's deviation over the fixtures. With 2 about a tenth of them score above 0.9 and as many below 0.1; much

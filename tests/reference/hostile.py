@@ -1,4 +1,4 @@
-"""Files made to hurt whoever decodes them, each with what must become of it.
+"""Files made to break decoders, each with its expected outcome.
 
 The bad files of `damage` are among them. Run as `python -m reference.hostile DIR`: it writes the files and
 `expected.jsonl`, whose lines name a file, what is expected of it and why.

@@ -11,7 +11,7 @@ _GRAIN_TILE = 256
 def scene(seed: int, width: int, height: int) -> np.ndarray:
     """One picture, `[height, width, 3]` uint8, decided by its arguments alone.
 
-    Brightness, colour cast, contrast, texture and grain are drawn anew for each seed, because a detector can only
+    Brightness, colour cast, contrast, texture and grain are drawn separately for each seed, because a detector can only
     show spread scores over pictures that differ in what it measures.
     """
     rng = np.random.RandomState(seed)

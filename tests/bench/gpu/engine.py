@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The worker's engine by `pixwarden bench`: batch sizes, precisions, and where pixels are normalised.
 
-The small detector of models.py comes first: it is there whatever else could be made, and says whether CUDA can be had
-at all. A bare loop of ONNX Runtime is not measured beside it, which would take onnxruntime-gpu in Python as well.
+The small detector of models.py comes first: it exists whatever else could be made, and shows whether CUDA works at
+all. A bare loop of ONNX Runtime is not measured beside it, which would take onnxruntime-gpu in Python as well.
 """
 
 import json

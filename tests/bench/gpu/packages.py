@@ -58,7 +58,7 @@ def convert(release, file, package, pictures):
 
 
 def with_floats(package, target):
-    """Writes `package` anew with the normalisation cut off: input `[batch, 3, height, width]` float32."""
+    """Writes a copy of `package` with the normalisation cut off: input `[batch, 3, height, width]` float32."""
     import onnx
     from onnx import TensorProto, helper
 

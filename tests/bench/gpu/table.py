@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tables  # noqa: E402  (found beneath tests/bench)
 
-# Notes of what failed begin with it, so that whoever writes the report finds them.
+# Notes of what failed begin with it, so that the author of the report finds them.
 FAILED = "FAILED: "
 
 

@@ -28,14 +28,14 @@ class Shares(unittest.TestCase):
         self.clock.now += 10
         self.assertEqual(self.budget.limit("c"), 85)
 
-    def test_whoever_is_late_takes_it_from_nobody_that_comes_after(self):
+    def test_a_late_part_takes_no_time_from_later_parts(self):
         self.clock.now += 90
         self.assertEqual(self.budget.limit("b"), 0)
         self.assertEqual(self.budget.limit("c"), 10)
         self.clock.now += 90
         self.assertEqual(self.budget.limit("c"), 0)
 
-    def test_a_short_run_shortens_all_alike_and_a_long_one_is_for_whoever_comes_first(self):
+    def test_a_short_run_shortens_all_parts_alike_and_a_long_one_serves_the_first_parts(self):
         short = budget.Budget(50, {"a": 20, "b": 50, "c": 30}, self.clock)
         self.assertEqual([short.limit("a"), short.shares["c"]], [10, 15])
         long = budget.Budget(150, {"a": 20, "b": 50, "c": 30}, self.clock)

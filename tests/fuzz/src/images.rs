@@ -37,8 +37,8 @@ fn start() -> Decoding {
         rounding: CropRounding::HalfToEven,
     };
     Decoding {
-        pool: Pool::start(&limits).expect("a thread can be had"),
-        runtime: Builder::new_current_thread().build().expect("a runtime can be had"),
+        pool: Pool::start(&limits).expect("decoder threads start"),
+        runtime: Builder::new_current_thread().build().expect("a runtime starts"),
         limits,
         geometries: [
             geometry(Resize::Exact { width: EDGE, height: EDGE }),

@@ -11,7 +11,7 @@ const FILES: [&str; 4] = ["config.json", "preprocessor_config.json", "golden.jso
 /// Loads a package; whatever is in it, it is a detector or an error that names the folder.
 pub fn load(data: &[u8]) {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| TempDir::new_in("/dev/shm").expect("a folder in memory can be had")).path();
+    let folder = FOLDER.get_or_init(|| TempDir::new_in("/dev/shm").expect("a folder in memory can be created")).path();
     let mut rest = data;
     for name in FILES {
         let end = rest.windows(SEPARATOR.len()).position(|window| window == SEPARATOR).unwrap_or(rest.len());

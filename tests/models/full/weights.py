@@ -16,7 +16,7 @@ DIRECTIONS = 2000
 
 @torch.no_grad()
 def randomise(network: nn.Module, seed: int) -> None:
-    """Every parameter anew. Weights keep a layer's variance; nothing is left at the 0 or 1 that hides a mistake."""
+    """Sets every parameter. Weights keep a layer's variance; nothing is left at the 0 or 1 that hides a mistake."""
     torch.manual_seed(seed)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
