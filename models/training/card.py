@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 UNKNOWN = {
-    "task": "tells real thumbnails from generated ones",
+    "task": "distinguishes real from generated thumbnails",
     "purpose": "The publisher should say here what it is for.",
     "limits": "Pictures unlike its training images, and full-size photographs shrunk to 32x32, may be misjudged at any rate.",
     "data": "The origin of the training images was not given. The publisher of this package should name it here, with their licence.",
