@@ -1,6 +1,6 @@
-//! The words everyone shares: what a job asks for, what an image was found to be, what is recorded.
+//! The terms that all modules share: the job, the image, the outcome, the verdict and its event.
 //!
-//! Nothing here knows a broker, a store or a database.
+//! Nothing in here names a broker, a store or a database.
 
 pub mod event;
 pub mod forms;
@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Namespace of every UUIDv5 Pixwarden derives. Fixed for ever: verdict and event ids depend on it.
+/// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
 
-/// The two queues a job can travel in. Uploads go before the archive.
+/// The two queues of jobs. Uploads go before the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Uploads as they arrive.
     Live,
-    /// The archive, screened in what time is left.
+    /// An archive, screened in the time that live jobs leave.
     Backfill,
 }
 
@@ -45,23 +45,22 @@ impl fmt::Display for Lane {
     }
 }
 
-/// One object in storage. A key is opaque: it is never decoded, normalised or split.
+/// A reference to one object. A key is opaque: it is never decoded, normalised or split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRef {
-    /// The bucket, checked against the allow-list before anything is fetched.
+    /// Checked against the allow-list before anything is fetched.
     pub bucket: String,
-    /// The object's key, as the store knows it.
     pub key: String,
     /// The version to fetch, or the one that was fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version_id: Option<String>,
-    /// The ETag the object must have, or the one it had; without the quotes of the HTTP header.
+    /// The ETag that the object must have, or the ETag of the fetched object. Without the quotes of the HTTP header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
 
 impl ImageRef {
-    /// Reads `s3://bucket/key`. The key is what follows the slash, byte for byte: no percent-decoding.
+    /// Parses `s3://bucket/key`. Everything behind the slash is the key. It is not percent-decoded.
     #[must_use]
     pub fn from_uri(uri: &str) -> Option<Self> {
         let (bucket, key) = uri.strip_prefix("s3://")?.split_once('/')?;
@@ -71,42 +70,39 @@ impl ImageRef {
         Some(Self { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, etag: None })
     }
 
-    /// `s3://bucket/key`, for people and for the subject of events.
+    /// `s3://bucket/key`
     #[must_use]
     pub fn uri(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 }
 
-/// Where a job's id comes from.
+/// The source of a job's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
-    /// The sender named it, in the body or as the AMQP `message_id`.
+    /// Given by the sender, in the body or as the AMQP `message_id`.
     Given(String),
-    /// Derived from the image and the detectors, so that the same upload announced twice is one job.
+    /// Derived from the image and the detectors, so that two messages about the same upload are one job.
     Derived {
-        /// The S3 event's sequencer, used where neither version id nor `ETag` is known.
+        /// The sequencer of the S3 event. Used where neither version id nor `ETag` is known.
         sequencer: Option<String>,
     },
 }
 
-/// One image to screen, as its sender asked for it.
+/// One image to screen, as requested by the sender.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// The id, or how to derive it once the object's `ETag` is known.
     pub identity: Identity,
-    /// The image.
     pub image: ImageRef,
-    /// The detectors wanted; `None` means all that are configured.
+    /// The requested detectors. `None` means all configured detectors.
     pub detectors: Option<Vec<String>>,
-    /// Copied to the verdict and the event, never interpreted.
+    /// Copied to the verdict and the event. It is never interpreted.
     pub metadata: Option<serde_json::Value>,
 }
 
 impl Job {
-    /// The job's id, given the `ETag` the object was fetched with and the digests of the detectors that screen it.
-    ///
-    /// A derived id is [`derived_id`] of bucket, key, state and digests.
+    /// The job's id. A derived id depends on bucket, key, the state of the object and the digests of the detectors; the state
+    /// is the version, else the `ETag`, else the sequencer.
     #[must_use]
     pub fn id(&self, fetched_etag: Option<&str>, digests: &Digests) -> String {
         let sequencer = match &self.identity {
@@ -122,7 +118,7 @@ impl Job {
         derived_id(&serde_json::json!([self.image.bucket, self.image.key, state.0, state.1, digests]))
     }
 
-    /// Whether the id can be known before the object has been asked for.
+    /// Whether the id is known before the object is fetched.
     #[must_use]
     pub fn id_is_known(&self) -> bool {
         match &self.identity {
@@ -132,7 +128,7 @@ impl Job {
     }
 }
 
-/// The id of a job that nobody named: the UUIDv5 of a JSON array, in which no two different inputs look alike.
+/// The id of a job without a given id: the UUIDv5 of a JSON array. As JSON, two different inputs never have the same bytes.
 #[must_use]
 pub fn derived_id(inputs: &serde_json::Value) -> String {
     Uuid::new_v5(&NAMESPACE, inputs.to_string().as_bytes()).to_string()
@@ -144,34 +140,34 @@ pub fn verdict_id(job_id: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, job_id.as_bytes())
 }
 
-/// The id of the event a verdict owes; stable over every redelivery.
+/// The id of a verdict's event. It is stable over redeliveries.
 #[must_use]
 pub fn event_id(verdict: Uuid, outcome: Outcome) -> Uuid {
     Uuid::new_v5(&verdict, outcome.as_str().as_bytes())
 }
 
-/// The id of the event a verdict owes once another policy has judged it. When it was judged before is part of it: back
-/// under an earlier policy, the outcome is told again, and is no repetition of what was told then.
+/// The id of the event after another policy has judged a verdict. It depends on the time of the earlier judgement: if a
+/// verdict returns to an earlier outcome, its event is a new one.
 #[must_use]
 pub fn rejudged_event_id(before: &Verdict, outcome: Outcome, policy_sha256: &str) -> Uuid {
     let name = serde_json::json!([outcome, policy_sha256, before.decided_at.unix_timestamp_nanos().to_string()]);
     Uuid::new_v5(&before.id, name.to_string().as_bytes())
 }
 
-/// Detector name → digest of everything that decides its scores.
+/// Detector name to the digest of everything that determines its scores.
 pub type Digests = BTreeMap<String, String>;
 
-/// Detector name → label → probability in `0..=1`.
+/// Detector name to label to probability in `0..=1`.
 pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
 
-/// A probability as JSON: by its shortest decimal form that reads back as the same float32. Widened to a double it would
-/// be 0.10000000149011612.
+/// A probability as JSON, in the shortest decimal form that parses to the same float32. Converted to a double, 0.1 would be
+/// written as 0.10000000149011612.
 #[must_use]
 pub fn exact(p: f32) -> serde_json::Value {
     serde_json::from_str(&p.to_string()).unwrap_or(serde_json::Value::Null)
 }
 
-/// All scores as JSON, each by [`exact`].
+/// All scores as JSON, each in the form of [`exact`].
 #[must_use]
 pub fn exact_scores(scores: &Scores) -> serde_json::Value {
     let labels = |labels: &BTreeMap<String, f32>| {
@@ -184,32 +180,31 @@ pub fn exact_scores(scores: &Scores) -> serde_json::Value {
         .into()
 }
 
-/// How a job ended. Every job ends in exactly one of these.
+/// How a job ended. Every job has exactly one outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// No rule asks for more.
+    /// No rule was reached.
     Passed,
     /// A person should look.
     Review,
-    /// A rule's flagging threshold is reached.
+    /// The flagging threshold of a rule was reached.
     Flagged,
-    /// Not an image, damaged, cut short, or over the decode limits.
+    /// Not an image, damaged, incomplete, or larger than the decode limits.
     Undecodable,
-    /// No such object or version, or changed since the job was made.
+    /// There is no such object or version, or it has changed since the job was made.
     Missing,
-    /// Bucket not allowed, too large, or an unknown detector asked for.
+    /// The bucket is not allowed, the object is too large, or a requested detector is unknown.
     Rejected,
-    /// Given up after the configured attempts, or scores that are not numbers.
+    /// All attempts failed, or the scores are not numbers.
     Failed,
 }
 
 impl Outcome {
-    /// Every outcome.
     pub const ALL: [Self; 7] =
         [Self::Passed, Self::Review, Self::Flagged, Self::Undecodable, Self::Missing, Self::Rejected, Self::Failed];
 
-    /// The word used in the ledger, in events and on the command line.
+    /// The name in the ledger, in events and on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -229,7 +224,7 @@ impl Outcome {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
     }
 
-    /// The routing key of the event: what could not be screened shares one.
+    /// The routing key of the event. All outcomes without screening share one.
     #[must_use]
     pub const fn routing_key(self) -> &'static str {
         match self {
@@ -247,43 +242,40 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// An outcome with its one-line reason, and the label and score that decided it.
+/// An outcome with its reason, and the label and score that led to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    /// The outcome.
     pub outcome: Outcome,
-    /// Why, in one line; `None` only for [`Outcome::Passed`].
+    /// One line. `None` only for [`Outcome::Passed`].
     pub reason: Option<String>,
-    /// The label that decided, where scores did.
     pub label: Option<String>,
-    /// Its probability.
     pub score: Option<f32>,
 }
 
 impl Judgement {
-    /// An outcome that no scores had a part in.
+    /// An outcome that does not depend on scores.
     pub fn unscored(outcome: Outcome, reason: impl Into<String>) -> Self {
         Self { outcome, reason: Some(reason.into()), label: None, score: None }
     }
 }
 
-/// What an image turned out to be.
+/// What the decoder found out about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// By magic bytes.
+    /// Determined from the content, not from the name.
     pub format: &'static str,
-    /// Pixels across, upright.
+    /// In pixels, after applying the orientation.
     pub width: u32,
-    /// Pixels down, upright.
+    /// In pixels, after applying the orientation.
     pub height: u32,
-    /// Frames of an animated image; 1 for a still one.
+    /// 1 for a still image.
     pub frames: u32,
 }
 
-/// The formats, as the ledger and `scan` name them.
+/// The names of formats in the ledger and in `scan`.
 const FORMATS: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
 
-/// The format of this name.
+/// The format with this name.
 #[must_use]
 pub fn format_name(name: &str) -> Option<&'static str> {
     FORMATS.into_iter().find(|format| *format == name)
@@ -292,7 +284,6 @@ pub fn format_name(name: &str) -> Option<&'static str> {
 /// The name and digest of the policy that judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRef {
-    /// Its configured name.
     pub name: String,
     /// SHA-256 over its rules, hexadecimal.
     pub sha256: String,
@@ -301,37 +292,27 @@ pub struct PolicyRef {
 /// The durable record of one job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
-    /// UUIDv5 of the job's id.
+    /// UUIDv5 of the job id.
     pub id: Uuid,
-    /// The job's id.
     pub job_id: String,
-    /// The lane it came in.
     pub lane: Lane,
     /// The image, with version and `ETag` as fetched.
     pub image: ImageRef,
-    /// Of the whole object.
+    /// SHA-256 of the whole object.
     pub sha256: Option<[u8; 32]>,
-    /// The object's length.
     pub bytes: Option<u64>,
-    /// What the image turned out to be, where it could be decoded.
+    /// `None` if the image was not decoded.
     pub seen: Option<Seen>,
-    /// How the job ended and why.
     pub judgement: Judgement,
-    /// What the detectors said.
     pub scores: Option<Scores>,
-    /// Who said it.
     pub detectors: Digests,
-    /// Who judged.
     pub policy: PolicyRef,
-    /// The sender's.
     pub metadata: Option<serde_json::Value>,
-    /// The verdict whose scores were taken over, as the content was equal.
+    /// The verdict whose scores were reused because the content is equal.
     pub reused_from: Option<Uuid>,
-    /// Deliveries that were worked on, this one included.
+    /// Attempts, including this one.
     pub attempts: u32,
-    /// When the worker received the job.
     pub received_at: OffsetDateTime,
-    /// When the outcome was reached.
     pub decided_at: OffsetDateTime,
 }
 

@@ -1,4 +1,4 @@
-//! `pixwarden enqueue`: references → jobs, each confirmed by the broker.
+//! `pixwarden enqueue`: publishes a job for each reference. The broker confirms each.
 
 use std::sync::Arc;
 
@@ -12,16 +12,15 @@ use crate::broker::{Message, Publisher, Topology, connect};
 use crate::config::Config;
 use crate::job::{ImageRef, Lane};
 
-/// Messages whose confirmation is awaited at a time.
-const IN_FLIGHT: usize = 64;
+/// Unconfirmed messages at the same time.
+const MAX_UNCONFIRMED: usize = 64;
 
-/// Options of `enqueue`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// `s3://bucket/key`, or `-` for one a line on stdin (also as {"source-ref": "s3://…"})
+    /// `s3://bucket/key`, or `-` to read one per line from stdin (also as {"source-ref": "s3://…"})
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
-    /// The lane the jobs travel in
+    /// The lane of the jobs
     #[arg(long, value_enum, default_value = "live")]
     lane: Lane,
 }
@@ -31,8 +30,8 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(&url, "enqueue").await?;
     topology.ensure(&connection, &topology.lane(arguments.lane)).await?;
-    let send = Send {
-        publisher: Arc::new(Publisher::new(url, "enqueue", IN_FLIGHT)),
+    let jobs = JobPublisher {
+        publisher: Arc::new(Publisher::new(url, "enqueue", MAX_UNCONFIRMED)),
         exchange: topology.jobs(),
         lane: arguments.lane,
     };
@@ -42,20 +41,20 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     } else {
         stream::iter(&arguments.references).map(|text| reference(text)).boxed()
     };
-    // Each is published as it comes, so that a slow pipe is not held back.
-    let mut jobs = references.map(|image| async { send.job(image?).await }).buffer_unordered(IN_FLIGHT);
+    // A job is published as soon as its line is read, so that a slow pipe is not delayed.
+    let mut publishing = references.map(|image| async { jobs.publish(image?).await }).buffer_unordered(MAX_UNCONFIRMED);
     let mut sent = 0u64;
-    while let Some(done) = jobs.next().await {
+    while let Some(done) = publishing.next().await {
         done.with_context(|| format!("{sent} jobs were published before"))?;
         sent += 1;
     }
-    drop(jobs);
-    send.publisher.close().await;
-    eprintln!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, send.exchange, send.lane);
+    drop(publishing);
+    jobs.publisher.close().await;
+    eprintln!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, jobs.exchange, jobs.lane);
     Ok(0)
 }
 
-/// One reference a line; empty lines are skipped.
+/// One reference per line. Empty lines are skipped.
 fn from_stdin() -> impl Stream<Item = anyhow::Result<ImageRef>> {
     let lines = BufReader::new(tokio::io::stdin()).lines();
     stream::unfold((lines, 1u64), |(mut lines, number)| async move {
@@ -71,7 +70,7 @@ fn from_stdin() -> impl Stream<Item = anyhow::Result<ImageRef>> {
     })
 }
 
-/// Reads `s3://bucket/key` or a line of a Rekognition manifest.
+/// Parses `s3://bucket/key` or a line of a Rekognition manifest.
 fn reference(line: &str) -> anyhow::Result<ImageRef> {
     let uri = match serde_json::from_str(line) {
         Ok(Value::Object(object)) => match object.get("source-ref").and_then(Value::as_str) {
@@ -83,14 +82,14 @@ fn reference(line: &str) -> anyhow::Result<ImageRef> {
     ImageRef::from_uri(&uri).with_context(|| format!("\"{uri}\" is not s3://bucket/key"))
 }
 
-struct Send {
+struct JobPublisher {
     publisher: Arc<Publisher>,
     exchange: String,
     lane: Lane,
 }
 
-impl Send {
-    async fn job(&self, image: ImageRef) -> anyhow::Result<()> {
+impl JobPublisher {
+    async fn publish(&self, image: ImageRef) -> anyhow::Result<()> {
         let body = json!({"image": {"bucket": image.bucket, "key": image.key}}).to_string();
         let message = Message::json(&self.exchange, self.lane.as_str(), &body);
         self.publisher.publish(message).await.with_context(|| format!("publishing the job for {}", image.uri()))

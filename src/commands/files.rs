@@ -1,4 +1,4 @@
-//! Local files: which, in what order, and what is in them.
+//! Local files: finding and reading them.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,16 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use walkdir::{DirEntry, WalkDir};
 
-/// Every file beneath the paths: paths in the order given, what is in a folder by name. What cannot be read is an item
-/// too, and says which path it is. In folders pipes, devices and links to other folders are passed by; a path that was
-/// given is never.
+/// Every file below the paths: the paths in the given order, a folder's content by name. A path that cannot be read is an
+/// error that names it. Pipes, devices and links to folders are skipped inside folders, but never as a given path.
 pub(super) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send {
     paths.into_iter().flat_map(|path| {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
-            // A link that was given is walked through, and is itself no file.
+            // A given link to a folder is followed. The link itself is not a file.
             Ok(entry) if entry.depth() == 0 && entry.path_is_symlink() && entry.path().is_dir() => None,
             Ok(entry) if entry.depth() > 0 && !leads_to_file(&entry) => {
-                tracing::debug!(path = %entry.path().display(), "passed by: it is no file");
+                tracing::debug!(path = %entry.path().display(), "skipped, not a file");
                 None
             }
             Ok(entry) => Some(Ok(entry.into_path())),
@@ -27,7 +26,7 @@ pub(super) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<P
     })
 }
 
-/// A link that leads nowhere counts as a file: that it cannot be read is for its owner to know.
+/// A broken link counts as a file, so that its error is reported.
 fn leads_to_file(entry: &DirEntry) -> bool {
     entry.file_type().is_file()
         || (entry.file_type().is_symlink() && entry.path().metadata().map_or(true, |found| found.is_file()))

@@ -1,4 +1,4 @@
-//! `pixwarden scan`: local files through the same screen, without any service.
+//! `pixwarden scan`: screens local files, without any service.
 
 mod file;
 mod measure;
@@ -22,65 +22,63 @@ use crate::job::Outcome;
 use crate::ledger::{Ledger, LedgerError};
 use crate::life::CommitQueue;
 use crate::screen::{Screen, decode};
-use file::{Book, Report, Scan};
+use file::{FileReport, Recorder, Scan};
 use measure::Measure;
 
 const COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
 const MEASURED: [&str; 10] =
     ["image", "outcome", "label", "score", "format", "width", "height", "millis", "peak_bytes", "reason"];
 
-/// The outcome from which on `scan` exits with 3.
+/// The weakest outcome with which `scan` exits with 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum FailOn {
     Review,
     Flagged,
 }
 
-/// Options of `scan`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --ledger sqlite://FILE every verdict is kept, and a later scan skips files that have not \
-changed since, under the same detectors, policy and limits. A ledger in the configuration is the worker's and stays \
-untouched."
+    after_help = "With --ledger sqlite://FILE every verdict is stored, and a later scan with the same detectors, policy \
+and limits skips files that have not changed. A ledger in the configuration belongs to the worker and is not used."
 )]
 pub struct Arguments {
-    /// Files and folders, in the order in which they are reported
+    /// Files and folders. Results are printed in this order
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// How rows are printed
+    /// Format of the rows
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Exit with 3 when an image reaches this outcome
     #[arg(long, value_enum, value_name = "OUTCOME")]
     fail_on: Option<FailOn>,
-    /// Write what each detector saw of each image's first frame, as DIR/DETECTOR/SHA256.png
+    /// Write the detector's input for each image's first frame to DIR/DETECTOR/SHA256.png
     #[arg(long, value_name = "DIR")]
     save_pixels: Option<PathBuf>,
-    /// Screen one image at a time, and add what each took: milliseconds, and by how much memory rose at its peak
+    /// Screen one image at a time, and add its time and its peak of memory
     ///
-    /// Rows gain `millis`, from opening a file to its outcome, and `peak_bytes`, by which resident memory rose over what
-    /// it was before; null where the system is not Linux or does not let the peak be set back. A file may use again what
-    /// one before it left, so a figure is the least that it took. Slower than a scan that screens side by side.
+    /// Rows gain `millis`, the time from opening the file to its outcome, and `peak_bytes`, the rise of resident memory.
+    /// `peak_bytes` is null where the system is not Linux or does not allow resetting the peak. A file may reuse memory of
+    /// an earlier file, so the figure is a lower bound. This is slower than a scan that screens images side by side.
     #[arg(long)]
     measure: bool,
 }
 
 pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<Box<dyn Ledger>>) -> anyhow::Result<u8> {
     let screen = Screen::start(config)?;
-    let (book, recording) = match ledger {
+    let (recorder, recording) = match ledger {
         Some(ledger) => {
             ledger.prepare().await.with_context(|| format!("preparing {} to keep verdicts", config.ledger))?;
             let ledger: Arc<dyn Ledger> = ledger.into();
-            // Reports are in the order of files, so that no commit may wait for one behind it.
+            // Reports are printed in the order of the files, so no commit may wait for a later one.
             let (commits, writing) = CommitQueue::new(Arc::clone(&ledger), 0);
             let file = config.ledger.file().and_then(|file| file.canonicalize().ok());
-            (Some(Book { ledger: Arc::clone(&ledger), commits, file }), Some((ledger, tokio::spawn(writing))))
+            (Some(Recorder { ledger: Arc::clone(&ledger), commits, file }), Some((ledger, tokio::spawn(writing))))
         }
         None => (None, None),
     };
-    let scan = Scan { anew: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, book)? };
+    let scan = Scan { ignore_earlier: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, recorder)? };
     let result = files_in_order(arguments, config, &scan).await;
-    // Also after an error: what was done is kept.
+    // Finished verdicts are stored also after an error.
     drop(scan);
     if let Some((ledger, writing)) = recording {
         writing.await?;
@@ -89,37 +87,39 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<B
     result
 }
 
-/// Scans files side by side and reports them in the order in which they were named.
+/// Scans files side by side, and reports them in the order of the arguments.
 async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>) -> anyhow::Result<u8> {
     let columns: &[&str] = if arguments.measure { &MEASURED } else { &COLUMNS };
     let mut output = Output::new(Format::or_default(arguments.format), columns)?;
     let progress = Progress::new(Unit::Images);
-    count(&arguments.paths, &progress);
+    count_files(&arguments.paths, &progress);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
-        bar.around(|| eprintln!("stopping after the images that are being screened; once more stops at once"));
+        bar.around(|| {
+            eprintln!("stopping after the images that are being screened; send the signal again to stop at once");
+        });
     });
-    // Enough to keep decoders and sessions busy; alone, what an image takes is its own.
+    // Enough to keep decoders and sessions busy. When measuring, one image at a time.
     let ahead = if arguments.measure { 1 } else { 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode) };
     let stopped = OnceCell::new();
     let mut reports = stream::iter(files::walk(arguments.paths.clone()))
-        // A file that is held back makes the scan a stopped one; a signal after the last file changes nothing.
+        // The scan counts as stopped if a file was left out. A signal after the last file changes nothing.
         .take_while(|_| std::future::ready(!stop.is_cancelled() || stopped.set(()).is_err()))
         .map(|path| async move {
             let measure = arguments.measure.then(Measure::begin);
             let report = scan.file(path?).await?;
-            anyhow::Ok(report.map(|report| Report { cost: measure.map(|measure| measure.end()), ..report }))
+            anyhow::Ok(report.map(|report| FileReport { cost: measure.map(|measure| measure.end()), ..report }))
         })
         .buffered(ahead);
 
-    let mut tally = Tally::default();
+    let mut summary = ScanSummary::default();
     let mut broken = None;
     while let Some(report) = reports.next().await {
         progress.advance(1);
         match report {
             Ok(None) => {}
             Ok(Some(report)) => {
-                tally.count(&report);
+                summary.add(&report);
                 progress.around_row(|| output.row(&report.row()))?;
                 if let Some(folder) = &arguments.save_pixels
                     && let Err(e) = save(folder, &report)
@@ -128,13 +128,13 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
                     break;
                 }
             }
-            // A ledger that is down concerns every file; all else is one file's own.
+            // A ledger that is down affects every file. Any other error affects this file.
             Err(e) if matches!(e.downcast_ref(), Some(LedgerError::Down(_))) => {
-                broken = Some(e.context(format!("keeping verdicts in {}", config.ledger)));
+                broken = Some(e.context(format!("storing verdicts in {}", config.ledger)));
                 break;
             }
             Err(e) => {
-                tally.unreadable += 1;
+                summary.unreadable += 1;
                 progress.around(|| eprintln!("error: {}", printable(&format!("{e:#}"))));
             }
         }
@@ -142,28 +142,28 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
     drop(reports);
     progress.finish();
     output.finish()?;
-    eprintln!("{}", tally.summary());
+    eprintln!("{}", summary.text());
     if let Some(e) = broken {
         return Err(e);
     }
     if stopped.get().is_some() {
-        let kept = if scan.book.is_some() { "; the same command goes on from here" } else { "" };
+        let kept = if scan.recorder.is_some() { "; run the same command to continue" } else { "" };
         eprintln!("stopped before the end{kept}");
         return Ok(INTERRUPTED);
     }
-    Ok(tally.status(arguments.fail_on))
+    Ok(summary.status(arguments.fail_on))
 }
 
-/// Counts the files beside the scan, for the bar to know its end.
-fn count(paths: &[PathBuf], progress: &Progress) {
+/// Counts the files for the progress bar, while the scan runs.
+fn count_files(paths: &[PathBuf], progress: &Progress) {
     if progress.is_visible() {
         let (walk, progress) = (files::walk(paths.to_vec()), progress.clone());
         drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
     }
 }
 
-/// What has been seen so far.
-struct Tally {
+/// Counts of what was scanned.
+struct ScanSummary {
     began: Instant,
     images: u64,
     unchanged: u64,
@@ -171,20 +171,20 @@ struct Tally {
     outcomes: BTreeMap<Outcome, u64>,
 }
 
-impl Default for Tally {
+impl Default for ScanSummary {
     fn default() -> Self {
         Self { began: Instant::now(), images: 0, unchanged: 0, unreadable: 0, outcomes: BTreeMap::new() }
     }
 }
 
-impl Tally {
-    fn count(&mut self, report: &Report) {
+impl ScanSummary {
+    fn add(&mut self, report: &FileReport) {
         self.images += 1;
         self.unchanged += u64::from(report.unchanged);
         *self.outcomes.entry(report.verdict.judgement.outcome).or_default() += 1;
     }
 
-    fn summary(&self) -> String {
+    fn text(&self) -> String {
         let seconds = self.began.elapsed().as_secs_f64();
         let outcomes: Vec<_> = self.outcomes.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
         let mut words = format!("{} {}", self.images, if self.images == 1 { "image" } else { "images" });
@@ -214,7 +214,7 @@ impl Tally {
     }
 }
 
-fn save(folder: &Path, report: &Report) -> anyhow::Result<()> {
+fn save(folder: &Path, report: &FileReport) -> anyhow::Result<()> {
     for (detector, pixels) in &report.shown {
         let folder = folder.join(detector);
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;

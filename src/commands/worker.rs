@@ -4,36 +4,35 @@ use super::signals::Signals;
 use crate::config::{Config, Overlay};
 use clap::Args;
 
-/// Options of `worker`, each with what raising it costs.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Bring the ledger's schema up to date first
     #[arg(long)]
     migrate: bool,
-    /// Deliveries a lane held at a time [default: what keeps detectors, decoders, downloads and the ledger busy]
+    /// Unsettled deliveries per lane [default: enough to keep detectors, decoders, downloads and the ledger busy]
     ///
-    /// More keeps sessions busy over a slow network; it also takes more jobs away from other workers, and more of them
+    /// A higher value keeps sessions busy over a slow network. It also takes more jobs away from other workers, and more jobs
     /// are delivered again after a crash.
     #[arg(long, value_name = "N")]
     prefetch: Option<u16>,
-    /// Images a run of a model at the most [default: as found best when it starts]
+    /// Most images in one run of a model [default: chosen by warm-up]
     ///
-    /// More is faster on a GPU and takes more of its memory; a live job waits for at most one such run, on a GPU for two.
+    /// A higher value is faster on a GPU and takes more of its memory. A live job waits for at most one run, on a GPU for two.
     #[arg(long, value_name = "N")]
     max_batch: Option<u32>,
-    /// Downloads at a time
+    /// Downloads at the same time
     ///
-    /// More hides the latency of the store, up to about 64; each may hold an object's bytes in memory.
+    /// A higher value hides the latency of the store, up to about 64. Each download may hold an object in memory.
     #[arg(long, value_name = "N")]
     downloads: Option<u32>,
-    /// Threads that decode [default: one a core]
+    /// Threads that decode [default: one per core]
     ///
-    /// More than cores gains nothing and takes the memory of one more decoded image each.
+    /// More threads than cores gain nothing. Each takes the memory of one decoded image.
     #[arg(long, value_name = "N")]
     decoders: Option<u32>,
     /// Failed attempts after which a job ends as `failed`
     ///
-    /// More outlives longer troubles of single objects; the last ones are ten minutes apart.
+    /// A higher value survives longer failures of single objects. The last attempts are ten minutes apart.
     #[arg(long, value_name = "N")]
     attempts: Option<u32>,
 }

@@ -1,34 +1,32 @@
-//! A message's bytes → a job, in each of the forms the contract names, recognised by shape.
+//! Parses messages into jobs. The form of a message is recognised by its shape.
 //!
-//! Everything read here is untrusted. What cannot be understood is [`Malformed`] with a reason; what is understood but
-//! asks for nothing, such as a deletion, is [`Reading::Nothing`].
+//! Everything in here is untrusted. A message that cannot be parsed is [`Malformed`], with a reason. A message that can be
+//! parsed but requests nothing, such as a deletion, is [`Reading::Nothing`].
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 use super::{Identity, ImageRef, Job};
 
-/// The largest body that is read.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The largest `metadata`, as JSON text.
+/// Measured as JSON text.
 pub const MAX_METADATA_BYTES: usize = 16 * 1024;
-/// S3's own limit for keys.
+/// The limit of S3.
 pub const MAX_KEY_BYTES: usize = 1024;
 const MAX_BUCKET_BYTES: usize = 255;
 const MAX_ID_CHARS: usize = 200;
 
-/// What a message asks for.
+/// What a message requests.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reading {
-    /// One image to screen.
     Job(Box<Job>),
-    /// Several records, each the body of a message of its own.
+    /// Several records. Each text is the body of a separate message.
     Several(Vec<String>),
-    /// Nothing to do, and why.
+    /// No job, with the reason.
     Nothing(&'static str),
 }
 
-/// Why a message is not a job, in one line.
+/// Why a message is not a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub String);
@@ -37,10 +35,10 @@ fn malformed<T>(reason: impl Into<String>) -> Result<T, Malformed> {
     Err(Malformed(reason.into()))
 }
 
-/// Reads a message's body. `message_id` is the AMQP property, the job's id where the body names none.
+/// Parses a message's body. `message_id` is the AMQP property. It becomes the job's id if the body has none.
 ///
 /// # Errors
-/// When the body is of no known form, too large, or holds what cannot be stored.
+/// When the body has no known form, is too large, or holds something that cannot be stored.
 pub fn read(body: &[u8], message_id: Option<&str>) -> Result<Reading, Malformed> {
     if body.len() > MAX_BODY_BYTES {
         return malformed(format!("the body has {} bytes, the limit is {MAX_BODY_BYTES}", body.len()));
@@ -48,24 +46,24 @@ pub fn read(body: &[u8], message_id: Option<&str>) -> Result<Reading, Malformed>
     let Ok(text) = std::str::from_utf8(body) else { return malformed("the body is not UTF-8") };
     if text.starts_with("s3://") {
         let uri = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
-        return bare(uri, message_id);
+        return bare_uri(uri, message_id);
     }
     match serde_json::from_str(text) {
-        Ok(Value::String(uri)) => bare(&uri, message_id),
-        Ok(Value::Object(object)) => shape(&object, message_id, Depth::Outer),
+        Ok(Value::String(uri)) => bare_uri(&uri, message_id),
+        Ok(Value::Object(object)) => by_shape(&object, message_id, Depth::Outer),
         Ok(_) => malformed("the body is JSON, but neither an object nor a string"),
         Err(e) => malformed(format!("the body is neither JSON nor s3://bucket/key: {e}")),
     }
 }
 
-/// How far inside envelopes a form was found; each may hold only what its kind allows.
+/// Whether a form was found inside an envelope. An envelope may not hold another envelope.
 #[derive(Clone, Copy, PartialEq)]
 enum Depth {
     Outer,
     Inner,
 }
 
-fn shape(object: &Map<String, Value>, message_id: Option<&str>, depth: Depth) -> Result<Reading, Malformed> {
+fn by_shape(object: &Map<String, Value>, message_id: Option<&str>, depth: Depth) -> Result<Reading, Malformed> {
     let text = |field: &str| object.get(field).and_then(Value::as_str);
     if depth == Depth::Outer && text("specversion").is_some() {
         return cloud_event(object, message_id);
@@ -84,19 +82,19 @@ fn shape(object: &Map<String, Value>, message_id: Option<&str>, depth: Depth) ->
         return event_bridge(object);
     }
     if let Some(image) = object.get("image") {
-        return plain(object, image, message_id);
+        return job_object(object, image, message_id);
     }
-    malformed("it has none of `image`, `Records`, `detail` and `specversion`, so it is no form of job")
+    malformed("the body is not a job: it has none of `image`, `Records`, `detail` and `specversion`")
 }
 
 /// Form 4: `s3://bucket/key` alone.
-fn bare(uri: &str, message_id: Option<&str>) -> Result<Reading, Malformed> {
+fn bare_uri(uri: &str, message_id: Option<&str>) -> Result<Reading, Malformed> {
     let image = uri_ref(uri)?;
-    job(identity(None, message_id)?, image, None, None)
+    checked_job(identity(None, message_id)?, image, None, None)
 }
 
 /// Form 1: `{"image": …}`.
-fn plain(object: &Map<String, Value>, image: &Value, message_id: Option<&str>) -> Result<Reading, Malformed> {
+fn job_object(object: &Map<String, Value>, image: &Value, message_id: Option<&str>) -> Result<Reading, Malformed> {
     let image = match image {
         Value::String(uri) => uri_ref(uri)?,
         Value::Object(fields) => {
@@ -126,10 +124,10 @@ fn plain(object: &Map<String, Value>, image: &Value, message_id: Option<&str>) -
         Some(Value::String(id)) => Some(id.as_str()),
         Some(_) => return malformed("`id` is not a string"),
     };
-    job(identity(id, message_id)?, image, detectors, metadata)
+    checked_job(identity(id, message_id)?, image, detectors, metadata)
 }
 
-/// Form 2: S3's own notification, one job a created object.
+/// Form 2: an S3 notification. Each created object is one job.
 fn s3_records(records: &[Value]) -> Result<Reading, Malformed> {
     let created = |record: &Value| {
         let name = record.get("eventName").and_then(Value::as_str).unwrap_or_default();
@@ -159,10 +157,10 @@ fn s3_record(record: &Value) -> Result<Reading, Malformed> {
     };
     let image =
         ImageRef { bucket, key, version_id: text(&object["versionId"]), etag: text(&object["eTag"]).map(unquoted) };
-    job(Identity::Derived { sequencer: text(&object["sequencer"]) }, image, None, None)
+    checked_job(Identity::Derived { sequencer: text(&object["sequencer"]) }, image, None, None)
 }
 
-/// EventBridge's form of the same; its key is not encoded.
+/// EventBridge's form of a notification. Its key is not encoded.
 fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
     if object.get("detail-type").and_then(Value::as_str) != Some("Object Created") {
         return Ok(Reading::Nothing("an EventBridge event other than Object Created"));
@@ -175,7 +173,7 @@ fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
     let found = &detail["object"];
     let image =
         ImageRef { bucket, key, version_id: text(&found["version-id"]), etag: text(&found["etag"]).map(unquoted) };
-    job(Identity::Derived { sequencer: text(&found["sequencer"]) }, image, None, None)
+    checked_job(Identity::Derived { sequencer: text(&found["sequencer"]) }, image, None, None)
 }
 
 /// An SNS envelope around form 2.
@@ -184,7 +182,7 @@ fn notification(object: &Map<String, Value>, message_id: Option<&str>) -> Result
         return Ok(Reading::Nothing("an SNS message other than a notification"));
     }
     match object.get("Message").and_then(Value::as_str).map(serde_json::from_str) {
-        Some(Ok(Value::Object(inner))) => shape(&inner, message_id, Depth::Inner),
+        Some(Ok(Value::Object(inner))) => by_shape(&inner, message_id, Depth::Inner),
         _ => malformed("an SNS notification whose `Message` is not a JSON object"),
     }
 }
@@ -193,10 +191,10 @@ fn notification(object: &Map<String, Value>, message_id: Option<&str>) -> Result
 fn cloud_event(object: &Map<String, Value>, message_id: Option<&str>) -> Result<Reading, Malformed> {
     let kind = object.get("type").and_then(Value::as_str).unwrap_or_default();
     if kind.starts_with("io.pixwarden.") {
-        return malformed(format!("an event of our own ({kind}); events are not screened, or they would loop"));
+        return malformed(format!("{kind} is an event of Pixwarden; events are not screened, because they would loop"));
     }
     match object.get("data") {
-        Some(Value::Object(data)) => shape(data, message_id, Depth::Inner),
+        Some(Value::Object(data)) => by_shape(data, message_id, Depth::Inner),
         _ => malformed("a CloudEvent without `data` of form 1 or 2"),
     }
 }
@@ -223,8 +221,8 @@ pub fn is_id(text: &str) -> bool {
     (1..=MAX_ID_CHARS).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
-/// The last checks, the same for every form.
-fn job(
+/// The checks that all forms share.
+fn checked_job(
     identity: Identity,
     image: ImageRef,
     detectors: Option<Vec<String>>,
@@ -236,7 +234,7 @@ fn job(
     if image.key.is_empty() || image.key.len() > MAX_KEY_BYTES {
         return malformed(format!("the key is not 1 to {MAX_KEY_BYTES} bytes long"));
     }
-    // Both travel in HTTP requests, where other characters have no place.
+    // Both are sent in HTTP headers or URLs, which do not allow other characters.
     let visible = |text: &String| text.len() <= MAX_KEY_BYTES && text.bytes().all(|b| b.is_ascii_graphic());
     if !image.etag.as_ref().is_none_or(visible) || !image.version_id.as_ref().is_none_or(visible) {
         return malformed(format!("an ETag or a version id is not up to {MAX_KEY_BYTES} visible ASCII characters"));
@@ -249,8 +247,7 @@ fn job(
         || detectors.iter().flatten().any(|name| name.contains('\0'))
         || metadata.as_ref().is_some_and(holds_nul);
     if nul {
-        // Postgres cannot store it.
-        return malformed("it holds the character U+0000");
+        return malformed("the job holds the character U+0000, which PostgreSQL cannot store");
     }
     Ok(Reading::Job(Box::new(Job { identity, image, detectors, metadata })))
 }
@@ -268,7 +265,7 @@ fn optional_text(fields: &Map<String, Value>, field: &str, of: &str) -> Result<O
     match fields.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
-        Some(_) => malformed(format!("`{of}.{field}` is not a text")),
+        Some(_) => malformed(format!("`{of}.{field}` is not a non-empty string")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The life of one file: known from an earlier scan, or read, screened and recorded.
+//! One file: found in the ledger from an earlier scan, or read, screened and recorded.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -22,30 +22,30 @@ use crate::screen::{Screen, Unseen};
 /// What each detector was shown of an image's first frame.
 type Shown = Vec<(String, Arc<Pixels>)>;
 
-/// What every file meets.
+/// Everything that a file needs. One value serves all files of a scan.
 pub(super) struct Scan<'a> {
     pub screen: &'a Screen,
     pub digests: Digests,
     pub config: &'a Config,
-    /// Where verdicts are kept, if they are.
-    pub book: Option<Book>,
+    /// Set where verdicts are stored.
+    pub recorder: Option<Recorder>,
     /// Bounds the bytes of files in memory.
     pub bytes: Gate,
-    /// Every image is to be looked at, whatever is known of it.
-    pub anew: bool,
+    /// Screen every image, also if an earlier verdict exists.
+    pub ignore_earlier: bool,
 }
 
-/// A ledger, and the way into it.
-pub(super) struct Book {
+/// A ledger to store verdicts in.
+pub(super) struct Recorder {
     pub ledger: Arc<dyn Ledger>,
     pub commits: CommitQueue,
-    /// The file that it is, with its whole path, where it is one.
+    /// The whole path of the ledger's file, if it is a file.
     pub file: Option<PathBuf>,
 }
 
-impl Book {
-    /// Whether a path is the ledger's file, or one of those that SQLite keeps beside it.
-    fn is(&self, path: &Path) -> bool {
+impl Recorder {
+    /// Whether a path is the ledger's file, or a file that SQLite keeps beside it.
+    fn owns(&self, path: &Path) -> bool {
         let Some(own) = &self.file else { return false };
         let names = own.file_name().and_then(OsStr::to_str).zip(path.file_name().and_then(OsStr::to_str));
         let suffix = names.and_then(|(own, found)| found.strip_prefix(own));
@@ -56,38 +56,35 @@ impl Book {
     }
 }
 
-/// What became of one file.
-pub(super) struct Report {
-    /// As the path was given.
+/// The result of one file.
+pub(super) struct FileReport {
+    /// The path as given.
     pub image: String,
     pub verdict: Verdict,
-    /// It was known from an earlier scan.
+    /// The verdict is from an earlier scan.
     pub unchanged: bool,
-    /// What each detector saw of the first frame.
     pub shown: Shown,
-    /// What it took, where that was measured.
+    /// Set when measuring.
     pub cost: Option<Cost>,
 }
 
 impl<'a> Scan<'a> {
-    pub(super) fn new(screen: &'a Screen, config: &'a Config, book: Option<Book>) -> anyhow::Result<Self> {
+    pub(super) fn new(screen: &'a Screen, config: &'a Config, recorder: Option<Recorder>) -> anyhow::Result<Self> {
         let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
         let bytes = Gate::new(config.storage.memory_bytes);
-        Ok(Self { screen, digests, config, book, bytes, anew: false })
+        Ok(Self { screen, digests, config, recorder, bytes, ignore_earlier: false })
     }
 
-    /// One file, from its name to its row.
-    ///
-    /// `None` for the ledger's own file, which may lie among the images.
-    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Option<Report>> {
-        if self.book.as_ref().is_some_and(|book| book.is(&path)) {
+    /// Processes one file. Returns `None` for the ledger's own file, which may lie among the images.
+    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Option<FileReport>> {
+        if self.recorder.as_ref().is_some_and(|recorder| recorder.owns(&path)) {
             return Ok(None);
         }
         let image = path.display().to_string();
         let file = FileState::of(&path).await.with_context(|| format!("reading {image}"))?;
         let id = self.job_id(&file);
-        if let Some(verdict) = self.known(&id).await? {
-            return Ok(Some(Report { image, verdict, unchanged: true, shown: Shown::new(), cost: None }));
+        if let Some(verdict) = self.find_earlier(&id).await? {
+            return Ok(Some(FileReport { image, verdict, unchanged: true, shown: Shown::new(), cost: None }));
         }
         let record = Record {
             lane: Lane::Backfill,
@@ -99,16 +96,16 @@ impl<'a> Scan<'a> {
         };
         let (judged, shown) = self.screen(path, &file, id).await?;
         let verdict = judged.into_verdict(record);
-        if let Some(book) = &self.book {
-            book.commits.commit(Entry { verdict: verdict.clone(), event: None }).await?;
+        if let Some(recorder) = &self.recorder {
+            recorder.commits.commit(Entry { verdict: verdict.clone(), event: None }).await?;
         }
-        Ok(Some(Report { image, verdict, unchanged: false, shown, cost: None }))
+        Ok(Some(FileReport { image, verdict, unchanged: false, shown, cost: None }))
     }
 
-    /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
-    async fn known(&self, id: &str) -> anyhow::Result<Option<Verdict>> {
-        let Some(book) = self.book.as_ref().filter(|_| !self.anew) else { return Ok(None) };
-        let earlier = book.ledger.read(verdict_id(id)).await?;
+    /// The verdict of an earlier scan of the same state of the file. A failed one is not used, so that the file is tried again.
+    async fn find_earlier(&self, id: &str) -> anyhow::Result<Option<Verdict>> {
+        let Some(recorder) = self.recorder.as_ref().filter(|_| !self.ignore_earlier) else { return Ok(None) };
+        let earlier = recorder.ledger.read(verdict_id(id)).await?;
         Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
     }
 
@@ -130,7 +127,7 @@ impl<'a> Scan<'a> {
         };
         object.bytes = Some(bytes.len() as u64);
         object.sha256 = Some(sha256);
-        let screened = match self.find_reusable(&object).await? {
+        let mut screened = match self.find_reusable(&object).await? {
             Some(reused) => reused,
             None => match life::screen(self.screen, Lane::Backfill, bytes, &self.digests).await {
                 Ok(screened) => screened,
@@ -140,20 +137,19 @@ impl<'a> Scan<'a> {
                 Err(error) => return Ok(unscored(object, Outcome::Failed, error.to_string())),
             },
         };
-        let mut screened = screened;
         let shown = std::mem::take(&mut screened.shown);
         let judged = Judged::by_policy(self.screen.policy(), id.clone(), self.digests.clone(), object, screened);
         Ok((judged, shown))
     }
 
     async fn find_reusable(&self, object: &ObjectFacts) -> anyhow::Result<Option<Screened>> {
-        let book = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores);
-        let Some(book) = book else { return Ok(None) };
+        let recorder = self.recorder.as_ref().filter(|_| !self.ignore_earlier && self.config.worker.reuse_scores);
+        let Some(recorder) = recorder else { return Ok(None) };
         let decode = &self.config.decode;
-        Ok(life::find_reusable(book.ledger.as_ref(), self.screen, decode, object, &self.digests).await?)
+        Ok(life::find_reusable(recorder.ledger.as_ref(), self.screen, decode, object, &self.digests).await?)
     }
 
-    /// The same for the same state of a file under the same detectors, policy and limits, and for nothing else.
+    /// An id that is equal only for the same state of a file with the same detectors, policy and limits.
     fn job_id(&self, file: &FileState) -> String {
         let DecodeConfig { max_width, max_height, max_pixels, max_decoded_bytes, max_animation_pixels, .. } =
             self.config.decode;
@@ -169,11 +165,11 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// What a file is before it is read.
+/// The properties of a file before it is read.
 struct FileState {
-    /// Its whole path; its bytes where they are no text.
+    /// The whole path. Its bytes if it is not valid UTF-8.
     name: Value,
-    /// The whole path as its key, in no bucket. The `ETag` is of length and times.
+    /// The key is the whole path, the bucket is empty. The `ETag` is made of length and times.
     image: ImageRef,
     bytes: u64,
 }
@@ -182,10 +178,10 @@ impl FileState {
     async fn of(path: &Path) -> anyhow::Result<Self> {
         let found = tokio::fs::metadata(path).await?;
         if !found.is_file() {
-            bail!("it is neither a file nor a folder");
+            bail!("not a file or a folder");
         }
         let whole = std::path::absolute(path)?;
-        // A copy that keeps its time of modification cannot keep the time of its last change.
+        // A copy can keep its time of modification, but not the time of its last change.
         let modified = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
         let etag = format!("{:x}-{:x}.{:x}-{:x}.{:x}", found.len(), modified.0, modified.1, modified.2, modified.3);
         Ok(Self {
@@ -201,7 +197,7 @@ impl FileState {
     }
 }
 
-impl Report {
+impl FileReport {
     /// The row that is printed.
     pub(super) fn row(&self) -> Map<String, Value> {
         let Verdict { judgement, seen, .. } = &self.verdict;

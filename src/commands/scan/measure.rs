@@ -1,4 +1,4 @@
-//! What one file costs: wall time, and how far the memory of this process and its decoders rose.
+//! Measures one file: the wall time, and the rise of memory in this process and its decoder processes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use super::super::processes::processes;
 
-/// Taken before a file is read. Its figures are of this file alone only while no other is being screened.
+/// The state before a file is read. The figures belong to this file only if no other is screened meanwhile.
 pub(super) struct Measure {
     began: Instant,
-    /// Resident before, a process, where the system lets its peak be set back to that.
+    /// Resident memory per process, where the system allows resetting its peak.
     resident_bytes: BTreeMap<u32, u64>,
 }
 
 impl Measure {
     pub(super) fn begin() -> Self {
         let reset = |pid: &u32| {
-            // "5" sets the peak back to what is resident now (proc_pid_clear_refs(5), since Linux 4.0).
+            // "5" resets the peak to the memory that is resident now (proc_pid_clear_refs(5), since Linux 4.0).
             fs::write(format!("/proc/{pid}/clear_refs"), "5").ok()?;
             status(*pid, "VmRSS:")
         };
@@ -26,8 +26,8 @@ impl Measure {
         Self { began: Instant::now(), resident_bytes }
     }
 
-    /// Milliseconds since, and by how many bytes the peaks of resident memory exceeded what was resident before. A decoder
-    /// that was started meanwhile counts as a whole, and one that is gone not at all.
+    /// The time since the start, and the rise of the peaks of resident memory. A decoder process that was started meanwhile
+    /// counts with all its memory. One that has ended is not counted.
     pub(super) fn end(&self) -> Cost {
         let millis = self.began.elapsed().as_secs_f64() * 1e3;
         let before = |pid| self.resident_bytes.get(&pid).copied().unwrap_or_default();
@@ -38,23 +38,23 @@ impl Measure {
     }
 }
 
-/// What a file cost.
+/// The cost of one file.
 pub(super) struct Cost {
-    /// From before it was opened to its outcome; of a kept verdict, to where it was found.
+    /// From before the file was opened until its outcome, or until an earlier verdict was found.
     millis: f64,
-    /// `None` where the system does not tell.
+    /// `None` where the system does not provide it.
     peak_bytes: Option<u64>,
 }
 
 impl Cost {
-    /// The keys that it adds to a row.
+    /// The fields that are added to a row.
     pub(super) fn fields(&self) -> [(String, Value); 2] {
         let millis = (self.millis * 1e3).round() / 1e3;
         [("millis".into(), json!(millis)), ("peak_bytes".into(), json!(self.peak_bytes))]
     }
 }
 
-/// One of the sizes of a process that Linux keeps (proc_pid_status(5)), in bytes.
+/// A size from `/proc/PID/status` (proc_pid_status(5)), in bytes.
 fn status(pid: u32, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kibibytes = text.lines().find_map(|line| line.strip_prefix(name))?;
