@@ -42,18 +42,18 @@ pub const DEAD_SINCE_HEADER: &str = "x-pixwarden-dead-since";
 /// How many attempts at a job have failed.
 pub const ATTEMPT_HEADER: &str = "x-pixwarden-attempt";
 
-/// Why a request to the broker failed.
+/// Why a request to the broker failed. The texts hold the broker's own message, because a hint follows it; so lapin's error
+/// is a field and not the source.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     #[error("not an AMQP URL: {url}: {reason}")]
     InvalidUrl { url: String, reason: String },
     /// The broker cannot be reached. It may come back.
-    #[error("cannot connect to the broker at {url}: {source}{}", certificates::hint(&source.to_string()))]
+    #[error("cannot connect to the broker at {url}: {error}{}", certificates::hint(&error.to_string()))]
     Unreachable {
         /// Without its password.
         url: String,
-        #[source]
-        source: lapin::Error,
+        error: lapin::Error,
     },
     #[error("cannot connect to the broker at {url}: no response within {} s", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout {
@@ -63,19 +63,18 @@ pub enum BrokerError {
     /// Retrying does not help.
     #[error(
         "the broker at {url} refused the login: {}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it",
-        message(source)
+        message(error)
     )]
     LoginRefused {
         /// Without its password.
         url: String,
-        #[source]
-        source: lapin::Error,
+        error: lapin::Error,
     },
     #[error("the broker refused the request: {}\n  hint: docs/access.md lists the permissions that each command needs", message(.0))]
-    Forbidden(#[source] lapin::Error),
+    Forbidden(lapin::Error),
     /// There is no such queue or exchange.
     #[error("the broker found nothing: {}", message(.0))]
-    NotFound(#[source] lapin::Error),
+    NotFound(lapin::Error),
     #[error(
         "{} \"{}\" exists with another `{}`: the broker has {}, Pixwarden declares {}\n  hint: delete it once it is empty and unused, or choose another `prefix`",
         .0.kind, .0.name, .0.argument, .0.existing, .0.declared
@@ -90,7 +89,7 @@ pub enum BrokerError {
     #[error("the connection to the broker or a channel is closed")]
     ConnectionClosed,
     #[error("the broker: {}", message(.0))]
-    Protocol(#[source] lapin::Error),
+    Protocol(lapin::Error),
 }
 
 /// A queue or exchange that exists with another argument than Pixwarden declares.
@@ -164,8 +163,8 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
             metrics::connected(name);
             Ok(connection)
         }
-        Ok(Err(source)) if source.is_amqp_error() => Err(BrokerError::LoginRefused { url: url.to_string(), source }),
-        Ok(Err(source)) => Err(BrokerError::Unreachable { url: url.to_string(), source }),
+        Ok(Err(error)) if error.is_amqp_error() => Err(BrokerError::LoginRefused { url: url.to_string(), error }),
+        Ok(Err(error)) => Err(BrokerError::Unreachable { url: url.to_string(), error }),
     }
 }
 

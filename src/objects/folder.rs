@@ -1,7 +1,7 @@
-//! A folder as an object store: its folders are the buckets, and the path of a file below one is its key.
+//! A folder as an object store: its subfolders are the buckets, and the path of a file below a bucket is its key.
 //!
-//! A key comes from a stranger. It is resolved beneath its bucket's folder and nowhere else: `cap_std` refuses whatever
-//! leads out of it, by `..`, an absolute path or a symbolic link, also if a link is planted while it is being resolved.
+//! Keys are untrusted. A key is resolved beneath its bucket's folder only: `cap_std` refuses every path that leads out of it,
+//! by `..`, an absolute path or a symbolic link, even if a link is created while the path is resolved.
 
 mod list;
 
@@ -21,13 +21,13 @@ use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObjec
 use crate::config::ConfigError;
 use crate::job::ImageRef;
 
-/// Bytes read at a time.
-const CHUNK: usize = 256 << 10;
+/// Bytes per read.
+const CHUNK_BYTES: usize = 256 << 10;
 
-/// `O_NONBLOCK`, by which opening a pipe that nobody writes to does not wait for somebody.
+/// `O_NONBLOCK`: opening a pipe without a writer does not block.
 const NON_BLOCKING: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
 
-/// The folder behind `file:///folder`. Clones are the same folder.
+/// The folder behind `file:///folder`. A cheap handle: clones share the folder.
 #[derive(Clone)]
 pub(super) struct Folder {
     root: Arc<Dir>,
@@ -36,7 +36,6 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Opens the root.
     pub(super) fn open(root: &Path, named: Vec<String>) -> Result<Self, ConfigError> {
         match Dir::open_ambient_dir(root, ambient_authority()) {
             Ok(root) => Ok(Self { root: Arc::new(root), named: named.into() }),
@@ -50,8 +49,8 @@ impl Folder {
         }
     }
 
-    /// The folder of a bucket. What is wrong with one that was named in the configuration is the operator's matter; any
-    /// other name is the job's.
+    /// The folder of a bucket. A bucket that the configuration names must exist: its absence is the operator's fault. Any
+    /// other name comes from a job.
     fn bucket(&self, name: &str) -> Result<Dir, StoreError> {
         let missing = || StoreError::Missing(format!("there is no bucket \"{name}\""));
         if !is_plain(name) || name.contains('/') {
@@ -62,14 +61,14 @@ impl Folder {
             match e.kind() {
                 _ if self.named.iter().any(|named| named == name) => StoreError::Down(words),
                 ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => missing(),
-                // Also what `cap_std` says of a link that leads out.
+                // `cap_std` reports a link that leads out in the same way.
                 ErrorKind::PermissionDenied => StoreError::Denied(words),
                 _ => StoreError::Unclear(words),
             }
         })
     }
 
-    /// Runs something off the runtime's threads: a file system can take its time as well as a network can.
+    /// Runs `act` on a thread for blocking calls, because a file system can be as slow as a network.
     async fn blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
@@ -94,7 +93,7 @@ impl ObjectStore for Folder {
     async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
         let image = image.clone();
         self.blocking(move |folder| {
-            let (_, found) = file(&folder.bucket(&image.bucket)?, &image.key)?;
+            let (_, found) = open_file(&folder.bucket(&image.bucket)?, &image.key)?;
             listed(&image.bucket, &image.key, &found)
         })
         .await
@@ -116,7 +115,7 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     if image.version_id.is_some() {
         return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
     }
-    let (file, found) = file(bucket, &image.key)?;
+    let (file, found) = open_file(bucket, &image.key)?;
     let etag = etag(&found)?;
     if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
         return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
@@ -124,8 +123,8 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     Ok(OpenedObject { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
 }
 
-/// Opens the file that a key names.
-fn file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
+/// Opens the file of a key.
+fn open_file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
     if !is_plain(key) {
         return Err(StoreError::Missing(
             "there is no such object: its key is not a plain path below the bucket".into(),
@@ -133,22 +132,21 @@ fn file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
     }
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(NON_BLOCKING);
-    let file = bucket.open_with(key, &options).map_err(|e| sort(&e))?;
-    let found = file.metadata().map_err(|e| sort(&e))?;
+    let file = bucket.open_with(key, &options).map_err(|e| classify_error(&e))?;
+    let found = file.metadata().map_err(|e| classify_error(&e))?;
     if !found.is_file() {
-        return Err(StoreError::Missing("there is no such object: it is no file".into()));
+        return Err(StoreError::Missing("there is no such object: the path is not a file".into()));
     }
     Ok((file, found))
 }
 
-/// Changes with a file's length or the time of its last change.
+/// An `ETag` from the length and the time of modification.
 fn etag(found: &Metadata) -> Result<String, StoreError> {
-    let modified = found.modified().map_err(|e| sort(&e))?.into_std();
+    let modified = found.modified().map_err(|e| classify_error(&e))?.into_std();
     let nanoseconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     Ok(format!("{:x}-{nanoseconds:x}", found.len()))
 }
 
-/// A file as an object that is listed.
 fn listed(bucket: &str, key: &str, found: &Metadata) -> Result<ListedObject, StoreError> {
     let etag = Some(etag(found)?);
     Ok(ListedObject {
@@ -158,8 +156,8 @@ fn listed(bucket: &str, key: &str, found: &Metadata) -> Result<ListedObject, Sto
     })
 }
 
-/// Whether a path is nothing but names with one slash between. Otherwise two keys could name one file, and one image
-/// would have verdicts under several names.
+/// Whether a path consists of names with single slashes between them. With any other form two keys could name one file, and
+/// an image would have several verdicts.
 fn is_plain(path: &str) -> bool {
     let parts = Path::new(path).components();
     parts.clone().all(|part| matches!(part, Component::Normal(_)))
@@ -167,22 +165,22 @@ fn is_plain(path: &str) -> bool {
         && parts.collect::<PathBuf>().as_os_str() == path
 }
 
-fn sort(error: &io::Error) -> StoreError {
+fn classify_error(error: &io::Error) -> StoreError {
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
             StoreError::Missing("there is no such object".into())
         }
-        // Also what `cap_std` says of a path that leads out.
+        // `cap_std` reports a path that leads out in the same way.
         ErrorKind::PermissionDenied => StoreError::Denied(format!("access to the object is denied: {error}")),
         _ => StoreError::Unclear(format!("the file cannot be read: {error}")),
     }
 }
 
-/// A file's bytes, read off the runtime's threads.
+/// A file's bytes, read on a thread for blocking calls.
 fn body(file: File) -> BoxStream<'static, Result<Bytes, StoreError>> {
     stream::try_unfold(file, |mut file| async move {
         let read = tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; CHUNK];
+            let mut chunk = vec![0; CHUNK_BYTES];
             let length = file.read(&mut chunk)?;
             chunk.truncate(length);
             Ok::<_, io::Error>((Bytes::from(chunk), file))
@@ -204,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// A bucket beside another one, with links and pipes that a stranger may have put there.
+    /// Two buckets, with links and pipes that an attacker may have created.
     fn folder() -> (tempfile::TempDir, Folder) {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_file_is_not_the_one_that_was_meant() {
+    async fn a_changed_file_is_missing_for_its_job() {
         let (root, folder) = folder();
         let etag = folder.open(&image("uploads", "sub/k")).await.unwrap().etag;
         let meant = ImageRef { etag, ..image("uploads", "sub/k") };
@@ -293,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bucket_that_is_not_there_is_the_operators_matter_if_they_named_it() {
+    async fn a_missing_bucket_is_the_operators_fault_if_the_configuration_names_it() {
         let (_root, folder) = folder();
         assert!(matches!(folder.open(&image("gone", "k")).await, Err(StoreError::Down(_))));
         for made_up in ["made-up", &"long".repeat(100), "in-no-bucket"] {

@@ -1,65 +1,65 @@
-//! A folder's files in the order in which S3 lists keys: by their bytes.
+//! Lists a folder's files in the order of S3: by the bytes of their keys.
 //!
-//! One folder's names are held at a time, and those above it. Links are passed over: what they lead to is there under its
-//! own name, or lies outside.
+//! Only the names of one folder, and of the folders above it, are in memory. Links are skipped: their target is listed under
+//! its own name, or lies outside.
 
 use std::io;
 
 use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
-use super::{Folder, KeyRange, ListedObject, StoreError, is_plain, listed, sort};
+use super::{Folder, KeyRange, ListedObject, StoreError, classify_error, is_plain, listed};
 use crate::offload::{self, Enough, Sink};
 
-/// Lists on a thread of its own.
-pub(super) fn list(folder: Folder, part: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+/// Lists on a separate thread.
+pub(super) fn list(folder: Folder, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
     offload::stream(move |sink| {
-        let walk = Walk { part: &part, sink };
+        let walk = Walk { range: &range, sink };
         match walk.bucket(&folder) {
-            Err(End::Failed(e)) => sink.put(Err(e)),
-            Ok(()) | Err(End::Enough) => Ok(()),
+            Err(WalkEnd::Failed(e)) => sink.put(Err(e)),
+            Ok(()) | Err(WalkEnd::Enough) => Ok(()),
         }
     })
 }
 
 struct Walk<'a> {
-    part: &'a KeyRange,
+    range: &'a KeyRange,
     sink: &'a Sink<Result<ListedObject, StoreError>>,
 }
 
 /// Why a walk ends before its end.
-enum End {
+enum WalkEnd {
     Enough,
     Failed(StoreError),
 }
 
-impl From<Enough> for End {
+impl From<Enough> for WalkEnd {
     fn from(_: Enough) -> Self {
         Self::Enough
     }
 }
 
-impl From<StoreError> for End {
+impl From<StoreError> for WalkEnd {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
 }
 
 impl Walk<'_> {
-    fn bucket(&self, folder: &Folder) -> Result<(), End> {
-        let bucket = folder.bucket(&self.part.bucket)?;
-        // Nothing lies above the last folder that the prefix names.
-        let Some((above, _)) = self.part.prefix.rsplit_once('/') else { return self.folder(&bucket, "") };
+    fn bucket(&self, folder: &Folder) -> Result<(), WalkEnd> {
+        let bucket = folder.bucket(&self.range.bucket)?;
+        // Every key begins with the prefix, so the walk starts in the last folder that it names.
+        let Some((above, _)) = self.range.prefix.rsplit_once('/') else { return self.folder(&bucket, "") };
         if !is_plain(above) {
-            // No key begins so.
+            // No key begins like this.
             return Ok(());
         }
         self.below(&format!("{above}/"), bucket.open_dir(above))
     }
 
-    /// Lists a folder that was there a moment ago.
-    fn below(&self, path: &str, opened: io::Result<Dir>) -> Result<(), End> {
-        match opened.map_err(|e| sort(&e)) {
+    /// Lists a subfolder. It may have been removed since its name was read.
+    fn below(&self, path: &str, opened: io::Result<Dir>) -> Result<(), WalkEnd> {
+        match opened.map_err(|e| classify_error(&e)) {
             Ok(dir) => self.folder(&dir, path),
             Err(StoreError::Missing(_)) => Ok(()),
             Err(StoreError::Denied(why)) => {
@@ -70,28 +70,28 @@ impl Walk<'_> {
     }
 
     /// Lists a folder whose keys begin with `path`, which is empty or ends with a slash.
-    fn folder(&self, dir: &Dir, path: &str) -> Result<(), End> {
+    fn folder(&self, dir: &Dir, path: &str) -> Result<(), WalkEnd> {
         let failed = |e: io::Error| StoreError::Unclear(format!("the folder /{path} cannot be listed: {e}"));
         let mut keys = Vec::new();
         for entry in dir.entries().map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                tracing::warn!(folder = path, name = ?entry.file_name(), "a name that is not UTF-8 is no key, it is passed over");
+                tracing::warn!(folder = path, name = ?entry.file_name(), "file skipped, its name is not UTF-8");
                 continue;
             };
             let mut kind = entry.file_type().map_err(failed)?;
             if !(kind.is_dir() || kind.is_file() || kind.is_symlink()) {
-                // Some file systems do not say it along with the name.
+                // Some file systems do not return the type with the name.
                 kind = dir.symlink_metadata(&name).map_err(failed)?.file_type();
             }
-            // A folder sorts as its keys do, with the slash.
+            // A folder is sorted like its keys, with the slash.
             let slash = if kind.is_dir() { "/" } else { "" };
             if kind.is_dir() || kind.is_file() {
                 keys.push(format!("{path}{name}{slash}"));
             }
         }
         keys.sort_unstable();
-        for key in keys.into_iter().filter(|key| self.is_meant(key)) {
+        for key in keys.into_iter().filter(|key| self.is_in_range(key)) {
             let name = &key[path.len()..];
             match name.strip_suffix('/') {
                 Some(name) => self.below(&key, dir.open_dir(name))?,
@@ -101,9 +101,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether this key, or any key below this folder, belongs to the part.
-    fn is_meant(&self, key: &str) -> bool {
-        let KeyRange { prefix, after, .. } = self.part;
+    /// Whether this key, or any key below this folder, is in the range.
+    fn is_in_range(&self, key: &str) -> bool {
+        let KeyRange { prefix, after, .. } = self.range;
         let after = after.as_deref().unwrap_or_default();
         if key.ends_with('/') {
             (key.starts_with(prefix.as_str()) || prefix.starts_with(key)) && (key > after || after.starts_with(key))
@@ -112,13 +112,13 @@ impl Walk<'_> {
         }
     }
 
-    fn file(&self, key: &str, found: io::Result<Metadata>) -> Result<(), End> {
+    fn file(&self, key: &str, found: io::Result<Metadata>) -> Result<(), WalkEnd> {
         let found = match found {
-            // Removed meanwhile.
+            // Removed since its name was read.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            found => found.map_err(|e| sort(&e))?,
+            found => found.map_err(|e| classify_error(&e))?,
         };
-        Ok(self.sink.put(listed(&self.part.bucket, key, &found))?)
+        Ok(self.sink.put(listed(&self.range.bucket, key, &found))?)
     }
 }
 
