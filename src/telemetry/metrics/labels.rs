@@ -10,7 +10,7 @@ pub trait Label: Sized {
     const NAME: &'static str;
 
     /// The values that are possible in every worker, and therefore shown from the start. None for free text.
-    fn known() -> Vec<Self>;
+    fn known_values() -> Vec<Self>;
 
     /// The value in a scrape.
     fn into_value(self) -> SharedString;
@@ -44,7 +44,7 @@ impl<A: Label> LabelSet for A {
     const NAMES: &'static [&'static str] = &[A::NAME];
 
     fn known() -> Vec<Self> {
-        A::known()
+        A::known_values()
     }
 
     fn into_pairs(self) -> Vec<Pair> {
@@ -56,7 +56,7 @@ impl<A: Label + Clone, B: Label> LabelSet for (A, B) {
     const NAMES: &'static [&'static str] = &[A::NAME, B::NAME];
 
     fn known() -> Vec<Self> {
-        A::known().into_iter().flat_map(|a| B::known().into_iter().map(move |b| (a.clone(), b))).collect()
+        A::known_values().into_iter().flat_map(|a| B::known_values().into_iter().map(move |b| (a.clone(), b))).collect()
     }
 
     fn into_pairs(self) -> Vec<Pair> {
@@ -69,7 +69,7 @@ impl<A: Label + Clone, B: Label + Clone, C: Label> LabelSet for (A, B, C) {
 
     fn known() -> Vec<Self> {
         let pairs = <(A, B)>::known().into_iter();
-        pairs.flat_map(|(a, b)| C::known().into_iter().map(move |c| (a.clone(), b.clone(), c))).collect()
+        pairs.flat_map(|(a, b)| C::known_values().into_iter().map(move |c| (a.clone(), b.clone(), c))).collect()
     }
 
     fn into_pairs(self) -> Vec<Pair> {
@@ -105,12 +105,12 @@ macro_rules! closed_label {
         impl $crate::telemetry::metrics::labels::Label for $name {
             const NAME: &'static str = $label;
 
-            fn known() -> Vec<Self> {
+            fn known_values() -> Vec<Self> {
                 Self::ALL.to_vec()
             }
 
-            fn into_value(self) -> metrics::SharedString {
-                metrics::SharedString::const_str(self.as_str())
+            fn into_value(self) -> ::metrics::SharedString {
+                ::metrics::SharedString::const_str(self.as_str())
             }
         }
     };
@@ -127,7 +127,7 @@ macro_rules! text_label {
         impl Label for $name {
             const NAME: &'static str = $label;
 
-            fn known() -> Vec<Self> {
+            fn known_values() -> Vec<Self> {
                 Vec::new()
             }
 
@@ -239,7 +239,7 @@ pub struct RoutingKey(pub String);
 impl Label for RoutingKey {
     const NAME: &'static str = "routing_key";
 
-    fn known() -> Vec<Self> {
+    fn known_values() -> Vec<Self> {
         let mut keys: Vec<_> = Outcome::ALL.map(Outcome::routing_key).into();
         keys.dedup();
         keys.into_iter().map(|key| Self(key.into())).collect()
@@ -257,7 +257,7 @@ pub struct ProgramVersion;
 impl Label for ProgramVersion {
     const NAME: &'static str = "version";
 
-    fn known() -> Vec<Self> {
+    fn known_values() -> Vec<Self> {
         vec![Self]
     }
 
@@ -269,7 +269,7 @@ impl Label for ProgramVersion {
 impl Label for Lane {
     const NAME: &'static str = "lane";
 
-    fn known() -> Vec<Self> {
+    fn known_values() -> Vec<Self> {
         Self::ALL.into()
     }
 
@@ -281,7 +281,7 @@ impl Label for Lane {
 impl Label for Outcome {
     const NAME: &'static str = "outcome";
 
-    fn known() -> Vec<Self> {
+    fn known_values() -> Vec<Self> {
         Self::ALL.into()
     }
 
@@ -305,7 +305,7 @@ mod tests {
         }
         assert_eq!(<()>::known().len(), 1, "a metric without labels has one series");
         assert_eq!(<(DetectorName, Lane)>::known(), [], "free text has no known values");
-        let keys: Vec<_> = RoutingKey::known().into_iter().map(|key| key.0).collect();
+        let keys: Vec<_> = RoutingKey::known_values().into_iter().map(|key| key.0).collect();
         assert_eq!(keys, ["image.passed", "image.review", "image.flagged", "image.failed"]);
     }
 }
