@@ -160,7 +160,7 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
     match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await {
         Err(_) => Err(BrokerError::ConnectTimeout { url: url.to_string() }),
         Ok(Ok(connection)) => {
-            metrics::connected(name);
+            metrics::broker_connected(name);
             Ok(connection)
         }
         Ok(Err(error)) if error.is_amqp_error() => Err(BrokerError::LoginRefused { url: url.to_string(), error }),

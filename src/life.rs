@@ -20,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::fault_injection::{self, PlantedBug};
 use crate::job::event::{self, EventContext};
 use crate::job::{Digests, Judgement, Outcome, Verdict, verdict_id};
 use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
 use crate::objects::{FetchError, Fetcher};
-use crate::planted::{self, Bug};
 use crate::screen::{Screen, Unseen};
 use crate::telemetry::{Stage, metrics, timed, traces};
 
@@ -74,7 +74,7 @@ impl JobProcessor {
 
     /// Processes one job until its verdict is committed, or until it is known why there is none.
     pub async fn process(&self, request: &JobRequest) -> JobEnd {
-        traces::about(&request.job.image);
+        traces::record_image(&request.job.image);
         loop {
             // A panic costs one attempt of one job, not the process.
             let error = match AssertUnwindSafe(self.attempt(request)).catch_unwind().await {
@@ -93,7 +93,7 @@ impl JobProcessor {
                     }
                 }
                 AttemptError::Failed(cause, reason) => {
-                    metrics::attempt_failed(cause.as_str());
+                    metrics::attempt_failed(cause.label());
                     let failed_attempts = request.failed_attempts.saturating_add(1);
                     if failed_attempts < self.config.worker.attempts {
                         return JobEnd::AttemptFailed { failed_attempts, reason };
@@ -172,7 +172,7 @@ impl JobProcessor {
             }
             Err(FetchError::GateClosed(_)) => return Err(Stop::Failed(AttemptError::ShuttingDown)),
         };
-        planted::passed("fetch");
+        fault_injection::crash_point("fetch");
         let facts = ObjectFacts::of(&object);
         let job_id = identified.job_id(facts.etag.as_deref());
         let fetched = Fetched { identified, job_id, object: facts, _permit: permit };
@@ -201,7 +201,7 @@ impl JobProcessor {
     async fn screen_in_quarantine(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
         let id = fetched.verdict_id();
         let _alone = self.screening.write().await;
-        let deaths = if planted::has(Bug::AttemptsAfterWork) {
+        let deaths = if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             0
         } else {
             self.ledger.begin_alone(id, self.process_id).await.map_err(ledger_is_broken)?.saturating_sub(1)
@@ -226,7 +226,7 @@ impl JobProcessor {
         match screen(&self.screen, identified.request.lane, bytes, &identified.detectors).await {
             Ok(screened) => Ok(screened),
             Err(error @ Unseen::Undecodable(_)) => {
-                let is_bug = planted::has(Bug::ErrorIsPassed);
+                let is_bug = fault_injection::is_planted(PlantedBug::ErrorIsPassed);
                 let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
                 Err(fetched.ends_as(outcome, error.to_string()))
             }
@@ -304,7 +304,7 @@ impl JobProcessor {
     /// A verdict as an event, whether or not its routing key is announced.
     #[must_use]
     pub fn event(&self, request: &JobRequest, verdict: &Verdict) -> Event {
-        let trace = traces::onward(request.trace.as_ref());
+        let trace = traces::context_to_propagate(request.trace.as_ref());
         let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
         event::event(verdict, context, &self.config.prefix)
     }
@@ -323,10 +323,10 @@ impl JobProcessor {
 fn record_commit(request: &JobRequest, verdict: &Verdict) {
     let outcome = verdict.judgement.outcome;
     let is_reused = verdict.reused_from.is_some();
-    traces::note("pixwarden.job_id", &verdict.job_id);
-    traces::note("pixwarden.outcome", outcome.as_str());
-    metrics::committed(request.lane, outcome, is_reused, request.arrived);
-    planted::passed("commit");
+    traces::record_text("pixwarden.job_id", &verdict.job_id);
+    traces::record_text("pixwarden.outcome", outcome.as_str());
+    metrics::verdict_committed(request.lane, outcome, is_reused, request.arrived);
+    fault_injection::crash_point("commit");
     let took = verdict.decided_at - verdict.received_at;
     tracing::info!(
         job_id = verdict.job_id,

@@ -267,8 +267,8 @@ impl Fetcher {
         loop {
             let cause = match self.try_fetch(image, lane, gates).await {
                 Ok(object) => {
-                    metrics::fetched(object.bytes.len() as u64);
-                    traces::count("pixwarden.image.bytes", object.bytes.len() as u64);
+                    metrics::object_fetched(object.bytes.len() as u64);
+                    traces::record_number("pixwarden.image.bytes", object.bytes.len() as u64);
                     *self.last_good_bucket.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
                     return Ok(object);
                 }

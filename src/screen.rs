@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::detector::{Detector, Geometry};
+use crate::fault_injection;
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
-use crate::planted;
 use crate::policy::Policy;
 use crate::telemetry::{Stage, metrics, timed};
 use decode::{Pool, Undecodable, Unread};
@@ -113,8 +113,8 @@ impl Screen {
                 proof = %proof,
                 "detector is ready"
             );
-            metrics::detector(&engine.detector.name, &engine.detector.digest, &engine.place);
-            metrics::batch_limit(&engine.detector.name, engine.max_batch());
+            metrics::detector_loaded(&engine.detector.name, &engine.detector.digest, &engine.place);
+            metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
         Ok(Self { engines, decoders: starter.decoders, policy, broken })
@@ -136,7 +136,7 @@ impl Screen {
     pub fn limit(&self, max_batch: usize) {
         for engine in &self.engines {
             engine.limit(max_batch);
-            metrics::batch_limit(&engine.detector.name, engine.max_batch());
+            metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
         }
     }
 
@@ -205,7 +205,7 @@ impl Screen {
     /// When it cannot be decoded, or a detector cannot score it.
     pub async fn look(&self, lane: Lane, bytes: Bytes, digests: &Digests) -> Result<Sight, Unseen> {
         let engines: Vec<&Engine> = self.engines.iter().filter(|e| digests.contains_key(&e.detector.name)).collect();
-        planted::look_at(&bytes);
+        fault_injection::crash_on_deadly_image(&bytes);
         // Detectors of equal geometry share one result.
         let mut geometries: Vec<Geometry> = Vec::new();
         let mut which = Vec::new();

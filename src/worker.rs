@@ -9,10 +9,10 @@ pub mod settle;
 
 use std::time::{Duration, Instant};
 
+use crate::fault_injection::{self, PlantedBug};
 use crate::job::forms::{self, Malformed, Reading};
 use crate::job::{Identity, Job};
 use crate::life::{JobEnd, JobProcessor, JobRequest};
-use crate::planted::{self, Bug};
 use crate::telemetry::{Stage, timed};
 
 pub use delivery::Delivery;
@@ -30,7 +30,7 @@ struct Worker {
 impl Worker {
     /// One delivery, from its arrival to its settlement.
     async fn process_delivery(&self, delivery: Delivery) {
-        if planted::has(Bug::AckBeforeCommit) {
+        if fault_injection::is_planted(PlantedBug::AckBeforeCommit) {
             settle::acknowledge_too_early(&delivery).await;
         }
         let settlement = match forms::read(&delivery.body, delivery.message_id()) {

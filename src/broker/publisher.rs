@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::{BrokerError, connect, with_timeout};
 use crate::config::SecretUrl;
-use crate::planted::{self, Bug};
+use crate::fault_injection::{self, PlantedBug};
 use crate::retry::Delays;
 
 /// Why a message did not arrive.
@@ -133,8 +133,10 @@ impl Publisher {
         let (exchange, routing_key) = (name(message.exchange)?, name(message.routing_key)?);
         let _place = self.room.acquire().await;
         let (generation, channel) = self.check_out().await?;
-        let options =
-            BasicPublishOptions { mandatory: !planted::has(Bug::NoMandatory), ..BasicPublishOptions::default() };
+        let options = BasicPublishOptions {
+            mandatory: !fault_injection::is_planted(PlantedBug::NoMandatory),
+            ..BasicPublishOptions::default()
+        };
         let properties = message.properties.with_delivery_mode(2);
         let confirmed = with_timeout("confirming a message", async {
             channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await

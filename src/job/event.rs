@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Verdict, event_id, exact, exact_scores};
 use crate::ledger::Event;
-use crate::telemetry::traces::Parent;
+use crate::telemetry::traces::TraceContext;
 
 /// What an event carries over from its job.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +14,7 @@ pub struct EventContext<'a> {
     /// The sender's. Without one the job id is used.
     pub correlation_id: Option<&'a str>,
     /// The trace that continues, by CloudEvents' distributed tracing extension.
-    pub trace: Option<&'a Parent>,
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// The event of a verdict, whether or not its routing key is published.
@@ -119,12 +119,12 @@ mod tests {
     fn a_trace_is_added_to_an_event_that_is_otherwise_the_same() {
         let untraced = event(&verdict(), EventContext::default(), "pixwarden").payload;
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Parent::read(Some(traceparent.into()), Some("a=1".into()));
+        let trace = TraceContext::parse(Some(traceparent.into()), Some("a=1".into()));
         let context = EventContext { trace: trace.as_ref(), ..EventContext::default() };
         let traced = event(&verdict(), context, "pixwarden").payload;
         let extension = format!(",\"traceparent\":\"{traceparent}\",\"tracestate\":\"a=1\"}}");
         assert_eq!(traced, format!("{}{extension}", untraced.strip_suffix('}').unwrap()));
-        assert_eq!(Parent::of_event(&traced), trace);
-        assert_eq!(Parent::of_event(&untraced), None);
+        assert_eq!(TraceContext::from_event(&traced), trace);
+        assert_eq!(TraceContext::from_event(&untraced), None);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Lanes;
 use crate::job::Lane;
-use crate::telemetry::metrics::Counted;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// One of this many parts of a gate is kept for live jobs.
 const LIVE_SHARE: u64 = 4;
@@ -29,7 +29,7 @@ struct Shared {
     /// The share that backfill jobs may use.
     backfill_total: u64,
     /// Reports the units in use as a metric.
-    gauge: Option<fn(u64) -> Counted>,
+    gauge: Option<fn(u64) -> GaugeGuard>,
     state: Mutex<GateState>,
 }
 
@@ -52,7 +52,7 @@ pub struct Permit {
     shared: Arc<Shared>,
     lane: Lane,
     amount: u64,
-    _gauge: Option<Counted>,
+    _gauge: Option<GaugeGuard>,
 }
 
 impl Gate {
@@ -64,11 +64,11 @@ impl Gate {
 
     /// As [`Gate::new`]; the units in use are also shown by a metric.
     #[must_use]
-    pub fn with_gauge(total: u64, gauge: fn(u64) -> Counted) -> Self {
+    pub fn with_gauge(total: u64, gauge: fn(u64) -> GaugeGuard) -> Self {
         Self::with(total, Some(gauge))
     }
 
-    fn with(total: u64, gauge: Option<fn(u64) -> Counted>) -> Self {
+    fn with(total: u64, gauge: Option<fn(u64) -> GaugeGuard>) -> Self {
         let total = total.max(1);
         let backfill_total = (total - total / LIVE_SHARE).max(1);
         Self { shared: Arc::new(Shared { total, backfill_total, gauge, state: Mutex::default() }) }

@@ -12,9 +12,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use crate::fault_injection::{self, PlantedBug};
 use crate::groups::Groups;
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
-use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
 /// Rows per transaction. A larger group gains nothing, and finding a refused row in it costs more.
@@ -56,7 +56,8 @@ impl CommitQueue {
     /// # Errors
     /// When the ledger is down, or refuses this row.
     pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
-        let kept_back = if planted::has(Bug::NoEventOnRedelivery) { entry.event.take() } else { None };
+        let kept_back =
+            if fault_injection::is_planted(PlantedBug::NoEventOnRedelivery) { entry.event.take() } else { None };
         let (reply, committed) = oneshot::channel();
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
@@ -85,7 +86,7 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, (
         let began = Instant::now();
         match ledger.commit(&entries).await {
             Ok(answers) => {
-                metrics::transaction(entries.len(), began.elapsed());
+                metrics::transaction_committed(entries.len(), began.elapsed());
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::retry::Delays;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, labels::DependencyLabel};
 
 /// Something that every job needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,19 +19,19 @@ pub enum Dependency {
 }
 
 impl Dependency {
-    /// The name for people and as a metric's label.
+    /// The label in metrics, and the name for people.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn label(self) -> DependencyLabel {
         match self {
-            Self::Storage => "storage",
-            Self::Ledger => "ledger",
+            Self::Storage => DependencyLabel::Storage,
+            Self::Ledger => DependencyLabel::Ledger,
         }
     }
 }
 
 impl fmt::Display for Dependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.label().as_str())
     }
 }
 
@@ -63,7 +63,7 @@ impl Health {
         if !is_news {
             return;
         }
-        metrics::paused(dependency.as_str(), true);
+        metrics::set_intake_paused(dependency.label(), true);
         tracing::warn!(%dependency, reason, "dependency broken, intake paused");
         let broken = Arc::clone(&self.broken);
         drop(tokio::spawn(async move {
@@ -78,7 +78,7 @@ impl Health {
             }
             let outage_ms = since.elapsed().as_millis();
             tracing::info!(%dependency, outage_ms, "dependency recovered, intake resumed");
-            metrics::paused(dependency.as_str(), false);
+            metrics::set_intake_paused(dependency.label(), false);
             broken.send_modify(|broken| drop(broken.remove(&dependency)));
         }));
     }

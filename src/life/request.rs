@@ -9,7 +9,8 @@ use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
 use crate::screen::Unseen;
 use crate::screen::infer::Unscored;
-use crate::telemetry::traces::Parent;
+use crate::telemetry::metrics::labels::RetryCause;
+use crate::telemetry::traces::TraceContext;
 
 /// A job, and what its caller knows besides it.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct JobRequest {
     /// Until when the job may wait for a broken dependency.
     pub deadline: Instant,
     pub correlation_id: Option<String>,
-    pub trace: Option<Parent>,
+    pub trace: Option<TraceContext>,
 }
 
 /// How a job ended for its caller.
@@ -72,14 +73,14 @@ pub enum AttemptCause {
 }
 
 impl AttemptCause {
-    /// The name as a metric's label.
+    /// The label in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn label(self) -> RetryCause {
         match self {
-            Self::Object => "object",
-            Self::Decoder => "decoder",
-            Self::Session => "session",
-            Self::Panic => "panic",
+            Self::Object => RetryCause::Object,
+            Self::Decoder => RetryCause::Decoder,
+            Self::Session => RetryCause::Session,
+            Self::Panic => RetryCause::Panic,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::config::SecretUrl;
 use crate::job::Lane;
 use crate::life::Dependency;
 use crate::retry::Delays;
-use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::metrics;
 
 /// A consumer that gets nothing for this long while messages wait is silent: the connection is replaced.
@@ -105,7 +105,7 @@ impl Acceptor {
                 }
                 Err(e) => e,
             };
-            self.intake.set_state(State::Lost(lost.to_string()));
+            self.intake.set_state(IntakeState::Lost(lost.to_string()));
             let delay = delays.next_delay();
             tracing::warn!(error = %lost, delay_ms = delay.as_millis(), "lost the broker, reconnecting after a delay");
             self.stop.run_until_cancelled(tokio::time::sleep(delay)).await?;
@@ -122,7 +122,7 @@ impl Acceptor {
         let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
         tokio::select! {
             ended = self.consume_when_healthy(connection, take, in_flight) => ended,
-            never = poll_queue_depths(connection, &queues), if metrics::are_on() => match never {},
+            never = poll_queue_depths(connection, &queues), if metrics::are_enabled() => match never {},
         }
     }
 
@@ -172,7 +172,7 @@ impl Acceptor {
             let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
             consumers.push((*lane, with_timeout("consuming", request).await?));
         }
-        self.intake.set_state(State::Consuming);
+        self.intake.set_state(IntakeState::Consuming);
         tracing::info!(prefetch = self.prefetch, "consuming");
         let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
@@ -217,7 +217,7 @@ impl Acceptor {
     fn set_paused(&self) {
         let broken: Vec<_> = self.broken.borrow().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !broken.is_empty() {
-            self.intake.set_state(State::Paused(broken.join("; ")));
+            self.intake.set_state(IntakeState::Paused(broken.join("; ")));
         }
     }
 
@@ -239,7 +239,7 @@ async fn poll_queue_depths(connection: &Connection, queues: &[String]) -> Infall
         ticks.tick().await;
         for queue in queues {
             match depth(connection, queue).await {
-                Ok(seen) => metrics::queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
+                Ok(seen) => metrics::set_queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
                 Err(e) => tracing::debug!(error = %e, queue, "queue depth not measured"),
             }
         }

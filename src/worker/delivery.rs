@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 
 use crate::broker::{ATTEMPT_HEADER, Acknowledger, JOB_ID_HEADER, header};
 use crate::job::{Lane, forms};
-use crate::telemetry::metrics::{self, Counted};
-use crate::telemetry::traces::Parent;
+use crate::telemetry::metrics::{self, GaugeGuard};
+use crate::telemetry::traces::TraceContext;
 
 /// One message, from its arrival to its settlement.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Delivery {
     acknowledger: Box<dyn Acknowledger>,
     /// The delivery's number on its channel, for logs.
     tag: u64,
-    _gauge: Counted,
+    _gauge: GaugeGuard,
 }
 
 impl Delivery {
@@ -56,7 +56,7 @@ impl Delivery {
             arrived: Instant::now(),
             acknowledger,
             tag: 0,
-            _gauge: metrics::held(lane),
+            _gauge: metrics::hold_delivery(lane),
         }
     }
 
@@ -99,8 +99,8 @@ impl Delivery {
 
     /// The sender's trace.
     #[must_use]
-    pub fn trace(&self) -> Option<Parent> {
-        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::parse(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
     }
 
     #[must_use]

@@ -17,11 +17,12 @@ use uuid::Uuid;
 
 use crate::broker::{Message, MessagePublisher, PublishError, Topology, text};
 use crate::config::OutboxConfig;
+use crate::fault_injection;
 use crate::groups::linger;
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
-use crate::planted;
-use crate::telemetry::traces::{self, Parent};
+use crate::telemetry::metrics::labels::PublishResult;
+use crate::telemetry::traces::{self, TraceContext};
 use crate::telemetry::{Stage, metrics};
 
 /// A CloudEvent in structured mode. The CloudEvents specification has no binding for AMQP 0-9-1.
@@ -104,8 +105,8 @@ async fn send(
     routing_key: &str,
     event: &Event,
 ) -> Result<(), PublishError> {
-    let trace = Parent::of_event(&event.payload);
-    let span = traces::publish(trace.as_ref());
+    let trace = TraceContext::from_event(&event.payload);
+    let span = traces::publish_span(trace.as_ref());
     let mut properties =
         BasicProperties::default().with_content_type(CONTENT_TYPE.into()).with_message_id(event.id.to_string().into());
     if let Ok(id) = ShortString::try_new(event.correlation_id.as_str()) {
@@ -158,16 +159,17 @@ impl EventSender {
     async fn publish(&self, event: Event, since: Instant, confirmed: mpsc::Sender<Uuid>) {
         match send(self.publisher.as_ref(), &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
-                planted::passed("publish");
-                metrics::event(&event.routing_key, "published");
-                metrics::passed(Stage::Publish, since.elapsed());
+                fault_injection::crash_point("publish");
+                metrics::event_attempted(&event.routing_key, PublishResult::Published);
+                metrics::stage_completed(Stage::Publish, since.elapsed());
                 if confirmed.send(event.id).await.is_err() {
                     tracing::debug!(event = %event.id, "published event not marked, it is published again later");
                 }
             }
             Err(e) => {
                 let unroutable = matches!(e, PublishError::Unroutable { .. });
-                metrics::event(&event.routing_key, if unroutable { "unroutable" } else { "failed" });
+                let result = if unroutable { PublishResult::Unroutable } else { PublishResult::Failed };
+                metrics::event_attempted(&event.routing_key, result);
                 if unroutable
                     && self
                         .unbound_keys
@@ -251,14 +253,14 @@ async fn sweep(
 async fn poll_outbox_depth(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(OUTBOX_DEPTH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while metrics::are_on() && stop.run_until_cancelled(ticks.tick()).await.is_some() {
+    while metrics::are_enabled() && stop.run_until_cancelled(ticks.tick()).await.is_some() {
         match ledger.unpublished().await {
             Ok(waiting) => {
                 for routing_key in Outcome::ALL.map(Outcome::routing_key) {
                     let events = waiting.iter().find(|events| events.routing_key == routing_key);
-                    metrics::outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
+                    metrics::set_outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
                 }
-                metrics::outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
+                metrics::set_outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
             }
             Err(e) => tracing::debug!(error = %e, "outbox depth not measured"),
         }

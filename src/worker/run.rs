@@ -22,7 +22,7 @@ use crate::ledger::{self, Ledger, OpenError};
 use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcessorParts};
 use crate::objects::{DownloadGates, Fetcher};
 use crate::screen::{Screen, StartError, decode};
-use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::{http, metrics, traces};
 
 /// Why a worker could not start, or had to end.
@@ -77,7 +77,7 @@ pub async fn run_on(
     let screen = Screen::start(&config)?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let prefetch = prefetch(&config, &screen)?;
-    metrics::limits(metrics::Limits {
+    metrics::set_limits(metrics::WorkerLimits {
         prefetch,
         decode_memory_bytes: config.decode.memory_bytes,
         object_memory_bytes: config.storage.memory_bytes,
@@ -155,7 +155,7 @@ impl RunningWorker {
             objects: Gate::new(max_objects(&config) as u64),
             downloads: DownloadGates {
                 downloads: Gate::new(config.storage.downloads as u64),
-                bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::object_memory),
+                bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::hold_object_memory),
             },
         };
         let drain_timeout = Duration::from_millis(config.worker.drain_ms);
@@ -190,7 +190,7 @@ impl RunningWorker {
             let worker = Arc::clone(&worker);
             let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
             let task = async move { worker.process_delivery(delivery).await };
-            drop(deliveries.spawn(traces::job(lane, tag, parent, task)));
+            drop(deliveries.spawn(traces::in_job_span(lane, tag, parent, task)));
         }
     }
 
@@ -215,7 +215,7 @@ impl RunningWorker {
             _ = &mut self.committing => return Err(WorkerError::TaskEnded("commit")),
             _ = &mut self.publishing => return Err(WorkerError::TaskEnded("publish")),
         }
-        intake.set_state(State::Draining);
+        intake.set_state(IntakeState::Draining);
         tracing::info!(in_flight = self.deliveries.len(), "draining");
         match tokio::time::timeout(self.drain_timeout, self.drain(accepting)).await {
             Ok(()) => tracing::info!("drained"),

@@ -16,9 +16,10 @@ use crate::broker::{
     ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER, Topology,
     delay_queue_index, text,
 };
+use crate::fault_injection;
 use crate::job::Outcome;
 use crate::life::JobEnd;
-use crate::planted;
+use crate::telemetry::metrics::labels::SettlementLabel;
 use crate::telemetry::{metrics, traces};
 
 /// Longest reason in a header. The verdict and the log have the whole text.
@@ -56,15 +57,15 @@ pub enum Settlement {
 }
 
 impl Settlement {
-    /// The name as a metric's label.
-    const fn as_str(&self) -> &'static str {
+    /// The label in metrics and traces.
+    const fn label(&self) -> SettlementLabel {
         match self {
-            Self::Ack => "done",
-            Self::Ignore => "ignored",
-            Self::Retry { .. } => "retried",
-            Self::DeadLetter { .. } => "dead_lettered",
-            Self::Split(_) => "split",
-            Self::Return => "returned",
+            Self::Ack => SettlementLabel::Done,
+            Self::Ignore => SettlementLabel::Ignored,
+            Self::Retry { .. } => SettlementLabel::Retried,
+            Self::DeadLetter { .. } => SettlementLabel::DeadLettered,
+            Self::Split(_) => SettlementLabel::Split,
+            Self::Return => SettlementLabel::Returned,
         }
     }
 }
@@ -131,15 +132,15 @@ impl Settler {
                 Settlement::Return
             }
         };
-        traces::note("pixwarden.settlement", settlement.as_str());
+        traces::record_text("pixwarden.settlement", settlement.label().as_str());
         let result = match settlement {
             Settlement::Return => delivery.acknowledger().requeue().await,
             _ => delivery.acknowledger().acknowledge().await,
         };
-        planted::passed("settle");
+        fault_injection::crash_point("settle");
         // A delivery whose channel is gone cannot be settled. The broker delivers it again.
         match result {
-            Ok(true) => metrics::settled(delivery.lane, settlement.as_str()),
+            Ok(true) => metrics::delivery_settled(delivery.lane, settlement.label()),
             Ok(false) => tracing::debug!("delivery not settled, its channel is gone"),
             Err(e) => tracing::debug!(error = %e, "delivery not settled"),
         }
@@ -170,7 +171,7 @@ impl Settler {
     }
 }
 
-/// The mistake that `planted::Bug::AckBeforeCommit` stands for.
+/// The mistake that `fault_injection::PlantedBug::AckBeforeCommit` stands for.
 pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
     if let Err(e) = delivery.acknowledger().acknowledge().await {
         tracing::debug!(error = %e, "delivery not settled");
