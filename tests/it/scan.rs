@@ -92,7 +92,7 @@ async fn interrupted_scans_are_taken_up_where_they_were_and_repeat_nothing() {
 
     let (rows_before, said, status) = desk.interrupted(100, "INT").await;
     assert_eq!(status, Some(130), "{said}");
-    assert!(said.contains("stopped before the end; the same command goes on"), "{said}");
+    assert!(said.contains("stopped before the end; run the same command to continue"), "{said}");
     assert!((100..names.len()).contains(&rows_before.len()), "{} rows", rows_before.len());
     assert_eq!(images(&rows_before), names[..rows_before.len()], "in order, and without a gap");
     let db = desk.database().await;
@@ -229,7 +229,7 @@ async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
     assert!(missing.stderr.contains("error: reading nowhere: No such file"), "{}", missing.stderr);
     assert!(missing.stderr.contains("1 could not be read"), "{}", missing.stderr);
     let pipe = scan(&["z/pipe"]).await;
-    assert!(pipe.stderr.contains("reading z/pipe: it is neither a file nor a folder"), "{}", pipe.stderr);
+    assert!(pipe.stderr.contains("reading z/pipe: not a file or a folder"), "{}", pipe.stderr);
 
     let everything = ["--review-at", "0", "--flag-at", "0.99999"];
     let status = async |fail_on: &str| scan(&[&["z", "--fail-on", fail_on][..], &everything].concat()).await.status;
