@@ -3,6 +3,7 @@
 //! This file reads files and checks them against each other. It runs nothing: that the model's own shapes agree with
 //! the package is checked by `screen::infer` when the session is made.
 
+mod digest;
 mod external;
 mod golden;
 mod labels;
@@ -13,10 +14,11 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
+use digest::DigestInput;
 use weights::Weights;
 
+pub use digest::DecodeSettings;
 pub use golden::Golden;
 pub use preprocessing::{Channels, CropRounding, Filter, Geometry, Normalisation, Resize};
 pub use weights::{PLACES as MODEL_PLACES, companions};
@@ -117,7 +119,7 @@ impl FieldError {
 
 /// Where a package is and what the configuration says of it.
 #[derive(Debug, Clone)]
-pub struct Source<'a> {
+pub struct PackageSource<'a> {
     /// The folder.
     pub folder: &'a Path,
     /// A name other than the folder's.
@@ -126,8 +128,8 @@ pub struct Source<'a> {
     pub sha256: Option<&'a str>,
     /// Scored and recorded, never judged.
     pub shadow: bool,
-    /// What else decides the pixels: part of the digest.
-    pub decode_settings: &'a str,
+    /// The settings of the decoder that decide the pixels: part of the digest.
+    pub decode_settings: DecodeSettings,
 }
 
 impl Detector {
@@ -135,7 +137,7 @@ impl Detector {
     ///
     /// # Errors
     /// When a file is missing, a field is missing or not supported, or the model is not the pinned one.
-    pub fn load(source: &Source<'_>) -> Result<Self, PackageError> {
+    pub fn load(source: &PackageSource<'_>) -> Result<Self, PackageError> {
         let folder = source.folder;
         let in_file = |what: &str| PackageError::File { folder: folder.display().to_string(), what: what.into() };
         let in_field = |e: FieldError| e.of(folder);
@@ -172,12 +174,16 @@ impl Detector {
             .map(|fields| Golden::read(folder, &fields, &labels).map_err(in_field))
             .transpose()?;
 
-        let decides = serde_json::json!([
-            weights.sha256,
-            labels,
-            format!("{geometry:?} {normalisation:?} {activation:?} {multi_label}"),
-            source.decode_settings,
-        ]);
+        let digest = DigestInput {
+            model_sha256: &weights.sha256,
+            labels: &labels,
+            geometry,
+            normalisation,
+            activation,
+            multi_label,
+            decode: source.decode_settings,
+        }
+        .sha256();
         Ok(Self {
             name,
             model: weights.model,
@@ -187,7 +193,7 @@ impl Detector {
             activation,
             multi_label,
             shadow: source.shadow,
-            digest: hex::encode(Sha256::digest(decides.to_string())),
+            digest,
             model_sha256: weights.sha256,
             golden,
         })
@@ -216,6 +222,8 @@ fn read_json(folder: &Path, file: &str) -> Result<Option<Map<String, Value>>, Pa
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     /// A package whose one tensor is in the file `weights.bin`.
@@ -229,7 +237,18 @@ mod tests {
     }
 
     fn load(folder: &Path, sha256: Option<&str>) -> Result<Detector, PackageError> {
-        Detector::load(&Source { folder, name: None, sha256, shadow: false, decode_settings: "" })
+        Detector::load(&PackageSource { folder, name: None, sha256, shadow: false, decode_settings: DecodeSettings::default() })
+    }
+
+    /// This value may change only together with what it covers: an archive's stored scores hang on it.
+    #[test]
+    fn the_digest_of_a_package_is_pinned_by_value() {
+        let package = package("weights.bin", b"weights");
+        let decode_settings = DecodeSettings { version: 1, max_frames: 4, fast_tenths: None };
+        let source =
+            PackageSource { folder: package.path(), name: Some("any"), sha256: None, shadow: true, decode_settings };
+        let digest = Detector::load(&source).unwrap().digest;
+        assert_eq!(digest, "@PACKAGE@");
     }
 
     #[test]

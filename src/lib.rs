@@ -19,7 +19,8 @@
 //! | [`job`] | the words: job, lane, outcome, scores, verdict; `job::forms` reads messages | any service |
 //! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
 //! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
-//! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
+//! | `canonical` | the JSON from which digests are made that hold for years | what is digested |
+| [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
 //! | [`policy`] | rules, checked against the detectors that are there | scores |
 //! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
 //! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
@@ -54,6 +55,7 @@
 
 pub mod backfill;
 pub mod broker;
+mod canonical;
 pub mod certificates;
 pub mod commands;
 pub mod config;

@@ -2,8 +2,9 @@
 //!
 //! Applying the rules to scores is in `screen::judge`.
 
-use sha2::{Digest, Sha256};
+use serde::Serialize;
 
+use crate::canonical::{self, without_negative_zero};
 use crate::config::PolicyConfig;
 use crate::detector::Detector;
 use crate::job::PolicyRef;
@@ -28,7 +29,7 @@ pub struct Rule {
 /// Rules that fit the detectors.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Every rule; the strongest outcome wins.
+    /// Every rule, once, in the canonical order; the strongest outcome wins.
     pub rules: Vec<Rule>,
     /// Name and digest, recorded with every verdict.
     pub reference: PolicyRef,
@@ -142,9 +143,59 @@ impl Policy {
                 example: usual_label(detector).unwrap_or(&detector.labels[0]).to_owned(),
             });
         }
-        let sha256 = hex::encode(Sha256::digest(format!("{rules:?}")));
+        let rules = in_canonical_order(rules);
+        let sha256 = canonical::sha256(&canonical_text(&rules));
         Ok(Self { rules, reference: PolicyRef { name: config.name.clone(), sha256 }, is_default })
     }
+
+    /// The rules as canonical JSON. The policy's digest is the SHA-256 of this text.
+    #[must_use]
+    pub fn canonical_text(&self) -> String {
+        canonical_text(&self.rules)
+    }
+}
+
+/// The version of the canonical form. It changes only when the meaning of its fields changes.
+const VERSION: u32 = 1;
+
+/// The canonical form of a policy. Fields are declared in the order of their names.
+#[derive(Serialize)]
+struct CanonicalPolicy<'a> {
+    rules: Vec<CanonicalRule<'a>>,
+    version: u32,
+}
+
+/// The canonical form of a rule. Fields are declared in the order of their names.
+#[derive(Serialize)]
+struct CanonicalRule<'a> {
+    detector: &'a str,
+    flag_at: f32,
+    label: &'a str,
+    review_at: f32,
+}
+
+impl<'a> From<&'a Rule> for CanonicalRule<'a> {
+    fn from(rule: &'a Rule) -> Self {
+        Self {
+            detector: &rule.detector,
+            flag_at: without_negative_zero(rule.flag_at),
+            label: &rule.label,
+            review_at: without_negative_zero(rule.review_at),
+        }
+    }
+}
+
+/// Sorts rules by their canonical text and leaves out repetitions. The order of the rules in a file then decides nothing:
+/// neither the digest, nor which of two findings that are equally strong comes first.
+fn in_canonical_order(mut rules: Vec<Rule>) -> Vec<Rule> {
+    let text = |rule: &Rule| canonical::text(&CanonicalRule::from(rule));
+    rules.sort_by_cached_key(text);
+    rules.dedup_by_key(|rule| text(rule));
+    rules
+}
+
+fn canonical_text(rules: &[Rule]) -> String {
+    canonical::text(&CanonicalPolicy { rules: rules.iter().map(CanonicalRule::from).collect(), version: VERSION })
 }
 
 fn configured(config: &PolicyConfig) -> Vec<Rule> {
@@ -189,6 +240,7 @@ pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::canonical::tests::assert_sorted;
     use crate::config::RuleConfig;
     use crate::detector::{Filter, Geometry, Normalisation, Resize};
 
@@ -257,12 +309,56 @@ pub(crate) mod tests {
         assert_eq!(policy.rules, [expected]);
     }
 
+    fn resolved(config: &PolicyConfig) -> Policy {
+        let detectors = [detector("d", &["by human", "by AI"]), detector("e", &["nsfw", "sfw"])];
+        let judged: Vec<_> = detectors
+            .into_iter()
+            .filter(|detector| config.rules.iter().any(|rule| rule.detector == detector.name))
+            .collect();
+        Policy::resolve(config, &judged, true).unwrap()
+    }
+
+    /// These values may change only together with what they cover: every stored verdict names its policy by them.
+    #[test]
+    fn the_canonical_form_of_a_policy_is_pinned_by_value() {
+        let one = resolved(&rule("d", "by AI", 0.5, 0.9));
+        let text = r#"{"rules":[{"detector":"d","flag_at":0.9,"label":"by AI","review_at":0.5}],"version":1}"#;
+        assert_eq!(one.canonical_text(), text);
+        assert_eq!(one.reference.sha256, "733a771ddb84dd7e539e8c454a8bd592712b8735987318a58dfdc0b70d3f7ecf");
+        assert_sorted(text);
+
+        let rules = [rule("e", "nsfw", -0.0, 0.9), rule("d", "by human", 0.25, 1.0), rule("d", "by AI", 0.5, 0.9)];
+        let rules: Vec<_> = rules.into_iter().flat_map(|config| config.rules).collect();
+        let several = PolicyConfig { rules: rules.clone(), ..PolicyConfig::default() };
+        let text = concat!(
+            r#"{"rules":[{"detector":"d","flag_at":0.9,"label":"by AI","review_at":0.5},"#,
+            r#"{"detector":"d","flag_at":1.0,"label":"by human","review_at":0.25},"#,
+            r#"{"detector":"e","flag_at":0.9,"label":"nsfw","review_at":0.0}],"version":1}"#
+        );
+        assert_eq!(resolved(&several).canonical_text(), text);
+        assert_eq!(
+            resolved(&several).reference.sha256,
+            "9de2a2960339bd69b76de3f4e2a0aa46969c697512d569c136b8af71b680713f"
+        );
+
+        let turned = rules.iter().rev().chain(&rules).cloned().collect();
+        let turned = PolicyConfig { rules: turned, ..several.clone() };
+        assert_eq!(resolved(&turned).reference, resolved(&several).reference, "order and repetition decide nothing");
+        assert_eq!(resolved(&turned).rules, resolved(&several).rules);
+    }
+
     #[test]
     fn the_digest_follows_the_rules_and_not_the_name() {
-        let d = [detector("d", &["by human", "by AI"])];
-        let digest = |config: &PolicyConfig| Policy::resolve(config, &d, true).unwrap().reference.sha256;
+        let digest = |config: &PolicyConfig| resolved(config).reference.sha256;
         let base = rule("d", "by AI", 0.5, 0.9);
         assert_eq!(digest(&base), digest(&PolicyConfig { name: "other".into(), ..base.clone() }));
-        assert_ne!(digest(&base), digest(&rule("d", "by AI", 0.5, 0.91)));
+        for other in [
+            rule("d", "by AI", 0.5, 0.91),
+            rule("d", "by AI", 0.51, 0.9),
+            rule("d", "by human", 0.5, 0.9),
+            rule("e", "nsfw", 0.5, 0.9),
+        ] {
+            assert_ne!(digest(&base), digest(&other));
+        }
     }
 }

@@ -34,6 +34,10 @@ use process::Decoder;
 
 pub use confine::Layers;
 
+/// Grows by 1 with every change after which some file has other pixels than before, however few. It is a part of every
+/// detector's digest, so that stored scores are not mixed with scores of other pixels.
+pub(super) const PIXELS_VERSION: u32 = 1;
+
 /// Why an image has no pixels, in one line for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

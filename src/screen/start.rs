@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 
-use super::decode::Pool;
+use super::decode::{PIXELS_VERSION, Pool};
 use super::infer::{Engine, InferError, Runtime};
 use super::prepare::LEAVES_TENTHS;
 use super::proof::{Proof, ProofError, prove};
 use crate::config::{Config, DecodeMode, DetectorEntry};
-use crate::detector::{Detector, PackageError, Source};
+use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};
 use crate::policy::{Policy, PolicyError};
 
 /// Why there is no screen.
@@ -79,18 +79,21 @@ pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
 
 /// Reads every configured package by itself.
 fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
-    let mode = match config.decode.mode {
-        DecodeMode::Exact => "exact".to_owned(),
-        DecodeMode::Fast => format!("fast to {}.{}", LEAVES_TENTHS / 10, LEAVES_TENTHS % 10),
+    let decode_settings = DecodeSettings {
+        version: PIXELS_VERSION,
+        max_frames: config.decode.max_frames,
+        fast_tenths: match config.decode.mode {
+            DecodeMode::Exact => None,
+            DecodeMode::Fast => Some(LEAVES_TENTHS),
+        },
     };
-    let decode_settings = format!("{mode}, {} frames", config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
-        let detector = Detector::load(&Source {
+        let detector = Detector::load(&PackageSource {
             folder,
             name: Some(name).filter(|n| !n.is_empty()),
             sha256: Some(sha256).filter(|s| !s.is_empty()),
             shadow,
-            decode_settings: &decode_settings,
+            decode_settings,
         });
         (folder.to_owned(), detector)
     };

@@ -334,7 +334,7 @@ fn failure(error: ort::Error) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detector::Source;
+    use crate::detector::{DecodeSettings, PackageSource};
     use ort::value::{Shape, SymbolicDimensions};
 
     fn tensor(shape: &[i64]) -> ValueType {
@@ -380,7 +380,8 @@ mod tests {
 
     fn open(runtime: &Runtime, place: Place) -> Box<dyn Session> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifake-32");
-        let source = Source { folder: &folder, name: None, sha256: None, shadow: false, decode_settings: "" };
+        let decode_settings = DecodeSettings::default();
+        let source = PackageSource { folder: &folder, name: None, sha256: None, shadow: false, decode_settings };
         let detector = Detector::load(&source).unwrap();
         runtime.open(&detector, &on_host(), place).unwrap()
     }
