@@ -237,7 +237,13 @@ mod tests {
     }
 
     fn load(folder: &Path, sha256: Option<&str>) -> Result<Detector, PackageError> {
-        Detector::load(&PackageSource { folder, name: None, sha256, shadow: false, decode_settings: DecodeSettings::default() })
+        Detector::load(&PackageSource {
+            folder,
+            name: None,
+            sha256,
+            shadow: false,
+            decode_settings: DecodeSettings::default(),
+        })
     }
 
     /// This value may change only together with what it covers: an archive's stored scores hang on it.

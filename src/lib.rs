@@ -20,7 +20,7 @@
 //! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
 //! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
 //! | `canonical` | the JSON from which digests are made that hold for years | what is digested |
-| [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
+//! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
 //! | [`policy`] | rules, checked against the detectors that are there | scores |
 //! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
 //! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
@@ -42,7 +42,7 @@
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
 //!   `Fetching`, `Closed`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
-//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
+//!   `screen/decode/sandbox/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
 //!   the system (`memmap2`) in `worker/blob/spare.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in
 //!   `evaluate/columns.rs`, HTTP of our own asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in
 //!   `telemetry/http.rs`, what counts in `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that

@@ -1,6 +1,8 @@
 //! The policy: rules checked once against the detectors that are really there, so that it never fails open.
 //!
-//! Applying the rules to scores is in `screen::judge`.
+//! Applying the rules to scores is in `judge`.
+
+pub mod judge;
 
 use serde::Serialize;
 

@@ -3,10 +3,8 @@
 //! `worker` and `scan` share one [`Screen`]; they differ in where bytes come from and where verdicts go.
 
 pub mod decode;
-pub mod gather;
 pub mod infer;
-pub mod judge;
-pub mod prepare;
+pub mod pixels;
 mod proof;
 mod start;
 
@@ -19,11 +17,11 @@ use crate::config::Config;
 use crate::detector::{Detector, Geometry};
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
 use crate::planted;
-use crate::policy::Policy;
+use crate::policy::{Policy, judge};
 use crate::telemetry::{Stage, metrics, timed};
 use decode::{Pool, Undecodable, Unread};
 use infer::{Engine, Unscored};
-use prepare::Pixels;
+use pixels::Pixels;
 use start::Starter;
 
 pub use proof::{Deviation, Proof, ProofError};

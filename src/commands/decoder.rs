@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::screen::decode::child::{Attempt, attempt, serve};
+use crate::screen::decode::sandbox::child::{Attempt, attempt, serve};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -15,8 +15,8 @@ use super::record;
 use crate::config::Config;
 use crate::job::{Judgement, Outcome, Verdict, rejudged_event_id};
 use crate::ledger::{self, Rejudged};
-use crate::policy::Policy;
-use crate::screen::{judge, plan};
+use crate::policy::{Policy, judge};
+use crate::screen::plan;
 use crate::worker::publish;
 
 /// Verdicts a transaction.

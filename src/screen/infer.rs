@@ -5,6 +5,7 @@
 //! has to prove itself on a blank image. If it cannot, it is the session that is broken, not the image, and the process
 //! has to end: a session after a fatal GPU error never recovers.
 
+mod gather;
 mod onnx;
 mod warm;
 
@@ -14,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::gather::{Gather, Next};
-use super::prepare::Pixels;
+use super::pixels::Pixels;
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
 use crate::job::Lane;
 use crate::telemetry::{metrics, traces};
 
+use gather::{Gather, Next};
 pub use onnx::Runtime;
 pub use warm::{LARGEST_BATCH, gains};
 use warm::{plain, warm_up};

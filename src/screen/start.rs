@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 
-use super::decode::{PIXELS_VERSION, Pool};
+use super::decode::{LEAVES_TENTHS, PIXELS_VERSION, Pool};
 use super::infer::{Engine, InferError, Runtime};
-use super::prepare::LEAVES_TENTHS;
 use super::proof::{Proof, ProofError, prove};
 use crate::config::{Config, DecodeMode, DetectorEntry};
 use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};

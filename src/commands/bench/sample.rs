@@ -15,7 +15,7 @@ use super::load::{Interrupted, count};
 use crate::detector::Geometry;
 use crate::job::{Lane, Seen};
 use crate::screen::decode::{self, Pool, Unread};
-use crate::screen::prepare::Pixels;
+use crate::screen::pixels::Pixels;
 
 /// Images of a sample; more would only take memory.
 pub(super) const MOST: usize = 100;

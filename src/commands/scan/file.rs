@@ -14,8 +14,9 @@ use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
 use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
 use crate::ledger::{Entry, Ledger};
-use crate::screen::prepare::Pixels;
-use crate::screen::{Screen, Unseen, decode, judge};
+use crate::policy::judge;
+use crate::screen::pixels::Pixels;
+use crate::screen::{Screen, Unseen, decode};
 use crate::worker::admit::Gate;
 use crate::worker::persist::Persist;
 

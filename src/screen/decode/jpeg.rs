@@ -9,10 +9,9 @@
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
-use super::{Context, Frame, Undecodable};
-use crate::config::DecodeMode;
+use super::frame::Frame;
+use super::{Context, Undecodable};
 use crate::job::Seen;
-use crate::screen::prepare;
 
 /// More scans than any encoder writes; each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
@@ -42,9 +41,8 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     let converted = if inks { 3 } else { 0 };
     let output = format.size() + converted;
     let whole_bytes = context.check(width, height, (output + coefficients) as u64)?;
-    let can_shrink = context.mode == DecodeMode::Fast && !inks && !header.is_lossless;
-    let shrunk =
-        if can_shrink { prepare::may_shrink((width, height), layout.orientation, context.geometries) } else { 1 };
+    let can_shrink = !inks && !header.is_lossless;
+    let shrunk = if can_shrink { context.may_shrink((width, height), layout.orientation) } else { 1 };
     let scale = ScalingFactor::new(1, shrunk as usize);
     decompressor.set_scaling_factor(scale).map_err(|e| explain(&e))?;
     let scaled = header.scaled(scale);
@@ -135,7 +133,7 @@ mod tests {
     use turbojpeg::{Compressor, Subsamp};
 
     use super::*;
-    use crate::config::DecodeConfig;
+    use crate::config::{DecodeConfig, DecodeMode};
     use crate::detector::{CropRounding, Filter, Geometry, Resize};
     use crate::screen::decode::budget::{Held, Memory};
     use crate::screen::decode::{Decoded, Tools, Wanted, decode_safely};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{InferError, Session, SessionError};
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
-use crate::screen::prepare::Pixels;
+use crate::screen::pixels::Pixels;
 
 /// The largest batch that is tried where none is told.
 pub const LARGEST_BATCH: u32 = 64;

@@ -3,12 +3,12 @@
 //!
 //! No memory is shared: what was received cannot change while it is looked at.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::confine::Layers;
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::Geometry;
 
@@ -40,6 +40,23 @@ pub(super) enum Report {
     Seen { format: String, width: u32, height: u32, frames: u32, taken: u32 },
     /// Why it has no pixels.
     Undecodable { reason: String },
+}
+
+/// What keeps a process that decodes from doing anything else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// The layers, by name.
+    pub active: Vec<String>,
+    /// Those that cannot be had here, each with the reason.
+    pub missing: Vec<String>,
+}
+
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let active = if self.active.is_empty() { "nothing".into() } else { self.active.join(", ") };
+        write!(f, "{active}")?;
+        if self.missing.is_empty() { Ok(()) } else { write!(f, "; missing: {}", self.missing.join(", ")) }
+    }
 }
 
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {

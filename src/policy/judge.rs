@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
+use super::{Policy, Rule};
 use crate::job::{Judgement, Outcome, Scores};
-use crate::policy::{Policy, Rule};
 
 /// Judges one frame's scores. The strongest outcome wins, among equals the highest score.
 ///

@@ -14,14 +14,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::budget::Memory;
-use super::confine::Layers;
-use super::protocol::{IMAGES, Order, Report, receive, send};
-use super::{Decoded, Undecodable, Unread, Wanted};
+use super::super::budget::Memory;
+use super::super::{Decoded, Undecodable, Unread, Wanted};
+use super::protocol::{IMAGES, Layers, Order, Report, receive, send};
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 use crate::job::{Seen, format_name};
-use crate::screen::prepare::Pixels;
+use crate::screen::pixels::Pixels;
 
 /// Longest a process may take until it is ready; it has next to nothing to do.
 const START: Duration = Duration::from_secs(10);
@@ -50,7 +49,7 @@ const UNHEARD: u32 = 10;
 const MAX_REASON: usize = 1000;
 
 /// One thread's process, and how to have another.
-pub(super) struct Decoder<'a> {
+pub(in crate::screen::decode) struct Decoder<'a> {
     config: &'a DecodeConfig,
     memory: &'a dyn Memory,
     running: Option<Running>,
@@ -80,12 +79,12 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// When the system refuses one, or it does not become ready.
-    pub(super) fn start(config: &'a DecodeConfig, memory: &'a dyn Memory) -> io::Result<Self> {
+    pub(in crate::screen::decode) fn start(config: &'a DecodeConfig, memory: &'a dyn Memory) -> io::Result<Self> {
         Ok(Self { config, memory, running: Some(Running::start(config)?) })
     }
 
     /// What confines the process that runs.
-    pub(super) fn layers(&self) -> Option<Layers> {
+    pub(in crate::screen::decode) fn layers(&self) -> Option<Layers> {
         self.running.as_ref().map(|running| running.layers.clone())
     }
 
@@ -93,7 +92,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// When it cannot be decoded, or no process can be had that would.
-    pub(super) fn decode(&mut self, wanted: &Wanted<'_>) -> Result<Decoded, Unread> {
+    pub(in crate::screen::decode) fn decode(&mut self, wanted: &Wanted<'_>) -> Result<Decoded, Unread> {
         let (mut tries, mut unheard) = (0, 0);
         loop {
             let mut running = match self.running.take().and_then(Running::if_ready) {

@@ -4,7 +4,6 @@
 //! Each layer stands by itself. One that the kernel or a container does not have is named, and the others stay.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 
 use landlock::{ABI, Access, AccessFs, AccessNet, LandlockStatus, Ruleset, RulesetAttr, RulesetStatus, Scope};
@@ -12,9 +11,8 @@ use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal,
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-use serde::{Deserialize, Serialize};
 
-use super::protocol::IMAGES;
+use super::protocol::{IMAGES, Layers};
 use crate::config::DecodeConfig;
 
 /// Memory beside what one image's decoding is admitted for: the file itself, the resizer's passes, the pixels.
@@ -22,23 +20,6 @@ const MARGIN_BYTES: u64 = 512 << 20;
 
 /// The highest score: where memory is short, a decoder goes before anybody else (proc_pid_oom_score_adj(5)).
 const FIRST_TO_GO: &str = "1000";
-
-/// What keeps a process that decodes from doing anything else.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layers {
-    /// The layers, by name.
-    pub active: Vec<String>,
-    /// Those that cannot be had here, each with the reason.
-    pub missing: Vec<String>,
-}
-
-impl fmt::Display for Layers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let active = if self.active.is_empty() { "nothing".into() } else { self.active.join(", ") };
-        write!(f, "{active}")?;
-        if self.missing.is_empty() { Ok(()) } else { write!(f, "; missing: {}", self.missing.join(", ")) }
-    }
-}
 
 /// Confines the process, which has one thread, for the rest of its life. It keeps one socket.
 pub(super) fn confine(limits: &DecodeConfig, socket: &impl AsRawFd) -> Layers {

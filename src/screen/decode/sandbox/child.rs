@@ -7,10 +7,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use super::budget::{Budget, Held, Memory};
+use super::super::budget::{Budget, Held, Memory};
+use super::super::{Decoded, Tools, Undecodable, Wanted, decode_safely};
 use super::confine::confine;
 use super::protocol::{Order, Report, receive, send};
-use super::{Decoded, Tools, Undecodable, Wanted, decode_safely};
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::{CropRounding, Filter, Geometry, Resize};
 

@@ -7,7 +7,9 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
 
+use super::frame::Frame;
 use crate::detector::{CropRounding, Filter, Geometry, Resize};
+use crate::screen::pixels::Pixels;
 
 /// The largest result of a pass. Only an extreme shape comes near: it is resized far beyond the crop.
 const MAX_PASS_BYTES: u64 = 64 << 20;
@@ -23,40 +25,8 @@ pub enum PrepareError {
     Resize(#[from] ResizeError),
 }
 
-/// What one detector sees of one frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pixels {
-    /// Pixels across.
-    pub width: u32,
-    /// Pixels down.
-    pub height: u32,
-    /// `[height, width, 3] u8`, red, green, blue.
-    pub data: Vec<u8>,
-}
-
-/// One decoded frame, not yet turned upright.
-pub(super) struct Frame {
-    /// `[⌈height / shrunk⌉, ⌈width / shrunk⌉, 3] u8`, red, green, blue.
-    pub(super) rgb: Vec<u8>,
-    /// The image's pixels across, as it lies.
-    pub(super) width: u32,
-    /// The image's pixels down, as it lies.
-    pub(super) height: u32,
-    /// EXIF's code, 1 to 8.
-    pub(super) orientation: u8,
-    /// How many of the image's pixels, on each axis, its decoder made one of.
-    pub(super) shrunk: u32,
-}
-
-impl Frame {
-    /// One that was not shrunk.
-    pub(super) fn whole(rgb: Vec<u8>, width: u32, height: u32, orientation: u8) -> Self {
-        Self { rgb, width, height, orientation, shrunk: 1 }
-    }
-}
-
 /// Times, in tenths, that a shrunk image still exceeds what it is resized to. Scores depend on it, and so digests do.
-pub(super) const LEAVES_TENTHS: u64 = 19;
+pub(in crate::screen) const LEAVES_TENTHS: u64 = 19;
 
 /// How far a decoder may shrink an image before it is resized: by 8, 4, 2, or by 1, which is not at all.
 ///
