@@ -268,7 +268,7 @@ impl Judgement {
 
 /// What an image turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct ImageInfo {
     /// By magic bytes.
     pub format: &'static str,
     /// Pixels across, upright.
@@ -313,7 +313,7 @@ pub struct Verdict {
     /// The object's length.
     pub bytes: Option<u64>,
     /// What the image turned out to be, where it could be decoded.
-    pub seen: Option<Seen>,
+    pub seen: Option<ImageInfo>,
     /// How the job ended and why.
     pub judgement: Judgement,
     /// What the detectors said.

@@ -1,4 +1,4 @@
-//! The policy: rules checked once against the detectors that are really there, so that it never fails open.
+//! The policy: rules that were checked once against the configured detectors, so that it never fails open.
 //!
 //! Applying the rules to scores is in `judge`.
 
@@ -11,11 +11,11 @@ use crate::config::PolicyConfig;
 use crate::detector::Detector;
 use crate::job::PolicyRef;
 
-/// Labels that usually mean the class to look for, in the order of preference.
+/// Labels that usually name the class to look for, in the order of preference.
 const USUAL_LABELS: [&str; 10] =
     ["by AI", "fake", "AI", "AI-generated", "generated", "synthetic", "artificial", "deepfake", "nsfw", "unsafe"];
 
-/// One rule: from `review_at` on a person should look, from `flag_at` on the image is flagged.
+/// One rule: from `review_at` on a person should review the image, from `flag_at` on it is flagged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// A configured detector.
@@ -35,7 +35,7 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Name and digest, recorded with every verdict.
     pub reference: PolicyRef,
-    /// The one rule that nobody wrote, to be said at start.
+    /// Whether the only rule is the default one, which is then logged at start.
     pub is_default: bool,
 }
 
@@ -45,9 +45,9 @@ pub enum PolicyError {
     /// A rule for a detector that is not configured.
     #[error("policy: a rule names the detector \"{detector}\", but the detectors are {known}")]
     UnknownDetector {
-        /// As the rule has it.
+        /// The name in the rule.
         detector: String,
-        /// Those that are configured.
+        /// The configured detectors.
         known: String,
     },
     /// A rule for a label the detector does not have.
@@ -55,20 +55,22 @@ pub enum PolicyError {
     UnknownLabel {
         /// The detector.
         detector: String,
-        /// As the rule has it.
+        /// The label in the rule.
         label: String,
-        /// Those it has.
+        /// The detector's labels.
         known: String,
     },
-    /// A rule for a detector that is marked as shadow.
-    #[error("policy: {detector} is marked `shadow = true`, so no rule may judge it; remove the mark or the rule")]
+    /// A rule for a shadow detector.
+    #[error(
+        "policy: {detector} has `shadow = true`, so that no rule may judge it\n  hint: remove `shadow` or the rule"
+    )]
     Shadow {
         /// The detector.
         detector: String,
     },
-    /// A detector nobody judges.
+    /// A detector that no rule judges.
     #[error(
-        "policy: no rule judges the detector {detector} ({labels}), so nothing it says would count\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or mark it `shadow = true`"
+        "policy: no rule judges the detector {detector} ({labels}), so that its scores would not count\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
     )]
     Unjudged {
         /// The detector.
@@ -80,7 +82,7 @@ pub enum PolicyError {
     },
     /// No label for the default rule.
     #[error(
-        "policy: none of the labels of {detector} ({labels}) is known to mean what should be flagged\n  hint: name it with --label"
+        "policy: none of the labels of {detector} ({labels}) is one that usually should be flagged\n  hint: name the label with --label"
     )]
     NoUsualLabel {
         /// The detector.
@@ -105,8 +107,8 @@ pub enum PolicyError {
 }
 
 impl Policy {
-    /// Checks the configured rules against the detectors. With no rule at all, `may_default` allows the default rule
-    /// for a single detector.
+    /// Checks the configured rules against the detectors. Where there is no rule and a single detector, `may_default` allows
+    /// the default rule.
     ///
     /// # Errors
     /// When a rule names an unknown detector or label, a threshold is out of range, or a detector is judged by no rule
@@ -132,7 +134,7 @@ impl Policy {
                     known: quoted(detector.labels.iter().map(String::as_str)),
                 });
             }
-            // Written so that a threshold that is not a number is refused too.
+            // This form also refuses a threshold that is not a number.
             if !(0.0 <= rule.review_at && rule.review_at <= rule.flag_at && rule.flag_at <= 1.0) {
                 let Rule { detector, label, review_at, flag_at } = rule.clone();
                 return Err(PolicyError::Thresholds { detector, label, review_at, flag_at });
@@ -244,7 +246,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::canonical::tests::assert_sorted;
     use crate::config::RuleConfig;
-    use crate::detector::{Filter, Geometry, Normalisation, Resize};
+    use crate::detector::{Geometry, Normalisation, ResampleFilter, Resize};
 
     pub(crate) fn detector(name: &str, labels: &[&str]) -> Detector {
         Detector {
@@ -253,7 +255,7 @@ pub(crate) mod tests {
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
             geometry: Geometry {
                 resize: Resize::Exact { width: 8, height: 8 },
-                filter: Filter::Bicubic,
+                filter: ResampleFilter::Bicubic,
                 width: 8,
                 height: 8,
                 rounding: crate::detector::CropRounding::Down,
@@ -320,7 +322,7 @@ pub(crate) mod tests {
         Policy::resolve(config, &judged, true).unwrap()
     }
 
-    /// These values may change only together with what they cover: every stored verdict names its policy by them.
+    /// These values may change only together with what they cover: every stored verdict names its policy by its digest.
     #[test]
     fn the_canonical_form_of_a_policy_is_pinned_by_value() {
         let one = resolved(&rule("d", "by AI", 0.5, 0.9));

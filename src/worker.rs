@@ -23,13 +23,13 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::errors::with_causes;
 use crate::job::forms::{self, Malformed, Reading};
-use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
+use crate::job::{Digests, Identity, ImageInfo, Job, Judgement, Outcome, Scores, Verdict, verdict_id};
 use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
 use crate::planted::{self, Bug};
 use crate::policy::judge;
-use crate::screen::infer::Unscored;
-use crate::screen::{Screen, Unseen, decode};
+use crate::screen::{Screen, ScreenError, Undecodable, decode};
 use crate::telemetry::{Stage, metrics, timed, traces};
 use accept::Delivery;
 use admit::Admit;
@@ -66,7 +66,7 @@ struct Found {
     version_id: Option<String>,
     sha256: Option<[u8; 32]>,
     bytes: Option<u64>,
-    seen: Option<Seen>,
+    seen: Option<ImageInfo>,
     scores: Option<Scores>,
     reused_from: Option<uuid::Uuid>,
 }
@@ -192,7 +192,7 @@ impl Worker {
                 .find_scores(blob.sha256, &digests, &self.screen.policy().reference.sha256)
                 .await
                 .map_err(ledger_trouble)?
-            && decode::allows(&self.config.decode, earlier.seen)
+            && decode::is_within_limits(&self.config.decode, earlier.seen)
         {
             let judgement = judge::judge(self.screen.policy(), &earlier.scores);
             found.seen = Some(earlier.seen);
@@ -203,7 +203,7 @@ impl Worker {
         let id = verdict_id(&job.id(found.etag.as_deref(), &digests));
         match self.look(id, order, blob.in_place(place), &digests).await? {
             Look::Seen(sight) => {
-                found.seen = Some(sight.seen);
+                found.seen = Some(sight.info);
                 // Scores that are not numbers are not worth keeping.
                 found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
                 Ok(self.verdict(job, order, &digests, found, sight.judgement))
@@ -224,7 +224,7 @@ impl Worker {
     async fn look(&self, id: uuid::Uuid, order: &Order, bytes: Bytes, digests: &Digests) -> Result<Look, Trouble> {
         if !order.redelivered {
             let _company = self.company.read().await;
-            return seen(self.screen.look(order.lane, bytes, digests).await);
+            return seen(self.screen.screen_image(order.lane, bytes, digests).await);
         }
         let _alone = self.company.write().await;
         let deaths = if planted::has(Bug::AttemptsAfterWork) {
@@ -235,7 +235,7 @@ impl Worker {
         let look = if deaths >= self.config.worker.deaths {
             Ok(Look::Deadly(deaths))
         } else {
-            seen(self.screen.look(order.lane, bytes, digests).await)
+            seen(self.screen.screen_image(order.lane, bytes, digests).await)
         };
         // Whoever breaks the session ends the process, and that counts. The rest lives on; if the ledger cannot be told
         // so now, beginning again with this process costs nothing.
@@ -386,19 +386,19 @@ impl Worker {
 
 /// What screening an image came to.
 enum Look {
-    Seen(Box<crate::screen::Sight>),
+    Seen(Box<crate::screen::ScreenedImage>),
     Undecodable(String),
     Deadly(u32),
 }
 
-fn seen(sight: Result<crate::screen::Sight, Unseen>) -> Result<Look, Trouble> {
+fn seen(sight: Result<crate::screen::ScreenedImage, ScreenError>) -> Result<Look, Trouble> {
     match sight {
         Ok(sight) => Ok(Look::Seen(Box::new(sight))),
-        Err(Unseen::Undecodable(decode::Undecodable(why))) => Ok(Look::Undecodable(why)),
-        Err(Unseen::Undecoded(why)) => Err(Trouble::Attempt(Cause::Decoder, why)),
-        Err(Unseen::Unscored(Unscored::Item(why))) => Err(Trouble::Attempt(Cause::Session, why)),
+        Err(ScreenError::Undecodable(Undecodable(why))) => Ok(Look::Undecodable(why)),
+        Err(e @ ScreenError::DecoderUnavailable(_)) => Err(Trouble::Attempt(Cause::Decoder, with_causes(&e))),
+        Err(e @ ScreenError::SessionFailed { .. }) => Err(Trouble::Attempt(Cause::Session, with_causes(&e))),
         // The process is about to end; the job goes back.
-        Err(Unseen::Unscored(Unscored::Broken(_))) => Err(Trouble::Leaving),
+        Err(ScreenError::SessionBroken { .. }) => Err(Trouble::Leaving),
     }
 }
 

@@ -100,7 +100,11 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
         bar.around(|| eprintln!("stopping after the images that are being screened; once more stops at once"));
     });
     // Enough to keep decoders and sessions busy; alone, what an image takes is its own.
-    let ahead = if arguments.measure { 1 } else { 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode) };
+    let ahead = if arguments.measure {
+        1
+    } else {
+        2 * scan.screen.max_batch() + decode::DecoderPool::thread_count(&config.decode)
+    };
     let stopped = OnceCell::new();
     let mut reports = stream::iter(files::walk(arguments.paths.clone()))
         // A file that is held back makes the scan a stopped one; a signal after the last file changes nothing.

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::{Activation, Channels, CropRounding, Filter, Geometry, Normalisation, Resize};
+use super::{Activation, Channels, CropRounding, Geometry, Normalisation, ResampleFilter, Resize};
 use crate::canonical::{self, without_negative_zero};
 
 /// The version of the canonical form. It changes only when the meaning of its fields changes.
@@ -124,12 +124,12 @@ impl DigestInput<'_> {
                 version: decode.version,
             },
             filter: match geometry.filter {
-                Filter::Nearest => "nearest",
-                Filter::Lanczos => "lanczos",
-                Filter::Bilinear => "bilinear",
-                Filter::Bicubic => "bicubic",
-                Filter::Box => "box",
-                Filter::Hamming => "hamming",
+                ResampleFilter::Nearest => "nearest",
+                ResampleFilter::Lanczos => "lanczos",
+                ResampleFilter::Bilinear => "bilinear",
+                ResampleFilter::Bicubic => "bicubic",
+                ResampleFilter::Box => "box",
+                ResampleFilter::Hamming => "hamming",
             },
             labels: self.labels,
             mean: normalisation.mean.map(without_negative_zero),
@@ -168,7 +168,7 @@ mod tests {
             labels,
             geometry: Geometry {
                 resize: Resize::Exact { width: 32, height: 24 },
-                filter: Filter::Bicubic,
+                filter: ResampleFilter::Bicubic,
                 width: 32,
                 height: 24,
                 rounding: CropRounding::HalfToEven,
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// These values may change only together with what they cover: an archive's stored scores hang on them.
+    /// These values may change only together with what they cover: stored scores are found by them.
     #[test]
     fn the_canonical_form_of_a_detector_is_pinned_by_value() {
         let labels = labels();
@@ -263,8 +263,14 @@ mod tests {
             .map(|resize| with_geometry(Geometry { resize, ..geometry }).text()),
         );
         texts.extend(
-            [Filter::Nearest, Filter::Lanczos, Filter::Bilinear, Filter::Box, Filter::Hamming]
-                .map(|filter| with_geometry(Geometry { filter, ..geometry }).text()),
+            [
+                ResampleFilter::Nearest,
+                ResampleFilter::Lanczos,
+                ResampleFilter::Bilinear,
+                ResampleFilter::Box,
+                ResampleFilter::Hamming,
+            ]
+            .map(|filter| with_geometry(Geometry { filter, ..geometry }).text()),
         );
         texts.extend(
             [Activation::Softmax, Activation::Sigmoid, Activation::Identity]

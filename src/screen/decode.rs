@@ -1,24 +1,26 @@
-//! Bytes → pixels, on threads of its own. What an image is, is told by its first bytes; whether it may be decoded, by
-//! its header, before a pixel is allocated.
+//! Bytes → pixels: what an image is, whether it may be decoded, and its frames, prepared for each detector.
 //!
-//! Nothing in here is trusted: every path ends in frames or in an [`Undecodable`] with a reason for people, and a panic
-//! in a decoder costs one image.
+//! The format follows from the first bytes. Whether an image may be decoded follows from its header, before memory for a
+//! pixel is allocated. Every path ends in frames or in an [`Undecodable`] with a reason for people. A panic in a decoder
+//! costs one image.
+//!
+//! There is one file for each format. [`DecoderPool`] runs them on its own threads, or in confined processes (`sandbox`).
 
 mod animation;
 mod bmp;
-mod budget;
 mod codec;
 mod encode;
 mod format;
 mod frame;
 mod gif;
 mod jpeg;
-mod kept;
+mod memory_budget;
 mod png;
 mod pool;
 mod prepare;
+mod reused_buffer;
 mod rgb;
-pub mod sandbox;
+pub(crate) mod sandbox;
 mod still;
 mod tiff;
 mod webp;
@@ -26,106 +28,85 @@ mod webp;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use super::error::Undecodable;
 use super::pixels::Pixels;
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::Geometry;
-use crate::job::Seen;
-use budget::{Held, Memory};
-use format::Format;
+use crate::errors::with_causes;
+use crate::job::ImageInfo;
+use format::FileFormat;
 use frame::Frame;
-use kept::Kept;
+use memory_budget::{MemoryHold, MemorySource};
 use prepare::Preparer;
+use reused_buffer::ReusedBuffer;
 
-pub use encode::{Picture, picture, save_png};
-pub use pool::Pool;
-pub(super) use prepare::LEAVES_TENTHS;
-pub use sandbox::Layers;
+pub(crate) use encode::{encode_picture, save_png};
+pub(crate) use format::has_image_signature;
+pub use pool::DecoderPool;
+pub(super) use prepare::FAST_MARGIN_TENTHS;
 
 /// Grows by 1 with every change after which some file has other pixels than before, however few. It is a part of every
 /// detector's digest, so that stored scores are not mixed with scores of other pixels.
 pub(super) const PIXELS_VERSION: u32 = 1;
 
-/// Why an image has no pixels, in one line for people.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Undecodable(pub String);
-
-impl Undecodable {
-    fn new(reason: impl Into<String>) -> Self {
-        Self(reason.into())
-    }
-
-    /// A decoder's own words, on one line, behind the format's name.
-    fn damaged(format: &str, error: &dyn std::fmt::Display) -> Self {
-        let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        Self(format!("damaged {format}: {words}"))
-    }
-}
-
-/// Why an image was not read.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Unread {
-    /// It is at fault.
-    #[error(transparent)]
-    Undecodable(#[from] Undecodable),
-    /// The machine is.
-    #[error("no process to decode in can be had: {0}")]
-    NoDecoder(String),
-}
-
-/// What decoding an image gave: its facts, and for each frame one [`Pixels`] a geometry.
+/// What decoding an image gave.
 #[derive(Debug)]
-pub struct Decoded {
-    /// The facts.
-    pub seen: Seen,
-    /// `[frame][geometry]`, in the order asked for.
+pub struct DecodedImage {
+    /// Format, size and number of frames.
+    pub info: ImageInfo,
+    /// `[frame][geometry]`, in the order of the geometries asked for.
     pub frames: Vec<Vec<Arc<Pixels>>>,
 }
 
-/// What is to be decoded, and what for.
-struct Wanted<'a> {
+/// An image to decode, and the geometries to prepare it for.
+struct DecodeRequest<'a> {
     bytes: &'a [u8],
     geometries: &'a [Geometry],
     mode: DecodeMode,
 }
 
 /// What a format's decoder works with.
-struct Context<'a> {
+struct DecodeContext<'a> {
     limits: &'a DecodeConfig,
     /// What its frames are prepared for.
     geometries: &'a [Geometry],
     mode: DecodeMode,
-    memory: &'a dyn Memory,
-    kept: &'a mut Kept,
+    memory: &'a dyn MemorySource,
+    buffer: &'a mut ReusedBuffer,
     /// Takes each frame that is to be screened, in order.
     take: &'a mut dyn FnMut(&Frame) -> Result<(), Undecodable>,
 }
 
-impl<'a> Context<'a> {
+impl<'a> DecodeContext<'a> {
     /// Checks an image's size and waits for memory to decode it.
     ///
     /// `bytes_per_pixel` is everything the decoder holds at its peak, the output included.
-    fn admit(&mut self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<Box<dyn Held + 'a>, Undecodable> {
-        let bytes = self.check(width, height, bytes_per_pixel)?;
-        self.kept.leave_room(bytes, self.limits.max_decoded_bytes);
+    fn admit(
+        &mut self,
+        width: u32,
+        height: u32,
+        bytes_per_pixel: u64,
+    ) -> Result<Box<dyn MemoryHold + 'a>, Undecodable> {
+        let bytes = self.check_size(width, height, bytes_per_pixel)?;
+        self.buffer.leave_room(bytes, self.limits.max_decoded_bytes);
         Ok(self.memory.take(bytes))
     }
 
     /// How far an image may be shrunk while it is decoded: by 8, 4, 2, or by 1, which is not at all.
-    fn may_shrink(&self, size: (u32, u32), orientation: u8) -> u32 {
+    fn largest_shrink(&self, size: (u32, u32), orientation: u8) -> u32 {
         match self.mode {
             DecodeMode::Exact => 1,
-            DecodeMode::Fast => prepare::may_shrink(size, orientation, self.geometries),
+            DecodeMode::Fast => prepare::largest_shrink(size, orientation, self.geometries),
         }
     }
 
-    /// Checks an image's size, and returns what decoding all of it takes. The limits are the same in every mode: what is
-    /// undecodable does not depend on the detectors.
-    fn check(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<u64, Undecodable> {
+    /// Checks an image's size, and returns the bytes that decoding all of it takes. The limits are the same in every
+    /// mode: what is undecodable does not depend on the detectors.
+    fn check_size(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<u64, Undecodable> {
         let limits = self.limits;
         let over = |what: String| Err(Undecodable(format!("over the decode limits: {what}")));
         if width == 0 || height == 0 {
-            return Err(Undecodable(format!("an image of {width}x{height} pixels has nothing to look at")));
+            return Err(Undecodable(format!("the image has no pixels: its size is {width}x{height}")));
         }
         if width > limits.max_width || height > limits.max_height {
             return over(format!("{width}x{height} pixels, the limit is {}x{}", limits.max_width, limits.max_height));
@@ -142,94 +123,89 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What a thread has from one image to the next.
-struct Tools {
+/// What a decoder thread keeps from one image to the next.
+struct DecodeScratch {
     preparer: Preparer,
-    kept: Kept,
+    buffer: ReusedBuffer,
 }
 
-impl Tools {
-    /// All threads together keep no more than may be used at a time.
+impl DecodeScratch {
+    /// All threads together keep no more memory than may be used for decoding.
     fn new(limits: &DecodeConfig) -> Self {
-        let share_bytes = limits.memory_bytes / Pool::threads(limits) as u64;
-        Self { preparer: Preparer::default(), kept: Kept::new(usize::try_from(share_bytes).unwrap_or(usize::MAX)) }
+        let share_bytes = limits.memory_bytes / DecoderPool::thread_count(limits) as u64;
+        let buffer = ReusedBuffer::new(usize::try_from(share_bytes).unwrap_or(usize::MAX));
+        Self { preparer: Preparer::default(), buffer }
     }
 }
 
-/// As [`decode`]; a panic in a decoder is the image's fault.
+/// As [`decode`], but a panic in a decoder makes the image undecodable.
 fn decode_safely(
-    wanted: &Wanted<'_>,
+    request: &DecodeRequest<'_>,
     limits: &DecodeConfig,
-    memory: &dyn Memory,
-    tools: &mut Tools,
-) -> Result<Decoded, Undecodable> {
-    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode(wanted, limits, memory, &mut *tools)));
+    memory: &dyn MemorySource,
+    scratch: &mut DecodeScratch,
+) -> Result<DecodedImage, Undecodable> {
+    let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| decode(request, limits, memory, &mut *scratch)));
     decoded.unwrap_or_else(|_| {
         // The resizer's buffers may be half-written.
-        tools.preparer = Preparer::default();
-        Err(Undecodable::new("damaged: the decoder could not cope with it"))
+        scratch.preparer = Preparer::default();
+        Err(Undecodable::new("damaged: the decoder panicked"))
     })
 }
 
 /// Decodes one image and prepares each of its frames for every geometry.
 fn decode(
-    wanted: &Wanted<'_>,
+    request: &DecodeRequest<'_>,
     limits: &DecodeConfig,
-    memory: &dyn Memory,
-    tools: &mut Tools,
-) -> Result<Decoded, Undecodable> {
-    let Tools { preparer, kept } = tools;
-    let &Wanted { bytes, geometries, mode } = wanted;
+    memory: &dyn MemorySource,
+    scratch: &mut DecodeScratch,
+) -> Result<DecodedImage, Undecodable> {
+    let DecodeScratch { preparer, buffer } = scratch;
+    let &DecodeRequest { bytes, geometries, mode } = request;
     let mut frames = Vec::new();
     let mut take = |frame: &Frame| {
         let prepared: Result<Vec<_>, _> =
             geometries.iter().map(|geometry| preparer.prepare(frame, geometry).map(Arc::new)).collect();
-        frames.push(prepared.map_err(|e| Undecodable(e.to_string()))?);
+        frames.push(prepared.map_err(|e| Undecodable(with_causes(&e)))?);
         Ok(())
     };
-    let mut context = Context { limits, geometries, mode, memory, kept, take: &mut take };
-    let seen = match Format::of(bytes)? {
-        Format::Jpeg => jpeg::decode(bytes, &mut context),
-        Format::Png => png::decode(bytes, &mut context),
-        Format::Bmp => bmp::decode(bytes, &mut context),
-        Format::Tiff => tiff::decode(bytes, &mut context),
-        Format::Gif => gif::decode(bytes, &mut context),
-        Format::WebP => webp::decode(bytes, &mut context),
+    let mut context = DecodeContext { limits, geometries, mode, memory, buffer, take: &mut take };
+    let info = match FileFormat::of(bytes)? {
+        FileFormat::Jpeg => jpeg::decode(bytes, &mut context),
+        FileFormat::Png => png::decode(bytes, &mut context),
+        FileFormat::Bmp => bmp::decode(bytes, &mut context),
+        FileFormat::Tiff => tiff::decode(bytes, &mut context),
+        FileFormat::Gif => gif::decode(bytes, &mut context),
+        FileFormat::WebP => webp::decode(bytes, &mut context),
     }?;
     if frames.is_empty() {
         return Err(Undecodable::new("damaged: it holds no image"));
     }
-    Ok(Decoded { seen, frames })
+    Ok(DecodedImage { info, frames })
 }
 
-/// Whether an image that was decoded once, perhaps under other limits, surely is within these. Its size is known as it
-/// stands upright, so a turned one has to fit both ways.
+/// Whether an image that was decoded once, perhaps under other limits, surely is within these. Its size is known only
+/// after it was turned upright, so that a turned image has to fit both ways.
 #[must_use]
-pub fn allows(limits: &DecodeConfig, seen: Seen) -> bool {
-    let pixels = u64::from(seen.width) * u64::from(seen.height);
-    seen.width.max(seen.height) <= limits.max_width.min(limits.max_height) && pixels <= limits.max_pixels
-}
-
-/// Whether a file that begins with these bytes may be an image that can be decoded.
-#[must_use]
-pub fn may_be_image(head: &[u8]) -> bool {
-    Format::of(head).is_ok()
+pub fn is_within_limits(limits: &DecodeConfig, info: ImageInfo) -> bool {
+    let pixels = u64::from(info.width) * u64::from(info.height);
+    info.width.max(info.height) <= limits.max_width.min(limits.max_height) && pixels <= limits.max_pixels
 }
 
 #[cfg(test)]
 mod tests {
-    use super::budget::Budget;
+    use super::memory_budget::MemoryBudget;
     use super::*;
-    use crate::detector::{CropRounding, Filter, Resize};
+    use crate::detector::{CropRounding, ResampleFilter, Resize};
 
     fn geometry() -> Geometry {
         let resize = Resize::Exact { width: 8, height: 8 };
-        Geometry { resize, filter: Filter::Bicubic, width: 8, height: 8, rounding: CropRounding::Down }
+        Geometry { resize, filter: ResampleFilter::Bicubic, width: 8, height: 8, rounding: CropRounding::Down }
     }
 
-    fn decode_with(bytes: &[u8], limits: &DecodeConfig) -> Result<Decoded, Undecodable> {
-        let wanted = Wanted { bytes, geometries: &[geometry()], mode: limits.mode };
-        decode(&wanted, limits, &Budget::new(limits.memory_bytes), &mut Tools::new(limits))
+    fn decode_with(bytes: &[u8], limits: &DecodeConfig) -> Result<DecodedImage, Undecodable> {
+        let request = DecodeRequest { bytes, geometries: &[geometry()], mode: limits.mode };
+        decode(&request, limits, &MemoryBudget::new(limits.memory_bytes), &mut DecodeScratch::new(limits))
     }
 
     fn encoded(format: image::ImageFormat) -> Vec<u8> {
@@ -254,7 +230,7 @@ mod tests {
     fn every_format_is_known_by_its_bytes() {
         for (format, name) in FORMATS {
             let decoded = decode_with(&encoded(format), &DecodeConfig::default()).unwrap();
-            assert_eq!(decoded.seen, Seen { format: name, width: 64, height: 48, frames: 1 });
+            assert_eq!(decoded.info, ImageInfo { format: name, width: 64, height: 48, frames: 1 });
             assert_eq!(decoded.frames[0][0].data.len(), 8 * 8 * 3);
         }
     }
@@ -316,7 +292,7 @@ mod tests {
     #[test]
     fn what_is_no_image_is_named() {
         for (bytes, reason) in [
-            (&b""[..], "it is empty"),
+            (&b""[..], "the file is empty"),
             (b"hello", "not an image"),
             (b"<?xml version='1.0'?><SVG></SVG>", "unsupported format: SVG"),
             (b"%PDF-1.7", "unsupported format: PDF"),

@@ -1,4 +1,4 @@
-//! What the stages of the screen hand to each other.
+//! What the decoder hands to the sessions.
 
 /// What one detector sees of one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -151,7 +151,7 @@ pub async fn run_on(
     let mut accepting = tokio::spawn(accept.run(connection, take, in_flight));
     tokio::select! {
         () = shutdown => {}
-        reason = worker.screen.broken() => return Err(WorkerError::Broken(reason)),
+        reason = worker.screen.session_broken() => return Err(WorkerError::Broken(reason)),
         _ = &mut accepting => return Err(WorkerError::Task("accept")),
         _ = &mut writing => return Err(WorkerError::Task("persist")),
         _ = &mut publishing => return Err(WorkerError::Task("publish")),
@@ -199,7 +199,7 @@ pub fn jobs(config: &Config, screen: &Screen) -> usize {
 /// download more would only wait for one of them, in memory.
 #[must_use]
 pub fn objects(config: &Config) -> usize {
-    decode::Pool::threads(&config.decode) + config.storage.downloads
+    decode::DecoderPool::thread_count(&config.decode) + config.storage.downloads
 }
 
 /// Deliveries a lane that keep so many sessions, and what is `ahead` of them, from waiting for the broker.
@@ -215,7 +215,7 @@ pub fn default_prefetch(max_batch: usize, sessions: usize, objects: usize) -> u1
 
 /// Deliveries a lane: enough that the sessions never wait for the broker, and no more.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
-    let (sessions, downloads) = (screen.sessions(), config.storage.downloads);
+    let (sessions, downloads) = (screen.session_count(), config.storage.downloads);
     let chosen = config.worker.prefetch;
     if chosen == 0 {
         return Ok(default_prefetch(screen.max_batch(), sessions, objects(config)));
@@ -223,7 +223,7 @@ fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     let carries = usize::from(chosen).saturating_sub(downloads) / 2 / sessions;
     if config.inference.max_batch == 0 && carries < screen.max_batch() {
         // It was our own choice, which differs from start to start.
-        screen.limit(carries);
+        screen.lower_max_batch(carries);
         tracing::info!(max_batch = screen.max_batch(), "worker.prefetch carries no larger batches");
     }
     let max_batch = screen.max_batch();

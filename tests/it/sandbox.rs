@@ -93,7 +93,7 @@ async fn an_image_that_kills_its_decoder_among_256_costs_itself_only() {
     lab.until("SELECT count(*) FROM verdicts", 256, &worker).await;
     assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome = 'passed'").await, 255);
     let found = reason(&lab, "j100").await;
-    assert_eq!(found, ("undecodable".into(), "the decoder died over it: signal 11".into()));
+    assert_eq!(found, ("undecodable".into(), "the decoder process failed on the image: signal 11".into()));
     assert_eq!(std::fs::read_to_string(tries).unwrap(), "DIE\nDIE\n");
     assert!(worker.child.try_wait().unwrap().is_none(), "{}", worker.log());
     let children = children(worker.child.id().unwrap());
@@ -126,7 +126,12 @@ async fn a_decoder_that_hangs_or_lies_is_replaced() {
     let undecodable = |why: &str| ("undecodable".to_owned(), why.to_owned());
     assert_eq!(reason(&lab, "b").await, undecodable("decoding took longer than 3000 ms"));
     assert_eq!(reason(&lab, "c").await, undecodable("decoding took longer than 1000 ms of processor time"));
-    assert_eq!(reason(&lab, "e").await, undecodable("the decoder died over it: it said what makes no sense"));
+    assert_eq!(
+        reason(&lab, "e").await,
+        undecodable(
+            "the decoder process failed on the image: invalid message: it is not allowed at this point of the protocol"
+        )
+    );
     let (outcome, why) = reason(&lab, "f").await;
     assert_eq!(outcome, "undecodable", "{why}");
     assert!(why.contains("forged line") && why.len() < 1_200 && !why.contains(char::is_control), "{why:?}");
@@ -145,7 +150,7 @@ async fn an_image_whose_decoders_are_killed_from_outside_is_tried_again() {
     lab.until("SELECT count(*) FROM verdicts WHERE scores IS NOT NULL AND attempts = 2", 1, &worker).await;
     // Two processes killed, and a second attempt.
     assert_eq!(std::fs::read_to_string(tries).unwrap(), "KILL\nKILL\nKILL\n");
-    assert!(worker.log().contains("no process to decode in can be had"), "{}", worker.log());
+    assert!(worker.log().contains("decoder processes were killed while they decoded the image"), "{}", worker.log());
 }
 
 /// One that dies with nothing to do takes none of the next image's tries with it.

@@ -12,11 +12,14 @@ use time::OffsetDateTime;
 use super::super::files;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
-use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
+use crate::errors::with_causes;
+use crate::job::{
+    self, Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, Verdict, exact, exact_scores, verdict_id,
+};
 use crate::ledger::{Entry, Ledger};
 use crate::policy::judge;
 use crate::screen::pixels::Pixels;
-use crate::screen::{Screen, Unseen, decode};
+use crate::screen::{Screen, ScreenError, Undecodable, decode};
 use crate::worker::admit::Gate;
 use crate::worker::persist::Persist;
 
@@ -73,7 +76,7 @@ struct Found {
     /// As read, where that was done.
     bytes: Option<u64>,
     sha256: Option<[u8; 32]>,
-    seen: Option<Seen>,
+    seen: Option<ImageInfo>,
     scores: Option<job::Scores>,
     reused_from: Option<uuid::Uuid>,
     shown: Vec<(String, Arc<Pixels>)>,
@@ -151,7 +154,8 @@ impl<'a> Scan<'a> {
         if let Some(book) = self.book.as_ref().filter(|_| !self.anew && self.config.worker.reuse_scores) {
             let policy = self.screen.policy();
             let earlier = book.ledger.find_scores(sha256, &self.digests, &policy.reference.sha256).await?;
-            if let Some(earlier) = earlier.filter(|earlier| decode::allows(&self.config.decode, earlier.seen)) {
+            if let Some(earlier) = earlier.filter(|earlier| decode::is_within_limits(&self.config.decode, earlier.seen))
+            {
                 let judgement = judge::judge(policy, &earlier.scores);
                 found.seen = Some(earlier.seen);
                 found.scores = Some(earlier.scores);
@@ -159,20 +163,18 @@ impl<'a> Scan<'a> {
                 return Ok((found, judgement));
             }
         }
-        match self.screen.look(Lane::Backfill, bytes, &self.digests).await {
+        match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
             Ok(sight) => {
-                found.seen = Some(sight.seen);
+                found.seen = Some(sight.info);
                 // Scores that are not numbers are not worth keeping.
                 found.scores = (sight.judgement.outcome != Outcome::Failed).then_some(sight.scores);
-                found.shown = sight.shown;
+                found.shown = sight.first_frame;
                 Ok((found, sight.judgement))
             }
-            Err(Unseen::Undecodable(decode::Undecodable(why))) => {
+            Err(ScreenError::Undecodable(Undecodable(why))) => {
                 Ok((found, Judgement::unscored(Outcome::Undecodable, why)))
             }
-            Err(e @ (Unseen::Undecoded(_) | Unseen::Unscored(_))) => {
-                Ok((found, Judgement::unscored(Outcome::Failed, e.to_string())))
-            }
+            Err(e) => Ok((found, Judgement::unscored(Outcome::Failed, with_causes(&e)))),
         }
     }
 

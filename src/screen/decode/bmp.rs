@@ -4,10 +4,10 @@ use std::io::Cursor;
 
 use image::codecs::bmp::BmpDecoder;
 
-use super::still::still;
-use super::{Context, Undecodable};
-use crate::job::Seen;
+use super::still::decode_still;
+use super::{DecodeContext, Undecodable};
+use crate::job::ImageInfo;
 
-pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
-    still("BMP", "bmp", BmpDecoder::new(Cursor::new(bytes)), context)
+pub(super) fn decode(bytes: &[u8], context: &mut DecodeContext<'_>) -> Result<ImageInfo, Undecodable> {
+    decode_still("BMP", "bmp", BmpDecoder::new(Cursor::new(bytes)), context)
 }

@@ -1,9 +1,15 @@
-//! What an image is, told by its first bytes.
+//! The format of an image, by its first bytes. Names and content types are not trusted.
 
 use super::Undecodable;
 
+/// Whether a file that begins with these bytes may be an image that can be decoded.
+#[must_use]
+pub(crate) fn has_image_signature(head: &[u8]) -> bool {
+    FileFormat::of(head).is_ok()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum FileFormat {
     Jpeg,
     Png,
     WebP,
@@ -12,12 +18,12 @@ pub(super) enum Format {
     Tiff,
 }
 
-impl Format {
-    /// By magic bytes; names and content types lie.
+impl FileFormat {
+    /// The format, or the reason why a file of this kind is not decoded.
     pub(super) fn of(bytes: &[u8]) -> Result<Self, Undecodable> {
         let brand = bytes.get(8..12).unwrap_or_default();
         Ok(match bytes {
-            [] => return Err(Undecodable::new("it is empty")),
+            [] => return Err(Undecodable::new("the file is empty")),
             [0xFF, 0xD8, 0xFF, ..] => Self::Jpeg,
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Self::Png,
             [b'R', b'I', b'F', b'F', ..] if brand == b"WEBP" => Self::WebP,
@@ -35,14 +41,14 @@ impl Format {
                 }));
             }
             [b'%', b'P', b'D', b'F', ..] => return Err(Undecodable::new("unsupported format: PDF")),
-            _ if looks_like(bytes, "<svg") => return Err(Undecodable::new("unsupported format: SVG")),
+            _ if begins_with_tag(bytes, "<svg") => return Err(Undecodable::new("unsupported format: SVG")),
             _ => return Err(Undecodable::new("not an image: the first bytes are of no known format")),
         })
     }
 }
 
-/// Whether a text begins, somewhere in its first kilobyte, with a tag.
-fn looks_like(bytes: &[u8], tag: &str) -> bool {
+/// Whether a tag stands somewhere in the first kilobyte of a text.
+fn begins_with_tag(bytes: &[u8], tag: &str) -> bool {
     let head = &bytes[..bytes.len().min(1024)];
     head.windows(tag.len()).any(|window| window.eq_ignore_ascii_case(tag.as_bytes()))
 }

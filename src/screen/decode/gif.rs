@@ -5,33 +5,40 @@ use std::io::Cursor;
 use image::codecs::gif::GifDecoder;
 use image::{AnimationDecoder, ImageDecoder};
 
-use super::animation::{Animation, frames};
+use super::animation::{AnimationHeader, decode_animation};
 use super::codec::explain;
-use super::still::still;
-use super::{Context, Undecodable};
-use crate::job::Seen;
+use super::still::decode_still;
+use super::{DecodeContext, Undecodable};
+use crate::job::ImageInfo;
 
-pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
+pub(super) fn decode(bytes: &[u8], context: &mut DecodeContext<'_>) -> Result<ImageInfo, Undecodable> {
     let layout = GifLayout::of(bytes)?;
-    // A frame may be larger than the screen it is drawn on, and the decoder would allocate all of it.
+    // A frame may be larger than the screen that it is drawn on, and the decoder would allocate all of it.
     let grant = context.admit(layout.width, layout.height, 5)?;
     let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(|e| explain("GIF", &e))?;
     drop(grant);
     if layout.frames == 1 {
-        return still("GIF", "gif", Ok(decoder), context);
+        return decode_still("GIF", "gif", Ok(decoder), context);
     }
-    let (size, largest) = (decoder.dimensions(), (layout.width, layout.height));
-    let animation = Animation { size, largest, count: layout.frames, pixels: layout.pixels };
-    frames("GIF", "gif", animation, || decoder.into_frames(), context)
+    let header = AnimationHeader {
+        name: "GIF",
+        format: "gif",
+        size: decoder.dimensions(),
+        largest: (layout.width, layout.height),
+        frames: layout.frames,
+        pixels: layout.pixels,
+    };
+    decode_animation(header, || decoder.into_frames(), context)
 }
 
-/// What the blocks of a GIF say before it is decoded.
+/// What a GIF's blocks contain, read before it is decoded.
 struct GifLayout {
     frames: u32,
-    /// Of the screen and every frame.
+    /// The largest width of the screen and all frames.
     width: u32,
+    /// The largest height of the screen and all frames.
     height: u32,
-    /// Over all frames, each as large as the screen at least.
+    /// Pixels over all frames, each counted as at least as large as the screen.
     pixels: u64,
 }
 

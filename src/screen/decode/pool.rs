@@ -1,4 +1,4 @@
-//! The decoder threads and the images that wait for them.
+//! The decoder threads, and the images that wait for one.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -6,126 +6,134 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::budget::Budget;
-use super::sandbox::{Decoder, Layers};
-use super::{Decoded, Tools, Undecodable, Unread, Wanted, decode_safely};
+use super::memory_budget::MemoryBudget;
+use super::sandbox::{Confinement, SupervisedDecoder};
+use super::{DecodeRequest, DecodeScratch, DecodedImage, decode_safely};
 use crate::config::{DecodeConfig, DecodeMode, Isolation};
 use crate::detector::Geometry;
 use crate::job::Lane;
 use crate::lanes::Lanes;
+use crate::screen::error::{DecoderProcessError, ScreenError, Undecodable};
 use crate::telemetry::traces;
 
-/// The decoder threads and the images that wait for one, live before backfill.
-pub struct Pool {
-    shared: Arc<Shared>,
+/// The decoder threads, and the images that wait for one: live before backfill.
+pub struct DecoderPool {
+    shared: Arc<PoolShared>,
     threads: Vec<JoinHandle<()>>,
-    layers: Option<Layers>,
+    confinement: Option<Confinement>,
 }
 
-struct Shared {
-    queue: Mutex<Queue>,
-    ready: Condvar,
+/// What all decoder threads share.
+struct PoolShared {
+    queue: Mutex<DecodeQueue>,
+    /// An image was queued, or the pool was closed.
+    changed: Condvar,
     limits: DecodeConfig,
-    budget: Budget,
+    budget: MemoryBudget,
 }
 
 #[derive(Default)]
-struct Queue {
-    waiting: Lanes<Task>,
+struct DecodeQueue {
+    waiting: Lanes<QueuedImage>,
     closed: bool,
 }
 
-struct Task {
+struct QueuedImage {
     bytes: Bytes,
     geometries: Arc<[Geometry]>,
     mode: DecodeMode,
-    reply: oneshot::Sender<Result<Decoded, Unread>>,
+    reply: oneshot::Sender<Result<DecodedImage, ScreenError>>,
 }
 
-impl Pool {
-    /// Starts the threads, and a process for each if that is wanted.
+impl DecoderPool {
+    /// Starts the threads, and a process for each where images are decoded in processes.
     ///
     /// # Errors
     /// When the system refuses a thread or a process.
-    pub fn start(config: &DecodeConfig) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
+    pub fn start(config: &DecodeConfig) -> Result<Self, DecoderProcessError> {
+        let shared = Arc::new(PoolShared {
             queue: Mutex::default(),
-            ready: Condvar::new(),
+            changed: Condvar::new(),
             limits: config.clone(),
-            budget: Budget::new(config.memory_bytes),
+            budget: MemoryBudget::new(config.memory_bytes),
         });
-        let mut pool = Self { shared: Arc::clone(&shared), threads: Vec::new(), layers: None };
-        let (started, starting) = std::sync::mpsc::channel();
-        for i in 0..Self::threads(config) {
-            let (shared, started) = (Arc::clone(&shared), started.clone());
-            let work = move || match Worker::start(&shared) {
-                Ok(worker) => {
-                    drop(started.send(Ok(worker.layers())));
-                    drop(started);
-                    worker.work(&shared);
+        let mut pool = Self { shared: Arc::clone(&shared), threads: Vec::new(), confinement: None };
+        let (report, reports) = std::sync::mpsc::channel();
+        for i in 0..Self::thread_count(config) {
+            let (shared, report) = (Arc::clone(&shared), report.clone());
+            let body = move || match DecoderThread::start(&shared) {
+                Ok(thread) => {
+                    drop(report.send(Ok(thread.confinement())));
+                    drop(report);
+                    thread.run(&shared);
                 }
-                Err(e) => drop(started.send(Err(e))),
+                Err(e) => drop(report.send(Err(e))),
             };
-            pool.threads.push(std::thread::Builder::new().name(format!("decode-{i}")).spawn(work)?);
+            let thread = std::thread::Builder::new().name(format!("decode-{i}")).spawn(body);
+            pool.threads.push(thread.map_err(DecoderProcessError::Thread)?);
         }
-        drop(started);
-        // The channel ends once all have begun to work. They are all of one program, confined alike.
-        for layers in starting {
-            pool.layers = layers?;
+        drop(report);
+        // The channel ends once every thread has started. All processes run one program, so they are confined alike.
+        for confinement in reports {
+            pool.confinement = confinement?;
         }
-        if let Some(layers) = pool.layers.as_ref().filter(|layers| !layers.missing.is_empty()) {
-            tracing::warn!(%layers, "decoders are not confined as they could be");
+        if let Some(confinement) = pool.confinement.as_ref().filter(|confinement| !confinement.missing.is_empty()) {
+            tracing::warn!(%confinement, "decoder processes are confined less than they could be");
         }
         Ok(pool)
     }
 
-    /// What confines the processes that decode, if there are any.
-    #[must_use]
-    pub fn layers(&self) -> Option<&Layers> {
-        self.layers.as_ref()
+    /// What confines the decoder processes, if there are any.
+    pub(crate) fn confinement(&self) -> Option<&Confinement> {
+        self.confinement.as_ref()
     }
 
-    /// How many threads a configuration means.
-    #[must_use]
-    pub fn threads(config: &DecodeConfig) -> usize {
+    /// The number of threads that a configuration means.
+    pub(crate) fn thread_count(config: &DecodeConfig) -> usize {
         if config.threads > 0 { config.threads } else { num_cpus::get() }
     }
 
-    /// Decodes an image for every geometry. Dropping the future abandons an image that still waits.
+    /// Decodes an image for every geometry, in the configured mode. Dropping the future abandons an image that still
+    /// waits.
     ///
     /// # Errors
-    /// When the bytes are not a whole image that may be decoded.
-    pub async fn decode(&self, lane: Lane, bytes: Bytes, geometries: Arc<[Geometry]>) -> Result<Decoded, Unread> {
-        self.decode_in(self.shared.limits.mode, lane, bytes, geometries).await
+    /// When the image cannot be decoded, or no decoder is available.
+    pub(crate) async fn decode(
+        &self,
+        lane: Lane,
+        bytes: Bytes,
+        geometries: Arc<[Geometry]>,
+    ) -> Result<DecodedImage, ScreenError> {
+        self.decode_with_mode(self.shared.limits.mode, lane, bytes, geometries).await
     }
 
-    /// As [`Pool::decode`], in a mode of its own.
+    /// Decodes an image for every geometry, in the given mode.
     ///
     /// # Errors
-    /// As [`Pool::decode`].
-    pub async fn decode_in(
+    /// When the image cannot be decoded, or no decoder is available.
+    pub async fn decode_with_mode(
         &self,
         mode: DecodeMode,
         lane: Lane,
         bytes: Bytes,
         geometries: Arc<[Geometry]>,
-    ) -> Result<Decoded, Unread> {
+    ) -> Result<DecodedImage, ScreenError> {
         let (reply, decoded) = oneshot::channel();
         {
             let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            queue.waiting.push(lane, Task { bytes, geometries, mode, reply });
+            queue.waiting.push(lane, QueuedImage { bytes, geometries, mode, reply });
         }
-        self.shared.ready.notify_one();
-        let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer").into()))?;
-        traces::note("pixwarden.image.format", decoded.seen.format);
+        self.shared.changed.notify_one();
+        let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder thread panicked").into()))?;
+        traces::note("pixwarden.image.format", decoded.info.format);
         Ok(decoded)
     }
 }
 
-impl Drop for Pool {
+impl Drop for DecoderPool {
     fn drop(&mut self) {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
-        self.shared.ready.notify_all();
+        self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a decoder thread panicked");
@@ -134,52 +142,52 @@ impl Drop for Pool {
     }
 }
 
-/// What a decoder thread works with.
-enum Worker<'a> {
-    Alone(Tools),
-    With(Decoder<'a>),
+/// How a decoder thread decodes: by itself, or in its process.
+enum DecoderThread<'a> {
+    InThread(DecodeScratch),
+    InProcess(SupervisedDecoder<'a>),
 }
 
-impl<'a> Worker<'a> {
-    fn start(shared: &'a Shared) -> std::io::Result<Self> {
+impl<'a> DecoderThread<'a> {
+    fn start(shared: &'a PoolShared) -> Result<Self, DecoderProcessError> {
         Ok(match shared.limits.isolation {
-            Isolation::Thread => Self::Alone(Tools::new(&shared.limits)),
-            Isolation::Process => Self::With(Decoder::start(&shared.limits, &shared.budget)?),
+            Isolation::Thread => Self::InThread(DecodeScratch::new(&shared.limits)),
+            Isolation::Process => Self::InProcess(SupervisedDecoder::start(&shared.limits, &shared.budget)?),
         })
     }
 
-    fn layers(&self) -> Option<Layers> {
+    fn confinement(&self) -> Option<Confinement> {
         match self {
-            Self::Alone(_) => None,
-            Self::With(decoder) => decoder.layers(),
+            Self::InThread(_) => None,
+            Self::InProcess(decoder) => decoder.confinement(),
         }
     }
 
-    fn work(mut self, shared: &Shared) {
-        while let Some(task) = shared.next() {
-            let wanted = Wanted { bytes: &task.bytes, geometries: &task.geometries, mode: task.mode };
+    fn run(mut self, shared: &PoolShared) {
+        while let Some(image) = shared.next_image() {
+            let request = DecodeRequest { bytes: &image.bytes, geometries: &image.geometries, mode: image.mode };
             let decoded = match &mut self {
-                Self::Alone(tools) => {
-                    decode_safely(&wanted, &shared.limits, &shared.budget, tools).map_err(Unread::from)
+                Self::InThread(scratch) => {
+                    decode_safely(&request, &shared.limits, &shared.budget, scratch).map_err(ScreenError::from)
                 }
-                Self::With(decoder) => decoder.decode(&wanted),
+                Self::InProcess(decoder) => decoder.decode(&request),
             };
-            // Nobody waits for an answer once the job was given up.
-            drop(task.reply.send(decoded));
+            // The receiver is gone if the job was abandoned meanwhile.
+            drop(image.reply.send(decoded));
         }
     }
 }
 
-impl Shared {
-    /// The next task somebody still waits for, or `None` once the pool is closed and empty.
-    fn next(&self) -> Option<Task> {
+impl PoolShared {
+    /// Waits for an image that was not abandoned; `None` once the pool is closed and empty.
+    fn next_image(&self) -> Option<QueuedImage> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match queue.waiting.pop() {
-                Some(task) if task.reply.is_closed() => {}
-                Some(task) => return Some(task),
+                Some(image) if image.reply.is_closed() => {}
+                Some(image) => return Some(image),
                 None if queue.closed => return None,
-                None => queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                None => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }

@@ -1,10 +1,12 @@
-//! Decoding in a process that can do nothing else: the worker's half (`process`), the process itself (`child`), what it
-//! gives up (`confine`), and what the two halves send each other (`protocol`).
+//! Decoding in confined processes.
+//!
+//! `process` is the worker's half. `child` is the decoder process, `confine` what it gives up before the first image, and
+//! `protocol` what the two send each other. `child` and `process` do not import each other.
 
-pub mod child;
+pub(crate) mod child;
 mod confine;
 mod process;
 mod protocol;
 
-pub(super) use process::Decoder;
-pub use protocol::Layers;
+pub(super) use process::SupervisedDecoder;
+pub(crate) use protocol::Confinement;

@@ -2,27 +2,27 @@
 
 use image::{ImageDecoder, ImageResult};
 
-use super::codec::{explain, limits};
+use super::codec::{decoder_limits, explain};
 use super::frame::Frame;
-use super::{Context, Undecodable, rgb};
-use crate::job::Seen;
+use super::{DecodeContext, Undecodable, rgb};
+use crate::job::ImageInfo;
 
-/// Reads a still image of any colour type. The error of a decoder that refuses the header is explained here too.
-pub(super) fn still<D: ImageDecoder>(
+/// Decodes a still image of any colour type. `decoder` may be the error of a decoder that refuses the header.
+pub(super) fn decode_still<D: ImageDecoder>(
     name: &str,
     format: &'static str,
     decoder: ImageResult<D>,
-    context: &mut Context<'_>,
-) -> Result<Seen, Undecodable> {
+    context: &mut DecodeContext<'_>,
+) -> Result<ImageInfo, Undecodable> {
     let mut decoder = decoder.map_err(|e| explain(name, &e))?;
     let ((width, height), color) = (decoder.dimensions(), decoder.color_type());
-    // The samples, and beside them either the copy in RGB or, in some decoders, a second set of samples. Lossless WebP is
-    // decoded with alpha even where it has none.
+    // Beside the samples there is the copy in RGB or, in some decoders, a second set of samples. Lossless WebP is decoded
+    // with alpha even where it has none.
     let samples = u64::from(color.bytes_per_pixel());
     let beside = if format == "webp" { 4 } else { 3 };
     let grant = context.admit(width, height, samples + samples.max(beside))?;
     let orientation = decoder.orientation().map_or(1, image::metadata::Orientation::to_exif);
-    decoder.set_limits(limits(context)).map_err(|e| explain(name, &e))?;
+    decoder.set_limits(decoder_limits(context)).map_err(|e| explain(name, &e))?;
 
     let length = usize::try_from(decoder.total_bytes()).map_err(|_| Undecodable::new("over the decode limits"))?;
     let mut samples = vec![0; length];
@@ -31,5 +31,5 @@ pub(super) fn still<D: ImageDecoder>(
     (context.take)(&Frame::whole(rgb, width, height, orientation))?;
     drop(grant);
     let (width, height) = rgb::upright(width, height, orientation);
-    Ok(Seen { format, width, height, frames: 1 })
+    Ok(ImageInfo { format, width, height, frames: 1 })
 }

@@ -9,33 +9,33 @@ use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
 use super::{Folder, Listed, Part, StoreError, is_plain, listed, sort};
-use crate::offload::{self, Enough, Sink};
+use crate::offload::{self, ItemSink, ReceiverDropped};
 
 /// Lists on a thread of its own.
 pub(super) fn list(folder: Folder, part: Part) -> BoxStream<'static, Result<Listed, StoreError>> {
-    offload::stream(move |sink| {
+    offload::stream_from_thread(move |sink| {
         let walk = Walk { part: &part, sink };
         match walk.bucket(&folder) {
             Err(End::Failed(e)) => sink.put(Err(e)),
-            Ok(()) | Err(End::Enough) => Ok(()),
+            Ok(()) | Err(End::ReceiverDropped) => Ok(()),
         }
     })
 }
 
 struct Walk<'a> {
     part: &'a Part,
-    sink: &'a Sink<Result<Listed, StoreError>>,
+    sink: &'a ItemSink<Result<Listed, StoreError>>,
 }
 
 /// Why a walk ends before its end.
 enum End {
-    Enough,
+    ReceiverDropped,
     Failed(StoreError),
 }
 
-impl From<Enough> for End {
-    fn from(_: Enough) -> Self {
-        Self::Enough
+impl From<ReceiverDropped> for End {
+    fn from(_: ReceiverDropped) -> Self {
+        Self::ReceiverDropped
     }
 }
 
