@@ -1,4 +1,4 @@
-"""A decoder that passes everything on to the real one, but for an image whose comment says how to misbehave.
+"""A decoder that forwards everything to the real one, and misbehaves as the comment of an image asks.
 
 Called as `decoder.py decoder` by a worker, with a socket as standard input. REAL is set by the test.
 """
