@@ -68,7 +68,7 @@ enum Command {
     /// Look at dead-lettered messages, send them back or discard them
     Dead(dead::Arguments),
     /// Look at the configured detectors
-    Models(models::Arguments),
+    Models(models::ModelsArguments),
     /// Try every configured dependency and say what is wrong with each
     Check,
     /// Print completions for a shell
@@ -77,7 +77,7 @@ enum Command {
     Man(shell::Man),
     /// Decode for another process
     #[command(hide = true)]
-    Decoder(decoder::Arguments),
+    Decoder(decoder::DecoderArguments),
 }
 
 /// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
@@ -209,14 +209,13 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
 /// The exit status of an error: 2 where the configuration is at fault, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {
-    let start = |e: &StartError| !matches!(e, StartError::Infer(_) | StartError::Proof(_) | StartError::Threads(_));
     let configuration = error.is::<ConfigError>()
         || error.is::<UsageError>()
         || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
-        || error.downcast_ref::<StartError>().is_some_and(start)
+        || error.downcast_ref::<StartError>().is_some_and(StartError::is_configuration)
         || match error.downcast_ref::<WorkerError>() {
             Some(WorkerError::Config(_) | WorkerError::Ledger(crate::ledger::OpenError::Config(_))) => true,
-            Some(WorkerError::Screen(e)) => start(e),
+            Some(WorkerError::Screen(e)) => e.is_configuration(),
             _ => matches!(error.downcast_ref(), Some(crate::ledger::OpenError::Config(_))),
         };
     if configuration { 2 } else { 1 }

@@ -1,25 +1,31 @@
 //! A detector: a model package read from its folder, as Hugging Face or timm export it.
 //!
-//! This file reads files and checks them against each other. It runs nothing: that the model's own shapes agree with
-//! the package is checked by `screen::infer` when the session is made.
+//! The files are read and checked against each other, and the model is not run. Whether the model's own shapes agree with
+//! the package is checked by `screen::infer` when it opens the session.
 
-mod external;
-mod golden;
+mod digest;
+mod golden_image;
 mod labels;
+mod model_file;
+mod onnx_outline;
 mod preprocessing;
-mod weights;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
-use weights::Weights;
+use digest::DigestInput;
+use model_file::ModelFile;
+use onnx_outline::OutlineError;
 
-pub use golden::Golden;
-pub use preprocessing::{Channels, CropRounding, Filter, Geometry, Normalisation, Resize};
-pub use weights::{PLACES as MODEL_PLACES, companions};
+pub use digest::DecodeSettings;
+pub(crate) use golden_image::GoldenImage;
+pub(crate) use model_file::{MODEL_PATHS, external_files};
+pub use preprocessing::{Channels, CropRounding, Geometry, Normalisation, ResampleFilter, Resize};
+
+/// A JSON file's content.
+type JsonObject = Map<String, Value>;
 
 /// How a model's output becomes probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,52 +45,82 @@ pub struct Detector {
     pub name: String,
     /// The ONNX file.
     pub model: PathBuf,
-    /// One per output, in the output's order.
+    /// One label for each output, in the outputs' order.
     pub labels: Vec<String>,
     /// How an image becomes `[height, width, 3] u8`.
     pub geometry: Geometry,
-    /// How those become floats, for models that do not do it themselves.
+    /// How these bytes become floats, for models that take floats.
     pub normalisation: Normalisation,
-    /// Stated by the package, or `None` where the model's output name has to tell.
+    /// As the package states it. `None`: the model's output name or its values show it.
     pub activation: Option<Activation>,
-    /// What the scores of a multi-label model need; chosen over softmax when the output holds logits.
+    /// Whether the labels are independent, so that logits need a sigmoid and not a softmax.
     pub multi_label: bool,
-    /// Scored and recorded, never judged.
+    /// Whether its scores are only recorded and never judged.
     pub shadow: bool,
-    /// SHA-256 over model, labels, preprocessing and decode settings, hexadecimal.
+    /// SHA-256 over everything that decides its scores, hexadecimal; see `detector/digest.rs`.
     pub digest: String,
-    /// SHA-256 of the model file alone, hexadecimal: what a configuration pins.
+    /// SHA-256 of the model file, hexadecimal, which a configuration may pin.
     pub model_sha256: String,
-    /// What it scored where it was made, for the proof at start.
-    pub golden: Option<Golden>,
+    /// An image and its scores where the package was made, for the self-test at start.
+    pub(crate) golden: Option<GoldenImage>,
 }
 
 /// What is wrong with a package. Every message names the folder and the field.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
-    /// A file is missing or unreadable.
+    /// The folder is not a package.
     #[error("detector {folder}: {what}")]
-    File {
+    Folder {
         /// The package's folder.
         folder: String,
-        /// What was looked for and what happened.
-        what: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("detector {folder}: cannot read {file}")]
+    Read {
+        /// The package's folder.
+        folder: String,
+        /// The file.
+        file: String,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// A file does not hold a JSON object.
+    #[error("detector {folder}: {file} is not a JSON object")]
+    Json {
+        /// The package's folder.
+        folder: String,
+        /// The file.
+        file: &'static str,
+        /// What the parser found.
+        source: serde_json::Error,
+    },
+    /// The model's file is not ONNX, or it is damaged.
+    #[error("detector {folder}: cannot use {file}")]
+    Model {
+        /// The package's folder.
+        folder: String,
+        /// The model's file.
+        file: String,
+        /// What is wrong with it.
+        source: OutlineError,
     },
     /// A field is missing, contradictory or not supported.
     #[error("detector {folder}: `{field}` in {file}: {what}")]
     Field {
         /// The package's folder.
         folder: String,
-        /// The file the field belongs to.
+        /// The file of the field.
         file: &'static str,
         /// The field.
         field: Cow<'static, str>,
         /// What is wrong with it and what would be right.
         what: String,
     },
-    /// The model file is not the one that was pinned.
+    /// The model is not the pinned one.
     #[error(
-        "detector {folder}: the model's SHA-256 is {found}, but the configuration pins {pinned}\n  hint: if the new model is meant, change `sha256` in its [[detectors]] table"
+        "detector {folder}: the model's SHA-256 is {found}, but the configuration pins {pinned}\n  hint: if the other model is intended, change `sha256` in its [[detectors]] table"
     )]
     Pinned {
         /// The package's folder.
@@ -96,7 +132,7 @@ pub enum PackageError {
     },
 }
 
-/// A field that is wrong, before it is known which folder it was found in.
+/// A field that is wrong. The folder is added by [`FieldError::in_folder`].
 #[derive(Debug)]
 pub(crate) struct FieldError {
     pub file: &'static str,
@@ -109,25 +145,25 @@ impl FieldError {
         Self { file, field: field.into(), what: what.into() }
     }
 
-    fn of(self, folder: &Path) -> PackageError {
+    fn in_folder(self, folder: &Path) -> PackageError {
         let folder = folder.display().to_string();
         PackageError::Field { folder, file: self.file, field: self.field, what: self.what }
     }
 }
 
-/// Where a package is and what the configuration says of it.
+/// Where a package is, and what is configured for it.
 #[derive(Debug, Clone)]
-pub struct Source<'a> {
+pub struct PackageSource<'a> {
     /// The folder.
     pub folder: &'a Path,
-    /// A name other than the folder's.
+    /// A name to use in place of the folder's.
     pub name: Option<&'a str>,
-    /// The SHA-256 the model file must have, hexadecimal.
+    /// The SHA-256 that the model file must have, hexadecimal.
     pub sha256: Option<&'a str>,
-    /// Scored and recorded, never judged.
+    /// Whether its scores are only recorded and never judged.
     pub shadow: bool,
-    /// What else decides the pixels: part of the digest.
-    pub decode_settings: &'a str,
+    /// The settings of the decoder that decide the pixels: part of the digest.
+    pub decode_settings: DecodeSettings,
 }
 
 impl Detector {
@@ -135,60 +171,64 @@ impl Detector {
     ///
     /// # Errors
     /// When a file is missing, a field is missing or not supported, or the model is not the pinned one.
-    pub fn load(source: &Source<'_>) -> Result<Self, PackageError> {
+    pub fn load(source: &PackageSource<'_>) -> Result<Self, PackageError> {
         let folder = source.folder;
-        let in_file = |what: &str| PackageError::File { folder: folder.display().to_string(), what: what.into() };
-        let in_field = |e: FieldError| e.of(folder);
+        let refused = |what| PackageError::Folder { folder: folder.display().to_string(), what };
+        let in_folder = |e: FieldError| e.in_folder(folder);
 
         if !folder.is_dir() {
-            return Err(in_file("there is no such folder"));
+            return Err(refused("there is no such folder"));
         }
         let name = match source.name {
             Some(name) => name.to_owned(),
-            None => folder_name(folder).ok_or_else(|| in_file("the folder has no name; give one with `name`"))?,
+            None => folder_name(folder).ok_or_else(|| refused("the folder has no name; give one with `name`"))?,
         };
-        let weights = Weights::read(folder)?;
-        if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&weights.sha256)) {
+        let model = ModelFile::read(folder)?;
+        if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&model.sha256)) {
             let folder = folder.display().to_string();
-            return Err(PackageError::Pinned { folder, found: weights.sha256, pinned: pinned.to_owned() });
+            return Err(PackageError::Pinned { folder, found: model.sha256, pinned: pinned.to_owned() });
         }
 
         let config = read_json(folder, "config.json")?
-            .ok_or_else(|| in_file("it has no config.json, which must name the labels"))?;
-        let labels = labels::read(&config).map_err(in_field)?;
-        let multi_label = labels::multi_label(&config).map_err(in_field)?;
+            .ok_or_else(|| refused("it has no config.json, which must name the labels"))?;
+        let labels = labels::read(&config).map_err(in_folder)?;
+        let multi_label = labels::multi_label(&config).map_err(in_folder)?;
         if labels.len() == 1 && !multi_label {
-            return Err(in_field(FieldError::new(
+            return Err(in_folder(FieldError::new(
                 "config.json",
                 "id2label",
-                "one label only, and a softmax over one label is always 1; a sigmoid output needs \"problem_type\": \"multi_label_classification\"",
+                "it names one label, and a softmax over one label is always 1; a sigmoid output needs \"problem_type\": \"multi_label_classification\"",
             )));
         }
-        let activation = labels::activation(&config, multi_label).map_err(in_field)?;
+        let activation = labels::activation(&config, multi_label).map_err(in_folder)?;
         let preprocessor = read_json(folder, "preprocessor_config.json")?;
         let (geometry, normalisation) =
-            preprocessing::resolve(&config, preprocessor.as_ref(), weights.image).map_err(in_field)?;
+            preprocessing::resolve(&config, preprocessor.as_ref(), model.image).map_err(in_folder)?;
         let golden = read_json(folder, "golden.json")?
-            .map(|fields| Golden::read(folder, &fields, &labels).map_err(in_field))
+            .map(|fields| GoldenImage::read(folder, &fields, &labels).map_err(in_folder))
             .transpose()?;
 
-        let decides = serde_json::json!([
-            weights.sha256,
-            labels,
-            format!("{geometry:?} {normalisation:?} {activation:?} {multi_label}"),
-            source.decode_settings,
-        ]);
+        let digest = DigestInput {
+            model_sha256: &model.sha256,
+            labels: &labels,
+            geometry,
+            normalisation,
+            activation,
+            multi_label,
+            decode: source.decode_settings,
+        }
+        .sha256();
         Ok(Self {
             name,
-            model: weights.model,
+            model: model.path,
             labels,
             geometry,
             normalisation,
             activation,
             multi_label,
             shadow: source.shadow,
-            digest: hex::encode(Sha256::digest(decides.to_string())),
-            model_sha256: weights.sha256,
+            digest,
+            model_sha256: model.sha256,
             golden,
         })
     }
@@ -200,40 +240,55 @@ fn folder_name(folder: &Path) -> Option<String> {
     Some(folder.file_name()?.to_string_lossy().into_owned())
 }
 
-fn read_json(folder: &Path, file: &str) -> Result<Option<Map<String, Value>>, PackageError> {
-    let in_file = |what: String| PackageError::File { folder: folder.display().to_string(), what };
+fn read_json(folder: &Path, file: &'static str) -> Result<Option<JsonObject>, PackageError> {
+    let shown = || folder.display().to_string();
     let text = match std::fs::read_to_string(folder.join(file)) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(in_file(format!("cannot read {file}: {e}"))),
+        Err(source) => return Err(PackageError::Read { folder: shown(), file: file.to_owned(), source }),
     };
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(in_file(format!("{file} is not a JSON object"))),
-        Err(e) => Err(in_file(format!("{file} is not valid JSON: {e}"))),
-    }
+    serde_json::from_str(&text).map(Some).map_err(|source| PackageError::Json { folder: shown(), file, source })
 }
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     /// A package whose one tensor is in the file `weights.bin`.
     fn package(location: &str, weights: &[u8]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let at = |file: &str| folder.path().join(file);
-        std::fs::write(at("model.onnx"), external::tests::model(&external::tests::tensor(location))).unwrap();
+        std::fs::write(at("model.onnx"), onnx_outline::tests::model(&onnx_outline::tests::tensor(location))).unwrap();
         std::fs::write(at("weights.bin"), weights).unwrap();
         std::fs::write(at("config.json"), r#"{"label_names": ["a", "b"], "input_size": [3, 8, 8]}"#).unwrap();
         folder
     }
 
     fn load(folder: &Path, sha256: Option<&str>) -> Result<Detector, PackageError> {
-        Detector::load(&Source { folder, name: None, sha256, shadow: false, decode_settings: "" })
+        Detector::load(&PackageSource {
+            folder,
+            name: None,
+            sha256,
+            shadow: false,
+            decode_settings: DecodeSettings::default(),
+        })
+    }
+
+    /// This value may change only together with what it covers: stored scores are found by it.
+    #[test]
+    fn the_digest_of_a_package_is_pinned_by_value() {
+        let package = package("weights.bin", b"weights");
+        let decode_settings = DecodeSettings { version: 1, max_frames: 4, fast_tenths: None };
+        let source =
+            PackageSource { folder: package.path(), name: Some("any"), sha256: None, shadow: true, decode_settings };
+        let digest = Detector::load(&source).unwrap().digest;
+        assert_eq!(digest, "@PACKAGE@");
     }
 
     #[test]
-    fn weights_in_another_file_are_part_of_the_digest_and_of_what_is_pinned() {
+    fn weights_in_another_file_are_part_of_the_digest_and_of_the_pinned_sha256() {
         let (one, other) = (package("weights.bin", b"one"), package("weights.bin", b"other"));
         let (first, second) = (load(one.path(), None).unwrap(), load(other.path(), None).unwrap());
         assert_ne!((&first.digest, &first.model_sha256), (&second.digest, &second.model_sha256));

@@ -261,7 +261,7 @@ impl Judgement {
 
 /// What the decoder found out about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct ImageInfo {
     /// Determined from the content, not from the name.
     pub format: &'static str,
     /// In pixels, after applying the orientation.
@@ -302,7 +302,7 @@ pub struct Verdict {
     pub sha256: Option<[u8; 32]>,
     pub bytes: Option<u64>,
     /// `None` if the image was not decoded.
-    pub seen: Option<Seen>,
+    pub seen: Option<ImageInfo>,
     pub judgement: Judgement,
     pub scores: Option<Scores>,
     pub detectors: Digests,

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
-use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
+use crate::job::{Digests, ImageInfo, ImageRef, Outcome, Scores, Verdict};
 use crate::telemetry::metrics::{self, labels::LedgerErrorKind};
 
 pub use archive::{Announcement, Archive, Filter, Rejudged};
@@ -88,7 +88,7 @@ pub struct Reusable {
     /// The verdict they were made for.
     pub verdict: Uuid,
     /// The facts of the image.
-    pub seen: Seen,
+    pub seen: ImageInfo,
     /// The scores.
     pub scores: Scores,
 }

@@ -19,13 +19,15 @@
 //! | [`job`] | the words: job, lane, outcome, scores, verdict; `job::forms` reads messages | any service |
 //! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
 //! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
+//! | `canonical` | the JSON from which digests are made that hold for years | what is digested |
+//! | `errors` | how errors are written for people | what failed |
 //! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
-//! | [`policy`] | rules, checked against the detectors that are there | scores |
-//! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
+//! | [`policy`] | rules, checked against the configured detectors; `judge`: scores → outcome | how scores are made |
+//! | [`screen`] | bytes → judgement: `decode` (and prepare, in decoder processes), `infer` (gather, run) | network, broker, database |
 //! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
 //! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
 //! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
-//! | [`offload`] | reading on a thread of its own, as a stream | what is read |
+//! | [`offload`] | blocking reads on a separate thread, as a stream | what is read |
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
 //! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
@@ -37,11 +39,11 @@
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
 //!
-//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/proof.rs`,
+//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/self_test.rs`,
 //!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
 //!   `Fetching`, `Closed`, `Permit`, `Dependency`.)
 //! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
-//!   `screen/decode/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
+//!   `screen/decode/sandbox/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
 //!   the system (`memmap2`) in `worker/blob/spare.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in
 //!   `evaluate/columns.rs`, HTTP of our own asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in
 //!   `telemetry/http.rs`, what counts in `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that
@@ -54,10 +56,12 @@
 
 pub mod backfill;
 pub mod broker;
+mod canonical;
 pub mod certificates;
 pub mod commands;
 pub mod config;
 pub mod detector;
+mod errors;
 pub mod evaluate;
 pub mod fault_injection;
 mod groups;

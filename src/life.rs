@@ -25,7 +25,7 @@ use crate::job::event::{self, EventContext};
 use crate::job::{Digests, Judgement, Outcome, Verdict, verdict_id};
 use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
 use crate::objects::{FetchError, Fetcher};
-use crate::screen::{Screen, Unseen};
+use crate::screen::{Screen, ScreenError};
 use crate::telemetry::{Stage, metrics, timed, traces};
 
 pub use admission::Admission;
@@ -225,7 +225,7 @@ impl JobProcessor {
         let Fetched { identified, .. } = fetched;
         match screen(&self.screen, identified.request.lane, bytes, &identified.detectors).await {
             Ok(screened) => Ok(screened),
-            Err(error @ Unseen::Undecodable(_)) => {
+            Err(error @ ScreenError::Undecodable(_)) => {
                 let is_bug = fault_injection::is_planted(PlantedBug::ErrorIsPassed);
                 let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
                 Err(fetched.ends_as(outcome, error.to_string()))

@@ -1,18 +1,21 @@
-//! The policy: rules checked once against the detectors that are really there, so that it never fails open.
+//! The policy: rules that were checked once against the configured detectors, so that it never fails open.
 //!
-//! Applying the rules to scores is in `screen::judge`.
+//! Applying the rules to scores is in `judge`.
 
-use sha2::{Digest, Sha256};
+pub mod judge;
 
+use serde::Serialize;
+
+use crate::canonical::{self, without_negative_zero};
 use crate::config::PolicyConfig;
 use crate::detector::Detector;
 use crate::job::PolicyRef;
 
-/// Labels that usually mean the class to look for, in the order of preference.
+/// Labels that usually name the class to look for, in the order of preference.
 const USUAL_LABELS: [&str; 10] =
     ["by AI", "fake", "AI", "AI-generated", "generated", "synthetic", "artificial", "deepfake", "nsfw", "unsafe"];
 
-/// One rule: from `review_at` on a person should look, from `flag_at` on the image is flagged.
+/// One rule: from `review_at` on a person should review the image, from `flag_at` on it is flagged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// A configured detector.
@@ -28,11 +31,11 @@ pub struct Rule {
 /// Rules that fit the detectors.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Every rule; the strongest outcome wins.
+    /// Every rule, once, in the canonical order; the strongest outcome wins.
     pub rules: Vec<Rule>,
     /// Name and digest, recorded with every verdict.
     pub reference: PolicyRef,
-    /// The one rule that nobody wrote, to be said at start.
+    /// Whether the only rule is the default one, which is then logged at start.
     pub is_default: bool,
 }
 
@@ -42,9 +45,9 @@ pub enum PolicyError {
     /// A rule for a detector that is not configured.
     #[error("policy: a rule names the detector \"{detector}\", but the detectors are {known}")]
     UnknownDetector {
-        /// As the rule has it.
+        /// The name in the rule.
         detector: String,
-        /// Those that are configured.
+        /// The configured detectors.
         known: String,
     },
     /// A rule for a label the detector does not have.
@@ -52,20 +55,22 @@ pub enum PolicyError {
     UnknownLabel {
         /// The detector.
         detector: String,
-        /// As the rule has it.
+        /// The label in the rule.
         label: String,
-        /// Those it has.
+        /// The detector's labels.
         known: String,
     },
-    /// A rule for a detector that is marked as shadow.
-    #[error("policy: {detector} is marked `shadow = true`, so no rule may judge it; remove the mark or the rule")]
+    /// A rule for a shadow detector.
+    #[error(
+        "policy: {detector} has `shadow = true`, so that no rule may judge it\n  hint: remove `shadow` or the rule"
+    )]
     Shadow {
         /// The detector.
         detector: String,
     },
-    /// A detector nobody judges.
+    /// A detector that no rule judges.
     #[error(
-        "policy: no rule judges the detector {detector} ({labels}), so nothing it says would count\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or mark it `shadow = true`"
+        "policy: no rule judges the detector {detector} ({labels}), so that its scores would not count\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
     )]
     Unjudged {
         /// The detector.
@@ -77,7 +82,7 @@ pub enum PolicyError {
     },
     /// No label for the default rule.
     #[error(
-        "policy: none of the labels of {detector} ({labels}) is known to mean what should be flagged\n  hint: name it with --label"
+        "policy: none of the labels of {detector} ({labels}) is one that usually should be flagged\n  hint: name the label with --label"
     )]
     NoUsualLabel {
         /// The detector.
@@ -102,8 +107,8 @@ pub enum PolicyError {
 }
 
 impl Policy {
-    /// Checks the configured rules against the detectors. With no rule at all, `may_default` allows the default rule
-    /// for a single detector.
+    /// Checks the configured rules against the detectors. Where there is no rule and a single detector, `may_default` allows
+    /// the default rule.
     ///
     /// # Errors
     /// When a rule names an unknown detector or label, a threshold is out of range, or a detector is judged by no rule
@@ -129,7 +134,7 @@ impl Policy {
                     known: quoted(detector.labels.iter().map(String::as_str)),
                 });
             }
-            // Written so that a threshold that is not a number is refused too.
+            // This form also refuses a threshold that is not a number.
             if !(0.0 <= rule.review_at && rule.review_at <= rule.flag_at && rule.flag_at <= 1.0) {
                 let Rule { detector, label, review_at, flag_at } = rule.clone();
                 return Err(PolicyError::Thresholds { detector, label, review_at, flag_at });
@@ -142,9 +147,59 @@ impl Policy {
                 example: usual_label(detector).unwrap_or(&detector.labels[0]).to_owned(),
             });
         }
-        let sha256 = hex::encode(Sha256::digest(format!("{rules:?}")));
+        let rules = in_canonical_order(rules);
+        let sha256 = canonical::sha256(&canonical_text(&rules));
         Ok(Self { rules, reference: PolicyRef { name: config.name.clone(), sha256 }, is_default })
     }
+
+    /// The rules as canonical JSON. The policy's digest is the SHA-256 of this text.
+    #[must_use]
+    pub fn canonical_text(&self) -> String {
+        canonical_text(&self.rules)
+    }
+}
+
+/// The version of the canonical form. It changes only when the meaning of its fields changes.
+const VERSION: u32 = 1;
+
+/// The canonical form of a policy. Fields are declared in the order of their names.
+#[derive(Serialize)]
+struct CanonicalPolicy<'a> {
+    rules: Vec<CanonicalRule<'a>>,
+    version: u32,
+}
+
+/// The canonical form of a rule. Fields are declared in the order of their names.
+#[derive(Serialize)]
+struct CanonicalRule<'a> {
+    detector: &'a str,
+    flag_at: f32,
+    label: &'a str,
+    review_at: f32,
+}
+
+impl<'a> From<&'a Rule> for CanonicalRule<'a> {
+    fn from(rule: &'a Rule) -> Self {
+        Self {
+            detector: &rule.detector,
+            flag_at: without_negative_zero(rule.flag_at),
+            label: &rule.label,
+            review_at: without_negative_zero(rule.review_at),
+        }
+    }
+}
+
+/// Sorts rules by their canonical text and leaves out repetitions. The order of the rules in a file then decides nothing:
+/// neither the digest, nor which of two findings that are equally strong comes first.
+fn in_canonical_order(mut rules: Vec<Rule>) -> Vec<Rule> {
+    let text = |rule: &Rule| canonical::text(&CanonicalRule::from(rule));
+    rules.sort_by_cached_key(text);
+    rules.dedup_by_key(|rule| text(rule));
+    rules
+}
+
+fn canonical_text(rules: &[Rule]) -> String {
+    canonical::text(&CanonicalPolicy { rules: rules.iter().map(CanonicalRule::from).collect(), version: VERSION })
 }
 
 fn configured(config: &PolicyConfig) -> Vec<Rule> {
@@ -189,8 +244,9 @@ pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::canonical::tests::assert_sorted;
     use crate::config::RuleConfig;
-    use crate::detector::{Filter, Geometry, Normalisation, Resize};
+    use crate::detector::{Geometry, Normalisation, ResampleFilter, Resize};
 
     pub(crate) fn detector(name: &str, labels: &[&str]) -> Detector {
         Detector {
@@ -199,7 +255,7 @@ pub(crate) mod tests {
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
             geometry: Geometry {
                 resize: Resize::Exact { width: 8, height: 8 },
-                filter: Filter::Bicubic,
+                filter: ResampleFilter::Bicubic,
                 width: 8,
                 height: 8,
                 rounding: crate::detector::CropRounding::Down,
@@ -257,12 +313,56 @@ pub(crate) mod tests {
         assert_eq!(policy.rules, [expected]);
     }
 
+    fn resolved(config: &PolicyConfig) -> Policy {
+        let detectors = [detector("d", &["by human", "by AI"]), detector("e", &["nsfw", "sfw"])];
+        let judged: Vec<_> = detectors
+            .into_iter()
+            .filter(|detector| config.rules.iter().any(|rule| rule.detector == detector.name))
+            .collect();
+        Policy::resolve(config, &judged, true).unwrap()
+    }
+
+    /// These values may change only together with what they cover: every stored verdict names its policy by its digest.
+    #[test]
+    fn the_canonical_form_of_a_policy_is_pinned_by_value() {
+        let one = resolved(&rule("d", "by AI", 0.5, 0.9));
+        let text = r#"{"rules":[{"detector":"d","flag_at":0.9,"label":"by AI","review_at":0.5}],"version":1}"#;
+        assert_eq!(one.canonical_text(), text);
+        assert_eq!(one.reference.sha256, "733a771ddb84dd7e539e8c454a8bd592712b8735987318a58dfdc0b70d3f7ecf");
+        assert_sorted(text);
+
+        let rules = [rule("e", "nsfw", -0.0, 0.9), rule("d", "by human", 0.25, 1.0), rule("d", "by AI", 0.5, 0.9)];
+        let rules: Vec<_> = rules.into_iter().flat_map(|config| config.rules).collect();
+        let several = PolicyConfig { rules: rules.clone(), ..PolicyConfig::default() };
+        let text = concat!(
+            r#"{"rules":[{"detector":"d","flag_at":0.9,"label":"by AI","review_at":0.5},"#,
+            r#"{"detector":"d","flag_at":1.0,"label":"by human","review_at":0.25},"#,
+            r#"{"detector":"e","flag_at":0.9,"label":"nsfw","review_at":0.0}],"version":1}"#
+        );
+        assert_eq!(resolved(&several).canonical_text(), text);
+        assert_eq!(
+            resolved(&several).reference.sha256,
+            "9de2a2960339bd69b76de3f4e2a0aa46969c697512d569c136b8af71b680713f"
+        );
+
+        let turned = rules.iter().rev().chain(&rules).cloned().collect();
+        let turned = PolicyConfig { rules: turned, ..several.clone() };
+        assert_eq!(resolved(&turned).reference, resolved(&several).reference, "order and repetition decide nothing");
+        assert_eq!(resolved(&turned).rules, resolved(&several).rules);
+    }
+
     #[test]
     fn the_digest_follows_the_rules_and_not_the_name() {
-        let d = [detector("d", &["by human", "by AI"])];
-        let digest = |config: &PolicyConfig| Policy::resolve(config, &d, true).unwrap().reference.sha256;
+        let digest = |config: &PolicyConfig| resolved(config).reference.sha256;
         let base = rule("d", "by AI", 0.5, 0.9);
         assert_eq!(digest(&base), digest(&PolicyConfig { name: "other".into(), ..base.clone() }));
-        assert_ne!(digest(&base), digest(&rule("d", "by AI", 0.5, 0.91)));
+        for other in [
+            rule("d", "by AI", 0.5, 0.91),
+            rule("d", "by AI", 0.51, 0.9),
+            rule("d", "by human", 0.5, 0.9),
+            rule("e", "nsfw", 0.5, 0.9),
+        ] {
+            assert_ne!(digest(&base), digest(&other));
+        }
     }
 }

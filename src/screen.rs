@@ -1,15 +1,19 @@
-//! Bytes → scores → judgement: decode, prepare, gather, infer, judge. No network, no broker, no database in here.
+//! Bytes → scores → judgement. No network, no broker, no database in here.
 //!
-//! `worker` and `scan` share one [`Screen`]; they differ in where bytes come from and where verdicts go.
+//! `decode` makes pixels of an image and prepares them for each detector, `infer` gathers them into batches and scores
+//! them, and the policy judges the scores. `start` puts the stages together, and `self_test` checks each detector with its
+//! golden image. `pixels` and `error` hold what the stages share.
+//!
+//! `worker`, `scan`, `evaluate` and `bench` share one [`Screen`]. They differ in where bytes come from and where results go.
 
 pub mod decode;
-pub mod gather;
-pub mod infer;
-pub mod judge;
-pub mod prepare;
-mod proof;
+pub(crate) mod error;
+pub(crate) mod infer;
+pub(crate) mod pixels;
+mod self_test;
 mod start;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,78 +22,57 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::detector::{Detector, Geometry};
 use crate::fault_injection;
-use crate::job::{Digests, Judgement, Lane, Scores, Seen};
-use crate::policy::Policy;
+use crate::job::{Digests, ImageInfo, Judgement, Lane, Scores};
+use crate::policy::{Policy, judge};
 use crate::telemetry::{Stage, metrics, timed};
-use decode::{Pool, Undecodable, Unread};
-use infer::{Engine, Unscored};
-use prepare::Pixels;
-use start::Starter;
+use decode::DecoderPool;
+use infer::Engine;
+use pixels::Pixels;
+use start::DetectorStarter;
 
-pub use proof::{Deviation, Proof, ProofError};
-pub use start::{Each, Examined, StartError, examine, packages, plan, policy_for};
+pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
+pub(crate) use self_test::SelfTest;
+pub use start::StartError;
+pub(crate) use start::{CheckedDetector, check_detectors, packages, plan, policy_for};
 
-/// Everything that turns bytes into a judgement, warm.
+/// Everything that turns bytes into a judgement, ready to run.
 pub struct Screen {
     engines: Vec<Engine>,
-    decoders: Pool,
+    decoders: DecoderPool,
     policy: Policy,
     broken: watch::Receiver<Option<String>>,
 }
 
-/// What was seen in one image. The scores are those of the most severe frame.
+/// What screening one image gave. The scores are those of the most severe frame.
 #[derive(Debug, Clone)]
-pub struct Sight {
-    /// The facts.
-    pub seen: Seen,
-    /// What the detectors say.
-    pub scores: Scores,
-    /// What they say of each frame.
-    pub frames: Vec<Scores>,
-    /// What the policy makes of it.
-    pub judgement: Judgement,
-    /// What each detector asked for was shown of the first frame.
-    pub shown: Vec<(String, Arc<Pixels>)>,
-}
-
-/// Why an image has no scores.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Unseen {
-    /// It is no whole image, or one over the limits.
-    #[error(transparent)]
-    Undecodable(#[from] Undecodable),
-    /// Nothing could decode it, whatever it is.
-    #[error("{0}")]
-    Undecoded(String),
-    /// A detector could not score it, or is gone.
-    #[error(transparent)]
-    Unscored(#[from] Unscored),
-}
-
-impl From<Unread> for Unseen {
-    fn from(unread: Unread) -> Self {
-        match unread {
-            Unread::Undecodable(undecodable) => Self::Undecodable(undecodable),
-            Unread::NoDecoder(_) => Self::Undecoded(unread.to_string()),
-        }
-    }
+pub(crate) struct ScreenedImage {
+    /// Format, size and number of frames.
+    pub(crate) info: ImageInfo,
+    /// The scores of the frame that decided.
+    pub(crate) scores: Scores,
+    /// The scores of each screened frame.
+    pub(crate) frames: Vec<Scores>,
+    /// The policy's judgement.
+    pub(crate) judgement: Judgement,
+    /// What each detector saw of the first frame, by the detector's name.
+    pub(crate) first_frame: Vec<(String, Arc<Pixels>)>,
 }
 
 impl Screen {
-    /// Loads the packages, checks the policy against them, warms every session up, and proves it by its golden image.
+    /// Loads the packages, checks the policy against them, warms every session up, and tests it with its golden image.
     ///
     /// # Errors
-    /// When anything of that cannot be done; nothing is replaced silently.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
+    /// When any of that fails. Nothing is replaced silently.
+    pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
         let (detectors, policy) = plan(config)?;
         Self::start_with(config, detectors, policy)
     }
 
-    /// As [`Screen::start`], with packages that have been read already: a large model takes seconds to hash.
+    /// As [`Screen::start`], with packages that were read before: hashing a large model takes seconds.
     ///
     /// # Errors
     /// As [`Screen::start`].
-    pub fn start_with(config: &Config, detectors: Vec<Detector>, policy: Policy) -> Result<Self, StartError> {
+    pub(crate) fn start_with(config: &Config, detectors: Vec<Detector>, policy: Policy) -> Result<Self, StartError> {
         if policy.is_default {
             let rule = &policy.rules[0];
             tracing::info!(
@@ -100,20 +83,20 @@ impl Screen {
                 "no policy is configured, using the default rule"
             );
         }
-        let (tell_broken, broken) = watch::channel(None);
-        let starter = Starter::new(config, tell_broken)?;
+        let (report_broken, broken) = watch::channel(None);
+        let starter = DetectorStarter::new(config, report_broken)?;
         let mut engines = Vec::new();
         for detector in detectors {
-            let (engine, proof) = starter.engine(detector)?;
+            let (engine, self_test) = starter.start(detector)?;
             tracing::info!(
                 detector = engine.detector.name,
                 digest = engine.detector.digest,
-                place = engine.place,
+                device = engine.device,
                 max_batch = engine.max_batch(),
-                proof = %proof,
+                self_test = %self_test,
                 "detector is ready"
             );
-            metrics::detector_loaded(&engine.detector.name, &engine.detector.digest, &engine.place);
+            metrics::detector_loaded(&engine.detector.name, &engine.detector.digest, &engine.device);
             metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
@@ -121,77 +104,77 @@ impl Screen {
     }
 
     /// The policy that judges.
-    #[must_use]
-    pub fn policy(&self) -> &Policy {
+    pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
     /// The largest batch of any detector.
-    #[must_use]
-    pub fn max_batch(&self) -> usize {
+    pub(crate) fn max_batch(&self) -> usize {
         self.engines.iter().map(Engine::max_batch).max().unwrap_or(1)
     }
 
-    /// Has no detector run more images at a time than that.
-    pub fn limit(&self, max_batch: usize) {
+    /// Lowers the largest batch of every detector to this many images.
+    pub(crate) fn lower_max_batch(&self, max_batch: usize) {
         for engine in &self.engines {
-            engine.limit(max_batch);
+            engine.lower_max_batch(max_batch);
             metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
         }
     }
 
-    /// How many sessions there are.
-    #[must_use]
-    pub fn sessions(&self) -> usize {
+    /// The number of sessions.
+    pub(crate) fn session_count(&self) -> usize {
         self.engines.len()
     }
 
-    /// The sessions, to be measured one by one.
-    #[must_use]
-    pub fn engines(&self) -> &[Engine] {
+    /// The detectors with their sessions, to be measured one by one.
+    pub(crate) fn engines(&self) -> &[Engine] {
         &self.engines
     }
 
     /// The decoders, to be measured alone.
-    #[must_use]
-    pub fn decoders(&self) -> &Pool {
+    pub(crate) fn decoders(&self) -> &DecoderPool {
         &self.decoders
     }
 
     /// Where images are decoded, for people.
-    #[must_use]
-    pub fn decoding(&self) -> String {
-        match self.decoders.layers() {
-            Some(layers) => format!("in processes, confined by {layers}"),
-            None => "on threads of this process; what kills a decoder would kill it".into(),
+    pub(crate) fn describe_decoding(&self) -> String {
+        match self.decoders.confinement() {
+            Some(confinement) => format!("in decoder processes, {confinement}"),
+            None => "on threads of this process, which ends with any decoder that crashes".into(),
         }
     }
 
-    /// One line a detector: name, place, batch and labels.
-    pub fn describe(&self) -> impl Iterator<Item = String> {
+    /// For people, one line for each detector: name, device, batch and labels.
+    pub(crate) fn describe_detectors(&self) -> impl Iterator<Item = String> {
         self.engines.iter().map(|engine| {
             let labels: Vec<_> = engine.detector.labels.iter().map(|label| format!("\"{label}\"")).collect();
             format!(
-                "{} runs on {}, up to {} images a run, labels {}",
+                "{} runs on {}, up to {} images per run, labels {}",
                 engine.detector.name,
-                engine.place,
+                engine.device,
                 engine.max_batch(),
                 labels.join(", ")
             )
         })
     }
 
-    /// The digests of the detectors asked for, or of all.
+    /// The digests of the detectors asked for, or of all detectors.
     ///
     /// # Errors
     /// The first name that is not a detector's.
-    pub fn digests(&self, wanted: Option<&[String]>) -> Result<Digests, String> {
-        let engines = self.wanted(wanted)?;
-        Ok(engines.iter().map(|e| (e.detector.name.clone(), e.detector.digest.clone())).collect())
+    pub(crate) fn digests(&self, names: Option<&[String]>) -> Result<Digests, String> {
+        let engines: Vec<&Engine> = match names {
+            None => self.engines.iter().collect(),
+            Some(names) => {
+                let find = |name: &String| self.engines.iter().find(|engine| engine.detector.name == *name);
+                names.iter().map(|name| find(name).ok_or_else(|| name.clone())).collect::<Result<_, _>>()?
+            }
+        };
+        Ok(engines.iter().map(|engine| (engine.detector.name.clone(), engine.detector.digest.clone())).collect())
     }
 
-    /// Resolves with the reason once a session is gone. The process has to end then.
-    pub async fn broken(&self) -> String {
+    /// Resolves with the reason once a session is broken. The process has to end then.
+    pub(crate) async fn session_broken(&self) -> String {
         let mut broken = self.broken.clone();
         match broken.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
@@ -199,59 +182,57 @@ impl Screen {
         }
     }
 
-    /// Looks at one image with the detectors named in `digests`.
+    /// Screens one image with the detectors named in `digests`.
     ///
     /// # Errors
     /// When it cannot be decoded, or a detector cannot score it.
-    pub async fn look(&self, lane: Lane, bytes: Bytes, digests: &Digests) -> Result<Sight, Unseen> {
+    pub(crate) async fn screen_image(
+        &self,
+        lane: Lane,
+        bytes: Bytes,
+        digests: &Digests,
+    ) -> Result<ScreenedImage, ScreenError> {
         let engines: Vec<&Engine> = self.engines.iter().filter(|e| digests.contains_key(&e.detector.name)).collect();
         fault_injection::crash_on_deadly_image(&bytes);
-        // Detectors of equal geometry share one result.
-        let mut geometries: Vec<Geometry> = Vec::new();
-        let mut which = Vec::new();
-        for engine in &engines {
-            let geometry = engine.detector.geometry;
-            let known = geometries.iter().position(|g| *g == geometry);
-            which.push(known.unwrap_or(geometries.len()));
-            if known.is_none() {
-                geometries.push(geometry);
-            }
-        }
+        let (geometries, geometry_of) = share_geometries(&engines);
         let decoded = timed(Stage::Decode, self.decoders.decode(lane, bytes, geometries.into())).await?;
 
-        let pairs = decoded
-            .frames
-            .iter()
-            .flat_map(|frame| engines.iter().zip(&which).map(|(e, i)| (*e, Arc::clone(&frame[*i]))));
-        let scoring = futures_util::future::try_join_all(pairs.map(|(engine, pixels)| engine.score(lane, pixels)));
-        let rows = timed(Stage::Infer, scoring).await?;
+        let inputs_of = |frame: &Vec<Arc<Pixels>>| -> Vec<Arc<Pixels>> {
+            geometry_of.iter().map(|index| Arc::clone(&frame[*index])).collect()
+        };
+        let inputs = decoded.frames.iter().flat_map(|frame| engines.iter().zip(inputs_of(frame)));
+        let runs = inputs.map(|(engine, pixels)| engine.score(lane, pixels));
+        let rows = timed(Stage::Infer, futures_util::future::try_join_all(runs)).await?;
         let mut rows = rows.into_iter();
-        let frames: Vec<Scores> = decoded
-            .frames
-            .iter()
-            .map(|_| engines.iter().zip(rows.by_ref()).map(|(engine, row)| named(engine, row)).collect())
-            .collect();
+        let mut frame_scores =
+            || -> Scores { engines.iter().zip(rows.by_ref()).map(|(engine, row)| by_label(engine, row)).collect() };
+        let frames: Vec<Scores> = decoded.frames.iter().map(|_| frame_scores()).collect();
 
         let (index, judgement) = judge::most_severe(&self.policy, &frames);
         let scores = frames.get(index).cloned().unwrap_or_default();
-        let first = decoded.frames.first();
-        let shown = first
-            .map(|frame| {
-                engines.iter().zip(&which).map(|(e, i)| (e.detector.name.clone(), Arc::clone(&frame[*i]))).collect()
-            })
-            .unwrap_or_default();
-        Ok(Sight { seen: decoded.seen, scores, frames, judgement, shown })
-    }
-
-    fn wanted(&self, wanted: Option<&[String]>) -> Result<Vec<&Engine>, String> {
-        let Some(names) = wanted else { return Ok(self.engines.iter().collect()) };
-        names
-            .iter()
-            .map(|name| self.engines.iter().find(|e| e.detector.name == *name).ok_or_else(|| name.clone()))
-            .collect()
+        let names = engines.iter().map(|engine| engine.detector.name.clone());
+        let first_frame = decoded.frames.first().map(|frame| names.zip(inputs_of(frame)).collect()).unwrap_or_default();
+        Ok(ScreenedImage { info: decoded.info, scores, frames, judgement, first_frame })
     }
 }
 
-fn named(engine: &Engine, row: Vec<f32>) -> (String, std::collections::BTreeMap<String, f32>) {
+/// The different geometries of these detectors, and for each detector the index of its own: detectors of equal geometry
+/// share one result.
+fn share_geometries(engines: &[&Engine]) -> (Vec<Geometry>, Vec<usize>) {
+    let mut geometries: Vec<Geometry> = Vec::new();
+    let mut geometry_of = Vec::new();
+    for engine in engines {
+        let geometry = engine.detector.geometry;
+        let known = geometries.iter().position(|other| *other == geometry);
+        geometry_of.push(known.unwrap_or(geometries.len()));
+        if known.is_none() {
+            geometries.push(geometry);
+        }
+    }
+    (geometries, geometry_of)
+}
+
+/// A detector's name, and its scores by label.
+fn by_label(engine: &Engine, row: Vec<f32>) -> (String, BTreeMap<String, f32>) {
     (engine.detector.name.clone(), engine.detector.labels.iter().cloned().zip(row).collect())
 }

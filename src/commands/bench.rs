@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use crate::config::{Config, ConfigError};
-use crate::screen::decode::Pool;
+use crate::screen::decode::DecoderPool;
 use crate::screen::infer::LARGEST_BATCH;
 use crate::screen::{Screen, StartError};
 use findings::good_enough;
@@ -169,7 +169,7 @@ impl Bench<'_> {
         let sample = self.step("choosing images".into(), self.sample(local, storage.as_ref(), &pool)).await?;
         let one = self.step("one decoder".into(), self.decoding(&sample, &pool, 1)).await?;
         drop(pool);
-        let decoders = Pool::threads(&config.decode);
+        let decoders = DecoderPool::threads(&config.decode);
         let decoding = self.decoding(&sample, self.screen.decoders(), decoders);
         let all = self.step(format!("{decoders} decoders"), decoding).await?;
 
@@ -183,7 +183,7 @@ impl Bench<'_> {
             let session = Session {
                 detector: engine.detector.name.clone(),
                 digest: engine.detector.digest.clone(),
-                place: engine.place.clone(),
+                place: engine.device.clone(),
                 batches,
             };
             if config.inference.max_batch == 0 {
@@ -213,7 +213,12 @@ impl Bench<'_> {
     }
 
     /// The images: files, or else objects where those are named, or else what is bundled.
-    async fn sample(&self, paths: Vec<PathBuf>, storage: Option<&Storage>, pool: &Pool) -> anyhow::Result<Sample> {
+    async fn sample(
+        &self,
+        paths: Vec<PathBuf>,
+        storage: Option<&Storage>,
+        pool: &DecoderPool,
+    ) -> anyhow::Result<Sample> {
         let candidates = match storage {
             Some(storage) if paths.is_empty() => {
                 let files = self.some_objects(storage).await?;

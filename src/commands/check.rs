@@ -30,8 +30,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     }
     match Screen::start(config) {
         Ok(screen) => {
-            tell("decoding", Ok(screen.decoding()));
-            screen.describe().for_each(|words| tell("detector", Ok(words)));
+            tell("decoding", Ok(screen.describe_decoding()));
+            screen.describe_detectors().for_each(|words| tell("detector", Ok(words)));
         }
         Err(e) => tell("detector", Err(e.to_string())),
     }

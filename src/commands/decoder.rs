@@ -1,23 +1,24 @@
-//! `pixwarden decoder`: the process that decodes for another Pixwarden.
+//! `pixwarden decoder`: the decoder process of a worker.
 
 use anyhow::Context;
 
-use crate::screen::decode::child::{Attempt, attempt, serve};
+use crate::screen::decode::sandbox::child::{ForbiddenAction, serve, try_forbidden};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// Try what a decoder must not be able to do
-    #[arg(long, value_name = "WHAT")]
-    attempt: Option<Attempt>,
+pub(super) struct DecoderArguments {
+    /// Try an action that a decoder process must not be able to do
+    #[arg(long, value_name = "ACTION")]
+    attempt: Option<ForbiddenAction>,
 }
 
-/// An attempt that is refused ends with 0, or with the process killed; one that is not, with 1.
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<u8> {
+/// An action that is refused ends with 0, or with the process killed. One that is allowed ends with 1.
+pub(super) fn run(arguments: &DecoderArguments) -> anyhow::Result<u8> {
     match arguments.attempt {
-        None => serve().context("a decoder is started by Pixwarden itself, with a socket as its standard input")?,
-        Some(what) => {
-            let Err(refused) = attempt(what) else { anyhow::bail!("nothing refused it") };
-            eprintln!("{refused}");
+        None => serve()
+            .context("cannot serve as a decoder process, which a worker starts with a socket as standard input")?,
+        Some(action) => {
+            let Err(refusal) = try_forbidden(action) else { anyhow::bail!("the action was not refused") };
+            eprintln!("{refusal}");
         }
     }
     Ok(0)

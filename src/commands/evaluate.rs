@@ -16,6 +16,7 @@ use super::files;
 use super::output::{Format, printable};
 use super::progress::{Progress, Unit};
 use crate::config::{Config, ConfigError};
+use crate::errors::with_causes;
 use crate::evaluate::dataset::{Dataset, DatasetError, Truths};
 use crate::evaluate::findings::{Findings, Mistake, Unscored};
 use crate::evaluate::metrics::Scored;
@@ -24,7 +25,7 @@ use crate::evaluate::subject::{subjects, with_default_rules};
 use crate::evaluate::summary::{Summary, Wanted};
 use crate::job::{Digests, Lane, Outcome};
 use crate::lanes::{Gate, Permit};
-use crate::screen::{Screen, Sight, StartError, Unseen, decode, infer, packages, policy_for};
+use crate::screen::{Screen, ScreenError, ScreenedImage, StartError, decode, packages, policy_for};
 use read::{Content, Found, Image, Sources};
 
 /// Mistakes of either kind that the page shows a detector.
@@ -133,7 +134,7 @@ async fn look_at_all(
     let (max_bytes, bytes) = (config.storage.max_object_bytes, Gate::new(config.storage.memory_bytes));
     let desk = Desk { screen, digests, max_bytes, bytes };
     // Enough to keep decoders and sessions busy.
-    let ahead = 2 * screen.max_batch() + decode::Pool::threads(&config.decode);
+    let ahead = 2 * screen.max_batch() + decode::DecoderPool::thread_count(&config.decode);
     // What waits here is held in memory, on top of what is being looked at.
     let (send, mut receive) = mpsc::channel(4);
     let reader = tokio::task::spawn_blocking(move || sources.read(|found| send.blocking_send(found).is_ok()));
@@ -163,7 +164,7 @@ async fn look_at_all(
 
 /// An image with its scores, or why it has none.
 enum Looked {
-    Seen(Image, Sight),
+    Seen(Image, ScreenedImage),
     Not(Unscored),
 }
 
@@ -180,7 +181,7 @@ impl Desk<'_> {
     /// Looks at one image.
     ///
     /// Fails only where a session is gone, since no further image would be scored then.
-    async fn look(&self, found: Found) -> Result<Looked, infer::Unscored> {
+    async fn look(&self, found: Found) -> Result<Looked, ScreenError> {
         let image = match found {
             Found::Image(image) => image,
             Found::Unscored(unscored) => return Ok(Looked::Not(unscored)),
@@ -193,12 +194,12 @@ impl Desk<'_> {
             Ok(read) => read,
             Err(e) => return not(format!("{:#}", e.root_cause())),
         };
-        match self.screen.look(Lane::Backfill, bytes, &self.digests).await {
+        match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
             // Scores that are not probabilities.
             Ok(sight) if sight.judgement.outcome == Outcome::Failed => not(sight.judgement.reason.unwrap_or_default()),
             Ok(sight) => Ok(Looked::Seen(image, sight)),
-            Err(Unseen::Unscored(gone @ infer::Unscored::Broken(_))) => Err(gone),
-            Err(e) => not(e.to_string()),
+            Err(broken @ ScreenError::SessionBroken { .. }) => Err(broken),
+            Err(e) => not(with_causes(&e)),
         }
     }
 
@@ -225,7 +226,7 @@ impl Desk<'_> {
     }
 }
 
-fn count(findings: &mut Findings, image: &Image, sight: &Sight, pictures: bool) {
+fn count(findings: &mut Findings, image: &Image, sight: &ScreenedImage, pictures: bool) {
     let Findings { subjects, scored, worst, .. } = findings;
     for (index, subject) in subjects.iter().enumerate() {
         // Of an animation each detector's own highest frame counts, whatever another one says of it.
@@ -243,8 +244,8 @@ fn count(findings: &mut Findings, image: &Image, sight: &Sight, pictures: bool) 
 }
 
 /// What a detector saw of an image's first frame, for the page.
-fn picture(sight: &Sight, detector: &str) -> Option<String> {
-    let (_, pixels) = sight.shown.iter().find(|(name, _)| name == detector)?;
-    let picture = decode::picture(pixels, PICTURE_EDGE).ok()?;
+fn picture(sight: &ScreenedImage, detector: &str) -> Option<String> {
+    let (_, pixels) = sight.first_frame.iter().find(|(name, _)| name == detector)?;
+    let picture = decode::encode_picture(pixels, PICTURE_EDGE).ok()?;
     Some(report::data_uri(picture.media_type, &picture.bytes))
 }

@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::job::event::{self, EventContext};
 use crate::job::{Judgement, Outcome, Verdict, rejudged_event_id};
 use crate::ledger::{self, Rejudged};
-use crate::policy::Policy;
-use crate::screen::{judge, plan};
+use crate::policy::{Policy, judge};
+use crate::screen::plan;
 
 /// Verdicts a transaction.
 const PAGE: u32 = 500;

@@ -100,7 +100,11 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
         });
     });
     // Enough to keep decoders and sessions busy. When measuring, one image at a time.
-    let ahead = if arguments.measure { 1 } else { 2 * scan.screen.max_batch() + decode::Pool::threads(&config.decode) };
+    let ahead = if arguments.measure {
+        1
+    } else {
+        2 * scan.screen.max_batch() + decode::DecoderPool::thread_count(&config.decode)
+    };
     let stopped = OnceCell::new();
     let mut reports = stream::iter(files::walk(arguments.paths.clone()))
         // The scan counts as stopped if a file was left out. A signal after the last file changes nothing.

@@ -1,41 +1,39 @@
-//! What `config.json` says of a model's outputs: their labels, and what the numbers are.
+//! What `config.json` states about a model's outputs: their labels, and what the numbers are.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Activation, FieldError};
+use super::{Activation, FieldError, JsonObject};
 
 const FILE: &str = "config.json";
 
-type Object = Map<String, Value>;
-
 /// Finds the labels where Hugging Face (`id2label`, `label2id`) or timm (`label_names`, `labels`) puts them.
 ///
-/// Two places that disagree are refused, and so is a number of classes that does not fit.
-pub(super) fn read(config: &Object) -> Result<Vec<String>, FieldError> {
+/// Two fields that contradict each other are refused, and so is a number of classes that does not fit.
+pub(super) fn read(config: &JsonObject) -> Result<Vec<String>, FieldError> {
     let nested = config.get("pretrained_cfg").and_then(Value::as_object);
-    let places = [
+    let fields = [
         ("label_names", list(config, "label_names")?),
         ("labels", list(config, "labels")?),
         ("id2label", by_id(config)?),
         ("label2id", by_label(config)?),
     ];
-    let mut found = places.into_iter().filter_map(|(field, labels)| Some((field, labels?)));
+    let mut found = fields.into_iter().filter_map(|(field, labels)| Some((field, labels?)));
     let (field, labels) = match found.next() {
         Some(first) => first,
-        // The names that the weights came with; those of a fine-tuned model stand further out and count before them.
+        // These are the names of the pretrained weights. Those of a fine-tuned model are in the outer object and come first.
         None => match nested.map(|nested| list(nested, "label_names")).transpose()?.flatten() {
             Some(labels) => ("label_names", labels),
             None => {
-                let what = "no labels found; give `id2label` (Hugging Face) or `label_names` (timm)";
+                let what = "there are no labels; add `id2label` (Hugging Face) or `label_names` (timm)";
                 return Err(FieldError::new(FILE, "id2label", what));
             }
         },
     };
     if let Some((other, _)) = found.find(|(_, others)| *others != labels) {
-        return Err(FieldError::new(FILE, other, format!("it contradicts `{field}`; one of them has to go")));
+        return Err(FieldError::new(FILE, other, format!("it contradicts `{field}`; remove one of the two")));
     }
     distinct(field, &labels)?;
-    // The number in `pretrained_cfg` is that of the weights the model began with, and often stale.
+    // The number in `pretrained_cfg` is that of the pretrained weights, and often differs from this model's.
     for count in ["num_classes", "num_labels"] {
         if let Some(stated) = config.get(count).and_then(Value::as_u64)
             && usize::try_from(stated) != Ok(labels.len())
@@ -51,7 +49,7 @@ fn incomplete(field: &'static str) -> FieldError {
     FieldError::new(FILE, field, "every label must be a string, numbered from 0 without a gap")
 }
 
-fn list(object: &Object, field: &'static str) -> Result<Option<Vec<String>>, FieldError> {
+fn list(object: &JsonObject, field: &'static str) -> Result<Option<Vec<String>>, FieldError> {
     match object.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(list)) => {
@@ -63,7 +61,7 @@ fn list(object: &Object, field: &'static str) -> Result<Option<Vec<String>>, Fie
 }
 
 /// `{"0": "real", "1": "fake"}`
-fn by_id(config: &Object) -> Result<Option<Vec<String>>, FieldError> {
+fn by_id(config: &JsonObject) -> Result<Option<Vec<String>>, FieldError> {
     const FIELD: &str = "id2label";
     let Some(value) = config.get(FIELD).filter(|value| !value.is_null()) else { return Ok(None) };
     let by_id = value.as_object().ok_or_else(|| incomplete(FIELD))?;
@@ -71,9 +69,9 @@ fn by_id(config: &Object) -> Result<Option<Vec<String>>, FieldError> {
     (0..by_id.len()).map(label).collect::<Option<_>>().map(Some).ok_or_else(|| incomplete(FIELD))
 }
 
-/// `{"real": 0, "fake": 1}`, which counts where `id2label` is absent: many packages carry both, and only `id2label` is
-/// read by others.
-fn by_label(config: &Object) -> Result<Option<Vec<String>>, FieldError> {
+/// `{"real": 0, "fake": 1}`, which counts where `id2label` is absent: many packages have both, and other programs read
+/// only `id2label`.
+fn by_label(config: &JsonObject) -> Result<Option<Vec<String>>, FieldError> {
     const FIELD: &str = "label2id";
     let Some(value) = config.get(FIELD).filter(|value| !value.is_null() && !config.contains_key("id2label")) else {
         return Ok(None);
@@ -95,13 +93,13 @@ fn distinct(field: &'static str, labels: &[String]) -> Result<(), FieldError> {
     sorted.sort();
     sorted.dedup();
     if sorted.len() != labels.len() {
-        return Err(FieldError::new(FILE, field, "two labels have the same name, so a rule could not tell them apart"));
+        return Err(FieldError::new(FILE, field, "two labels have the same name, so that a rule could mean either"));
     }
     Ok(())
 }
 
-/// Whether the labels are independent of each other, by `problem_type`.
-pub(super) fn multi_label(config: &Object) -> Result<bool, FieldError> {
+/// Whether the labels are independent of each other: `problem_type`.
+pub(super) fn multi_label(config: &JsonObject) -> Result<bool, FieldError> {
     match config.get("problem_type").filter(|value| !value.is_null()) {
         None => Ok(false),
         Some(value) => match value.as_str() {
@@ -116,8 +114,8 @@ pub(super) fn multi_label(config: &Object) -> Result<bool, FieldError> {
     }
 }
 
-/// `"pixwarden": {"output": "logits" | "probabilities"}`, written by our converter.
-pub(super) fn activation(config: &Object, multi_label: bool) -> Result<Option<Activation>, FieldError> {
+/// `"pixwarden": {"output": "logits" | "probabilities"}`, which `models/convert.py` writes.
+pub(super) fn activation(config: &JsonObject, multi_label: bool) -> Result<Option<Activation>, FieldError> {
     let Some(output) = config.get("pixwarden").and_then(|ours| ours.get("output")) else { return Ok(None) };
     match output.as_str() {
         Some("logits") if multi_label => Ok(Some(Activation::Sigmoid)),
@@ -135,12 +133,12 @@ pub(super) fn activation(config: &Object, multi_label: bool) -> Result<Option<Ac
 mod tests {
     use super::*;
 
-    fn object(json: &str) -> Object {
+    fn object(json: &str) -> JsonObject {
         serde_json::from_str(json).unwrap()
     }
 
     #[test]
-    fn labels_are_found_in_each_of_their_places() {
+    fn labels_are_found_in_each_field() {
         for json in [
             r#"{"id2label": {"1": "fake", "0": "real"}}"#,
             r#"{"label2id": {"fake": 1, "real": 0}}"#,
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_cannot_be_trusted_are_refused_by_field() {
+    fn contradictory_labels_are_refused_by_field() {
         for (json, field) in [
             ("{}", "id2label"),
             (r#"{"id2label": {"0": "a", "2": "b"}}"#, "id2label"),
@@ -175,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_outputs_are_is_stated_or_refused() {
+    fn the_kind_of_output_is_read_or_refused() {
         assert!(multi_label(&object(r#"{"problem_type": "multi_label_classification"}"#)).unwrap());
         assert!(!multi_label(&object(r#"{"problem_type": null}"#)).unwrap());
         assert_eq!(multi_label(&object(r#"{"problem_type": "regression"}"#)).unwrap_err().field, "problem_type");

@@ -1,23 +1,21 @@
-//! What `preprocessor_config.json` (Hugging Face) and timm's `pretrained_cfg` say, resolved into one [`Geometry`] and
-//! one [`Normalisation`]. Everything a field can mean is decided here; a field that is not understood is refused.
+//! `preprocessor_config.json` (Hugging Face) and timm's `pretrained_cfg`, resolved into one [`Geometry`] and one
+//! [`Normalisation`]. Everything that a field can mean is decided here. A field that is not supported is refused.
 
 mod hugging_face;
 mod processors;
 mod timm;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::FieldError;
-
-type Object = Map<String, Value>;
+use super::{FieldError, JsonObject};
 
 /// The means and deviations of ImageNet, which most published weights were trained with.
 const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
-/// The interpolation of a resize, by PIL's names.
+/// The filter of a resize, by PIL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Filter {
+pub enum ResampleFilter {
     /// Nearest neighbour (PIL code 0).
     Nearest,
     /// Lanczos, three lobes (1).
@@ -32,39 +30,39 @@ pub enum Filter {
     Hamming,
 }
 
-/// The first step: what size the upright image is brought to.
+/// The first step: to what size the upright image is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Resize {
-    /// The image is used as it is.
+    /// The image keeps its size.
     None,
-    /// Both edges, whatever the aspect.
+    /// Both edges, without keeping the aspect ratio.
     Exact {
         /// Pixels across.
         width: u32,
         /// Pixels down.
         height: u32,
     },
-    /// The shorter edge; the longer keeps the aspect, rounded down as torchvision does.
+    /// The shorter edge. The longer one keeps the aspect ratio, rounded down as torchvision does.
     ShortestEdge(u32),
-    /// The shorter edge, unless the longer would then be above its limit: then the longer, as transformers does.
+    /// The shorter edge or, where the longer one would then exceed its limit, the longer one, as transformers does.
     ShortestEdgeWithin {
         /// Pixels of the shorter edge.
         edge: u32,
-        /// Pixels of the longer edge at the most.
+        /// The largest number of pixels of the longer edge.
         longest: u32,
     },
-    /// The aspect is kept and the box just covered, as timm does for a crop that is not square.
+    /// The smallest size that keeps the aspect ratio and covers the box, as timm does for a crop that is not square.
     Cover {
-        /// Pixels across at the least.
+        /// The smallest number of pixels across.
         width: u32,
-        /// Pixels down at the least.
+        /// The smallest number of pixels down.
         height: u32,
     },
-    /// The aspect is kept and the image just fits the box; the rest of the crop is padded with one colour.
+    /// The largest size that keeps the aspect ratio and fits the box. The rest of the crop is padded with one colour.
     Fit {
-        /// Pixels across at the most.
+        /// The largest number of pixels across.
         width: u32,
-        /// Pixels down at the most.
+        /// The largest number of pixels down.
         height: u32,
         /// The colour around the image, RGB.
         fill: [u8; 3],
@@ -86,73 +84,73 @@ pub struct Geometry {
     /// The first step.
     pub resize: Resize,
     /// The filter of the first step.
-    pub filter: Filter,
-    /// The second step: a centre crop (or padding) to exactly this size.
+    pub filter: ResampleFilter,
+    /// The width after the second step, a centre crop or padding.
     pub width: u32,
-    /// See `width`.
+    /// The height after the second step.
     pub height: u32,
     /// Rounding of the crop's offset.
     pub rounding: CropRounding,
 }
 
-/// In what order a model wants its channels.
+/// The order of a model's channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channels {
-    /// Red first, as nearly all.
+    /// Red first, as for nearly all models.
     Rgb,
-    /// Blue first, as MobileViT.
+    /// Blue first, as for MobileViT.
     Bgr,
 }
 
-/// From a byte to a float: `(byte * scale - mean) / std`, a channel.
+/// From a byte to a float, for each channel: `(byte * scale - mean) / std`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalisation {
     /// Usually 1/255.
     pub scale: f32,
-    /// In units after `scale`; red, green, blue, whatever the order of the channels.
+    /// After `scale`: red, green, blue, also where the model takes blue first.
     pub mean: [f32; 3],
     /// As `mean`.
     pub std: [f32; 3],
-    /// The order of the planes that the model is given.
+    /// The order of the planes that the model takes.
     pub channels: Channels,
 }
 
-/// Resolves a package's preprocessing. A Hugging Face preprocessor counts before timm's fields in `config.json`.
+/// Resolves a package's preprocessing. A Hugging Face preprocessor is used before timm's fields in `config.json`.
 ///
 /// `fixed` is the height and width that the model's input has, where its file fixes them.
 pub(super) fn resolve(
-    config: &Object,
-    preprocessor: Option<&Object>,
+    config: &JsonObject,
+    preprocessor: Option<&JsonObject>,
     fixed: Option<(u32, u32)>,
 ) -> Result<(Geometry, Normalisation), FieldError> {
     const PROCESSOR: &str = "preprocessor_config.json";
     if let Some(preprocessor) = preprocessor {
-        // transformers' wrapper around timm keeps timm's fields.
+        // transformers' wrapper around timm has timm's fields.
         return match preprocessor.get("pretrained_cfg").and_then(Value::as_object) {
-            Some(fields) => timm::resolve(Fields { json: fields, file: PROCESSOR }, fixed),
-            None => hugging_face::resolve(Fields { json: preprocessor, file: PROCESSOR }),
+            Some(fields) => timm::resolve(JsonFields { json: fields, file: PROCESSOR }, fixed),
+            None => hugging_face::resolve(JsonFields { json: preprocessor, file: PROCESSOR }),
         };
     }
-    // timm nests its fields; old exports are flat.
+    // timm nests its fields. Old exports do not.
     let nested = config.get("pretrained_cfg").and_then(Value::as_object);
     match nested.or_else(|| config.contains_key("input_size").then_some(config)) {
-        Some(fields) => timm::resolve(Fields { json: fields, file: "config.json" }, fixed),
+        Some(fields) => timm::resolve(JsonFields { json: fields, file: "config.json" }, fixed),
         None => Err(FieldError::new(
             "config.json",
             "pretrained_cfg",
-            "no preprocessing found; give preprocessor_config.json (Hugging Face) or `pretrained_cfg` (timm)",
+            "there is no preprocessing; add preprocessor_config.json (Hugging Face) or `pretrained_cfg` (timm)",
         )),
     }
 }
 
-/// A JSON object's fields, read by type. `null` is as good as absent, but for switches.
+/// The fields of a JSON object, read by type. `null` counts as absent, except for switches.
 #[derive(Clone, Copy)]
-struct Fields<'a> {
-    json: &'a Object,
+struct JsonFields<'a> {
+    json: &'a JsonObject,
     file: &'static str,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.json.get(field).filter(|value| !value.is_null())
     }
@@ -167,7 +165,7 @@ impl<'a> Fields<'a> {
         self.get(field).map(text).transpose()
     }
 
-    /// A switch that is `null` is off: transformers takes it for the value and not for an absence, and it is not true.
+    /// A switch that is `null` is off, as in transformers, where it is a value that is not true.
     fn switch(&self, field: &'static str) -> Result<Option<bool>, FieldError> {
         match self.json.get(field) {
             None => Ok(None),
@@ -177,16 +175,16 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A part of the resized edge that the crop keeps, above 0 and up to 1.
+    /// The part of the resized edge that the crop keeps, above 0 and up to 1.
     fn crop_pct(&self, field: &'static str) -> Result<Option<f64>, FieldError> {
         let pct = |value: &Value| {
             let pct = value.as_f64().filter(|pct| *pct > 0.0 && *pct <= 1.0);
-            pct.ok_or_else(|| self.refuse(field, format!("{value} is not in 0 to 1")))
+            pct.ok_or_else(|| self.refuse(field, format!("{value} is not above 0 and up to 1")))
         };
         self.get(field).map(pct).transpose()
     }
 
-    /// Three numbers, or one that stands for all three.
+    /// Three numbers, or one number for all three channels.
     fn channels(&self, field: &'static str) -> Result<Option<[f32; 3]>, FieldError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let numbers: Option<Vec<f64>> = match value {
@@ -196,7 +194,7 @@ impl<'a> Fields<'a> {
         #[expect(clippy::cast_possible_truncation, reason = "models compute in float32")]
         match numbers.as_deref() {
             Some([r, g, b]) => Ok(Some([*r as f32, *g as f32, *b as f32])),
-            _ => Err(self.refuse(field, format!("{value} is not one number a channel, red, green, blue"))),
+            _ => Err(self.refuse(field, format!("{value} is not one number for each of red, green, blue"))),
         }
     }
 }
@@ -205,15 +203,15 @@ fn checked(n: Normalisation, file: &'static str, field: &'static str) -> Result<
     if n.std.iter().all(|s| s.is_finite() && *s > 0.0) && n.mean.iter().all(|m| m.is_finite()) {
         return Ok(n);
     }
-    Err(FieldError::new(file, field, "every deviation must be above 0 and every mean finite"))
+    Err(FieldError::new(file, field, "every standard deviation must be above 0, and every mean finite"))
 }
 
 /// An edge in pixels.
-fn whole(value: &Value) -> Option<u32> {
+fn edge_pixels(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=8192).contains(n))
 }
 
-/// An edge divided by the part that the crop keeps, rounded down as both libraries do.
+/// An edge divided by the part of it that the crop keeps, rounded down as both libraries do.
 fn enlarged(edge: u32, crop_pct: f64) -> u32 {
     floor(f64::from(edge) / crop_pct)
 }

@@ -4,7 +4,7 @@ use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Reusable;
-use crate::job::{self, ImageRef, Judgement, Lane, Outcome, Seen, Verdict};
+use crate::job::{self, ImageInfo, ImageRef, Judgement, Lane, Outcome, Verdict};
 
 /// The columns of `verdicts`, with UUIDs and JSON as text.
 pub(super) struct Stored {
@@ -102,7 +102,9 @@ impl Stored {
         let edge = |n: Option<i32>| n.and_then(|n| u32::try_from(n).ok());
         let format = self.format.as_deref().and_then(job::format_name);
         let seen = match (format, edge(self.width), edge(self.height), edge(self.frames)) {
-            (Some(format), Some(width), Some(height), Some(frames)) => Some(Seen { format, width, height, frames }),
+            (Some(format), Some(width), Some(height), Some(frames)) => {
+                Some(ImageInfo { format, width, height, frames })
+            }
             _ => None,
         };
         let sha256 = self.sha256.map(<[u8; 32]>::try_from).transpose();

@@ -5,10 +5,10 @@ use std::time::Instant;
 use time::OffsetDateTime;
 
 use super::health::Dependency;
+use crate::errors::with_causes;
 use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
-use crate::screen::Unseen;
-use crate::screen::infer::Unscored;
+use crate::screen::ScreenError;
 use crate::telemetry::metrics::labels::RetryCause;
 use crate::telemetry::traces::TraceContext;
 
@@ -85,14 +85,15 @@ impl AttemptCause {
     }
 }
 
-impl From<Unseen> for AttemptError {
-    fn from(error: Unseen) -> Self {
+impl From<ScreenError> for AttemptError {
+    fn from(error: ScreenError) -> Self {
         match error {
-            Unseen::Undecoded(reason) => Self::Failed(AttemptCause::Decoder, reason),
-            Unseen::Unscored(Unscored::Item(reason)) => Self::Failed(AttemptCause::Session, reason),
             // The process ends because its session is broken. Another process takes the job.
-            Unseen::Unscored(Unscored::Broken(_)) => Self::ShuttingDown,
-            Unseen::Undecodable(undecodable) => Self::Failed(AttemptCause::Decoder, undecodable.to_string()),
+            ScreenError::SessionBroken { .. } => Self::ShuttingDown,
+            ScreenError::SessionFailed { .. } => Self::Failed(AttemptCause::Session, with_causes(&error)),
+            ScreenError::DecoderUnavailable(_) | ScreenError::Undecodable(_) => {
+                Self::Failed(AttemptCause::Decoder, with_causes(&error))
+            }
         }
     }
 }

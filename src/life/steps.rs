@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use super::request::{AttemptError, JobEnd, JobRequest};
 use crate::config::DecodeConfig;
-use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, verdict_id};
+use crate::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
 use crate::lanes::Permit;
 use crate::ledger::{Ledger, LedgerError};
 use crate::objects::FetchedObject;
-use crate::policy::Policy;
-use crate::screen::prepare::Pixels;
-use crate::screen::{Screen, Unseen, decode, judge};
+use crate::policy::{Policy, judge};
+use crate::screen::pixels::Pixels;
+use crate::screen::{Screen, ScreenError, decode};
 
 /// Why an attempt stops before its last step.
 pub(super) enum Stop {
@@ -95,7 +95,7 @@ impl Fetched<'_> {
 
 /// An image with its scores, which no policy has judged yet.
 pub(crate) struct Screened {
-    pub image: Seen,
+    pub image: ImageInfo,
     /// The scores of each frame. Reused scores are those of one frame.
     pub frames: Vec<Scores>,
     /// The verdict whose scores were reused.
@@ -118,7 +118,7 @@ pub(crate) async fn find_reusable(
     let Some(sha256) = object.sha256 else { return Ok(None) };
     let earlier = ledger.find_scores(sha256, detectors, &screen.policy().reference.sha256).await?;
     // The earlier verdict may have been made under wider limits.
-    let earlier = earlier.filter(|earlier| decode::allows(limits, earlier.seen));
+    let earlier = earlier.filter(|earlier| decode::is_within_limits(limits, earlier.seen));
     Ok(earlier.map(|earlier| Screened {
         image: earlier.seen,
         frames: vec![earlier.scores],
@@ -131,9 +131,14 @@ pub(crate) async fn find_reusable(
 ///
 /// # Errors
 /// When it cannot be decoded or scored.
-pub(crate) async fn screen(screen: &Screen, lane: Lane, bytes: Bytes, detectors: &Digests) -> Result<Screened, Unseen> {
-    let sight = screen.look(lane, bytes, detectors).await?;
-    Ok(Screened { image: sight.seen, frames: sight.frames, reused_from: None, shown: sight.shown })
+pub(crate) async fn screen(
+    screen: &Screen,
+    lane: Lane,
+    bytes: Bytes,
+    detectors: &Digests,
+) -> Result<Screened, ScreenError> {
+    let image = screen.screen_image(lane, bytes, detectors).await?;
+    Ok(Screened { image: image.info, frames: image.frames, reused_from: None, shown: image.first_frame })
 }
 
 /// An image with its outcome: everything that a verdict records about the image itself.
@@ -141,7 +146,7 @@ pub(crate) struct Judged {
     pub job_id: String,
     pub detectors: Digests,
     pub object: ObjectFacts,
-    pub image: Option<Seen>,
+    pub image: Option<ImageInfo>,
     pub scores: Option<Scores>,
     pub reused_from: Option<Uuid>,
     pub judgement: Judgement,

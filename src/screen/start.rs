@@ -1,25 +1,25 @@
-//! From configuration to detectors that are loaded, warm and proved.
+//! From the configuration to detectors that are loaded, warm and tested.
 
 use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 
-use super::decode::Pool;
-use super::infer::{Engine, InferError, Runtime};
-use super::prepare::LEAVES_TENTHS;
-use super::proof::{Proof, ProofError, prove};
+use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
+use super::error::DecoderProcessError;
+use super::infer::{Engine, InferError, OnnxRuntime};
+use super::self_test::{SelfTest, SelfTestError, run_self_test};
 use crate::config::{Config, DecodeMode, DetectorEntry};
-use crate::detector::{Detector, PackageError, Source};
+use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};
 use crate::policy::{Policy, PolicyError};
 
-/// Why there is no screen.
+/// Why the screen cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A package is not in order.
+    /// A package is invalid.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// Two packages of one name.
-    #[error("two detectors are called \"{0}\"; give one of them another `name`")]
+    /// Two packages have the same name.
+    #[error("two detectors are called \"{0}\"\n  hint: give one of them another `name`")]
     SameName(String),
     /// There is no package at all.
     #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package with --detector DIR", .0.display())]
@@ -30,19 +30,32 @@ pub enum StartError {
     /// A model cannot be run.
     #[error(transparent)]
     Infer(#[from] InferError),
-    /// A model runs, but not as its package says.
+    /// A model runs, but does not score its golden image as its package says.
     #[error(transparent)]
-    Proof(#[from] ProofError),
-    /// No threads, or no processes.
-    #[error("there is nothing to decode on: {0}")]
-    Threads(#[from] std::io::Error),
+    SelfTest(#[from] SelfTestError),
+    /// A decoder cannot be started.
+    #[error(transparent)]
+    Decoder(#[from] DecoderProcessError),
+    /// No runtime for the self-test.
+    #[error("cannot start the self-test")]
+    Runtime(#[source] std::io::Error),
 }
 
-/// Reads the packages and checks the policy, without loading a model: what `check` and `models list` need.
+impl StartError {
+    /// Whether the configuration is at fault, and not this machine or a model.
+    pub(crate) fn is_configuration(&self) -> bool {
+        match self {
+            Self::Package(_) | Self::SameName(_) | Self::NoDetector(_) | Self::Policy(_) => true,
+            Self::Infer(_) | Self::SelfTest(_) | Self::Decoder(_) | Self::Runtime(_) => false,
+        }
+    }
+}
+
+/// Reads the packages and checks the policy, without loading a model.
 ///
 /// # Errors
-/// When a package or the policy is not in order.
-pub fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
+/// When a package or the policy is invalid.
+pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
     let detectors = packages(config)?;
     let policy = policy_for(config, &detectors)?;
     Ok((detectors, policy))
@@ -52,19 +65,19 @@ pub fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
 ///
 /// # Errors
 /// When it does not fit them.
-pub fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Policy, PolicyError> {
-    // A bare folder may be judged by the default rule; a table in the file is expected to come with rules.
-    let bare = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
-    Policy::resolve(&config.policy, detectors, bare)
+pub(crate) fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Policy, PolicyError> {
+    // The default rule may judge a detector that is given as a bare folder. One that is given as a table needs rules.
+    let may_default = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
+    Policy::resolve(&config.policy, detectors, may_default)
 }
 
 /// Reads the configured packages, or the bundled one where none is configured.
 ///
 /// # Errors
-/// When a package is not in order, or two have the same name.
-pub fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
+/// When a package is invalid, or two have the same name.
+pub(crate) fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
     let mut detectors: Vec<Detector> = Vec::new();
-    for (_, detector) in configured(config)? {
+    for (_, detector) in load_packages(config)? {
         let detector = detector?;
         if detectors.iter().any(|other| other.name == detector.name) {
             return Err(StartError::SameName(detector.name));
@@ -74,100 +87,103 @@ pub fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
     Ok(detectors)
 }
 
-/// What came of each configured package, by its folder: one that fails hides no other.
-pub type Each<T, E> = Vec<(PathBuf, Result<T, E>)>;
+/// One result for each configured package, with its folder. A package that fails hides no other.
+pub(crate) type PerPackage<T, E> = Vec<(PathBuf, Result<T, E>)>;
 
 /// Reads every configured package by itself.
-fn configured(config: &Config) -> Result<Each<Detector, PackageError>, StartError> {
-    let mode = match config.decode.mode {
-        DecodeMode::Exact => "exact".to_owned(),
-        DecodeMode::Fast => format!("fast to {}.{}", LEAVES_TENTHS / 10, LEAVES_TENTHS % 10),
+fn load_packages(config: &Config) -> Result<PerPackage<Detector, PackageError>, StartError> {
+    let decode_settings = DecodeSettings {
+        version: PIXELS_VERSION,
+        max_frames: config.decode.max_frames,
+        fast_tenths: match config.decode.mode {
+            DecodeMode::Exact => None,
+            DecodeMode::Fast => Some(FAST_MARGIN_TENTHS),
+        },
     };
-    let decode_settings = format!("{mode}, {} frames", config.decode.max_frames);
     let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
-        let detector = Detector::load(&Source {
+        let detector = Detector::load(&PackageSource {
             folder,
             name: Some(name).filter(|n| !n.is_empty()),
             sha256: Some(sha256).filter(|s| !s.is_empty()),
             shadow,
-            decode_settings: &decode_settings,
+            decode_settings,
         });
         (folder.to_owned(), detector)
     };
     if config.detectors.is_empty() {
-        let bundled = bundled();
+        let bundled = bundled_package();
         if !bundled.is_dir() {
             return Err(StartError::NoDetector(bundled));
         }
         return Ok(vec![load(&bundled, "", "", false)]);
     }
-    let load = |entry: &DetectorEntry| match entry {
+    let load_entry = |entry: &DetectorEntry| match entry {
         DetectorEntry::Path(path) => load(Path::new(path), "", "", false),
         DetectorEntry::Table(table) => load(Path::new(&table.path), &table.name, &table.sha256, table.shadow),
     };
-    Ok(config.detectors.iter().map(load).collect())
+    Ok(config.detectors.iter().map(load_entry).collect())
 }
 
 /// The bundled package: in `models/` beside the executable or in the working directory.
-fn bundled() -> PathBuf {
+fn bundled_package() -> PathBuf {
     const PACKAGE: &str = "models/cifake-32";
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PACKAGE)));
     beside.filter(|path| path.is_dir()).unwrap_or_else(|| PathBuf::from(PACKAGE))
 }
 
-/// What every detector is started and proved with.
-pub(super) struct Starter<'a> {
+/// What every detector is started and tested with.
+pub(super) struct DetectorStarter<'a> {
     config: &'a Config,
-    runtime: Runtime,
-    pub(super) decoders: Pool,
-    tell_broken: watch::Sender<Option<String>>,
+    runtime: OnnxRuntime,
+    pub(super) decoders: DecoderPool,
+    report_broken: watch::Sender<Option<String>>,
 }
 
-impl<'a> Starter<'a> {
-    /// Loads the runtime and starts the decoders. A session that breaks later says so in `tell_broken`.
-    pub(super) fn new(config: &'a Config, tell_broken: watch::Sender<Option<String>>) -> Result<Self, StartError> {
-        let runtime = Runtime::load(&config.inference)?;
-        Ok(Self { config, runtime, decoders: Pool::start(&config.decode)?, tell_broken })
+impl<'a> DetectorStarter<'a> {
+    /// Loads the runtime and starts the decoders. A session that breaks later is reported to `report_broken`.
+    pub(super) fn new(config: &'a Config, report_broken: watch::Sender<Option<String>>) -> Result<Self, StartError> {
+        let runtime = OnnxRuntime::load(&config.inference)?;
+        Ok(Self { config, runtime, decoders: DecoderPool::start(&config.decode)?, report_broken })
     }
 
-    /// A detector's engine, warm, and how it did on its golden image.
-    pub(super) fn engine(&self, detector: Detector) -> Result<(Engine, Proof), StartError> {
-        let engine = Engine::start(&self.runtime, detector, &self.config.inference, self.tell_broken.clone())?;
-        let proof = wait_for(prove(&engine, &self.decoders))??;
-        Ok((engine, proof))
+    /// A detector's engine, warm, and the result of its self-test.
+    pub(super) fn start(&self, detector: Detector) -> Result<(Engine, SelfTest), StartError> {
+        let engine = Engine::start(&self.runtime, detector, &self.config.inference, self.report_broken.clone())?;
+        let self_test = block_on(run_self_test(&engine, &self.decoders)).map_err(StartError::Runtime)??;
+        Ok((engine, self_test))
     }
 }
 
-/// Waits for a future. Starting blocks, and happens on a thread of the runtime, which must not wait for a future itself:
-/// another thread does.
-fn wait_for<T: Send>(future: impl Future<Output = T> + Send) -> std::io::Result<T> {
+/// Waits for a future on another thread. Starting blocks a thread of the runtime, and such a thread must not wait for a
+/// future.
+fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> std::io::Result<T> {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| Ok(tokio::runtime::Builder::new_current_thread().build()?.block_on(future)));
         waiting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-/// A detector that runs here and gives what its maker saw, as far as that can be known.
-pub struct Examined {
+/// A detector that runs on this machine.
+pub(crate) struct CheckedDetector {
     /// The package.
-    pub detector: Detector,
-    /// Where it runs, for people.
-    pub place: String,
-    /// How it did on its golden image.
-    pub proof: Proof,
+    pub(crate) detector: Detector,
+    /// The device that it runs on, for people.
+    pub(crate) device: String,
+    /// The result of its self-test.
+    pub(crate) self_test: SelfTest,
 }
 
-/// Loads, warms and proves every configured detector by itself. Nothing is judged, so no policy is needed.
+/// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed.
 ///
 /// # Errors
-/// When there is nothing to examine, or nothing to examine it with; what is wrong with one package is its own result.
-pub fn examine(config: &Config) -> Result<Each<Examined, StartError>, StartError> {
-    let configured = configured(config)?;
-    let (tell_broken, _) = watch::channel(None);
-    let starter = Starter::new(config, tell_broken)?;
-    let examine = |detector: Result<Detector, PackageError>| {
-        let (engine, proof) = starter.engine(detector?)?;
-        Ok(Examined { detector: engine.detector.clone(), place: engine.place.clone(), proof })
+/// When there is no package, no runtime or no decoder. What is wrong with one package is that package's own result.
+pub(crate) fn check_detectors(config: &Config) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
+    let packages = load_packages(config)?;
+    let (report_broken, _) = watch::channel(None);
+    let starter = DetectorStarter::new(config, report_broken)?;
+    let check = |detector: Result<Detector, PackageError>| {
+        let (engine, self_test) = starter.start(detector?)?;
+        Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
     };
-    Ok(configured.into_iter().map(|(folder, detector)| (folder, examine(detector))).collect())
+    Ok(packages.into_iter().map(|(folder, detector)| (folder, check(detector))).collect())
 }

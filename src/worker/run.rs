@@ -210,7 +210,7 @@ impl RunningWorker {
     ) -> Result<(), WorkerError> {
         tokio::select! {
             () = shutdown => {}
-            reason = self.worker.processor.screen.broken() => return Err(WorkerError::SessionBroken(reason)),
+            reason = self.worker.processor.screen.session_broken() => return Err(WorkerError::SessionBroken(reason)),
             _ = &mut accepting => return Err(WorkerError::TaskEnded("accept")),
             _ = &mut self.committing => return Err(WorkerError::TaskEnded("commit")),
             _ = &mut self.publishing => return Err(WorkerError::TaskEnded("publish")),
@@ -257,7 +257,7 @@ pub fn max_jobs(config: &Config, screen: &Screen) -> usize {
 /// the store, a further object would only occupy memory until a decoder is free.
 #[must_use]
 pub fn max_objects(config: &Config) -> usize {
-    decode::Pool::threads(&config.decode) + config.storage.downloads
+    decode::DecoderPool::thread_count(&config.decode) + config.storage.downloads
 }
 
 /// The smallest prefetch with which neither the sessions, nor the `ahead` jobs in front of them, wait for the broker.
@@ -273,7 +273,7 @@ pub fn default_prefetch(max_batch: usize, sessions: usize, max_objects: usize) -
 
 /// The prefetch: enough that the sessions never wait for the broker.
 fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
-    let (sessions, downloads) = (screen.sessions(), config.storage.downloads);
+    let (sessions, downloads) = (screen.session_count(), config.storage.downloads);
     let chosen = config.worker.prefetch;
     if chosen == 0 {
         return Ok(default_prefetch(screen.max_batch(), sessions, max_objects(config)));
@@ -281,7 +281,7 @@ fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     let carries = usize::from(chosen).saturating_sub(downloads) / 2 / sessions;
     if config.inference.max_batch == 0 && carries < screen.max_batch() {
         // Warm-up chose the batch, so it may be lowered to fit the configured prefetch.
-        screen.limit(carries);
+        screen.lower_max_batch(carries);
         tracing::info!(max_batch = screen.max_batch(), "batch lowered to fit worker.prefetch");
     }
     let max_batch = screen.max_batch();

@@ -1,4 +1,4 @@
-"""A decoder that passes everything on to the real one, but for an image whose comment says how to misbehave.
+"""A decoder that forwards everything to the real one, and misbehaves as the comment of an image asks.
 
 Called as `decoder.py decoder` by a worker, with a socket as standard input. REAL is set by the test.
 """
@@ -51,7 +51,7 @@ def misbehave(image, worker):
             if mark == b"WAIT":
                 time.sleep(1.5)
             if mark == b"LIE":
-                send(worker, {"Seen": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+                send(worker, {"Decoded": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
             if mark == b"EVIL":
                 send(worker, {"Evil\0\nforged line \x1b[31m" + "A" * 3000: {}})
             return mark
@@ -77,12 +77,12 @@ while True:
     mark = misbehave(image, worker)
     send(ours, {"Image": order}, image)
     report = receive(ours)
-    while "Need" in report:
+    while "MemoryNeeded" in report:
         send(worker, report)
         send(ours, receive(worker))
         report = receive(ours)
     sizes = [geometry["width"] * geometry["height"] * 3 for geometry in order["geometries"]]
-    pixels = take(ours, sum(sizes) * report["Seen"]["taken"]) if "Seen" in report else b""
+    pixels = take(ours, sum(sizes) * report["Decoded"]["taken"]) if "Decoded" in report else b""
     send(worker, report, pixels)
     if mark == b"AHEAD":
         send(worker, {"Undecodable": {"reason": "an answer to what comes next"}})

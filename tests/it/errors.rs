@@ -135,5 +135,5 @@ async fn the_runtime_or_the_device_cannot_be_had() {
     let ended = crate::support::Ended::of(command).await;
     assert_eq!(ended.status, 1);
     contains(&ended.stderr, &["/nowhere/libonnxruntime.so", "cannot be loaded", "ORT_DYLIB_PATH"]);
-    contains(&refused(&lab, &["--device", "cuda"], 1).await, &["device = \"cuda\"", "cannot be had", "hint:"]);
+    contains(&refused(&lab, &["--device", "cuda"], 1).await, &["device = \"cuda\"", "cannot be used", "hint:"]);
 }

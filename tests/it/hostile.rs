@@ -1,4 +1,4 @@
-//! Files made to hurt whoever decodes them: each ends as it should, within bounds, and the process lives.
+//! Files that were made to harm a decoder: each ends as expected, within bounds, and the process goes on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,12 +9,12 @@ use tokio::process::Command;
 
 use crate::support::{Ended, figure, service};
 
-/// What one image may take, whatever it is. DESIGN and docs/hostile.md promise 512 MiB under the default limits.
+/// The memory that any image may take. docs/hostile.md promises 512 MiB under the default limits.
 const MAX_BYTES: u64 = 512 << 20;
-/// A debug build on two busy cores is several times slower than what docs/hostile.md tells of.
+/// A debug build on two busy cores is several times slower than the figures in docs/hostile.md.
 const MAX_MILLIS: f64 = 30_000.0;
 
-/// Writes the files of `tests/reference/hostile.py`; what is expected of each, by name.
+/// Writes the files of `tests/reference/hostile.py`, and returns what is expected of each, by name.
 fn make(folder: &Path) -> BTreeMap<String, String> {
     let made = std::process::Command::new(service("TEST_PYTHON"))
         .args(["-m", "reference.hostile"])
@@ -44,16 +44,16 @@ fn scan(folder: &Path, arguments: &[&str]) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_files_end_as_they_should_within_bounds() {
+async fn hostile_files_end_as_expected_within_bounds() {
     let folder = tempfile::tempdir().unwrap();
     let expected = make(folder.path());
     let output = scan(folder.path(), &["--format", "jsonl", "files"]).output();
     let ended: Ended = tokio::time::timeout(Duration::from_secs(240), output).await.unwrap().unwrap().into();
-    // What cannot be decoded is an outcome, not a failure of the scan.
+    // An undecodable image is an outcome, not a failure of the scan.
     assert_eq!(ended.status, 0, "{}", ended.stderr);
 
     let rows: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(rows.len(), expected.len(), "one row a file\n{}", ended.stderr);
+    assert_eq!(rows.len(), expected.len(), "one row for each file\n{}", ended.stderr);
     let mut wrong = Vec::new();
     let mut worst = (0.0f64, 0u64);
     for row in &rows {
@@ -73,12 +73,12 @@ async fn hostile_files_end_as_they_should_within_bounds() {
     }
     figure(&format!("{} hostile files: at most {:.0} ms and {} MiB a file", rows.len(), worst.0, worst.1 >> 20));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // The largest that is admitted takes memory, so a measure that sees none sees nothing.
+    // The largest admitted image takes memory, so that a lower figure means that the measurement is broken.
     assert!(worst.1 > 128 << 20, "{} bytes at most cannot be true", worst.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_file_took_is_told_only_when_asked_for() {
+async fn the_cost_of_a_file_is_printed_only_with_measure() {
     let folder = tempfile::tempdir().unwrap();
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifake-32/golden.png");
     let csv = Ended::of(scan(folder.path(), &["--format", "csv", sample])).await.expect_ok().stdout;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{
-    Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, event_id, verdict_id,
+    Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, event_id, verdict_id,
 };
 use pixwarden::ledger::{Absent, Committed, Entry, Event, Known, Ledger, LedgerError, Postgres, Sqlite};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -83,7 +83,7 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
         },
         sha256: Some([7; 32]),
         bytes: Some(123_456),
-        seen: Some(Seen { format: "jpeg", width: 640, height: 480, frames: 1 }),
+        seen: Some(ImageInfo { format: "jpeg", width: 640, height: 480, frames: 1 }),
         judgement: Judgement { outcome, reason: Some("why".into()), label: Some("by AI".into()), score: Some(0.1) },
         scores: Some(Scores::from([("d".to_owned(), labels.into())])),
         detectors: digests(),
@@ -243,7 +243,7 @@ async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
         let mut animated = entry("animated", Outcome::Passed);
         animated.verdict.reused_from = None;
         animated.verdict.sha256 = Some([9; 32]);
-        animated.verdict.seen = Some(Seen { format: "gif", width: 8, height: 8, frames: 12 });
+        animated.verdict.seen = Some(ImageInfo { format: "gif", width: 8, height: 8, frames: 12 });
         ledger.commit(&[own.clone(), animated.clone(), entry("taken-over", Outcome::Passed)]).await.unwrap();
 
         let found = ledger.find_scores([7; 32], &digests(), "another policy").await.unwrap().unwrap();

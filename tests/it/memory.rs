@@ -1,4 +1,4 @@
-//! Memory stays bounded, whatever the images.
+//! Memory stays bounded for any images.
 
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,6 @@ async fn no_more_objects_are_held_than_are_decoded_and_may_arrive() {
         let held = Scrape::of(&worker).await.sum("pixwarden_object_memory_bytes", &[]);
         most = most.max(held / bytes);
     }
-    // One with the decoder, and two that wait for it.
+    // One object is being decoded, and two wait for a decoder.
     assert!((most - 3.0).abs() < 0.1, "{most} objects were held at a time");
 }

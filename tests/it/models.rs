@@ -1,4 +1,4 @@
-//! A detector proves itself at start: by its golden image, on the device that will be used.
+//! A detector's self-test at start: its golden image, on the device that will be used.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Ended, Lab, fixtures, service};
 
-/// The package `spread-nhwc` with a golden image; its model, where asked for, swapped for one that reads red as blue.
+/// The package `spread-nhwc` with a golden image. If `swapped`, its model is replaced by one that reads red as blue.
 fn package(at: &Path, swapped: bool) -> PathBuf {
     let folder = at.join("spread-nhwc");
     if swapped {
@@ -29,13 +29,13 @@ detectors.planted()['swapped channels'].write(pathlib.Path(sys.argv[1]))
         }
     }
     std::fs::copy(image(), folder.join("golden.png")).unwrap();
-    // What the reference scores, as a converter stores it.
+    // The scores of the reference, as the converter stores them.
     let golden = json!({"image": "golden.png", "scores": expected()["scores"]["spread-nhwc"]});
     std::fs::write(folder.join("golden.json"), golden.to_string()).unwrap();
     folder
 }
 
-/// A fixture, and the line in which the reference says what it scores.
+/// The reference's line about a fixture, with its scores.
 fn expected() -> Value {
     let lines = std::fs::read_to_string(fixtures().join("expected.jsonl")).unwrap();
     let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -54,7 +54,7 @@ async fn run(folder: &Path, arguments: &[&str]) -> Ended {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detector_that_scores_as_its_package_says_starts_and_is_called_proved() {
+async fn a_detector_that_scores_as_its_package_says_passes_its_self_test() {
     let folder = tempfile::tempdir().unwrap();
     let path = package(folder.path(), false);
     let (path, image) = (path.to_str().unwrap(), image());
@@ -67,14 +67,14 @@ async fn a_detector_that_scores_as_its_package_says_starts_and_is_called_proved(
         (&row["device"], &row["proved"], &row["labels"]),
         (&json!("CPU"), &json!(true), &json!(["by human", "by AI"]))
     );
-    // The reference's own tolerance, which is far below the proof's.
+    // The reference's tolerance, which is far below that of the self-test.
     assert!(row["deviation"].as_f64().unwrap() <= 0.005, "{row}");
     let model = std::fs::read(Path::new(path).join("model.onnx")).unwrap();
     assert_eq!(row["model_sha256"], json!(hex::encode(<sha2::Sha256 as sha2::Digest>::digest(model))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_swapped_model_refuses_to_start_and_check_says_which_figure() {
+async fn a_swapped_model_refuses_to_start_and_the_error_names_the_figure() {
     let lab = Lab::new().await;
     let path = package(lab.folder.path(), true);
     let path = path.to_str().unwrap();
@@ -91,12 +91,12 @@ async fn a_swapped_model_refuses_to_start_and_check_says_which_figure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_lists_every_failure_beside_what_is_in_order() {
+async fn check_lists_failed_detectors_beside_those_that_pass() {
     let folder = tempfile::tempdir().unwrap();
     let (swapped, broken) = (package(folder.path(), true), folder.path().join("broken"));
     std::fs::create_dir(&broken).unwrap();
-    let unproved = fixtures().join("detectors/multi");
-    let paths = [&broken, &swapped, &unproved].map(|path| path.to_str().unwrap());
+    let untested = fixtures().join("detectors/multi");
+    let paths = [&broken, &swapped, &untested].map(|path| path.to_str().unwrap());
     let ended = run(
         folder.path(),
         &["models", "check", "--detector", paths[0], "--detector", paths[1], "--detector", paths[2]],

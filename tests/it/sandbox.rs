@@ -1,4 +1,4 @@
-//! Images that kill, stall or lie are decoded in processes that cannot do anything else.
+//! Images that crash, stall or take over their decoder: decoder processes cannot do anything else, and are replaced.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -19,7 +19,7 @@ const LARGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/samples/large-1
 /// SIGSYS, by which seccomp kills.
 const BAD_SYSTEM_CALL: i32 = 31;
 
-/// A good JPEG but for what its comment asks of `decoder.py`.
+/// A good JPEG whose comment asks `decoder.py` to misbehave.
 fn marked(mark: &str) -> Vec<u8> {
     let script = "
 import io, sys
@@ -39,7 +39,7 @@ fn marked_once() -> &'static [u8] {
     GOOD.get_or_init(|| marked("nothing"))
 }
 
-/// A world whose worker has two decoders, played by `decoder.py`.
+/// A lab whose worker has two decoder processes that run `decoder.py`.
 async fn lab_with_helper(deadline_ms: u32) -> (Lab, PathBuf) {
     let mut lab = Lab::new().await;
     let helper = lab.folder.path().join("decoder.py");
@@ -81,7 +81,7 @@ async fn reason(lab: &Lab, job: &str) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_kills_its_decoder_among_256_costs_itself_only() {
+async fn of_256_images_the_one_that_crashes_its_decoder_costs_only_itself() {
     let (lab, tries) = lab_with_helper(10_000).await;
     lab.put("good", good_image()).await;
     lab.put("deadly", marked("DIE")).await;
@@ -93,7 +93,7 @@ async fn an_image_that_kills_its_decoder_among_256_costs_itself_only() {
     lab.until("SELECT count(*) FROM verdicts", 256, &worker).await;
     assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE outcome = 'passed'").await, 255);
     let found = reason(&lab, "j100").await;
-    assert_eq!(found, ("undecodable".into(), "the decoder died over it: signal 11".into()));
+    assert_eq!(found, ("undecodable".into(), "the decoder process failed on the image: signal 11".into()));
     assert_eq!(std::fs::read_to_string(tries).unwrap(), "DIE\nDIE\n");
     assert!(worker.child.try_wait().unwrap().is_none(), "{}", worker.log());
     let children = children(worker.child.id().unwrap());
@@ -121,12 +121,17 @@ async fn a_decoder_that_hangs_or_lies_is_replaced() {
     }
     let worker = lab.started_worker().await;
     lab.until("SELECT count(*) FROM verdicts", 8, &worker).await;
-    // One that only has to wait, as on a busy machine, is not blamed for it.
+    // An image whose decoder only has to wait, as on a busy machine, is not undecodable.
     assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE scores IS NOT NULL").await, 4);
     let undecodable = |why: &str| ("undecodable".to_owned(), why.to_owned());
     assert_eq!(reason(&lab, "b").await, undecodable("decoding took longer than 3000 ms"));
     assert_eq!(reason(&lab, "c").await, undecodable("decoding took longer than 1000 ms of processor time"));
-    assert_eq!(reason(&lab, "e").await, undecodable("the decoder died over it: it said what makes no sense"));
+    assert_eq!(
+        reason(&lab, "e").await,
+        undecodable(
+            "the decoder process failed on the image: invalid message: it is not allowed at this point of the protocol"
+        )
+    );
     let (outcome, why) = reason(&lab, "f").await;
     assert_eq!(outcome, "undecodable", "{why}");
     assert!(why.contains("forged line") && why.len() < 1_200 && !why.contains(char::is_control), "{why:?}");
@@ -135,7 +140,7 @@ async fn a_decoder_that_hangs_or_lies_is_replaced() {
     assert_eq!(tries, ["EVIL", "EVIL", "HANG", "HANG", "LIE", "LIE", "SPIN", "SPIN", "WAIT"]);
 }
 
-/// Whoever kills decoders from outside, for memory most often, proves nothing about an image: it costs an attempt.
+/// A kill from outside, most often for memory, shows nothing about the image. It costs an attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_whose_decoders_are_killed_from_outside_is_tried_again() {
     let (lab, tries) = lab_with_helper(10_000).await;
@@ -145,12 +150,12 @@ async fn an_image_whose_decoders_are_killed_from_outside_is_tried_again() {
     lab.until("SELECT count(*) FROM verdicts WHERE scores IS NOT NULL AND attempts = 2", 1, &worker).await;
     // Two processes killed, and a second attempt.
     assert_eq!(std::fs::read_to_string(tries).unwrap(), "KILL\nKILL\nKILL\n");
-    assert!(worker.log().contains("no process to decode in can be had"), "{}", worker.log());
+    assert!(worker.log().contains("decoder processes were killed while they decoded the image"), "{}", worker.log());
 }
 
-/// One that dies with nothing to do takes none of the next image's tries with it.
+/// A process that ends while it is idle does not count as one of the next image's tries.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decoder_that_is_gone_before_it_has_an_image_counts_for_none() {
+async fn a_decoder_that_ends_before_it_has_an_image_does_not_count() {
     let (mut lab, tries) = lab_with_helper(10_000).await;
     lab.extra = lab.extra.replace("threads = 2", "threads = 1");
     lab.put("good", good_image()).await;
@@ -162,7 +167,7 @@ async fn a_decoder_that_is_gone_before_it_has_an_image_counts_for_none() {
         lab.until("SELECT count(*) FROM verdicts WHERE scores IS NOT NULL", i64::try_from(i + 1).unwrap(), &worker)
             .await;
     }
-    // Left behind the first, died over the second once, and was asked again.
+    // It ended after the first image, crashed once on the second, and was replaced for a second try.
     assert_eq!(std::fs::read_to_string(tries).unwrap(), "LEAVE\nONCE\nONCE\n");
 }
 
@@ -188,9 +193,9 @@ async fn a_decoder_is_replaced_after_a_thousand_images() {
     assert_eq!(std::fs::read_to_string(lab.folder.path().join("decoder.py.starts")).unwrap(), "start\nstart\n");
 }
 
-/// What it says before it was asked would be taken for the answer to the next question.
+/// Otherwise what it sends before a question would be taken for the answer to it.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_an_image_that_is_yet_to_come_is_not_believed() {
+async fn an_answer_to_an_image_that_is_yet_to_come_is_not_taken() {
     let (mut lab, _) = lab_with_helper(10_000).await;
     lab.extra = lab.extra.replace("threads = 2", "threads = 1");
     lab.put("good", good_image()).await;
@@ -215,14 +220,14 @@ async fn confined() -> (Lab, Worker, Vec<u32>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decoders_have_nothing_and_end_with_their_worker() {
+async fn decoder_processes_have_nothing_and_end_with_their_worker() {
     let (_lab, mut worker, pids) = confined().await;
     for pid in &pids {
         let of = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
         assert_eq!(of("environ"), "");
         assert_eq!(of("oom_score_adj").trim(), "1000");
         let status = of("status");
-        // 2: with a filter.
+        // 2: with a filter (proc_pid_status(5)).
         for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "Threads:\t1"] {
             assert!(status.contains(line), "{line} is not in {status}");
         }
@@ -238,7 +243,7 @@ async fn decoders_have_nothing_and_end_with_their_worker() {
     until_gone(&pids).await;
 }
 
-/// A stopped process looks at no socket.
+/// A stopped process does not read its socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_leaves_no_decoder_not_even_one_that_hangs() {
     let (_lab, mut worker, pids) = confined().await;
@@ -260,7 +265,7 @@ fn a_decoder_cannot_reach_the_network_a_file_a_program_a_descriptor_or_more_memo
     }
 }
 
-/// Scans every fixture, and one photograph that is large, with these options of `decode`.
+/// Scans every fixture and one large photograph, with these options of `decode`.
 fn scan(options: &[(&str, &str)], flags: &[&str]) -> String {
     let folder = fixtures();
     let variables = options.iter().map(|(option, value)| (format!("PIXWARDEN_DECODE_{option}"), value));
@@ -277,11 +282,11 @@ fn scan(options: &[(&str, &str)], flags: &[&str]) -> String {
 }
 
 #[test]
-fn threads_and_processes_see_the_same() {
+fn threads_and_processes_decode_alike() {
     for mode in ["exact", "fast"] {
         let in_a = |isolation| scan(&[("MODE", mode), ("ISOLATION", isolation)], &[]);
         let (thread, process) = (in_a("thread"), in_a("process"));
-        figure(&format!("{} images and damaged files are seen alike, {mode}", thread.lines().count()));
+        figure(&format!("{} images and damaged files are decoded alike, {mode}", thread.lines().count()));
         assert!(thread.lines().count() > 100);
         for (thread, process) in thread.lines().zip(process.lines()) {
             assert_eq!(thread, process);
@@ -300,7 +305,7 @@ fn fast_scores_are_near_the_exact_ones_and_never_taken_for_them() {
     };
     let exact = scan("exact", &["--ledger", &ledger]);
     let fast = scan("fast", &[]);
-    assert_eq!(scan("fast", &["--ledger", &ledger]), fast, "the ledger knows the exact scores only");
+    assert_eq!(scan("fast", &["--ledger", &ledger]), fast, "only exact scores are in the ledger");
     assert_eq!(scan("exact", &["--ledger", &ledger]), exact);
     let mut differ = Vec::new();
     for (exact, fast) in exact.iter().zip(&fast) {

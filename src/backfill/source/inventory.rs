@@ -18,7 +18,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{Item, Place, SourceError};
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, ListedObject};
-use crate::offload::{self, Enough, Sink};
+use crate::offload::{self, ItemSink, ReceiverDropped};
 
 /// A `manifest.json` is a few kilobytes; what is larger than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -79,7 +79,7 @@ pub(super) fn entries(
             let fetcher = Arc::clone(&fetcher);
             async move {
                 match rest.place.file(&fetcher).await {
-                    Ok(file) => offload::stream(move |sink| rest.read(file, sink)),
+                    Ok(file) => offload::stream_from_thread(move |sink| rest.read(file, sink)),
                     Err(e) => stream::iter([Err(e)]).boxed(),
                 }
             }
@@ -161,7 +161,7 @@ impl Columns {
 }
 
 impl Rest {
-    fn read(&self, file: File, sink: &Sink<Result<Item, SourceError>>) -> Result<(), Enough> {
+    fn read(&self, file: File, sink: &ItemSink<Result<Item, SourceError>>) -> Result<(), ReceiverDropped> {
         let failed = |error: std::io::Error| SourceError::File { place: self.place.clone(), error };
         let plain = match uncompressed(file) {
             Ok(plain) => plain,

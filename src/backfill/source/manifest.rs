@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{Item, Place, SourceError};
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, ListedObject};
-use crate::offload::{self, Enough, Sink};
+use crate::offload::{self, ItemSink, ReceiverDropped};
 
 #[derive(Deserialize)]
 struct Line {
@@ -28,7 +28,7 @@ pub(super) fn entries(
     let done: u64 = after.and_then(|mark| mark.parse().ok()).unwrap_or(0);
     stream::once(async move {
         match place.file(&fetcher).await {
-            Ok(file) => offload::stream(move |sink| read(&place, file, done, sink)),
+            Ok(file) => offload::stream_from_thread(move |sink| read(&place, file, done, sink)),
             Err(e) => stream::iter([Err(e)]).boxed(),
         }
     })
@@ -36,7 +36,12 @@ pub(super) fn entries(
     .boxed()
 }
 
-fn read(place: &Place, file: File, done: u64, sink: &Sink<Result<Item, SourceError>>) -> Result<(), Enough> {
+fn read(
+    place: &Place,
+    file: File,
+    done: u64,
+    sink: &ItemSink<Result<Item, SourceError>>,
+) -> Result<(), ReceiverDropped> {
     for (number, line) in (1u64..).zip(BufReader::new(file).lines()) {
         let line = match line {
             Ok(line) => line,

@@ -9,7 +9,8 @@ use super::sample::Sample;
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 use crate::job::{Judgement, Lane, Scores};
-use crate::screen::decode::Pool;
+use crate::screen::DecoderProcessError;
+use crate::screen::decode::DecoderPool;
 use crate::screen::infer::Engine;
 use crate::worker::max_jobs;
 
@@ -97,13 +98,18 @@ pub(super) fn sizes(most: usize) -> Vec<usize> {
 }
 
 /// One decoder alone, as a pool of its own.
-pub(super) fn one_decoder(config: &DecodeConfig) -> std::io::Result<Pool> {
-    Pool::start(&DecodeConfig { threads: 1, ..config.clone() })
+pub(super) fn one_decoder(config: &DecodeConfig) -> Result<DecoderPool, DecoderProcessError> {
+    DecoderPool::start(&DecodeConfig { threads: 1, ..config.clone() })
 }
 
 impl Bench<'_> {
     /// Decodes and prepares the sample over and over.
-    pub(super) async fn decoding(&self, sample: &Sample, pool: &Pool, decoders: usize) -> anyhow::Result<Decoding> {
+    pub(super) async fn decoding(
+        &self,
+        sample: &Sample,
+        pool: &DecoderPool,
+        decoders: usize,
+    ) -> anyhow::Result<Decoding> {
         let geometries = geometries(self.screen.engines());
         let mut images = sample.images.iter().cycle();
         // As many wait as are being decoded, so that no decoder does.
@@ -136,7 +142,7 @@ impl Bench<'_> {
         let mut turns = (0..sample.images.len()).cycle();
         let tally = self.load(in_flight, sample.images.len()).run(|| {
             let turn = turns.next().unwrap_or_default();
-            let look = self.screen.look(Lane::Live, sample.images[turn].bytes.clone(), &digests);
+            let look = self.screen.screen_image(Lane::Live, sample.images[turn].bytes.clone(), &digests);
             let judged = &judged;
             async move {
                 let sight = look.await?;

@@ -13,9 +13,10 @@ use super::super::files;
 use super::super::output::printable;
 use super::load::{Interrupted, count};
 use crate::detector::Geometry;
-use crate::job::{Lane, Seen};
-use crate::screen::decode::{self, Pool, Unread};
-use crate::screen::prepare::Pixels;
+use crate::job::{ImageInfo, Lane};
+use crate::screen::ScreenError;
+use crate::screen::decode::{self, DecoderPool};
+use crate::screen::pixels::Pixels;
 
 /// Images of a sample; more would only take memory.
 pub(super) const MOST: usize = 100;
@@ -69,7 +70,7 @@ pub(super) struct Sample {
 /// One image.
 pub(super) struct Image {
     pub bytes: Bytes,
-    pub seen: Seen,
+    pub seen: ImageInfo,
     /// Frames that are screened.
     pub frames: usize,
     /// The first frame, for each geometry.
@@ -124,7 +125,7 @@ impl Sample {
     /// When none can be.
     pub(super) async fn of(
         candidates: Candidates,
-        (pool, geometries): (&Pool, &Arc<[Geometry]>),
+        (pool, geometries): (&DecoderPool, &Arc<[Geometry]>),
         time: Duration,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
@@ -140,9 +141,9 @@ impl Sample {
                 Ok(decoded) => {
                     let frames = decoded.frames.len();
                     let pixels = decoded.frames.into_iter().next().unwrap_or_default();
-                    images.push(Image { bytes, seen: decoded.seen, frames, pixels });
+                    images.push(Image { bytes, seen: decoded.info, frames, pixels });
                 }
-                Err(Unread::Undecodable(why)) => {
+                Err(ScreenError::Undecodable(why)) => {
                     undecodable += 1;
                     last = Some(why);
                 }
@@ -203,7 +204,7 @@ fn begins_like_image(path: &Path) -> anyhow::Result<bool> {
     let mut head = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
     read.with_context(|| format!("reading {}", path.display()))?;
-    Ok(decode::may_be_image(&head))
+    Ok(decode::has_image_signature(&head))
 }
 
 /// A few JPEGs of a megapixel. Grain on slopes of colour, since plain noise would take an entropy decoder longer than
@@ -219,7 +220,7 @@ fn noise() -> Vec<Bytes> {
         }
         // As large as it is: an edge shorter by one has it encoded as a JPEG.
         let pixels = Pixels { width: 1152, height: 896, data };
-        decode::picture(&pixels, 1151).ok().map(|picture| Bytes::from(picture.bytes))
+        decode::encode_picture(&pixels, 1151).ok().map(|picture| Bytes::from(picture.bytes))
     };
     (0..4).filter_map(&mut picture).collect()
 }
@@ -266,6 +267,6 @@ mod tests {
     fn made_images_are_images() {
         let made = noise();
         assert_eq!(made.len(), 4);
-        assert!(made.iter().all(|file| decode::may_be_image(file) && file.len() > 100_000));
+        assert!(made.iter().all(|file| decode::has_image_signature(file) && file.len() > 100_000));
     }
 }

@@ -215,7 +215,7 @@ impl Bench<'_> {
 
     /// Deliveries a lane of a worker that was told no other number.
     fn prefetch(&self) -> u16 {
-        default_prefetch(self.screen.max_batch(), self.screen.sessions(), worker::max_objects(self.config))
+        default_prefetch(self.screen.max_batch(), self.screen.session_count(), worker::max_objects(self.config))
     }
 
     /// Sends messages like jobs to a queue of our own, and takes them from there.

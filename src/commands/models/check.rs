@@ -1,25 +1,27 @@
-//! `pixwarden models check`: the start-up proof of every detector, each by itself.
+//! `pixwarden models check`: the self-test of every detector, each by itself.
 
 use serde_json::{Map, Value, json};
 
 use crate::commands::output::{Format, Output};
 use crate::config::Config;
+use crate::errors::with_causes;
 use crate::job::exact;
-use crate::screen::{Examined, Proof, examine};
+use crate::screen::{CheckedDetector, SelfTest, check_detectors};
 
 const COLUMNS: [&str; 7] = ["name", "digest", "model_sha256", "device", "labels", "deviation", "proved"];
 
 pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
     let mut output = Output::new(format, &COLUMNS)?;
     let mut failures = Vec::new();
-    for (folder, examined) in examine(config)? {
-        match examined {
-            Ok(examined) => output.row(&row(&examined))?,
+    for (folder, checked) in check_detectors(config)? {
+        match checked {
+            Ok(checked) => output.row(&row(&checked))?,
             Err(e) => {
-                // What is not known of a broken detector stays empty; its folder is where to look.
-                let known = [("name", json!(folder)), ("proved", json!(false)), ("error", json!(e.to_string()))];
+                let error = with_causes(&e);
+                // A detector that fails has no name yet, so that its folder stands for it.
+                let known = [("name", json!(folder)), ("proved", json!(false)), ("error", json!(error))];
                 output.row(&known.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;
-                failures.push(e);
+                failures.push(error);
             }
         }
     }
@@ -30,16 +32,16 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
     Ok(u8::from(!failures.is_empty()))
 }
 
-fn row(Examined { detector, place, proof }: &Examined) -> Map<String, Value> {
-    let deviation = match proof {
-        Proof::Proved(deviation) => Some(deviation),
-        Proof::Unproved => None,
+fn row(CheckedDetector { detector, device, self_test }: &CheckedDetector) -> Map<String, Value> {
+    let deviation = match self_test {
+        SelfTest::Passed(deviation) => Some(deviation),
+        SelfTest::NoGoldenImage => None,
     };
     let fields = [
         ("name", json!(detector.name)),
         ("digest", json!(detector.digest)),
         ("model_sha256", json!(detector.model_sha256)),
-        ("device", json!(place)),
+        ("device", json!(device)),
         ("labels", json!(detector.labels)),
         ("deviation", json!(deviation.map(|deviation| exact(deviation.size())))),
         ("tolerance", json!(deviation.map(|deviation| exact(deviation.tolerance)))),

@@ -16,7 +16,7 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
         row.insert("shadow".into(), json!(detector.shadow));
         row.insert("model".into(), json!(detector.model));
         row.insert("digest".into(), json!(detector.digest));
-        // What `sha256` in a [[detectors]] table pins.
+        // The value for `sha256` in a [[detectors]] table.
         row.insert("sha256".into(), json!(detector.model_sha256));
         output.row(&row)?;
     }

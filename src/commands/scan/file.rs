@@ -12,12 +12,13 @@ use time::OffsetDateTime;
 use super::super::files;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
+use crate::errors::with_causes;
 use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_scores, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Entry, Ledger};
 use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
-use crate::screen::prepare::Pixels;
-use crate::screen::{Screen, Unseen};
+use crate::screen::pixels::Pixels;
+use crate::screen::{Screen, ScreenError};
 
 /// What each detector was shown of an image's first frame.
 type Shown = Vec<(String, Arc<Pixels>)>;
@@ -131,10 +132,10 @@ impl<'a> Scan<'a> {
             Some(reused) => reused,
             None => match life::screen(self.screen, Lane::Backfill, bytes, &self.digests).await {
                 Ok(screened) => screened,
-                Err(error @ Unseen::Undecodable(_)) => {
+                Err(error @ ScreenError::Undecodable(_)) => {
                     return Ok(unscored(object, Outcome::Undecodable, error.to_string()));
                 }
-                Err(error) => return Ok(unscored(object, Outcome::Failed, error.to_string())),
+                Err(error) => return Ok(unscored(object, Outcome::Failed, with_causes(&error))),
             },
         };
         let shown = std::mem::take(&mut screened.shown);

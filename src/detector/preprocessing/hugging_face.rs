@@ -1,27 +1,27 @@
-//! Hugging Face's `preprocessor_config.json`, as the image processor that it names reads it.
+//! Hugging Face's `preprocessor_config.json`, with the same result as the image processor that it names.
 
 use serde_json::Value;
 
-use super::processors::{self, Habit, Processor, Size};
+use super::processors::{self, DefaultSize, Processor, Quirk};
 use super::{
-    Channels, CropRounding, FieldError, Fields, Filter, Geometry, Normalisation, Resize, checked, enlarged, floor,
-    whole,
+    Channels, CropRounding, FieldError, Geometry, JsonFields, Normalisation, ResampleFilter, Resize, checked,
+    edge_pixels, enlarged, floor,
 };
 
-/// The part that ConvNext's crop keeps where the file does not say.
+/// The part that ConvNext's crop keeps where the file does not state it.
 const CONVNEXT_CROP_PCT: f64 = 224.0 / 256.0;
 const POOLFORMER_CROP_PCT: f64 = 0.9;
 
 /// Switches that change pixels and are read here.
 const SWITCHES: [&str; 4] = ["do_resize", "do_center_crop", "do_rescale", "do_normalize"];
 /// Switches that change nothing here: an image is always RGB, and labels are reduced in segmentation only.
-const IDLE: [&str; 2] = ["do_convert_rgb", "do_reduce_labels"];
-/// Fields that change pixels, each with the one habit that reads it, if any is supported.
-const SPECIAL: [(&str, &[Habit]); 9] = [
-    ("do_flip_channel_order", &[Habit::MobileVit]),
-    ("rescale_offset", &[Habit::EfficientNet]),
-    ("include_top", &[Habit::EfficientNet]),
-    ("crop_pct", &[Habit::ConvNext, Habit::PoolFormer]),
+const SWITCHES_WITHOUT_EFFECT: [&str; 2] = ["do_convert_rgb", "do_reduce_labels"];
+/// Fields that change pixels, each with the quirks that read it.
+const QUIRK_FIELDS: [(&str, &[Quirk]); 9] = [
+    ("do_flip_channel_order", &[Quirk::MobileVit]),
+    ("rescale_offset", &[Quirk::EfficientNet]),
+    ("include_top", &[Quirk::EfficientNet]),
+    ("crop_pct", &[Quirk::ConvNext, Quirk::PoolFormer]),
     ("max_size", &[]),
     ("size_divisor", &[]),
     ("ensure_multiple_of", &[]),
@@ -29,36 +29,40 @@ const SPECIAL: [(&str, &[Habit]); 9] = [
     ("use_square_size", &[]),
 ];
 
-pub(super) fn resolve(fields: Fields<'_>) -> Result<(Geometry, Normalisation), FieldError> {
+pub(super) fn resolve(fields: JsonFields<'_>) -> Result<(Geometry, Normalisation), FieldError> {
     let class = fields.text("image_processor_type")?.map(|class| ("image_processor_type", class));
     let class = class.or(fields.text("feature_extractor_type")?.map(|class| ("feature_extractor_type", class)));
     let processor = match class {
         None => &processors::UNNAMED,
         Some((field, class)) => processors::find(class).ok_or_else(|| {
             let known = processors::known();
-            fields.refuse(field, format!("what {class} does with an image is not known; known are {known}"))
+            fields.refuse(field, format!("{class} is not supported; supported are {known}"))
         })?,
     };
-    let reader = Reader { fields, processor };
-    reader.refuse_what_is_not_read()?;
+    let reader = ProcessorReader { fields, processor };
+    reader.refuse_unread_fields()?;
     Ok((reader.geometry()?, reader.normalisation()?))
 }
 
-struct Reader<'a> {
-    fields: Fields<'a>,
+struct ProcessorReader<'a> {
+    fields: JsonFields<'a>,
     processor: &'static Processor,
 }
 
-impl Reader<'_> {
-    /// A field that asks for something and is not heard would change pixels in silence.
-    fn refuse_what_is_not_read(&self) -> Result<(), FieldError> {
-        let habit = self.processor.habit;
+impl ProcessorReader<'_> {
+    /// Refuses a field that asks for something and is not read here: ignoring it would give other pixels.
+    fn refuse_unread_fields(&self) -> Result<(), FieldError> {
+        let quirk = self.processor.quirk;
         for (field, value) in self.fields.json {
             let asks = !matches!(value, Value::Null | Value::Bool(false));
-            let special = SPECIAL.iter().find(|(special, _)| special == field);
+            let special = QUIRK_FIELDS.iter().find(|(special, _)| special == field);
             let read = match special {
-                Some((_, habits)) => habits.contains(&habit),
-                None => !field.starts_with("do_") || SWITCHES.contains(&&**field) || IDLE.contains(&&**field),
+                Some((_, habits)) => habits.contains(&quirk),
+                None => {
+                    !field.starts_with("do_")
+                        || SWITCHES.contains(&&**field)
+                        || SWITCHES_WITHOUT_EFFECT.contains(&&**field)
+                }
             };
             if asks && !read {
                 let what = match self.processor.name {
@@ -76,13 +80,14 @@ impl Reader<'_> {
         let (filter, (resize, crop)) = if self.fields.switch("do_resize")?.unwrap_or(true) {
             (self.filter()?, self.resize(crop)?)
         } else {
-            (Filter::Nearest, (Resize::None, crop))
+            (ResampleFilter::Nearest, (Resize::None, crop))
         };
         let (width, height) = match (crop, resize) {
             (Some(size), _) => size,
             (None, Resize::Exact { width, height }) => (width, height),
             (None, _) => {
-                let what = "`size` keeps the aspect and nothing crops, so the model's input has no fixed size";
+                let what =
+                    "`size` keeps the aspect ratio and nothing crops, so that the model's input has no fixed size";
                 return Err(self.fields.refuse("crop_size", what));
             }
         };
@@ -92,24 +97,24 @@ impl Reader<'_> {
     /// The first step, and the crop that follows it.
     fn resize(&self, crop: Option<(u32, u32)>) -> Result<(Resize, Option<(u32, u32)>), FieldError> {
         let size = self.size()?;
-        match (self.processor.habit, size) {
-            (Habit::ConvNext | Habit::Levit | Habit::PoolFormer, Resize::ShortestEdgeWithin { .. }) => {
+        match (self.processor.quirk, size) {
+            (Quirk::ConvNext | Quirk::Levit | Quirk::PoolFormer, Resize::ShortestEdgeWithin { .. }) => {
                 let what = format!("`longest_edge` in it is not supported for the processor {}", self.processor.name);
                 Err(self.fields.refuse("size", what))
             }
-            (Habit::ConvNext, Resize::ShortestEdge(edge)) if edge >= 384 => {
+            (Quirk::ConvNext, Resize::ShortestEdge(edge)) if edge >= 384 => {
                 Ok((Resize::Exact { width: edge, height: edge }, crop))
             }
-            (Habit::ConvNext, Resize::ShortestEdge(edge)) => {
+            (Quirk::ConvNext, Resize::ShortestEdge(edge)) => {
                 let crop_pct = self.fields.crop_pct("crop_pct")?.unwrap_or(CONVNEXT_CROP_PCT);
                 Ok((Resize::ShortestEdge(enlarged(edge, crop_pct)), Some((edge, edge))))
             }
-            (Habit::ConvNext, _) => Err(self.fields.refuse("size", "ConvNext needs `shortest_edge` in it")),
-            (Habit::Levit, Resize::ShortestEdge(edge)) => {
-                // By a product of floats, as the processor does: it is what decides how the edge is rounded.
+            (Quirk::ConvNext, _) => Err(self.fields.refuse("size", "ConvNext needs `shortest_edge` in it")),
+            (Quirk::Levit, Resize::ShortestEdge(edge)) => {
+                // A product of floats, as in the processor, since it decides how the edge is rounded.
                 Ok((Resize::ShortestEdge(floor(256.0 / 224.0 * f64::from(edge))), crop))
             }
-            (Habit::PoolFormer, size) => {
+            (Quirk::PoolFormer, size) => {
                 let crop_pct = self.fields.crop_pct("crop_pct")?.unwrap_or(POOLFORMER_CROP_PCT);
                 let resize = match size {
                     Resize::Exact { width, height } if width != height => {
@@ -130,18 +135,18 @@ impl Reader<'_> {
     fn size(&self) -> Result<Resize, FieldError> {
         let Some(size) = self.fields.get("size") else {
             return match self.processor.size {
-                Size::Square(edge) => Ok(Resize::Exact { width: edge, height: edge }),
-                Size::Shortest(edge) => Ok(Resize::ShortestEdge(edge)),
-                Size::Stated => Err(self.fields.refuse("size", "it is missing, and `do_resize` is on")),
+                DefaultSize::Square(edge) => Ok(Resize::Exact { width: edge, height: edge }),
+                DefaultSize::Shortest(edge) => Ok(Resize::ShortestEdge(edge)),
+                DefaultSize::Stated => Err(self.fields.refuse("size", "it is missing, and `do_resize` is on")),
             };
         };
         let invalid = || {
             let forms = "it must be a number, [height, width], {\"height\", \"width\"}, or {\"shortest_edge\"} with or without \"longest_edge\"";
-            self.fields.refuse("size", format!("{size} is not understood; {forms}"))
+            self.fields.refuse("size", format!("{size} is not supported; {forms}"))
         };
         match size {
             Value::Number(_) => {
-                let edge = whole(size).ok_or_else(invalid)?;
+                let edge = edge_pixels(size).ok_or_else(invalid)?;
                 match self.fields.switch("default_to_square")?.or(self.processor.square) {
                     Some(true) => Ok(Resize::Exact { width: edge, height: edge }),
                     Some(false) => Ok(Resize::ShortestEdge(edge)),
@@ -152,7 +157,7 @@ impl Reader<'_> {
                 }
             }
             Value::Object(edges) => {
-                let edge = |name: &str| edges.get(name).map(|value| whole(value).ok_or_else(invalid)).transpose();
+                let edge = |name: &str| edges.get(name).map(|value| edge_pixels(value).ok_or_else(invalid)).transpose();
                 match (edge("height")?, edge("width")?, edge("shortest_edge")?, edge("longest_edge")?, edges.len()) {
                     (Some(height), Some(width), None, None, 2) => Ok(Resize::Exact { width, height }),
                     (None, None, Some(edge), None, 1) => Ok(Resize::ShortestEdge(edge)),
@@ -173,15 +178,14 @@ impl Reader<'_> {
         let size = self.fields.get("crop_size");
         match stated.or(self.processor.crops) {
             Some(false) => return Ok(None),
-            Some(true) if self.processor.habit == Habit::ConvNext => {
+            Some(true) if self.processor.quirk == Quirk::ConvNext => {
                 let what = "ConvNext crops by itself, and releases of transformers disagree on a second crop";
                 return Err(self.fields.refuse("do_center_crop", what));
             }
             Some(true) => {}
             None if size.is_none() && self.processor.crop.is_none() => return Ok(None),
             None => {
-                let what =
-                    "it is missing, and whether `crop_size` counts differs between processors and their releases";
+                let what = "it is missing, and processors and their releases differ in whether `crop_size` counts";
                 return Err(self.fields.refuse("do_center_crop", what));
             }
         }
@@ -189,37 +193,36 @@ impl Reader<'_> {
         let Some(size) = size else {
             return self.processor.crop.map(|edge| Some((edge, edge))).ok_or_else(missing);
         };
-        let invalid = || self.fields.refuse("crop_size", format!("{size} is not understood"));
+        let invalid = || self.fields.refuse("crop_size", format!("{size} is not supported"));
         match size {
             Value::Object(edges) => {
-                let edge = |name: &str| edges.get(name).and_then(whole).ok_or_else(invalid);
+                let edge = |name: &str| edges.get(name).and_then(edge_pixels).ok_or_else(invalid);
                 Ok(Some((edge("width")?, edge("height")?)))
             }
-            Value::Number(_) => Ok(Some(whole(size).map(|edge| (edge, edge)).ok_or_else(invalid)?)),
+            Value::Number(_) => Ok(Some(edge_pixels(size).map(|edge| (edge, edge)).ok_or_else(invalid)?)),
             _ => Ok(Some(pair(size).ok_or_else(invalid)?)),
         }
     }
 
-    fn filter(&self) -> Result<Filter, FieldError> {
+    fn filter(&self) -> Result<ResampleFilter, FieldError> {
         let stated = self.fields.get("resample");
         let code = match stated {
             Some(value) => value.as_u64(),
             None => self.processor.resample,
         };
         match code {
-            Some(0) => Ok(Filter::Nearest),
-            Some(1) => Ok(Filter::Lanczos),
-            Some(2) => Ok(Filter::Bilinear),
-            Some(3) => Ok(Filter::Bicubic),
-            Some(4) => Ok(Filter::Box),
-            Some(5) => Ok(Filter::Hamming),
+            Some(0) => Ok(ResampleFilter::Nearest),
+            Some(1) => Ok(ResampleFilter::Lanczos),
+            Some(2) => Ok(ResampleFilter::Bilinear),
+            Some(3) => Ok(ResampleFilter::Bicubic),
+            Some(4) => Ok(ResampleFilter::Box),
+            Some(5) => Ok(ResampleFilter::Hamming),
             _ => Err(self.fields.refuse(
                 "resample",
                 match stated {
                     Some(value) => format!("{value} is not one of PIL's codes 0 to 5"),
                     None => {
-                        "it is missing, and its default differs between processors and their releases; give PIL's code"
-                            .into()
+                        "it is missing, and processors and their releases differ in its default; add PIL's code".into()
                     }
                 },
             )),
@@ -241,9 +244,11 @@ impl Reader<'_> {
         let scale = scale as f32;
         let plain = Normalisation { scale, mean: [0.0; 3], std: [1.0; 3], channels: Channels::Rgb };
 
-        if self.processor.habit == Habit::MobileVit {
+        if self.processor.quirk == Quirk::MobileVit {
             if fields.switch("do_normalize")? == Some(true) {
-                return Err(fields.refuse("do_normalize", "MobileViT's processor never normalises, whatever is asked"));
+                return Err(
+                    fields.refuse("do_normalize", "MobileViT's processor never normalises, even where it is asked to")
+                );
             }
             let flips = fields.switch("do_flip_channel_order")?.unwrap_or(true);
             return Ok(Normalisation { channels: if flips { Channels::Bgr } else { Channels::Rgb }, ..plain });
@@ -259,8 +264,8 @@ impl Reader<'_> {
         let std = || statistic("image_std", self.processor.statistics.map(|(_, std)| std));
         let normalises = fields.switch("do_normalize")?.unwrap_or(true);
         let mut result = if normalises { Normalisation { mean: mean()?, std: std()?, ..plain } } else { plain };
-        if self.processor.habit == Habit::EfficientNet {
-            // byte * scale - 1 is the same as a mean that is larger by 1.
+        if self.processor.quirk == Quirk::EfficientNet {
+            // byte * scale - 1 equals a mean that is larger by 1.
             if rescales && fields.switch("rescale_offset")?.unwrap_or(false) {
                 result.mean = result.mean.map(|mean| mean + 1.0);
             }
@@ -276,21 +281,21 @@ impl Reader<'_> {
 /// Width and height of `[height, width]`.
 fn pair(value: &Value) -> Option<(u32, u32)> {
     match value.as_array()?.as_slice() {
-        [height, width] => Some((whole(width)?, whole(height)?)),
+        [height, width] => Some((edge_pixels(width)?, edge_pixels(height)?)),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Object, resolve};
+    use super::super::{JsonObject, resolve};
     use super::*;
 
     fn read(json: &str) -> Result<(Geometry, Normalisation), FieldError> {
-        resolve(&Object::new(), Some(&serde_json::from_str(json).unwrap()), None)
+        resolve(&JsonObject::new(), Some(&serde_json::from_str(json).unwrap()), None)
     }
 
-    /// What a processor does when its file says no more than `fields`.
+    /// What a processor does when its file has only these fields.
     fn processor(name: &str, fields: &str) -> (Geometry, Normalisation) {
         let comma = if fields.is_empty() { "" } else { ", " };
         read(&format!(r#"{{"image_processor_type": "{name}ImageProcessor"{comma}{fields}}}"#)).unwrap()
@@ -301,22 +306,22 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_file_means_the_processor_s_defaults() {
+    fn fields_that_are_missing_have_the_processor_s_defaults() {
         for (name, fields, resize, filter, edge) in [
-            ("ViT", "", square(224), Filter::Bilinear, 224),
-            ("DeiT", "", square(256), Filter::Bicubic, 224),
-            ("CLIP", "", Resize::ShortestEdge(224), Filter::Bicubic, 224),
-            ("Bit", "", Resize::ShortestEdge(224), Filter::Bicubic, 224),
-            ("MobileNetV2", "", Resize::ShortestEdge(256), Filter::Bilinear, 224),
-            ("Siglip", "", square(224), Filter::Bicubic, 224),
-            ("Segformer", "", square(512), Filter::Bilinear, 512),
-            ("Levit", "", Resize::ShortestEdge(256), Filter::Bicubic, 224),
-            ("PoolFormer", "", Resize::ShortestEdge(248), Filter::Bicubic, 224),
-            ("Pvt", r#""resample": 2"#, square(224), Filter::Bilinear, 224),
-            ("EfficientNet", r#""resample": 0"#, square(346), Filter::Nearest, 346),
-            ("MobileViT", r#""resample": 2"#, Resize::ShortestEdge(224), Filter::Bilinear, 256),
-            ("ConvNext", r#""resample": 3"#, square(384), Filter::Bicubic, 384),
-            ("Beit", r#""size": 224, "do_center_crop": false"#, square(224), Filter::Bicubic, 224),
+            ("ViT", "", square(224), ResampleFilter::Bilinear, 224),
+            ("DeiT", "", square(256), ResampleFilter::Bicubic, 224),
+            ("CLIP", "", Resize::ShortestEdge(224), ResampleFilter::Bicubic, 224),
+            ("Bit", "", Resize::ShortestEdge(224), ResampleFilter::Bicubic, 224),
+            ("MobileNetV2", "", Resize::ShortestEdge(256), ResampleFilter::Bilinear, 224),
+            ("Siglip", "", square(224), ResampleFilter::Bicubic, 224),
+            ("Segformer", "", square(512), ResampleFilter::Bilinear, 512),
+            ("Levit", "", Resize::ShortestEdge(256), ResampleFilter::Bicubic, 224),
+            ("PoolFormer", "", Resize::ShortestEdge(248), ResampleFilter::Bicubic, 224),
+            ("Pvt", r#""resample": 2"#, square(224), ResampleFilter::Bilinear, 224),
+            ("EfficientNet", r#""resample": 0"#, square(346), ResampleFilter::Nearest, 346),
+            ("MobileViT", r#""resample": 2"#, Resize::ShortestEdge(224), ResampleFilter::Bilinear, 256),
+            ("ConvNext", r#""resample": 3"#, square(384), ResampleFilter::Bicubic, 384),
+            ("Beit", r#""size": 224, "do_center_crop": false"#, square(224), ResampleFilter::Bicubic, 224),
         ] {
             let (geometry, _) = processor(name, fields);
             assert_eq!((geometry.resize, geometry.filter, geometry.width), (resize, filter, edge), "{name}");
@@ -344,8 +349,8 @@ mod tests {
         ] {
             assert_eq!(processor(name, &format!(r#""size": {size}"#)).0.resize, resize, "{name} {size}");
         }
-        let told = processor("CLIP", r#""size": 200, "default_to_square": true"#);
-        assert_eq!(told.0.resize, square(200));
+        let stated = processor("CLIP", r#""size": 200, "default_to_square": true"#);
+        assert_eq!(stated.0.resize, square(200));
     }
 
     #[test]
@@ -381,13 +386,13 @@ mod tests {
         assert_eq!(stated.0.resize, Resize::ShortestEdge(235));
     }
 
-    /// From transformers 5.24: `EfficientNetImageProcessor` divides by the deviation again unless told otherwise.
+    /// From transformers 5.24: `EfficientNetImageProcessor` divides by the standard deviation twice unless `include_top` is off.
     #[test]
     fn efficientnet_offsets_and_normalises_again() {
         let of = |fields: &str| {
             let (_, n) =
                 processor("EfficientNet", &format!(r#""resample": 0, "image_mean": 0.5, "image_std": 0.4{fields}"#));
-            // A byte of 255 through the whole formula.
+            // A byte of 255 through the edge_pixels formula.
             (255.0 * n.scale - n.mean[0]) / n.std[0]
         };
         for (fields, expected) in [
@@ -415,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_by_field() {
+    fn what_is_not_supported_is_refused_by_field() {
         let vit = r#""image_processor_type": "ViTImageProcessor""#;
         let unnamed = r#""size": {"height": 8, "width": 8}, "resample": 3"#;
         for (fields, field) in [
@@ -463,6 +468,6 @@ mod tests {
         }
         let nothing =
             format!(r#"{{{vit}, "do_pad": false, "do_reduce_labels": true, "do_convert_rgb": true, "do_pad": null}}"#);
-        assert!(read(&nothing).is_ok(), "what asks for nothing that matters is no reason to refuse");
+        assert!(read(&nothing).is_ok(), "fields that ask for nothing are not refused");
     }
 }

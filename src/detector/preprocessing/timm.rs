@@ -1,25 +1,29 @@
 //! timm's `pretrained_cfg`, as `timm.data.resolve_data_config` and `create_transform` read it for evaluation.
 
 use super::{
-    Channels, CropRounding, FieldError, Fields, Filter, Geometry, IMAGENET, Normalisation, Resize, checked, enlarged,
-    whole,
+    Channels, CropRounding, FieldError, Geometry, IMAGENET, JsonFields, Normalisation, ResampleFilter, Resize, checked,
+    edge_pixels, enlarged,
 };
 
 const SUPPORTED: &str = "supported are bilinear, bicubic, lanczos, nearest, box and hamming";
 
-pub(super) fn resolve(fields: Fields<'_>, fixed: Option<(u32, u32)>) -> Result<(Geometry, Normalisation), FieldError> {
+pub(super) fn resolve(
+    fields: JsonFields<'_>,
+    fixed: Option<(u32, u32)>,
+) -> Result<(Geometry, Normalisation), FieldError> {
     let filter = match fields.text("interpolation")?.unwrap_or("bicubic") {
-        "bilinear" => Filter::Bilinear,
-        "bicubic" => Filter::Bicubic,
-        "lanczos" => Filter::Lanczos,
-        "nearest" => Filter::Nearest,
-        "box" => Filter::Box,
-        "hamming" => Filter::Hamming,
+        "bilinear" => ResampleFilter::Bilinear,
+        "bicubic" => ResampleFilter::Bicubic,
+        "lanczos" => ResampleFilter::Lanczos,
+        "nearest" => ResampleFilter::Nearest,
+        "box" => ResampleFilter::Box,
+        "hamming" => ResampleFilter::Hamming,
         "random" => {
-            let what = format!("\"random\" is for training, and would score an image anew each time; {SUPPORTED}");
+            let what =
+                format!("\"random\" is for training, and would score an image differently each time; {SUPPORTED}");
             return Err(fields.refuse("interpolation", what));
         }
-        other => return Err(fields.refuse("interpolation", format!("\"{other}\" is not known; {SUPPORTED}"))),
+        other => return Err(fields.refuse("interpolation", format!("\"{other}\" is not supported; {SUPPORTED}"))),
     };
     let mean = fields.channels("mean")?.unwrap_or(IMAGENET.0);
     let std = fields.channels("std")?.unwrap_or(IMAGENET.1);
@@ -35,18 +39,23 @@ pub(super) fn resolve(fields: Fields<'_>, fixed: Option<(u32, u32)>) -> Result<(
             let fill = mean.map(|m| clamp_u8((m * 255.0).round_ties_even()));
             Resize::Fit { width: wider, height: taller, fill }
         }
-        other => return Err(fields.refuse("crop_mode", format!("\"{other}\" is none of center, squash, border"))),
+        other => {
+            return Err(fields.refuse(
+                "crop_mode",
+                format!("\"{other}\" is not supported; supported are center, squash and border"),
+            ));
+        }
     };
     let geometry = Geometry { resize, filter, width, height, rounding: CropRounding::HalfToEven };
     let normalisation = Normalisation { scale: 1.0 / 255.0, mean, std, channels: Channels::Rgb };
     Ok((geometry, checked(normalisation, fields.file, "std")?))
 }
 
-/// Height and width, and the part that the crop keeps.
+/// Height and width, and the part of the edge that the crop keeps.
 ///
-/// timm takes `input_size` and `crop_pct` unless the larger size that some weights are tested at is asked for. A model
-/// that was exported at that size asks for it.
-fn test_time(fields: Fields<'_>, fixed: Option<(u32, u32)>) -> Result<((u32, u32), f64), FieldError> {
+/// timm uses `input_size` and `crop_pct`, unless it is asked to use the larger size at which some weights are tested. A
+/// model that was exported at that larger size needs it.
+fn test_time(fields: JsonFields<'_>, fixed: Option<(u32, u32)>) -> Result<((u32, u32), f64), FieldError> {
     const DEFAULT: f64 = 0.875;
     let crop_pct = fields.crop_pct("crop_pct")?;
     let usual = size(fields, "input_size")?
@@ -59,9 +68,9 @@ fn test_time(fields: Fields<'_>, fixed: Option<(u32, u32)>) -> Result<((u32, u32
     }
 }
 
-fn size(fields: Fields<'_>, field: &'static str) -> Result<Option<(u32, u32)>, FieldError> {
+fn size(fields: JsonFields<'_>, field: &'static str) -> Result<Option<(u32, u32)>, FieldError> {
     let Some(value) = fields.get(field) else { return Ok(None) };
-    let numbers: Option<Vec<u32>> = value.as_array().and_then(|list| list.iter().map(whole).collect());
+    let numbers: Option<Vec<u32>> = value.as_array().and_then(|list| list.iter().map(edge_pixels).collect());
     match numbers.as_deref() {
         Some([3, height, width]) => Ok(Some((*height, *width))),
         _ => Err(fields.refuse(field, format!("{value} is not [3, height, width]"))),
@@ -75,7 +84,7 @@ fn clamp_u8(value: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Object, resolve};
+    use super::super::{JsonObject, resolve};
     use super::*;
 
     fn timm(json: &str) -> Result<(Geometry, Normalisation), FieldError> {
@@ -90,7 +99,7 @@ mod tests {
     fn edges_are_scaled_by_crop_pct_rounded_down() {
         let (geometry, _) = timm(r#"{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.9}}"#).unwrap();
         assert_eq!(geometry.resize, Resize::ShortestEdge(248));
-        assert_eq!((geometry.width, geometry.height, geometry.filter), (224, 224, Filter::Bicubic));
+        assert_eq!((geometry.width, geometry.height, geometry.filter), (224, 224, ResampleFilter::Bicubic));
         let (flat, _) = timm(r#"{"input_size": [3, 96, 64], "crop_pct": 1.0, "crop_mode": "squash"}"#).unwrap();
         assert_eq!(flat.resize, Resize::Exact { width: 64, height: 96 });
         let (oblong, _) = timm(r#"{"input_size": [3, 96, 64], "crop_pct": 0.8}"#).unwrap();
@@ -113,17 +122,17 @@ mod tests {
 
     #[test]
     fn transformers_wrapper_around_timm_keeps_timm_s_fields() {
-        let processor: Object = serde_json::from_str(
+        let processor: JsonObject = serde_json::from_str(
             r#"{"image_processor_type": "TimmWrapperImageProcessor",
                 "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "lanczos"}}"#,
         )
         .unwrap();
-        let (geometry, _) = resolve(&Object::new(), Some(&processor), None).unwrap();
-        assert_eq!((geometry.resize, geometry.filter), (Resize::ShortestEdge(64), Filter::Lanczos));
+        let (geometry, _) = resolve(&JsonObject::new(), Some(&processor), None).unwrap();
+        assert_eq!((geometry.resize, geometry.filter), (Resize::ShortestEdge(64), ResampleFilter::Lanczos));
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_by_field() {
+    fn what_is_not_supported_is_refused_by_field() {
         for (fields, field) in [
             (r#""input_size": [1, 8, 8]"#, "input_size"),
             (r#""crop_pct": 1"#, "input_size"),

@@ -9,33 +9,33 @@ use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
 use super::{Folder, KeyRange, ListedObject, StoreError, classify_error, is_plain, listed};
-use crate::offload::{self, Enough, Sink};
+use crate::offload::{self, ItemSink, ReceiverDropped};
 
 /// Lists on a separate thread.
 pub(super) fn list(folder: Folder, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
-    offload::stream(move |sink| {
+    offload::stream_from_thread(move |sink| {
         let walk = Walk { range: &range, sink };
         match walk.bucket(&folder) {
             Err(WalkEnd::Failed(e)) => sink.put(Err(e)),
-            Ok(()) | Err(WalkEnd::Enough) => Ok(()),
+            Ok(()) | Err(WalkEnd::ReceiverDropped) => Ok(()),
         }
     })
 }
 
 struct Walk<'a> {
     range: &'a KeyRange,
-    sink: &'a Sink<Result<ListedObject, StoreError>>,
+    sink: &'a ItemSink<Result<ListedObject, StoreError>>,
 }
 
 /// Why a walk ends before its end.
 enum WalkEnd {
-    Enough,
+    ReceiverDropped,
     Failed(StoreError),
 }
 
-impl From<Enough> for WalkEnd {
-    fn from(_: Enough) -> Self {
-        Self::Enough
+impl From<ReceiverDropped> for WalkEnd {
+    fn from(_: ReceiverDropped) -> Self {
+        Self::ReceiverDropped
     }
 }
 

@@ -1,31 +1,31 @@
 //! JPEG through libjpeg-turbo, bit for bit what Pillow decodes.
 //!
-//! A file that was cut short decodes "successfully", with grey where the data ends; only the decoder's warning tells.
-//! So a warning is damage, but for the one that says that bytes between segments were skipped.
+//! A file that was cut short decodes without an error, with grey where the data ends. Only the decoder's warning shows it.
+//! So a warning means damage, except for the one about padding before the end marker.
 //!
-//! Where `decode.mode` is fast, a large image is decoded at a fraction of its size. All of its data is read all the same,
-//! so that damage shows alike.
+//! In the mode `fast` a large image is decoded at a fraction of its size. All of its data is read nevertheless, so that the
+//! same files are damaged in both modes.
 
 use image::metadata::Orientation;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
-use super::{Context, Frame, Undecodable};
-use crate::config::DecodeMode;
-use crate::job::Seen;
-use crate::screen::prepare;
+use super::frame::Frame;
+use super::{DecodeContext, Undecodable};
+use crate::job::ImageInfo;
 
-/// More scans than any encoder writes; each costs a pass over the whole image.
+/// More scans than any encoder writes. Each costs a pass over the whole image.
 const MAX_SCANS: u32 = 500;
 
-/// The decoder's words without its name, and the most usual one as a person would say it.
+/// The decoder's message without its prefixes. The most frequent messages are replaced by one that is easier to
+/// understand; the text decides nothing.
 fn explain(error: &turbojpeg::Error) -> Undecodable {
-    let words = error.to_string();
-    let words = words.trim_start_matches("TurboJPEG error: ").trim_start_matches("Corrupt JPEG data: ");
-    let cut = ["Premature end of JPEG file", "premature end of data segment"];
-    Undecodable::damaged("JPEG", if cut.contains(&words) { &"the file ends before the image does" } else { &words })
+    let message = error.to_string();
+    let message = message.trim_start_matches("TurboJPEG error: ").trim_start_matches("Corrupt JPEG data: ");
+    let is_cut = ["Premature end of JPEG file", "premature end of data segment"].contains(&message);
+    Undecodable::damaged("JPEG", if is_cut { &"the file ends before the image does" } else { &message })
 }
 
-pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Undecodable> {
+pub(super) fn decode(bytes: &[u8], context: &mut DecodeContext<'_>) -> Result<ImageInfo, Undecodable> {
     let mut decompressor = Decompressor::new().map_err(|e| explain(&e))?;
     decompressor.set_scan_limit(MAX_SCANS).map_err(|e| explain(&e))?;
     let header = decompressor.read_header(bytes).map_err(|e| explain(&e))?;
@@ -33,18 +33,17 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     let (width, height) =
         (u32::try_from(header.width).map_err(too_large)?, u32::try_from(header.height).map_err(too_large)?);
 
-    let inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
-    let format = if inks { PixelFormat::CMYK } else { PixelFormat::RGB };
-    // Several scans keep all coefficients, two bytes a sample, until the last one.
-    let layout = Layout::of(bytes);
+    let is_cmyk = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
+    let format = if is_cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
+    // With several scans all coefficients, two bytes per sample, are kept until the last scan.
+    let layout = JpegLayout::of(bytes);
     let coefficients = if header.is_progressive || layout.several_scans { 2 * format.size() } else { 0 };
-    // Inks are converted into a second buffer.
-    let converted = if inks { 3 } else { 0 };
+    // CMYK is converted into a second buffer.
+    let converted = if is_cmyk { 3 } else { 0 };
     let output = format.size() + converted;
-    let whole_bytes = context.check(width, height, (output + coefficients) as u64)?;
-    let can_shrink = context.mode == DecodeMode::Fast && !inks && !header.is_lossless;
-    let shrunk =
-        if can_shrink { prepare::may_shrink((width, height), layout.orientation, context.geometries) } else { 1 };
+    let whole_bytes = context.check_size(width, height, (output + coefficients) as u64)?;
+    let can_shrink = !is_cmyk && !header.is_lossless;
+    let shrunk = if can_shrink { context.largest_shrink((width, height), layout.orientation) } else { 1 };
     let scale = ScalingFactor::new(1, shrunk as usize);
     decompressor.set_scaling_factor(scale).map_err(|e| explain(&e))?;
     let scaled = header.scaled(scale);
@@ -52,30 +51,32 @@ pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Seen, Un
     let grant = context.memory.take(whole_bytes - spared_bytes as u64);
 
     let pitch = scaled.width * format.size();
-    let mut pixels = context.kept.take(pitch * scaled.height);
+    let mut pixels = context.buffer.take(pitch * scaled.height);
     let image = Image { pixels: &mut pixels[..], width: scaled.width, pitch, height: scaled.height, format };
     match decompressor.decompress(bytes, image) {
         Ok(()) => {}
-        // The whole image was decoded; the warning says what was skipped on the way.
+        // The whole image was decoded, and the warning is about skipped padding.
         Err(e) if is_harmless(&e, bytes) => {}
         Err(e) => return Err(explain(&e)),
     }
-    let rgb = if inks { super::rgb::from_inverted_cmyk(pixels) } else { pixels };
+    let rgb = if is_cmyk { super::rgb::from_inverted_cmyk(pixels) } else { pixels };
     let orientation = layout.orientation;
     let frame = Frame { rgb, width, height, orientation, shrunk };
     (context.take)(&frame)?;
-    context.kept.give_back(frame.rgb);
+    context.buffer.give_back(frame.rgb);
     drop(grant);
     let (width, height) = super::rgb::upright(width, height, orientation);
-    Ok(Seen { format: "jpeg", width, height, frames: 1 })
+    Ok(ImageInfo { format: "jpeg", width, height, frames: 1 })
 }
 
-/// Whether a warning only says that padding before the end marker was skipped, as some cameras write it (libjpeg's
-/// JWRN_EXTRANEOUS_DATA). The same words before any other marker mean that a scan got out of step; and since only the
-/// first warning is known, what was skipped must be nothing but padding.
+/// Whether a warning only means that padding before the end marker was skipped, as some cameras write it.
+///
+/// libjpeg-turbo gives its warnings as texts only (this one is JWRN_EXTRANEOUS_DATA), so its text has to be read. Before
+/// any other marker the same warning means that a scan lost its place. Only the first warning is known, so that the skipped
+/// bytes are checked to be nothing but padding.
 fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
-    let words = error.to_string();
-    let Some((before, marker)) = words.split_once(" extraneous bytes before marker 0x") else { return false };
+    let message = error.to_string();
+    let Some((before, marker)) = message.split_once(" extraneous bytes before marker 0x") else { return false };
     let skipped = before.split_whitespace().next_back().and_then(|word| word.parse::<usize>().ok());
     let end = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xD9]);
     let (true, Some(skipped), Some(end)) = (marker.starts_with("d9"), skipped, end) else { return false };
@@ -83,17 +84,17 @@ fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
     padding.iter().all(|byte| *byte == 0) || padding.iter().all(|byte| *byte == 0xFF)
 }
 
-/// What the segments before the first scan say.
-struct Layout {
+/// What the segments before the first scan contain.
+struct JpegLayout {
     orientation: u8,
-    /// The first scan holds some components only, so that all coefficients are kept until the last one.
+    /// The first scan holds some components only, so that all coefficients are reused_buffer until the last one.
     several_scans: bool,
 }
 
-impl Layout {
+impl JpegLayout {
     fn of(bytes: &[u8]) -> Self {
         let mut layout = Self { orientation: 1, several_scans: false };
-        // A walk that ends early leaves the defaults; the decoder will have its own words.
+        // A walk that ends early leaves the defaults, and the decoder will report the damage.
         let _complete = layout.walk(bytes);
         layout
     }
@@ -109,7 +110,7 @@ impl Layout {
             let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
             let segment = bytes.get(at + 4..end)?;
             match marker {
-                // Every start of frame but DHT, JPG and DAC, which lie among them.
+                // Every start-of-frame marker. DHT, JPG and DAC lie in the same range and are none.
                 0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => components = *segment.get(5)?,
                 0xDA => {
                     self.several_scans = *segment.first()? < components;
@@ -135,12 +136,12 @@ mod tests {
     use turbojpeg::{Compressor, Subsamp};
 
     use super::*;
-    use crate::config::DecodeConfig;
-    use crate::detector::{CropRounding, Filter, Geometry, Resize};
-    use crate::screen::decode::budget::{Held, Memory};
-    use crate::screen::decode::{Decoded, Tools, Wanted, decode_safely};
+    use crate::config::{DecodeConfig, DecodeMode};
+    use crate::detector::{CropRounding, Geometry, ResampleFilter, Resize};
+    use crate::screen::decode::memory_budget::{MemoryHold, MemorySource};
+    use crate::screen::decode::{DecodeRequest, DecodeScratch, DecodedImage, decode_safely};
 
-    /// What a JPEG is made of.
+    /// How a test's JPEG is made.
     #[derive(Debug, Clone, Copy)]
     struct Made {
         size: (usize, usize),
@@ -179,40 +180,46 @@ mod tests {
         bytes
     }
 
-    /// Keeps what was asked for.
+    /// Records the memory that was asked for.
     #[derive(Default)]
-    struct Asked(RefCell<Vec<u64>>);
+    struct RecordedMemory(RefCell<Vec<u64>>);
 
-    struct Nothing;
+    struct NoHold;
 
-    impl Held for Nothing {}
+    impl MemoryHold for NoHold {}
 
-    impl Memory for Asked {
-        fn take(&self, bytes: u64) -> Box<dyn Held + '_> {
+    impl MemorySource for RecordedMemory {
+        fn take(&self, bytes: u64) -> Box<dyn MemoryHold + '_> {
             self.0.borrow_mut().push(bytes);
-            Box::new(Nothing)
+            Box::new(NoHold)
         }
     }
 
     fn geometry(edge: u32) -> Geometry {
         let resize = Resize::Exact { width: edge, height: edge };
-        Geometry { resize, filter: Filter::Bicubic, width: edge, height: edge, rounding: CropRounding::HalfToEven }
+        Geometry {
+            resize,
+            filter: ResampleFilter::Bicubic,
+            width: edge,
+            height: edge,
+            rounding: CropRounding::HalfToEven,
+        }
     }
 
-    fn look(
+    fn decode_with(
         bytes: &[u8],
         edge: u32,
         mode: DecodeMode,
         limits: &DecodeConfig,
-    ) -> (Result<Decoded, Undecodable>, Vec<u64>) {
-        let asked = Asked::default();
-        let wanted = Wanted { bytes, geometries: &[geometry(edge)], mode };
-        let decoded = decode_safely(&wanted, limits, &asked, &mut Tools::new(limits));
-        (decoded, asked.0.into_inner())
+    ) -> (Result<DecodedImage, Undecodable>, Vec<u64>) {
+        let memory = RecordedMemory::default();
+        let request = DecodeRequest { bytes, geometries: &[geometry(edge)], mode };
+        let decoded = decode_safely(&request, limits, &memory, &mut DecodeScratch::new(limits));
+        (decoded, memory.0.into_inner())
     }
 
-    fn both(bytes: &[u8], edge: u32) -> [Result<Decoded, Undecodable>; 2] {
-        [DecodeMode::Exact, DecodeMode::Fast].map(|mode| look(bytes, edge, mode, &DecodeConfig::default()).0)
+    fn both(bytes: &[u8], edge: u32) -> [Result<DecodedImage, Undecodable>; 2] {
+        [DecodeMode::Exact, DecodeMode::Fast].map(|mode| decode_with(bytes, edge, mode, &DecodeConfig::default()).0)
     }
 
     /// Decibels.
@@ -224,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn fast_is_another_way_to_nearly_the_same_pixels() {
+    fn the_fast_mode_gives_nearly_the_same_pixels() {
         let subsamplings = [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub1x2, Subsamp::Gray];
         let made = subsamplings.into_iter().map(|subsamp| Made { subsamp, ..PLAIN });
         let made = made.chain([Made { is_progressive: true, ..PLAIN }]);
@@ -234,11 +241,11 @@ mod tests {
             let bytes = jpeg(made);
             for edge in [32, 64, 140] {
                 let [exact, fast] = both(&bytes, edge).map(Result::unwrap);
-                assert_eq!(fast.seen, exact.seen);
+                assert_eq!(fast.info, exact.info);
                 let (exact, fast) = (&exact.frames[0][0].data, &fast.frames[0][0].data);
                 assert!(exact != fast, "{made:?} to {edge} is not shrunk");
                 let decibels = signal_to_noise(exact, fast);
-                // 39 are promised, of any picture.
+                // The documentation promises 39 for any picture.
                 assert!(decibels >= 48.0, "{made:?} to {edge}: {decibels:.1} dB");
             }
             let [exact, fast] = both(&bytes, 384).map(Result::unwrap);
@@ -247,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_seen_as_well_where_less_is_decoded() {
+    fn damage_is_found_in_both_modes() {
         for is_progressive in [false, true] {
             for subsamp in [Subsamp::None, Subsamp::Sub2x2] {
                 let whole = jpeg(Made { is_progressive, subsamp, ..PLAIN });
@@ -266,7 +273,7 @@ mod tests {
         }
     }
 
-    /// The coefficients that a smaller transform leaves out are read all the same.
+    /// The coefficients that a smaller transform leaves out are read nevertheless.
     #[test]
     fn a_changed_byte_is_damage_in_both_modes_or_in_neither() {
         for is_progressive in [false, true] {
@@ -275,7 +282,7 @@ mod tests {
                 for flipped in [0x01, 0x80, 0xFF] {
                     let mut bytes = whole.clone();
                     bytes[at] ^= flipped;
-                    let [exact, fast] = both(&bytes, 64).map(|decoded| decoded.map(|decoded| decoded.seen));
+                    let [exact, fast] = both(&bytes, 64).map(|decoded| decoded.map(|decoded| decoded.info));
                     assert_eq!(exact, fast, "byte {at} ^ {flipped:#x}");
                 }
             }
@@ -283,19 +290,20 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_those_of_the_whole_image_and_memory_is_what_is_taken() {
+    fn limits_count_the_whole_image_and_memory_counts_the_shrunk_one() {
         let (whole, shrunk) = (800 * 600, 400 * 300);
         for (is_progressive, coefficients) in [(false, 0), (true, 6 * whole)] {
             let bytes = jpeg(Made { size: (800, 600), is_progressive, ..PLAIN });
             let limits = DecodeConfig::default();
-            assert_eq!(look(&bytes, 140, DecodeMode::Exact, &limits).1, [3 * whole + coefficients]);
-            assert_eq!(look(&bytes, 140, DecodeMode::Fast, &limits).1, [3 * shrunk + coefficients]);
+            assert_eq!(decode_with(&bytes, 140, DecodeMode::Exact, &limits).1, [3 * whole + coefficients]);
+            assert_eq!(decode_with(&bytes, 140, DecodeMode::Fast, &limits).1, [3 * shrunk + coefficients]);
             for limits in [
                 DecodeConfig { max_width: 799, ..DecodeConfig::default() },
                 DecodeConfig { max_pixels: whole - 1, ..DecodeConfig::default() },
                 DecodeConfig { max_decoded_bytes: 3 * whole + coefficients - 1, ..DecodeConfig::default() },
             ] {
-                let [exact, fast] = [DecodeMode::Exact, DecodeMode::Fast].map(|mode| look(&bytes, 140, mode, &limits));
+                let [exact, fast] =
+                    [DecodeMode::Exact, DecodeMode::Fast].map(|mode| decode_with(&bytes, 140, mode, &limits));
                 assert_eq!(exact.0.unwrap_err(), fast.0.unwrap_err());
                 assert!(fast.1.is_empty());
             }
@@ -303,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn inks_are_decoded_whole() {
+    fn cmyk_is_never_shrunk() {
         let (width, height) = (400, 300);
         let inks: Vec<u8> = (0..width * height * 4).map(|i| u8::try_from(i / 7 % 251).unwrap()).collect();
         let image = Image { pixels: &inks[..], width, pitch: width * 4, height, format: PixelFormat::CMYK };

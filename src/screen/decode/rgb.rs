@@ -1,5 +1,5 @@
-//! From whatever a decoder gives to RGB, as a person sees it and as the reference defines it: alpha over white, 16-bit
-//! grey divided by 257, other 16-bit samples by their high byte, inks as Pillow mixes them.
+//! From any kind of samples to RGB, as a person sees it and as the reference (Pillow) defines it: alpha over white, 16-bit
+//! grey divided by 257, other 16-bit samples by their high byte, CMYK as Pillow converts it.
 
 use image::ColorType;
 
@@ -49,7 +49,7 @@ fn blend(value: u8, alpha: u8) -> u8 {
     byte
 }
 
-/// Inks as Adobe writes them into JPEG, inverted, mixed the way Pillow does: `(255 - k) * (255 - ink) / 255`.
+/// CMYK as Adobe writes it into JPEG, which is inverted, to RGB as Pillow does it: `(255 - k) * (255 - ink) / 255`.
 pub(super) fn from_inverted_cmyk(cmyk: Vec<u8>) -> Vec<u8> {
     let multiply = |a: u8, b: u8| {
         let product = u32::from(a) * u32::from(b) + 128;
@@ -66,7 +66,7 @@ pub(super) fn from_inverted_cmyk(cmyk: Vec<u8>) -> Vec<u8> {
         .collect()
 }
 
-/// Width and height after turning upright.
+/// Width and height of an image after it was turned upright.
 pub(super) fn upright(width: u32, height: u32, orientation: u8) -> (u32, u32) {
     if orientation >= 5 { (height, width) } else { (width, height) }
 }

@@ -1,6 +1,6 @@
-//! Sessions of ONNX Runtime. This file and `onnx/feed.rs` are the only ones that name `ort`.
+//! Sessions of ONNX Runtime. Only this file and `onnx/input_buffers.rs` name `ort`.
 
-mod feed;
+mod input_buffers;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,53 +14,57 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtSession, SessionOutputs};
 use ort::value::{TensorElementType, ValueType};
 
-use super::{InferError, Pixels, Run, Session, SessionError};
+use super::{InferError, ModelSession, Pixels, SessionError, SessionRun};
 use crate::config::{Device, InferenceConfig};
 use crate::detector::{Channels, Detector, Normalisation};
-use feed::Feed;
+use crate::errors::with_causes;
+use input_buffers::InputBuffers;
 
-/// The shared library's name where the system's loader is asked.
+/// The shared library's name for the system's loader.
 const LIBRARY: &str = "libonnxruntime.so";
 
-/// As ONNX Runtime names it.
+/// A kind of host memory, as ONNX Runtime names it.
 type HostMemory = (AllocationDevice<'static>, MemoryType);
 
-/// Where a session runs.
+/// The device that a session runs on.
 #[derive(Debug, Clone)]
-struct Place {
+struct SessionDevice {
+    /// For people, for metrics and for `models check`.
     name: &'static str,
-    /// Memory of the host from which the device copies a batch. None: the device is the host.
+    /// Memory of the host from which the device copies a batch. `None`: the device is the host.
     copies_from: Option<HostMemory>,
+    /// Whether the duration of a run should bound the batch.
     is_slow: bool,
 }
 
-const CPU: Place = Place { name: "CPU", copies_from: None, is_slow: true };
-const CUDA: Place = Place {
+const CPU: SessionDevice = SessionDevice { name: "CPU", copies_from: None, is_slow: true };
+const CUDA: SessionDevice = SessionDevice {
     name: "CUDA device 0",
     copies_from: Some((AllocationDevice::CUDA_PINNED, MemoryType::CPUInput)),
     is_slow: false,
 };
 
-/// The loaded library and its one thread pool for all sessions.
+/// The loaded library, and its one thread pool for all sessions.
 #[derive(Clone)]
-pub struct Runtime {
+pub(in crate::screen) struct OnnxRuntime {
     environment: Environment,
     config: InferenceConfig,
 }
 
-impl Runtime {
+impl OnnxRuntime {
     /// Loads the shared library: `inference.runtime`, else `ORT_DYLIB_PATH`, else `lib/` beside the executable, else
     /// the system's.
     ///
     /// # Errors
     /// When it cannot be loaded or is too old.
-    pub fn load(config: &InferenceConfig) -> Result<Self, InferError> {
-        let path = library(config);
-        let failed = |e: &dyn std::fmt::Display| InferError::Library(format!("{}: {e}", path.display()));
+    pub(in crate::screen) fn load(config: &InferenceConfig) -> Result<Self, InferError> {
+        let path = library_path(config);
+        let failed =
+            |e: &dyn std::fmt::Display| InferError::Library { path: path.clone(), error: e.to_string().into() };
         let threads = if config.threads > 0 { config.threads } else { num_cpus::get() };
-        // Before anything else of ort: making the pool's options is a call into the library already.
+        // Before anything else of `ort`: making the pool's options already calls the library.
         let builder = ort::init_from(&path).map_err(|e| failed(&e))?;
-        // Spinning would burn the cores that decode.
+        // Spinning threads would take the cores that decode.
         let pool = GlobalThreadPoolOptions::default()
             .with_intra_threads(threads)
             .and_then(|pool| pool.with_inter_threads(1))
@@ -76,32 +80,32 @@ impl Runtime {
     }
 
     /// Opens a detector's session on the configured device.
-    pub(super) fn session(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
+    pub(super) fn session(&self, detector: &Detector) -> Result<Box<dyn ModelSession>, InferError> {
         match self.config.device {
             Device::Cpu => self.on_cpu(detector),
             Device::Cuda => {
-                self.on_cuda(detector).map_err(|e| InferError::Device { device: "cuda", error: e.to_string() })
+                self.on_cuda(detector).map_err(|e| InferError::Device { device: "cuda", error: Box::new(e) })
             }
             Device::Auto => match self.on_cuda(detector) {
                 Ok(session) => Ok(session),
                 Err(e) => {
-                    tracing::debug!(detector = detector.name, error = %e, "no GPU, taking the CPU");
+                    tracing::debug!(detector = detector.name, error = with_causes(&e), "no GPU, using the CPU");
                     self.on_cpu(detector)
                 }
             },
         }
     }
 
-    fn on_cpu(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
-        self.open(detector, &on_host(), CPU)
+    fn on_cpu(&self, detector: &Detector) -> Result<Box<dyn ModelSession>, InferError> {
+        self.open(detector, &cpu_provider(), CPU)
     }
 
-    fn on_cuda(&self, detector: &Detector) -> Result<Box<dyn Session>, InferError> {
+    fn on_cuda(&self, detector: &Detector) -> Result<Box<dyn ModelSession>, InferError> {
         let mut cuda = ep::CUDA::default();
         if self.config.gpu_memory_bytes > 0 {
             cuda = cuda.with_memory_limit(self.config.gpu_memory_bytes);
         }
-        // Without this a provider that cannot be had is silently replaced by the CPU.
+        // Without this a provider that fails is silently replaced by the CPU.
         self.open(detector, &[cuda.build().error_on_failure()], CUDA)
     }
 
@@ -109,10 +113,14 @@ impl Runtime {
         &self,
         detector: &Detector,
         providers: &[ExecutionProviderDispatch],
-        place: Place,
-    ) -> Result<Box<dyn Session>, InferError> {
+        device: SessionDevice,
+    ) -> Result<Box<dyn ModelSession>, InferError> {
         let model = |what: String| InferError::Model { detector: detector.name.clone(), what };
-        let loading = |e: &dyn std::fmt::Display| model(format!("{} cannot be loaded: {e}", detector.model.display()));
+        let loading = |e: &dyn std::fmt::Display| InferError::Load {
+            detector: detector.name.clone(),
+            model: detector.model.clone(),
+            source: e.to_string().into(),
+        };
         let mut builder = OrtSession::builder(&self.environment)
             .map_err(|e| loading(&e))?
             .with_optimization_level(GraphOptimizationLevel::Level3)
@@ -123,29 +131,29 @@ impl Runtime {
 
         let [input] = session.inputs() else {
             return Err(model(format!(
-                "the model has {} inputs, and one, the image, is supported",
+                "the model has {} inputs, but only one, the image, is supported",
                 session.inputs().len()
             )));
         };
         let ValueType::Tensor { ty, shape, .. } = input.dtype() else {
             return Err(model("the model's input is not a tensor".into()));
         };
-        let (layout, fixed_batch) = layout(*ty, shape, detector).map_err(model)?;
+        let (layout, fixed_batch) = input_layout(*ty, shape, detector).map_err(model)?;
         let input = input.name().to_owned();
         let outputs: Vec<_> = session.outputs().iter().map(|output| (output.name(), output.dtype())).collect();
-        let output = scores(&outputs, detector.labels.len()).map_err(model)?.to_owned();
-        let feed = Feed::new(&place);
-        let model = Model { session: Mutex::new(session), layout, fixed_batch, input, output, place };
-        Ok(Box::new(Onnx { model: Arc::new(model), feed }))
+        let output = scores_output(&outputs, detector.labels.len()).map_err(model)?.to_owned();
+        let buffers = InputBuffers::new(&device);
+        let model = LoadedModel { session: Mutex::new(session), layout, fixed_batch, input, output, device };
+        Ok(Box::new(OnnxSession { model: Arc::new(model), buffers }))
     }
 }
 
-/// The host's provider. Without the arena, what activations leave would stay with the C library in pieces.
-fn on_host() -> [ExecutionProviderDispatch; 1] {
+/// The provider for the CPU. Without the arena the memory of activations would stay in the C library's heap, in fragments.
+fn cpu_provider() -> [ExecutionProviderDispatch; 1] {
     [ep::CPU::default().with_arena_allocator(true).build()]
 }
 
-fn library(config: &InferenceConfig) -> PathBuf {
+fn library_path(config: &InferenceConfig) -> PathBuf {
     if !config.runtime.is_empty() {
         return PathBuf::from(&config.runtime);
     }
@@ -159,9 +167,9 @@ fn library(config: &InferenceConfig) -> PathBuf {
     }
 }
 
-/// What the model's input wants.
+/// The type and shape of the model's input.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Layout {
+enum InputLayout {
     /// `[batch, height, width, 3] u8`, normalised in the graph.
     BytesNhwc,
     /// `[batch, 3, height, width] f32`, normalised here.
@@ -170,24 +178,28 @@ enum Layout {
     HalfNchw(Normalisation),
 }
 
-/// Reads the layout from the input's type and shape, and checks its size against the package.
-fn layout(ty: TensorElementType, shape: &[i64], detector: &Detector) -> Result<(Layout, Option<usize>), String> {
+/// Finds the layout by the input's type and shape, and checks its size against the package.
+fn input_layout(
+    ty: TensorElementType,
+    shape: &[i64],
+    detector: &Detector,
+) -> Result<(InputLayout, Option<usize>), String> {
     let (width, height) = (detector.geometry.width, detector.geometry.height);
     // A dimension below 0 is free.
-    let fits = |dimension: i64, wanted: u32| dimension < 0 || dimension == i64::from(wanted);
+    let fits = |dimension: i64, size: u32| dimension < 0 || dimension == i64::from(size);
     let supported = "supported are uint8 [batch, height, width, 3] and float [batch, 3, height, width]";
     let (layout, found, size_fits) = match (ty, shape) {
         (TensorElementType::Uint8, _) if detector.normalisation.channels == Channels::Bgr => {
-            return Err("the model takes bytes, whose order of channels is its own business, but the package asks for blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
+            return Err("the model takes bytes and orders their channels itself, but the package asks for blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
         }
         (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => {
-            (Layout::BytesNhwc, n, fits(h, height) && fits(w, width))
+            (InputLayout::BytesNhwc, n, fits(h, height) && fits(w, width))
         }
         (TensorElementType::Float32, &[n, c, h, w]) if fits(c, 3) => {
-            (Layout::FloatNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
+            (InputLayout::FloatNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
         }
         (TensorElementType::Float16, &[n, c, h, w]) if fits(c, 3) => {
-            (Layout::HalfNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
+            (InputLayout::HalfNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
         }
         _ => return Err(format!("the model's input is {ty} {shape:?}; {supported}")),
     };
@@ -203,16 +215,16 @@ fn layout(ty: TensorElementType, shape: &[i64], detector: &Detector) -> Result<(
 
 /// Chooses the output that holds the scores: the only one, else the one named `logits`, else the only one whose shape is
 /// `[batch, labels]`. Exporters add hidden states and attentions, in any order.
-fn scores<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a str, String> {
+fn scores_output<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a str, String> {
     let shown = |(name, dtype): &(&str, &ValueType)| format!("\"{name}\" {dtype}");
     let fits = |dtype: &ValueType| match dtype {
         ValueType::Tensor { ty: TensorElementType::Float32 | TensorElementType::Float16, shape, .. } => {
-            // No dimensions at all: the file does not say, and the first run will tell.
+            // A file without dimensions leaves it to the first run, which checks the width.
             shape.is_empty() || matches!(shape[..], [_, width] if width < 0 || usize::try_from(width) == Ok(labels))
         }
         _ => false,
     };
-    let wanted = format!("float [batch, {labels}], a row of {labels} scores an image, is needed");
+    let needed = format!("float [batch, {labels}] is needed, a row of {labels} scores for each image");
     let chosen = match outputs {
         [] => return Err("the model has no output".into()),
         [only] => only,
@@ -225,7 +237,7 @@ fn scores<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a st
                     _ => {
                         let all: Vec<_> = several.iter().map(shown).collect();
                         return Err(format!(
-                            "which of the model's outputs holds the scores cannot be told: {}; {wanted}\n  hint: export the model with one output, or name that one \"logits\"",
+                            "it is unclear which of the model's outputs holds the scores: {}; {needed}\n  hint: export the model with one output, or name the output with the scores \"logits\"",
                             all.join(", ")
                         ));
                     }
@@ -233,35 +245,35 @@ fn scores<'a>(outputs: &[(&'a str, &ValueType)], labels: usize) -> Result<&'a st
             }
         },
     };
-    if fits(chosen.1) { Ok(chosen.0) } else { Err(format!("the model's output is {}; {wanted}", shown(chosen))) }
+    if fits(chosen.1) { Ok(chosen.0) } else { Err(format!("the model's output is {}; {needed}", shown(chosen))) }
 }
 
-/// A loaded model, which several sessions share: one runs at a time.
-struct Model {
+/// A loaded model. Several sessions share it, and one runs it at a time.
+struct LoadedModel {
     session: Mutex<OrtSession>,
-    layout: Layout,
+    layout: InputLayout,
     fixed_batch: Option<usize>,
     input: String,
     output: String,
-    place: Place,
+    device: SessionDevice,
 }
 
-struct Onnx {
-    model: Arc<Model>,
-    feed: Feed,
+struct OnnxSession {
+    model: Arc<LoadedModel>,
+    buffers: InputBuffers,
 }
 
-impl Session for Onnx {
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Run, SessionError> {
-        self.feed.run(batch, &self.model)
+impl ModelSession for OnnxSession {
+    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<SessionRun, SessionError> {
+        self.buffers.run(batch, &self.model)
     }
 
     fn fixed_batch(&self) -> Option<usize> {
         self.model.fixed_batch
     }
 
-    fn place(&self) -> &str {
-        self.model.place.name
+    fn device(&self) -> &str {
+        self.model.device.name
     }
 
     fn output_name(&self) -> &str {
@@ -269,72 +281,70 @@ impl Session for Onnx {
     }
 
     fn is_slow(&self) -> bool {
-        self.model.place.is_slow
+        self.model.device.is_slow
     }
 
-    fn settle(&mut self, max_batch: usize, image: &Arc<Pixels>) -> Result<(), SessionError> {
-        self.feed.settle(max_batch, image, &self.model)
+    fn free_larger_buffers(&mut self, max_batch: usize, image: &Arc<Pixels>) -> Result<(), SessionError> {
+        self.buffers.free_larger(max_batch, image, &self.model)
     }
 
-    fn twin(&self) -> Result<Option<Box<dyn Session>>, SessionError> {
-        let Some(feed) = self.feed.twin(&self.model)? else { return Ok(None) };
-        Ok(Some(Box::new(Self { model: Arc::clone(&self.model), feed })))
+    fn second_session(&self) -> Result<Option<Box<dyn ModelSession>>, SessionError> {
+        let Some(buffers) = self.buffers.second_set(&self.model)? else { return Ok(None) };
+        Ok(Some(Box::new(Self { model: Arc::clone(&self.model), buffers })))
     }
 }
 
-impl Model {
-    /// Waits until nobody else runs it.
+impl LoadedModel {
+    /// Waits until no other session runs it.
     fn lock(&self) -> MutexGuard<'_, OrtSession> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a run that `began` then said of the first `images` of a batch of `all`.
-    fn read(
+    /// The rows of the first `images` of a batch of `all`, from a run that `began` then.
+    fn rows(
         &self,
         outputs: &SessionOutputs<'_>,
         (all, images): (usize, usize),
         began: Instant,
-    ) -> Result<Run, SessionError> {
-        let output = outputs
-            .get(&self.output)
-            .ok_or_else(|| SessionError::Other(format!("the run gave no output \"{}\"", self.output)))?;
+    ) -> Result<SessionRun, SessionError> {
+        let output =
+            outputs.get(&self.output).ok_or_else(|| SessionError::Output(format!("not there: \"{}\"", self.output)))?;
         let (shape, values): (_, Vec<f32>) = match output.dtype() {
             ValueType::Tensor { ty: TensorElementType::Float16, .. } => {
-                let (shape, halves) = output.try_extract_tensor::<f16>().map_err(failure)?;
+                let (shape, halves) = output.try_extract_tensor::<f16>().map_err(run_error)?;
                 (shape, halves.iter().map(|x| x.to_f32()).collect())
             }
             _ => {
-                let (shape, floats) = output.try_extract_tensor::<f32>().map_err(failure)?;
+                let (shape, floats) = output.try_extract_tensor::<f32>().map_err(run_error)?;
                 (shape, floats.to_vec())
             }
         };
         match shape[..] {
             [rows, width] if usize::try_from(rows) == Ok(all) && width > 0 => {
                 let rows = values.chunks(values.len() / all).take(images).map(<[f32]>::to_vec).collect();
-                Ok(Run { rows, took: began.elapsed() })
+                Ok(SessionRun { rows, took: began.elapsed() })
             }
-            _ => Err(SessionError::Other(format!("the output's shape is {shape:?} for {all} images"))),
+            _ => Err(SessionError::Output(format!("of the shape {shape:?} for {all} images"))),
         }
     }
 }
 
-fn failure(error: ort::Error) -> SessionError {
-    let words = error.to_string();
-    let lower = words.to_ascii_lowercase();
-    // Of the arena under a limit, of the allocator below it, of CUDA, of cuBLAS and cuDNN, and of C++.
-    let of_memory =
-        ["smaller than requested bytes", "failed to allocate", "out of memory", "alloc_failed", "bad_alloc"];
-    if of_memory.iter().any(|part| lower.contains(part)) {
-        SessionError::OutOfMemory(words)
-    } else {
-        SessionError::Other(words)
-    }
+/// A failed run as an error. ONNX Runtime gives all failures one code (`FAIL`), so that only the message shows whether
+/// memory was short. This is the only place where a message decides something.
+fn run_error(error: ort::Error) -> SessionError {
+    let message = error.to_string().to_ascii_lowercase();
+    // In this order: the arena under a limit, the allocator below it, CUDA, cuBLAS and cuDNN, C++.
+    let is_out_of_memory =
+        ["smaller than requested bytes", "failed to allocate", "out of memory", "alloc_failed", "bad_alloc"]
+            .iter()
+            .any(|part| message.contains(part));
+    if is_out_of_memory { SessionError::OutOfMemory(Box::new(error)) } else { SessionError::RunFailed(Box::new(error)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detector::Source;
+    use crate::detector::{DecodeSettings, PackageSource};
     use ort::value::{Shape, SymbolicDimensions};
 
     fn tensor(shape: &[i64]) -> ValueType {
@@ -346,21 +356,21 @@ mod tests {
     fn of_several_outputs_the_scores_are_found_or_none_is_taken() {
         let (scores_2, scores_free, hidden, states) =
             (tensor(&[-1, 2]), tensor(&[-1, -1]), tensor(&[-1, 768]), tensor(&[-1, 197, 768]));
-        assert_eq!(scores(&[("output", &scores_2)], 2), Ok("output"));
-        assert_eq!(scores(&[("pooled", &hidden), ("logits", &scores_free)], 2), Ok("logits"));
-        assert_eq!(scores(&[("states", &states), ("pooled", &hidden), ("out", &scores_2)], 2), Ok("out"));
-        let ambiguous = scores(&[("a", &scores_2), ("b", &scores_free), ("states", &states)], 2).unwrap_err();
+        assert_eq!(scores_output(&[("output", &scores_2)], 2), Ok("output"));
+        assert_eq!(scores_output(&[("pooled", &hidden), ("logits", &scores_free)], 2), Ok("logits"));
+        assert_eq!(scores_output(&[("states", &states), ("pooled", &hidden), ("out", &scores_2)], 2), Ok("out"));
+        let ambiguous = scores_output(&[("a", &scores_2), ("b", &scores_free), ("states", &states)], 2).unwrap_err();
         for part in ["\"a\"", "\"b\"", "\"states\"", "float [batch, 2]", "hint:"] {
             assert!(ambiguous.contains(part), "{ambiguous}");
         }
-        assert!(scores(&[("states", &states), ("pooled", &hidden)], 2).is_err());
-        assert!(scores(&[("states", &states)], 2).unwrap_err().contains("the model's output is \"states\""));
-        assert!(scores(&[("logits", &states), ("out", &scores_2)], 2).is_err(), "a name alone is not enough");
-        assert!(scores(&[], 2).is_err());
+        assert!(scores_output(&[("states", &states), ("pooled", &hidden)], 2).is_err());
+        assert!(scores_output(&[("states", &states)], 2).unwrap_err().contains("the model's output is \"states\""));
+        assert!(scores_output(&[("logits", &states), ("out", &scores_2)], 2).is_err(), "a name alone is not enough");
+        assert!(scores_output(&[], 2).is_err());
     }
 
     #[test]
-    fn want_of_memory_is_told_from_other_failures() {
+    fn too_little_memory_is_told_from_other_failures() {
         for (words, is_memory) in [
             ("BFCArena::AllocateRawInternal Available memory of 9 is smaller than requested bytes of 10", true),
             ("Failed to allocate memory for requested buffer of size 10", true),
@@ -369,23 +379,24 @@ mod tests {
             ("std::bad_alloc", true),
             ("Non-zero status code returned while running Conv node", false),
         ] {
-            let failure = failure(ort::Error::new(words));
-            assert_eq!(matches!(failure, SessionError::OutOfMemory(_)), is_memory, "{failure:?}");
+            let error = run_error(ort::Error::new(words));
+            assert_eq!(matches!(error, SessionError::OutOfMemory(_)), is_memory, "{error:?}");
         }
     }
 
-    fn runtime() -> Runtime {
-        Runtime::load(&InferenceConfig::default()).unwrap()
+    fn runtime() -> OnnxRuntime {
+        OnnxRuntime::load(&InferenceConfig::default()).unwrap()
     }
 
-    fn open(runtime: &Runtime, place: Place) -> Box<dyn Session> {
+    fn open(runtime: &OnnxRuntime, device: SessionDevice) -> Box<dyn ModelSession> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifake-32");
-        let source = Source { folder: &folder, name: None, sha256: None, shadow: false, decode_settings: "" };
+        let decode_settings = DecodeSettings::default();
+        let source = PackageSource { folder: &folder, name: None, sha256: None, shadow: false, decode_settings };
         let detector = Detector::load(&source).unwrap();
-        runtime.open(&detector, &on_host(), place).unwrap()
+        runtime.open(&detector, &cpu_provider(), device).unwrap()
     }
 
-    fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
+    fn shades(values: impl IntoIterator<QueuedPixels = u8>) -> Vec<Arc<Pixels>> {
         let image = |value: u8| {
             let data = (0..=250).cycle().take(32 * 32 * 3).map(|at: u8| value.wrapping_mul(17) ^ at).collect();
             Arc::new(Pixels { width: 32, height: 32, data })
@@ -393,66 +404,66 @@ mod tests {
         values.into_iter().map(image).collect()
     }
 
-    /// The way to a GPU without one: the same tensors and bindings, in the host's memory.
-    const BOUND: Place =
-        Place { copies_from: Some((AllocationDevice::CPU, MemoryType::Default)), is_slow: false, ..CPU };
+    /// What a GPU does, tested without one: the same tensors and bindings, in the host's memory.
+    const PINNED: SessionDevice =
+        SessionDevice { copies_from: Some((AllocationDevice::CPU, MemoryType::Default)), is_slow: false, ..CPU };
 
     #[test]
-    fn a_bound_batch_says_what_a_lent_one_says_and_nothing_of_the_images_before_it() {
+    fn a_batch_in_pinned_memory_scores_as_one_on_the_host_does() {
         let runtime = runtime();
-        let (mut lent, mut bound) = (open(&runtime, CPU), open(&runtime, BOUND));
-        // As warm-up grows, and then sizes between, which take a larger tensor with other images in its rest.
+        let (mut host, mut pinned) = (open(&runtime, CPU), open(&runtime, PINNED));
+        // The sizes of warm-up, and then sizes between them, which take a larger tensor that still holds other images.
         for (turn, size) in (0u8..).zip([1, 2, 4, 8, 3, 5, 1, 8, 7]) {
             let batch = shades((0..size).map(|index| turn * 16 + index));
-            let (expected, rows) = (lent.run(&batch).unwrap().rows, bound.run(&batch).unwrap().rows);
+            let (expected, rows) = (host.run(&batch).unwrap().rows, pinned.run(&batch).unwrap().rows);
             assert_eq!(rows.len(), usize::from(size));
             for (row, expected) in rows.iter().zip(&expected) {
                 assert!(row.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{size}: {row:?} {expected:?}");
             }
         }
-        let rows = lent.run(&shades(0..8)).unwrap().rows;
+        let rows = host.run(&shades(0..8)).unwrap().rows;
         assert!(
             rows.windows(2).any(|pair| (pair[0][0] - pair[1][0]).abs() > 1e-3),
             "the images are too alike: {rows:?}"
         );
     }
 
-    /// Counted page by page, which `VmRSS` is not.
+    /// GaugeGuard page by page, which `VmRSS` is not.
     fn resident_bytes() -> u64 {
         let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
         let kibibytes = rollup.lines().find_map(|line| line.strip_prefix("Rss:")?.split_whitespace().next()).unwrap();
         kibibytes.parse::<u64>().unwrap() << 10
     }
 
-    /// In a process of its own, as nextest gives one to each test: others would take memory meanwhile.
+    /// Needs the process for itself, as nextest gives one to each test: other tests would take memory meanwhile.
     #[test]
-    fn memory_of_batches_that_will_not_come_is_given_back() {
-        let runtime = Runtime::load(&InferenceConfig { threads: 1, ..InferenceConfig::default() }).unwrap();
+    fn memory_of_batches_that_will_not_come_is_freed() {
+        let runtime = OnnxRuntime::load(&InferenceConfig { threads: 1, ..InferenceConfig::default() }).unwrap();
         let mut session = open(&runtime, CPU);
         let image = shades([7]).remove(0);
         let expected = session.run(&[Arc::clone(&image)]).unwrap().rows;
         let before = resident_bytes();
         session.run(&vec![Arc::clone(&image); 2048]).unwrap();
         let large = resident_bytes().saturating_sub(before);
-        session.settle(2048, &image).unwrap();
+        session.free_larger_buffers(2048, &image).unwrap();
         let kept = resident_bytes().saturating_sub(before);
         assert!(kept > large / 2, "{} of {} MB are left of the batch that was chosen", kept >> 20, large >> 20);
-        session.settle(1, &image).unwrap();
+        session.free_larger_buffers(1, &image).unwrap();
         let left = resident_bytes().saturating_sub(before);
-        assert!(large > 100 << 20, "{} MB are too little to tell", large >> 20);
+        assert!(large > 100 << 20, "{} MB are too little to measure", large >> 20);
         // The bytes of that batch alone are 6 MiB.
         assert!(left < 5 << 20, "{} of {} MB are left", left >> 20, large >> 20);
         assert_eq!(session.run(&[image]).unwrap().rows, expected);
     }
 
     #[test]
-    fn twins_take_turns_and_do_not_mix_their_batches() {
+    fn two_sessions_take_turns_and_do_not_mix_their_batches() {
         let runtime = runtime();
-        let mut first = open(&runtime, BOUND);
+        let mut first = open(&runtime, PINNED);
         let expected = [first.run(&shades([7; 4])).unwrap().rows, first.run(&shades([200; 4])).unwrap().rows];
-        let second = first.twin().unwrap().unwrap();
-        assert!(open(&runtime, CPU).twin().unwrap().is_none(), "buffers that are read where they lie need no twin");
-        let run = |mut session: Box<dyn Session>, shade: u8, expected: Vec<Vec<f32>>| {
+        let second = first.second_session().unwrap().unwrap();
+        assert!(open(&runtime, CPU).second_session().unwrap().is_none(), "the host needs no second set of buffers");
+        let run = |mut session: Box<dyn ModelSession>, shade: u8, expected: Vec<Vec<f32>>| {
             std::thread::spawn(move || {
                 for _ in 0..200 {
                     assert_eq!(session.run(&shades([shade; 4])).unwrap().rows, expected);

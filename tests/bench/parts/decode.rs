@@ -11,9 +11,9 @@ use anyhow::Context;
 use clap::ValueEnum;
 use image::imageops::FilterType;
 use pixwarden::config::{DecodeConfig, DecodeMode, Isolation};
-use pixwarden::detector::{CropRounding, Filter, Geometry, Resize};
+use pixwarden::detector::{CropRounding, Geometry, ResampleFilter, Resize};
 use pixwarden::job::Lane;
-use pixwarden::screen::decode::Pool;
+use pixwarden::screen::decode::DecoderPool;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -43,10 +43,11 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let Options { edge, pixels } = options;
     let config = DecodeConfig { threads: 1, isolation: Isolation::Thread, ..DecodeConfig::default() };
-    let pool = Pool::start(&config)?;
+    let pool = DecoderPool::start(&config)?;
     let resize = Resize::Exact { width: edge, height: edge };
     let rounding = CropRounding::HalfToEven;
-    let geometries = Arc::from([Geometry { resize, filter: Filter::Bicubic, width: edge, height: edge, rounding }]);
+    let geometries =
+        Arc::from([Geometry { resize, filter: ResampleFilter::Bicubic, width: edge, height: edge, rounding }]);
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (way, file) = line.split_once('\t').context("a line is a way, a tab and a file")?;
@@ -68,8 +69,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// On the pool's one thread; handing the image over and waiting is part of it.
-async fn ours(pool: &Pool, mode: DecodeMode, bytes: Vec<u8>, geometries: &Arc<[Geometry]>) -> anyhow::Result<Vec<u8>> {
-    let decoded = pool.decode_in(mode, Lane::Live, bytes.into(), Arc::clone(geometries)).await?;
+async fn ours(
+    pool: &DecoderPool,
+    mode: DecodeMode,
+    bytes: Vec<u8>,
+    geometries: &Arc<[Geometry]>,
+) -> anyhow::Result<Vec<u8>> {
+    let decoded = pool.decode_with_mode(mode, Lane::Live, bytes.into(), Arc::clone(geometries)).await?;
     Ok(decoded.frames[0][0].data.clone())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pixwarden::config::Config;
 use pixwarden::job::event::{EventContext, event};
-use pixwarden::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Seen, Verdict, verdict_id};
+use pixwarden::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
 use pixwarden::ledger::{self, Entry};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -62,7 +62,7 @@ fn entry(n: usize) -> Entry {
         job_id,
         sha256: Some(sha256),
         bytes: Some(40_000 + n as u64),
-        seen: Some(Seen { format: "jpeg", width: 1920, height: 1080, frames: 1 }),
+        seen: Some(ImageInfo { format: "jpeg", width: 1920, height: 1080, frames: 1 }),
         judgement: Judgement {
             outcome: if flagged { Outcome::Flagged } else { Outcome::Passed },
             reason: Some(reason).filter(|_| flagged),

@@ -3,15 +3,15 @@
 use std::sync::{Arc, OnceLock};
 
 use pixwarden::config::{DecodeConfig, DecodeMode, Isolation};
-use pixwarden::detector::{CropRounding, Filter, Geometry, Resize};
-use pixwarden::job::{Lane, Seen};
-use pixwarden::screen::decode::{Pool, allows};
+use pixwarden::detector::{CropRounding, Geometry, ResampleFilter, Resize};
+use pixwarden::job::{ImageInfo, Lane};
+use pixwarden::screen::decode::{DecoderPool, is_within_limits};
 use tokio::runtime::{Builder, Runtime};
 
 const EDGE: u32 = 32;
 
 struct Decoding {
-    pool: Pool,
+    pool: DecoderPool,
     runtime: Runtime,
     limits: DecodeConfig,
     geometries: Arc<[Geometry]>,
@@ -31,14 +31,14 @@ fn start() -> Decoding {
     };
     let geometry = |resize| Geometry {
         resize,
-        filter: Filter::Bicubic,
+        filter: ResampleFilter::Bicubic,
         width: EDGE,
         height: EDGE,
         rounding: CropRounding::HalfToEven,
     };
     Decoding {
-        pool: Pool::start(&limits).expect("decoder threads start"),
-        runtime: Builder::new_current_thread().build().expect("a runtime starts"),
+        pool: DecoderPool::start(&limits).expect("cannot start a decoder thread"),
+        runtime: Builder::new_current_thread().build().expect("cannot start a runtime"),
         limits,
         geometries: [
             geometry(Resize::Exact { width: EDGE, height: EDGE }),
@@ -53,26 +53,26 @@ fn start() -> Decoding {
 pub fn decode(data: &[u8]) {
     static DECODING: OnceLock<Decoding> = OnceLock::new();
     let decoding = DECODING.get_or_init(start);
-    let exact = decode_in(DecodeMode::Exact, data, decoding);
+    let exact = decode_with_mode(DecodeMode::Exact, data, decoding);
     if data.starts_with(&[0xFF, 0xD8]) {
-        assert_eq!(exact, decode_in(DecodeMode::Fast, data, decoding));
+        assert_eq!(exact, decode_with_mode(DecodeMode::Fast, data, decoding));
     }
 }
 
 /// Decodes an image, and returns what is known of it or the reason.
-fn decode_in(mode: DecodeMode, data: &[u8], decoding: &Decoding) -> Result<Seen, String> {
+fn decode_with_mode(mode: DecodeMode, data: &[u8], decoding: &Decoding) -> Result<ImageInfo, String> {
     let Decoding { pool, runtime, limits, geometries } = decoding;
     let bytes = data.to_vec().into();
-    match runtime.block_on(pool.decode_in(mode, Lane::Live, bytes, Arc::clone(geometries))) {
+    match runtime.block_on(pool.decode_with_mode(mode, Lane::Live, bytes, Arc::clone(geometries))) {
         Ok(decoded) => {
-            assert!(allows(limits, decoded.seen), "within the limits: {:?}", decoded.seen);
+            assert!(is_within_limits(limits, decoded.info), "within the limits: {:?}", decoded.info);
             assert!(!decoded.frames.is_empty() && decoded.frames.len() <= limits.max_frames as usize);
-            assert!(decoded.frames.len() <= decoded.seen.frames as usize);
+            assert!(decoded.frames.len() <= decoded.info.frames as usize);
             for pixels in decoded.frames.iter().flatten() {
                 assert_eq!((pixels.width, pixels.height), (EDGE, EDGE));
                 assert_eq!(pixels.data.len(), (EDGE * EDGE * 3) as usize);
             }
-            Ok(decoded.seen)
+            Ok(decoded.info)
         }
         Err(unread) => {
             let reason = unread.to_string();

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use pixwarden::detector::{Detector, Source};
+use pixwarden::detector::{DecodeSettings, Detector, PackageSource};
 use tempfile::TempDir;
 
 const SEPARATOR: &[u8] = b"\n--\n";
@@ -24,7 +24,8 @@ pub fn load(data: &[u8]) {
         }
         rest = rest.get(end + SEPARATOR.len()..).unwrap_or_default();
     }
-    let source = Source { folder, name: Some("fuzzed"), sha256: None, shadow: false, decode_settings: "" };
+    let decode_settings = DecodeSettings::default();
+    let source = PackageSource { folder, name: Some("fuzzed"), sha256: None, shadow: false, decode_settings };
     match Detector::load(&source) {
         Ok(detector) => {
             assert!(!detector.labels.is_empty());

@@ -1,34 +1,33 @@
-//! `golden.json`: an image and the scores it had where the package was made. Running it anew proves that this machine,
-//! this device and this file give what the package's maker saw. It decides nothing else, so it has no part in the digest.
+//! `golden.json`: an image, and its scores where the package was made. The self-test compares them with the scores on this
+//! machine. It decides nothing else, so it has no part in the digest.
 
 use std::path::Path;
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::FieldError;
+use super::{FieldError, JsonObject};
 
 const FILE: &str = "golden.json";
 
-/// How far a probability may be from the stored one where the package says nothing. Half precision on a GPU moves a
-/// probability by up to 0.005 against the float32 it was converted from; a wrong channel order, mean or model moves it
-/// by far more.
+/// How far a probability may be from the stored one where the package does not state it. Half precision on a GPU changes a
+/// probability by up to 0.005 against float32. A wrong channel order, mean or model changes it by far more.
 const DEFAULT_TOLERANCE: f32 = 0.02;
 
-/// A golden image and what it must score.
+/// A golden image and the scores that it must have.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Golden {
+pub struct GoldenImage {
     /// The image file's bytes.
     pub image: Bytes,
-    /// A probability a label, in the detector's order.
+    /// One probability for each label, in the detector's order.
     pub scores: Vec<f32>,
-    /// The largest difference of a probability that still counts as equal.
+    /// The largest difference at which two probabilities count as equal.
     pub tolerance: f32,
 }
 
-impl Golden {
+impl GoldenImage {
     /// Reads what `golden.json` names. `labels` are the detector's, in its order.
-    pub(super) fn read(folder: &Path, fields: &Map<String, Value>, labels: &[String]) -> Result<Self, FieldError> {
+    pub(super) fn read(folder: &Path, fields: &JsonObject, labels: &[String]) -> Result<Self, FieldError> {
         Ok(Self {
             image: image(folder, fields.get("image"))?,
             scores: scores(fields.get("scores"), labels)?,
@@ -53,8 +52,8 @@ fn scores(value: Option<&Value>, labels: &[String]) -> Result<Vec<f32>, FieldErr
     let stored = value
         .and_then(Value::as_object)
         .ok_or_else(|| refuse("it must be an object of label and probability, such as {\"by AI\": 0.93}".into()))?;
-    if let Some(stranger) = stored.keys().find(|label| !labels.contains(label)) {
-        return Err(refuse(format!("the detector has no label \"{stranger}\"; its labels are {labels:?}")));
+    if let Some(unknown) = stored.keys().find(|label| !labels.contains(label)) {
+        return Err(refuse(format!("the detector has no label \"{unknown}\"; its labels are {labels:?}")));
     }
     labels
         .iter()
@@ -69,7 +68,7 @@ fn scores(value: Option<&Value>, labels: &[String]) -> Result<Vec<f32>, FieldErr
 
 fn tolerance(value: Option<&Value>) -> Result<f32, FieldError> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(DEFAULT_TOLERANCE) };
-    // With 0.5 a detector of two labels could answer the opposite and still pass.
+    // With 0.5 a detector of two labels could give the opposite scores and still pass.
     probability(value)
         .filter(|tolerance| *tolerance > 0.0 && *tolerance < 0.5)
         .ok_or_else(|| FieldError::new(FILE, "tolerance", format!("{value} is not between 0 and 0.5")))
@@ -84,24 +83,24 @@ fn probability(value: &Value) -> Option<f32> {
 mod tests {
     use super::*;
 
-    fn read(json: &str) -> Result<Golden, FieldError> {
+    fn read(json: &str) -> Result<GoldenImage, FieldError> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("golden.png"), b"pixels").unwrap();
         let labels = ["real".to_owned(), "fake".to_owned()];
-        Golden::read(folder.path(), &serde_json::from_str(json).unwrap(), &labels)
+        GoldenImage::read(folder.path(), &serde_json::from_str(json).unwrap(), &labels)
     }
 
     #[test]
     fn scores_come_in_the_order_of_the_labels() {
         let golden = read(r#"{"image": "golden.png", "scores": {"fake": 0.75, "real": 0.25}}"#).unwrap();
-        let expected = Golden { image: Bytes::from_static(b"pixels"), scores: vec![0.25, 0.75], tolerance: 0.02 };
+        let expected = GoldenImage { image: Bytes::from_static(b"pixels"), scores: vec![0.25, 0.75], tolerance: 0.02 };
         assert_eq!(golden, expected);
         let stated = r#"{"image": "golden.png", "scores": {"fake": 0, "real": 1}, "tolerance": 0.1}"#;
         assert!((read(stated).unwrap().tolerance - 0.1).abs() < 1e-6);
     }
 
     #[test]
-    fn what_proves_nothing_is_refused_by_field() {
+    fn an_invalid_golden_image_is_refused_by_field() {
         let good = r#""image": "golden.png""#;
         for (json, field) in [
             (r#"{"scores": {"real": 1, "fake": 0}}"#.to_owned(), "image"),

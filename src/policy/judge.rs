@@ -1,9 +1,9 @@
-//! Scores → outcome. Pure: the same scores under the same policy are judged the same, today and in a year.
+//! Scores → outcome. Pure: the same scores under the same policy always get the same judgement.
 
 use std::cmp::Ordering;
 
+use super::{Policy, Rule};
 use crate::job::{Judgement, Outcome, Scores};
-use crate::policy::{Policy, Rule};
 
 /// Judges one frame's scores. The strongest outcome wins, among equals the highest score.
 ///
@@ -32,16 +32,17 @@ pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
     }
 }
 
-/// Judges every frame and returns the most severe one: its index and judgement. No frame at all is no pass either.
+/// Judges every frame and returns the index and judgement of the most severe one. Without a frame the outcome is
+/// [`Outcome::Failed`].
 #[must_use]
 pub fn most_severe(policy: &Policy, frames: &[Scores]) -> (usize, Judgement) {
     let judged = frames.iter().map(|scores| judge(policy, scores)).enumerate();
-    // `max_by` keeps the last of equals; reversed, the first frame stands.
+    // `max_by` returns the last of equals. Reversed, that is the first frame.
     let worst = judged.rev().max_by(|(_, a), (_, b)| severity(a).partial_cmp(&severity(b)).unwrap_or(Ordering::Equal));
     worst.unwrap_or_else(|| (0, Judgement::unscored(Outcome::Failed, "no frame was scored")))
 }
 
-/// Failing outranks everything: a frame that could not be judged must not hide behind one that passed.
+/// A failure outranks everything: a frame that could not be judged must not be hidden by one that passed.
 fn severity(judgement: &Judgement) -> (Outcome, f32) {
     (judgement.outcome, judgement.score.unwrap_or(0.0))
 }
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_nobody_judges_never_pass() {
+    fn scores_that_no_rule_judges_never_pass() {
         let policy = policy(vec![rule("d", "ai", 0.5, 0.9)]);
         assert_eq!(judge(&policy, &scores(&[("shadow", "ai", 0.0)])).outcome, Outcome::Rejected);
         assert_eq!(judge(&policy, &Scores::new()).outcome, Outcome::Rejected);

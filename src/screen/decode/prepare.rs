@@ -1,78 +1,52 @@
 //! Full-size pixels → what a detector sees: turned upright, resized, cropped, `[height, width, 3] u8`.
 //!
-//! Pillow resizes in two passes through bytes, one for each axis; so do we, in two calls and in the order it takes. An
-//! image that lies on its side is resized lying, with the axes swapped, and only the small result is turned: the same
-//! bytes without a second full-size copy.
+//! This runs in the decoder, since only the small result should travel from there.
+//!
+//! Pillow resizes in two passes through bytes, one for each axis. So does this file, in two calls, in Pillow's order. An
+//! image that lies on its side is resized as it lies, with the axes swapped, and only the small result is turned. That
+//! gives the same bytes without a second full-size copy.
 
 use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
+use fast_image_resize::{CropBoxError, FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
 
-use crate::detector::{CropRounding, Filter, Geometry, Resize};
+use super::frame::Frame;
+use crate::detector::{CropRounding, Geometry, ResampleFilter, Resize};
+use crate::screen::pixels::Pixels;
 
-/// The largest result of a pass. Only an extreme shape comes near: it is resized far beyond the crop.
+/// The largest result of a pass. Only an image of an extreme shape exceeds it: it is resized far beyond the crop.
 const MAX_PASS_BYTES: u64 = 64 << 20;
 
 /// Why a frame cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// Too long and thin.
+    /// The image is too long and thin.
     #[error("over the decode limits: resized to {0}x{1} it would take too much memory")]
     Shape(u32, u32),
-    /// The resizer refuses the sizes; they have been checked, so that would be a mistake of ours.
-    #[error("the image cannot be resized: {0}")]
+    /// The resizer refuses the sizes. They were checked before, so that this would be a bug.
+    #[error("cannot resize the image")]
     Resize(#[from] ResizeError),
 }
 
-/// What one detector sees of one frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pixels {
-    /// Pixels across.
-    pub width: u32,
-    /// Pixels down.
-    pub height: u32,
-    /// `[height, width, 3] u8`, red, green, blue.
-    pub data: Vec<u8>,
-}
-
-/// One decoded frame, not yet turned upright.
-pub(super) struct Frame {
-    /// `[⌈height / shrunk⌉, ⌈width / shrunk⌉, 3] u8`, red, green, blue.
-    pub(super) rgb: Vec<u8>,
-    /// The image's pixels across, as it lies.
-    pub(super) width: u32,
-    /// The image's pixels down, as it lies.
-    pub(super) height: u32,
-    /// EXIF's code, 1 to 8.
-    pub(super) orientation: u8,
-    /// How many of the image's pixels, on each axis, its decoder made one of.
-    pub(super) shrunk: u32,
-}
-
-impl Frame {
-    /// One that was not shrunk.
-    pub(super) fn whole(rgb: Vec<u8>, width: u32, height: u32, orientation: u8) -> Self {
-        Self { rgb, width, height, orientation, shrunk: 1 }
-    }
-}
-
-/// Times, in tenths, that a shrunk image still exceeds what it is resized to. Scores depend on it, and so digests do.
-pub(super) const LEAVES_TENTHS: u64 = 19;
+/// How many times, in tenths, a shrunk image still exceeds what it is resized to. Scores depend on it, so it is a part of
+/// the detectors' digests.
+pub(in crate::screen) const FAST_MARGIN_TENTHS: u64 = 19;
 
 /// How far a decoder may shrink an image before it is resized: by 8, 4, 2, or by 1, which is not at all.
 ///
-/// On both axes it leaves at least 1.9 times what any geometry has the image resized to, so that the filter, and not the
-/// decoder, decides what is seen. (Twice is more than the most usual camera has: a quarter of 4000x3000 leaves 750
-/// lines for 384.) A filter that picks single pixels wants them all. Fractions between these are no faster:
+/// On both axes this leaves at least 1.9 times what any geometry resizes the image to, so that the filter, and not the
+/// decoder, decides what is seen. (Twice would be too much for the most frequent camera: a quarter of 4000x3000 leaves 750
+/// lines for 384.) A filter that picks single pixels needs all of them. Fractions between these are not faster, since
 /// libjpeg-turbo has no vector code for them.
-pub(super) fn may_shrink(size: (u32, u32), orientation: u8, geometries: &[Geometry]) -> u32 {
+pub(super) fn largest_shrink(size: (u32, u32), orientation: u8, geometries: &[Geometry]) -> u32 {
     let lying = orientation >= 5;
     let (width, height) = if lying { (size.1, size.0) } else { size };
     let leaves_enough = |by: &u32| {
         geometries.iter().all(|geometry| {
             let target = target((width, height), geometry.resize);
-            let enough =
-                |edge: u32, target: u32| 10 * u64::from(edge) >= LEAVES_TENTHS * u64::from(*by) * u64::from(target);
-            geometry.filter != Filter::Nearest && enough(width, target.0) && enough(height, target.1)
+            let enough = |edge: u32, target: u32| {
+                10 * u64::from(edge) >= FAST_MARGIN_TENTHS * u64::from(*by) * u64::from(target)
+            };
+            geometry.filter != ResampleFilter::Nearest && enough(width, target.0) && enough(height, target.1)
         })
     };
     [8, 4, 2].into_iter().find(leaves_enough).unwrap_or(1)
@@ -84,18 +58,18 @@ pub(super) struct Preparer {
     resizer: Resizer,
 }
 
-/// `[height, width, 3] u8` somewhere.
-struct View<'a> {
+/// A picture on its way through the passes: `[height, width, 3] u8`.
+struct Raster<'a> {
     data: std::borrow::Cow<'a, [u8]>,
     width: u32,
     height: u32,
-    /// How far the picture reaches, across and down. The last column or line of a shrunk one may stand for less than the
-    /// others do.
+    /// How many columns and lines the picture fills. The last column or line of a shrunk picture may stand for fewer
+    /// pixels than the others.
     reach: (f64, f64),
 }
 
-impl<'a> View<'a> {
-    /// One that the picture fills.
+impl<'a> Raster<'a> {
+    /// A picture that fills all columns and lines.
     fn full(data: impl Into<std::borrow::Cow<'a, [u8]>>, width: u32, height: u32) -> Self {
         Self { data: data.into(), width, height, reach: (f64::from(width), f64::from(height)) }
     }
@@ -113,7 +87,7 @@ impl Preparer {
         let target = target(upright, geometry.resize);
         let reach = (f64::from(width) / f64::from(shrunk), f64::from(height) / f64::from(shrunk));
         let (width, height) = (width.div_ceil(shrunk), height.div_ceil(shrunk));
-        let source = View { data: rgb.into(), width, height, reach };
+        let source = Raster { data: rgb.into(), width, height, reach };
         let last = if lying { (target.1, target.0) } else { target };
         let middle = if across_first(upright, target) == lying { (width, last.1) } else { (last.0, height) };
         let halfway = self.pass(source, middle, geometry.filter)?;
@@ -121,13 +95,13 @@ impl Preparer {
         Ok(crop(&turn(resized, orientation), geometry))
     }
 
-    /// Resizes along one axis, or hands the view on where nothing changes.
+    /// Resizes along one axis, or returns the picture as it is where its size does not change.
     fn pass<'a>(
         &mut self,
-        source: View<'a>,
+        source: Raster<'a>,
         (width, height): (u32, u32),
-        filter: Filter,
-    ) -> Result<View<'a>, PrepareError> {
+        filter: ResampleFilter,
+    ) -> Result<Raster<'a>, PrepareError> {
         if (source.width, source.height) == (width, height) {
             return Ok(source);
         }
@@ -135,9 +109,9 @@ impl Preparer {
             return Err(PrepareError::Shape(width, height));
         }
         let from = ImageRef::new(source.width, source.height, &source.data, PixelType::U8x3)
-            .map_err(|_| ResizeError::SrcCroppingError(fast_image_resize::CropBoxError::SizeIsOutOfImageBoundaries))?;
+            .map_err(|_| ResizeError::SrcCroppingError(CropBoxError::SizeIsOutOfImageBoundaries))?;
         let mut to = Image::new(width, height, PixelType::U8x3);
-        // An axis that stays as it is keeps its reach for the pass along it.
+        // An axis that this pass does not change keeps its reach for the other pass.
         let along = |from: u32, to: u32, reach: f64| {
             if from == to { (f64::from(from), reach) } else { (reach, f64::from(to)) }
         };
@@ -145,24 +119,24 @@ impl Preparer {
         let (down, reach_down) = along(source.height, height, source.reach.1);
         let options = ResizeOptions::new().resize_alg(algorithm(filter)).use_alpha(false).crop(0.0, 0.0, across, down);
         self.resizer.resize(&from, &mut to, &options)?;
-        Ok(View { data: to.into_vec().into(), width, height, reach: (reach_across, reach_down) })
+        Ok(Raster { data: to.into_vec().into(), width, height, reach: (reach_across, reach_down) })
     }
 }
 
-fn algorithm(filter: Filter) -> ResizeAlg {
+fn algorithm(filter: ResampleFilter) -> ResizeAlg {
     match filter {
-        Filter::Nearest => ResizeAlg::Nearest,
-        Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
-        Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
+        ResampleFilter::Nearest => ResizeAlg::Nearest,
+        ResampleFilter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
+        ResampleFilter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
         // PIL's bicubic has a = -0.5, which is Catmull-Rom.
-        Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
-        Filter::Box => ResizeAlg::Convolution(FilterType::Box),
-        Filter::Hamming => ResizeAlg::Convolution(FilterType::Hamming),
+        ResampleFilter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
+        ResampleFilter::Box => ResizeAlg::Convolution(FilterType::Box),
+        ResampleFilter::Hamming => ResizeAlg::Convolution(FilterType::Hamming),
     }
 }
 
-/// Which pass Pillow does first: the one down the image where that takes away more than twice as many lines as the other
-/// takes columns (found by comparing sizes with Pillow 13).
+/// Whether Pillow resizes across the image first. It resizes down first where that removes more than twice as many lines
+/// as the other pass removes columns (found by comparing sizes with Pillow 13).
 fn across_first(upright: (u32, u32), target: (u32, u32)) -> bool {
     let (columns, lines) = (upright.0.saturating_sub(target.0), upright.1.saturating_sub(target.1));
     u64::from(lines) <= 2 * u64::from(columns)
@@ -195,8 +169,8 @@ fn keep_ratio((width, height): (u32, u32), ratio: f64) -> (u32, u32) {
     (scaled(width), scaled(height))
 }
 
-/// transformers' `get_size_with_aspect_ratio`: where the longer edge would be above its limit, the shorter is what the
-/// limit leaves it, and the longer follows from that before it was rounded.
+/// transformers' `get_size_with_aspect_ratio`. Where the longer edge would exceed its limit, the shorter edge follows from
+/// the limit, and the longer edge from the shorter one before that was rounded.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "edges are above 0, and a cast saturates")]
 fn shortest_edge_within((width, height): (u32, u32), edge: u32, longest: u32) -> (u32, u32) {
     let (short, long) = (f64::from(width.min(height)), f64::from(width.max(height)));
@@ -216,7 +190,7 @@ fn clamp(edge: u64) -> u32 {
 }
 
 /// Turns a small image upright by its EXIF code.
-fn turn(view: View<'_>, orientation: u8) -> View<'_> {
+fn turn(view: Raster<'_>, orientation: u8) -> Raster<'_> {
     if !(2..=8).contains(&orientation) {
         return view;
     }
@@ -239,11 +213,11 @@ fn turn(view: View<'_>, orientation: u8) -> View<'_> {
         }
     }
     let (width, height) = if orientation >= 5 { (view.height, view.width) } else { (view.width, view.height) };
-    View::full(data, width, height)
+    Raster::full(data, width, height)
 }
 
 /// Crops or pads around the centre to exactly the geometry's size.
-fn crop(view: &View<'_>, geometry: &Geometry) -> Pixels {
+fn crop(view: &Raster<'_>, geometry: &Geometry) -> Pixels {
     let (width, height) = (geometry.width, geometry.height);
     if (view.width, view.height) == (width, height) {
         return Pixels { width, height, data: view.data.to_vec() };
@@ -268,11 +242,11 @@ fn crop(view: &View<'_>, geometry: &Geometry) -> Pixels {
     Pixels { width, height, data }
 }
 
-/// Where the crop begins in the image; negative where the image is padded.
+/// Where the crop begins in the image. It is negative where the image is padded.
 fn offset(edge: u32, crop: u32, rounding: CropRounding) -> i64 {
     let spare = i64::from(edge) - i64::from(crop);
     match rounding {
-        // Rounded down also below 0: transformers puts the larger half of the padding first, torchvision the smaller.
+        // Rounded down also below 0: transformers puts the larger half of the padding first, torchvision the smaller half.
         CropRounding::Down => spare.div_euclid(2),
         CropRounding::HalfToEven if spare < 0 => -(-spare / 2),
         CropRounding::HalfToEven => {
@@ -287,7 +261,7 @@ mod tests {
     use super::*;
 
     fn geometry(resize: Resize, width: u32, height: u32) -> Geometry {
-        Geometry { resize, filter: Filter::Bicubic, width, height, rounding: CropRounding::HalfToEven }
+        Geometry { resize, filter: ResampleFilter::Bicubic, width, height, rounding: CropRounding::HalfToEven }
     }
 
     fn noise(width: u32, height: u32) -> Vec<u8> {
@@ -300,7 +274,7 @@ mod tests {
             .collect()
     }
 
-    /// Turning first and resizing then is the definition; the other order must give the same bytes.
+    /// By definition an image is turned first and then resized. The other order must give the same bytes.
     #[test]
     fn turning_after_the_resize_gives_the_same_bytes() {
         let (w, h) = (61, 40);
@@ -309,7 +283,7 @@ mod tests {
             let geometry = geometry(Resize::Exact { width: 17, height: 23 }, 17, 23);
             let lying = Frame::whole(rgb.clone(), w, h, orientation);
             let fast = Preparer::default().prepare(&lying, &geometry).unwrap();
-            let upright = turn(View::full(&rgb, w, h), orientation);
+            let upright = turn(Raster::full(&rgb, w, h), orientation);
             let upright = Frame::whole(upright.data.to_vec(), upright.width, upright.height, 1);
             let slow = Preparer::default().prepare(&upright, &geometry).unwrap();
             assert_eq!(fast, slow, "orientation {orientation}");
@@ -334,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_leaves_nearly_twice_what_each_geometry_has_an_image_resized_to() {
+    fn a_shrunk_image_still_has_nearly_twice_the_size_that_each_geometry_resizes_it_to() {
         let square = |edge| geometry(Resize::Exact { width: edge, height: edge }, edge, edge);
         let flat = geometry(Resize::Exact { width: 400, height: 100 }, 400, 100);
         let shortest = geometry(Resize::ShortestEdge(256), 224, 224);
@@ -361,16 +335,16 @@ mod tests {
             ((4096, 1024), 1, &[shortest], 2),
             ((4000, 2000), 1, &[fit], 4),
         ] {
-            assert_eq!(may_shrink(size, orientation, geometries), by, "{size:?} {orientation} {geometries:?}");
+            assert_eq!(largest_shrink(size, orientation, geometries), by, "{size:?} {orientation} {geometries:?}");
         }
         let as_it_is = geometry(Resize::None, 384, 384);
-        assert_eq!(may_shrink((8000, 8000), 1, &[as_it_is, square(8)]), 1);
-        let pixels = Geometry { filter: Filter::Nearest, ..square(8) };
-        assert_eq!(may_shrink((8000, 8000), 1, &[pixels]), 1);
+        assert_eq!(largest_shrink((8000, 8000), 1, &[as_it_is, square(8)]), 1);
+        let pixels = Geometry { filter: ResampleFilter::Nearest, ..square(8) };
+        assert_eq!(largest_shrink((8000, 8000), 1, &[pixels]), 1);
     }
 
     #[test]
-    fn a_thread_of_pixels_does_not_take_all_memory() {
+    fn a_long_and_thin_image_does_not_take_all_memory() {
         let geometry = geometry(Resize::ShortestEdge(224), 224, 224);
         let thin = Preparer::default().prepare(&Frame::whole(vec![0; 16_384 * 3], 16_384, 1, 1), &geometry);
         assert!(matches!(thin, Err(PrepareError::Shape(..))));

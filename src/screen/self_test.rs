@@ -1,0 +1,177 @@
+//! The self-test at start: a package's golden image is decoded and scored on the device that will be used, and has to get
+//! the scores that it had where the package was made.
+//!
+//! It finds what no field of a package shows: another model under the same name, edited preprocessing, a provider or a
+//! driver that computes something else. The golden image is decoded exactly in every mode, as it was where its scores were
+//! made: the known error of the mode `fast` shows nothing about the package.
+
+use std::sync::Arc;
+
+use super::decode::DecoderPool;
+use super::error::ScreenError;
+use super::infer::Engine;
+use crate::config::DecodeMode;
+use crate::detector::GoldenImage;
+use crate::errors::with_causes;
+use crate::job::Lane;
+
+/// The result of a detector's self-test.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum SelfTest {
+    /// Every probability is within the tolerance.
+    Passed(Deviation),
+    /// The package has no golden image, so that there is nothing to compare with.
+    NoGoldenImage,
+}
+
+/// The largest difference between a score and the stored one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deviation {
+    /// The label with the largest difference.
+    pub label: String,
+    /// The probability scored here.
+    pub scored: f32,
+    /// The probability in `golden.json`.
+    pub stored: f32,
+    /// The largest difference that `golden.json` allows.
+    pub tolerance: f32,
+}
+
+impl Deviation {
+    /// The difference. It is not a number where the score is not.
+    pub(crate) fn size(&self) -> f32 {
+        (self.scored - self.stored).abs()
+    }
+
+    /// False for a difference that is not a number.
+    fn is_within(&self) -> bool {
+        self.size() <= self.tolerance
+    }
+
+    /// The deviation of the label that differs most.
+    fn largest(labels: &[String], scores: &[f32], golden: &GoldenImage) -> Option<Self> {
+        let deviations = labels.iter().zip(scores).zip(&golden.scores).map(|((label, scored), stored)| Self {
+            label: label.clone(),
+            scored: *scored,
+            stored: *stored,
+            tolerance: golden.tolerance,
+        });
+        // In this order NaN is above every number.
+        deviations.max_by(|a, b| a.size().total_cmp(&b.size()))
+    }
+}
+
+impl std::fmt::Display for SelfTest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Passed(deviation) => {
+                write!(
+                    f,
+                    "golden image agrees within {:.6}, the tolerance is {}",
+                    deviation.size(),
+                    deviation.tolerance
+                )
+            }
+            Self::NoGoldenImage => write!(f, "not tested, the package has no golden.json"),
+        }
+    }
+}
+
+/// Why a detector cannot be trusted on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfTestError {
+    /// The scores are not those of the machine where the package was made.
+    #[error(
+        "detector {detector} on {device}: its golden image scores {} for \"{}\", but golden.json says {} (tolerance {})\n  hint: fetch or convert the package again, which replaces model and golden.json together; if the package is as it was made, try --device cpu: where that agrees, the device or its driver computes wrongly",
+        .deviation.scored, .deviation.label, .deviation.stored, .deviation.tolerance
+    )]
+    Deviates {
+        /// The detector's name.
+        detector: String,
+        /// The device that it ran on, for people.
+        device: String,
+        /// The label that differs most.
+        deviation: Deviation,
+    },
+    /// The golden image has no scores.
+    #[error("detector {detector} on {device}: cannot score its golden image: {}\n  hint: {}", with_causes(.error), REPLACE)]
+    NotScored {
+        /// The detector's name.
+        detector: String,
+        /// The device that it ran on, for people.
+        device: String,
+        /// Why it has no scores.
+        error: Box<ScreenError>,
+    },
+    /// The golden image is an animation. Of several frames the most severe would count, and what is severe depends on the
+    /// policy.
+    #[error(
+        "detector {detector}: its golden image has {frames} frames, but must be a still image\n  hint: {}",
+        REPLACE
+    )]
+    Animated {
+        /// The detector's name.
+        detector: String,
+        /// The number of frames.
+        frames: u32,
+    },
+    /// The model gives no score for any label.
+    #[error("detector {detector} on {device}: the model gives no scores for its golden image")]
+    NoScores {
+        /// The detector's name.
+        detector: String,
+        /// The device that it ran on, for people.
+        device: String,
+    },
+}
+
+/// What to do about a golden image that cannot be scored.
+const REPLACE: &str = "replace the image and golden.json by converting the package again";
+
+/// Runs a detector's golden image, if it has one, through the decoders and the detector's own session.
+pub(super) async fn run_self_test(engine: &Engine, decoders: &DecoderPool) -> Result<SelfTest, SelfTestError> {
+    let Some(golden) = &engine.detector.golden else { return Ok(SelfTest::NoGoldenImage) };
+    let names = || (engine.detector.name.clone(), engine.device.clone());
+    let not_scored = |error| {
+        let (detector, device) = names();
+        SelfTestError::NotScored { detector, device, error: Box::new(error) }
+    };
+
+    let geometries = Arc::from([engine.detector.geometry]);
+    let decoded = decoders.decode_with_mode(DecodeMode::Exact, Lane::Live, golden.image.clone(), geometries);
+    let decoded = decoded.await.map_err(not_scored)?;
+    let [frame] = &decoded.frames[..] else {
+        return Err(SelfTestError::Animated { detector: names().0, frames: decoded.info.frames });
+    };
+    let scores = engine.score(Lane::Live, Arc::clone(&frame[0])).await.map_err(not_scored)?;
+    let (detector, device) = names();
+    match Deviation::largest(&engine.detector.labels, &scores, golden) {
+        Some(deviation) if deviation.is_within() => Ok(SelfTest::Passed(deviation)),
+        Some(deviation) => Err(SelfTestError::Deviates { detector, device, deviation }),
+        None => Err(SelfTestError::NoScores { detector, device }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn largest(scores: [f32; 2], tolerance: f32) -> Deviation {
+        let golden = GoldenImage { image: bytes::Bytes::new(), scores: vec![0.25, 0.75], tolerance };
+        Deviation::largest(&["real".into(), "fake".into()], &scores, &golden).unwrap()
+    }
+
+    #[test]
+    fn the_label_that_differs_most_decides() {
+        let deviation = largest([0.26, 0.70], 0.02);
+        assert_eq!((deviation.label.as_str(), deviation.is_within()), ("fake", false));
+        assert!(largest([0.26, 0.74], 0.02).is_within());
+    }
+
+    #[test]
+    fn a_score_that_is_not_a_number_fails() {
+        for found in [[f32::NAN, 0.75], [0.25, f32::NAN], [-f32::NAN, 0.75]] {
+            assert!(!largest(found, 0.49).is_within(), "{found:?}");
+        }
+    }
+}
