@@ -396,7 +396,7 @@ mod tests {
         runtime.open(&detector, &cpu_provider(), device).unwrap()
     }
 
-    fn shades(values: impl IntoIterator<QueuedPixels = u8>) -> Vec<Arc<Pixels>> {
+    fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
         let image = |value: u8| {
             let data = (0..=250).cycle().take(32 * 32 * 3).map(|at: u8| value.wrapping_mul(17) ^ at).collect();
             Arc::new(Pixels { width: 32, height: 32, data })
