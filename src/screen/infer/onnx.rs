@@ -329,8 +329,8 @@ impl LoadedModel {
     }
 }
 
-/// A failed run as an error. ONNX Runtime gives all failures one code (`FAIL`), so that only the message shows whether
-/// memory was short. This is the only place where a message decides something.
+/// A failed run as an error. ONNX Runtime has no error code for too little memory, so that only the message shows it. Only
+/// this function decides by a message of ONNX Runtime.
 fn run_error(error: ort::Error) -> SessionError {
     let message = error.to_string().to_ascii_lowercase();
     // In this order: the arena under a limit, the allocator below it, CUDA, cuBLAS and cuDNN, C++.
