@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_told_from_other_failures() {
+    fn too_little_memory_is_distinguished_from_other_failures() {
         for (words, is_memory) in [
             ("BFCArena::AllocateRawInternal Available memory of 9 is smaller than requested bytes of 10", true),
             ("Failed to allocate memory for requested buffer of size 10", true),
