@@ -306,7 +306,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_single_detector_gets_a_default_rule_that_says_so() {
+    fn a_single_detector_gets_a_default_rule_that_is_marked_as_such() {
         let policy = Policy::resolve(&PolicyConfig::default(), &[detector("d", &["by human", "by AI"])], true).unwrap();
         assert!(policy.is_default);
         let expected = Rule { detector: "d".into(), label: "by AI".into(), review_at: 0.5, flag_at: 0.9 };

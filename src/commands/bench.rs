@@ -169,7 +169,7 @@ impl Bench<'_> {
         let sample = self.step("choosing images".into(), self.sample(local, storage.as_ref(), &pool)).await?;
         let one = self.step("one decoder".into(), self.decoding(&sample, &pool, 1)).await?;
         drop(pool);
-        let decoders = DecoderPool::threads(&config.decode);
+        let decoders = DecoderPool::thread_count(&config.decode);
         let decoding = self.decoding(&sample, self.screen.decoders(), decoders);
         let all = self.step(format!("{decoders} decoders"), decoding).await?;
 
@@ -188,7 +188,7 @@ impl Bench<'_> {
             };
             if config.inference.max_batch == 0 {
                 // All of it is to run about as a worker would, which stops doubling where that gains nothing.
-                engine.limit(good_enough(&session.rates()));
+                engine.lower_max_batch(good_enough(&session.rates()));
             }
             sessions.push(session);
         }

@@ -215,7 +215,7 @@ impl Engine {
     }
 
     /// Lowers the largest batch to this many images.
-    pub(super) fn lower_max_batch(&self, max_batch: usize) {
+    pub(crate) fn lower_max_batch(&self, max_batch: usize) {
         self.queue.lower_max_batch(max_batch);
     }
 

@@ -50,7 +50,7 @@ fn each_library_is_named_only_where_it_belongs() {
         ("aws_", &["worker/blob/s3.rs"]),
         ("memmap2::", &["worker/blob/spare.rs"]),
         ("cap_std", &["worker/blob/folder.rs", "worker/blob/folder/", "hub/download.rs"]),
-        ("ort::", &["screen/infer/onnx.rs", "screen/infer/onnx/feed.rs"]),
+        ("ort::", &["screen/infer/onnx.rs", "screen/infer/onnx/input_buffers.rs"]),
         ("image::", &["screen/decode.rs", "screen/decode/"]),
         ("landlock::", &["screen/decode/sandbox/confine.rs"]),
         ("seccompiler", &["screen/decode/sandbox/confine.rs"]),

@@ -82,8 +82,7 @@ async fn a_swapped_model_refuses_to_start_and_the_error_names_the_figure() {
     for arguments in [&["worker"][..], &["scan", image.to_str().unwrap()], &["models", "check"]] {
         let ended = lab.run(&[arguments, &["--log", "off", "--detector", path]].concat()).await;
         assert_eq!(ended.status, 1, "{arguments:?}: {}{}", ended.stdout, ended.stderr);
-        for part in
-            ["error: detector spread-nhwc on CPU", "scores 0.", "golden.json says 0.", "tolerance 0.02", "hint:"]
+        for part in ["error: detector spread-nhwc on CPU", "scores 0.", "golden.json has 0.", "tolerance 0.02", "hint:"]
         {
             assert!(ended.stderr.contains(part), "\"{part}\" is missing in:\n{}", ended.stderr);
         }
@@ -106,7 +105,7 @@ async fn check_lists_failed_detectors_beside_those_that_pass() {
     let rows: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), 3);
     assert!(rows[0]["error"].as_str().unwrap().contains("neither model.onnx nor"), "{}", rows[0]);
-    assert!(rows[1]["error"].as_str().unwrap().contains("golden.json says"), "{}", rows[1]);
+    assert!(rows[1]["error"].as_str().unwrap().contains("golden.json has"), "{}", rows[1]);
     assert_eq!(
         (&rows[2]["name"], &rows[2]["proved"], &rows[2]["error"]),
         (&json!("multi"), &json!(false), &Value::Null)

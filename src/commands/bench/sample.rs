@@ -147,7 +147,7 @@ impl Sample {
                     undecodable += 1;
                     last = Some(why);
                 }
-                Err(e @ Unread::NoDecoder(_)) => return Err(e.into()),
+                Err(e) => return Err(e.into()),
             }
         }
         if images.is_empty() {

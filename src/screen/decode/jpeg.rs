@@ -71,7 +71,7 @@ pub(super) fn decode(bytes: &[u8], context: &mut DecodeContext<'_>) -> Result<Im
 
 /// Whether a warning only means that padding before the end marker was skipped, as some cameras write it.
 ///
-/// libjpeg-turbo gives its warnings as texts only (this one is JWRN_EXTRANEOUS_DATA), so its text has to be read. Before
+/// The `turbojpeg` crate gives warnings as texts only (this one is JWRN_EXTRANEOUS_DATA), so that the text has to be read. Before
 /// any other marker the same warning means that a scan lost its place. Only the first warning is known, so that the skipped
 /// bytes are checked to be nothing but padding.
 fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
@@ -87,7 +87,7 @@ fn is_harmless(error: &turbojpeg::Error, bytes: &[u8]) -> bool {
 /// What the segments before the first scan contain.
 struct JpegLayout {
     orientation: u8,
-    /// The first scan holds some components only, so that all coefficients are reused_buffer until the last one.
+    /// Whether the first scan holds only some of the components, so that all coefficients are kept until the last scan.
     several_scans: bool,
 }
 

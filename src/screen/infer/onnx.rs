@@ -329,8 +329,8 @@ impl LoadedModel {
     }
 }
 
-/// A failed run as an error. ONNX Runtime gives all failures one code (`FAIL`), so that only the message shows whether
-/// memory was short. This is the only place where a message decides something.
+/// A failed run as an error. ONNX Runtime has no error code for too little memory, so that only the message shows it. Only
+/// this function decides by a message of ONNX Runtime.
 fn run_error(error: ort::Error) -> SessionError {
     let message = error.to_string().to_ascii_lowercase();
     // In this order: the arena under a limit, the allocator below it, CUDA, cuBLAS and cuDNN, C++.
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_told_from_other_failures() {
+    fn too_little_memory_is_distinguished_from_other_failures() {
         for (words, is_memory) in [
             ("BFCArena::AllocateRawInternal Available memory of 9 is smaller than requested bytes of 10", true),
             ("Failed to allocate memory for requested buffer of size 10", true),
@@ -396,7 +396,7 @@ mod tests {
         runtime.open(&detector, &cpu_provider(), device).unwrap()
     }
 
-    fn shades(values: impl IntoIterator<QueuedPixels = u8>) -> Vec<Arc<Pixels>> {
+    fn shades(values: impl IntoIterator<Item = u8>) -> Vec<Arc<Pixels>> {
         let image = |value: u8| {
             let data = (0..=250).cycle().take(32 * 32 * 3).map(|at: u8| value.wrapping_mul(17) ^ at).collect();
             Arc::new(Pixels { width: 32, height: 32, data })

@@ -180,10 +180,10 @@ impl PinnedTensor {
         match model.layout {
             InputLayout::BytesNhwc => copy_bytes(batch, tensor.try_extract_tensor_mut().map_err(run_error)?.1),
             InputLayout::FloatNchw(n) => {
-                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, |x: f32| x)
+                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, |x: f32| x);
             }
             InputLayout::HalfNchw(n) => {
-                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, f16::from_f32)
+                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, f16::from_f32);
             }
         }
         // This starts the copy to the device, while another batch may run there.
