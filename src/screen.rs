@@ -216,6 +216,22 @@ impl Screen {
     }
 }
 
+#[cfg(test)]
+impl Screen {
+    /// A screen with one detector and without a model: `outputs` makes the scores of the labels "by human" and "by AI" from
+    /// the first pixel. `None` fails the run.
+    pub(crate) fn with_fake_session(config: &Config, outputs: fn([u8; 3]) -> Option<Vec<f32>>) -> Self {
+        let detector = Detector {
+            activation: Some(crate::detector::Activation::Identity),
+            ..crate::policy::tests::detector("fake", &["by human", "by AI"])
+        };
+        let policy = Policy::resolve(&config.policy, std::slice::from_ref(&detector), true).unwrap();
+        let (report_broken, broken) = watch::channel(None);
+        let engine = Engine::with_fake_session(detector, &config.inference, report_broken, outputs);
+        Self { engines: vec![engine], decoders: DecoderPool::start(&config.decode).unwrap(), policy, broken }
+    }
+}
+
 /// The different geometries of these detectors, and for each detector the index of its own: detectors of equal geometry
 /// share one result.
 fn share_geometries(engines: &[&Engine]) -> (Vec<Geometry>, Vec<usize>) {

@@ -6,6 +6,8 @@ mod delivery;
 pub mod publish;
 mod run;
 pub mod settle;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 

@@ -301,6 +301,58 @@ fn largest_warm_batch(images: usize) -> usize {
 }
 
 #[cfg(test)]
+impl Engine {
+    /// An engine whose session makes each row of outputs from the first pixel of an image. `None` fails the run.
+    pub(super) fn with_fake_session(
+        detector: Detector,
+        config: &InferenceConfig,
+        report_broken: watch::Sender<Option<String>>,
+        outputs: fn([u8; 3]) -> Option<Vec<f32>>,
+    ) -> Self {
+        let open = move || Ok(Box::new(PixelSession(outputs)) as Box<dyn ModelSession>);
+        Self::start_with(detector, config, report_broken, open).unwrap()
+    }
+}
+
+#[cfg(test)]
+struct PixelSession(fn([u8; 3]) -> Option<Vec<f32>>);
+
+#[cfg(test)]
+impl ModelSession for PixelSession {
+    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<SessionRun, SessionError> {
+        let row = |pixels: &Arc<Pixels>| (self.0)([pixels.data[0], pixels.data[1], pixels.data[2]]);
+        match batch.iter().map(row).collect::<Option<Vec<_>>>() {
+            Some(rows) => Ok(SessionRun { rows, took: Duration::ZERO }),
+            None => Err(SessionError::RunFailed("the fake session fails for this image".into())),
+        }
+    }
+
+    fn fixed_batch(&self) -> Option<usize> {
+        None
+    }
+
+    fn device(&self) -> &'static str {
+        "fake"
+    }
+
+    fn output_name(&self) -> &'static str {
+        "probabilities"
+    }
+
+    fn is_slow(&self) -> bool {
+        false
+    }
+
+    fn free_larger_buffers(&mut self, _max_batch: usize, _image: &Arc<Pixels>) -> Result<(), SessionError> {
+        Ok(())
+    }
+
+    fn second_session(&self) -> Result<Option<Box<dyn ModelSession>>, SessionError> {
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,596 @@
+//! The worker's life in one process: a fake broker, a fake object store and a fake session, with a real SQLite ledger.
+//! `tests/it` runs the same worker against real services.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::run::{RunningWorker, WorkerParts};
+use super::settle::{Settlement, Settler};
+use super::{Delivery, WorkerError};
+use crate::broker::{
+    ATTEMPT_HEADER, Acknowledger, BrokerError, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
+    Topology, header, text,
+};
+use crate::config::{Bucket, Config, Isolation};
+use crate::job::{ImageRef, Lane, Outcome, Verdict, verdict_id};
+use crate::ledger::{Absent, Ledger, Sqlite};
+use crate::life::Health;
+use crate::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
+use crate::screen::Screen;
+use crate::telemetry::intake::Intake;
+
+/// How a fake delivery was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    Acknowledged,
+    Requeued,
+}
+
+#[derive(Debug)]
+struct FakeAcknowledger(mpsc::UnboundedSender<Settled>);
+
+#[async_trait]
+impl Acknowledger for FakeAcknowledger {
+    async fn acknowledge(&self) -> Result<bool, BrokerError> {
+        Ok(self.0.send(Settled::Acknowledged).is_ok())
+    }
+
+    async fn requeue(&self) -> Result<bool, BrokerError> {
+        Ok(self.0.send(Settled::Requeued).is_ok())
+    }
+}
+
+/// A message that was published.
+#[derive(Debug, Clone)]
+struct Published {
+    exchange: String,
+    routing_key: String,
+    body: Value,
+    properties: BasicProperties,
+}
+
+impl Published {
+    fn header(&self, name: &str) -> Option<String> {
+        header(&self.properties, name)
+    }
+}
+
+/// A broker that remembers what was published.
+#[derive(Default)]
+struct FakeBroker {
+    published: Mutex<Vec<Published>>,
+    unroutable: Mutex<HashSet<String>>,
+    is_down: Mutex<bool>,
+}
+
+impl FakeBroker {
+    /// Messages to an exchange or, with an empty name, straight to queues.
+    fn published_to(&self, exchange: &str) -> Vec<Published> {
+        self.published.lock().unwrap().iter().filter(|message| message.exchange == exchange).cloned().collect()
+    }
+}
+
+#[async_trait]
+impl MessagePublisher for FakeBroker {
+    async fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
+        if *self.is_down.lock().unwrap() {
+            return Err(PublishError::Nacked);
+        }
+        if self.unroutable.lock().unwrap().contains(message.routing_key) {
+            let (exchange, routing_key) = (message.exchange.to_owned(), message.routing_key.to_owned());
+            return Err(PublishError::Unroutable { exchange, routing_key, reply: "NO_ROUTE".into() });
+        }
+        let body = String::from_utf8_lossy(message.payload).into_owned();
+        self.published.lock().unwrap().push(Published {
+            exchange: message.exchange.to_owned(),
+            routing_key: message.routing_key.to_owned(),
+            body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
+            properties: message.properties,
+        });
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<(), BrokerError> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+/// What the fake store answers for a key.
+#[derive(Clone)]
+enum Stored {
+    Bytes(Vec<u8>),
+    Denied,
+    Panics,
+}
+
+#[derive(Default)]
+struct FakeStore {
+    objects: Mutex<BTreeMap<String, Stored>>,
+    is_down: Mutex<bool>,
+    opened: AtomicUsize,
+}
+
+#[async_trait]
+impl ObjectStore for Arc<FakeStore> {
+    async fn open(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        if *self.is_down.lock().unwrap() {
+            return Err(StoreError::Down("connection refused".into()));
+        }
+        let stored = self.objects.lock().unwrap().get(&image.key).cloned();
+        match stored {
+            None => Err(StoreError::Missing("there is no such object".into())),
+            Some(Stored::Denied) => Err(StoreError::Denied("access denied".into())),
+            Some(Stored::Panics) => panic!("the store panics over {}", image.key),
+            Some(Stored::Bytes(bytes)) => Ok(OpenedObject {
+                length: bytes.len() as u64,
+                etag: Some(format!("etag-of-{}", image.key)),
+                version_id: None,
+                body: stream::iter([Ok(Bytes::from(bytes))]).boxed(),
+            }),
+        }
+    }
+
+    fn list(&self, _range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+        stream::empty().boxed()
+    }
+
+    async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
+        Ok(ListedObject { image: image.clone(), bytes: None, modified: None })
+    }
+
+    async fn probe(&self, _bucket: &str) -> Result<(), StoreError> {
+        if *self.is_down.lock().unwrap() { Err(StoreError::Down("connection refused".into())) } else { Ok(()) }
+    }
+}
+
+/// A PNG of one colour. The fake session gives red / 255 as the score, fails for pure green, and gives NaN for pure blue.
+fn png(red: u8, green: u8, blue: u8) -> Stored {
+    let image = image::RgbImage::from_pixel(8, 8, image::Rgb([red, green, blue]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    Stored::Bytes(bytes.into_inner())
+}
+
+fn fake_outputs(pixel: [u8; 3]) -> Option<Vec<f32>> {
+    match pixel {
+        [0, 255, 0] => None,
+        [0, 0, 255] => Some(vec![f32::NAN, f32::NAN]),
+        [red, ..] => Some(vec![1.0 - f32::from(red) / 255.0, f32::from(red) / 255.0]),
+    }
+}
+
+/// A worker with everything around it.
+struct World {
+    broker: Arc<FakeBroker>,
+    store: Arc<FakeStore>,
+    ledger: Arc<dyn Ledger>,
+    ledger_file: std::path::PathBuf,
+    deliveries: mpsc::UnboundedSender<Delivery>,
+    shutdown: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), WorkerError>>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(configure: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config { buckets: vec![Bucket::Name("uploads".into())], ..Config::default() };
+        config.decode.isolation = Isolation::Thread;
+        config.decode.threads = 1;
+        config.worker.attempts = 3;
+        config.events.publish = Outcome::ALL.map(|outcome| outcome.routing_key().to_owned()).into();
+        configure(&mut config);
+
+        let ledger_file = folder.path().join("ledger.db");
+        let ledger: Arc<dyn Ledger> = Arc::new(Sqlite::open(&ledger_file, Absent::Created).await.unwrap());
+        ledger.migrate().await.unwrap();
+        let (broker, store) = (Arc::new(FakeBroker::default()), Arc::new(FakeStore::default()));
+        let publisher: Arc<dyn MessagePublisher> = broker.clone();
+        let stop = CancellationToken::new();
+        let running = RunningWorker::start(WorkerParts {
+            ledger: Arc::clone(&ledger),
+            fetcher: Fetcher::on(Box::new(Arc::clone(&store)), &config),
+            screen: Screen::with_fake_session(&config, fake_outputs),
+            config: Arc::new(config),
+            publisher,
+            topology: topology(),
+            health: Health::default(),
+            prefetch: 100,
+            stop: stop.clone(),
+        });
+        let (deliveries, mut received) = mpsc::unbounded_channel();
+        let take = running.intake();
+        let accepting = tokio::spawn(async move {
+            while let Some(Some(delivery)) = stop.run_until_cancelled(received.recv()).await {
+                take(delivery);
+            }
+            None
+        });
+        let (shutdown, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(running.run(accepting, Intake::default(), async { drop(stopped.await) }));
+        let shutdown = Some(shutdown);
+        Self { broker, store, ledger, ledger_file, deliveries, shutdown, running, _folder: folder }
+    }
+
+    fn put(&self, key: &str, stored: Stored) {
+        self.store.objects.lock().unwrap().insert(key.to_owned(), stored);
+    }
+
+    /// Delivers a message. The receiver gets its settlement.
+    fn deliver(&self, message: TestMessage) -> mpsc::UnboundedReceiver<Settled> {
+        let (settled, settlement) = mpsc::unbounded_channel();
+        let TestMessage { body, properties, redelivered } = message;
+        let acknowledger = Box::new(FakeAcknowledger(settled));
+        let delivery = Delivery::new(Lane::Live, body.into_bytes(), properties, redelivered, acknowledger);
+        self.deliveries.send(delivery).unwrap();
+        settlement
+    }
+
+    async fn settle(&self, message: TestMessage) -> Settled {
+        settled(&mut self.deliver(message)).await
+    }
+
+    async fn verdict(&self, job_id: &str) -> Option<Verdict> {
+        self.ledger.read(verdict_id(job_id)).await.unwrap()
+    }
+
+    /// The routing keys of the published events, once there are `count`.
+    async fn events(&self, count: usize) -> Vec<Published> {
+        for _ in 0..10_000 {
+            let events = self.broker.published_to(&topology().events());
+            if events.len() >= count {
+                return events;
+            }
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("fewer than {count} events were published: {:?}", self.broker.published.lock().unwrap());
+    }
+
+    async fn shut_down(&mut self) {
+        drop(self.shutdown.take());
+        (&mut self.running).await.unwrap().unwrap();
+    }
+}
+
+fn topology() -> Topology {
+    Topology::new("pixwarden", true)
+}
+
+async fn settled(settlement: &mut mpsc::UnboundedReceiver<Settled>) -> Settled {
+    let settled = tokio::time::timeout(Duration::from_secs(30), settlement.recv()).await;
+    settled.expect("the delivery was not settled").expect("the delivery was dropped")
+}
+
+/// A message to the worker.
+#[derive(Default)]
+struct TestMessage {
+    body: String,
+    properties: BasicProperties,
+    redelivered: bool,
+}
+
+fn message(body: impl ToString) -> TestMessage {
+    TestMessage { body: body.to_string(), ..TestMessage::default() }
+}
+
+/// A job whose id is its key.
+fn job(key: &str) -> TestMessage {
+    message(json!({"id": key, "image": format!("s3://uploads/{key}")}))
+}
+
+impl TestMessage {
+    fn with_header(mut self, name: &str, value: AMQPValue) -> Self {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), value);
+        self.properties = self.properties.with_headers(headers);
+        self
+    }
+
+    fn with_failed_attempts(self, count: u32) -> Self {
+        self.with_header(ATTEMPT_HEADER, AMQPValue::LongUInt(count))
+    }
+
+    fn with_reply_to(mut self, queue: &str) -> Self {
+        self.properties = self.properties.with_reply_to(queue.into());
+        self
+    }
+
+    fn redelivered(self) -> Self {
+        Self { redelivered: true, ..self }
+    }
+}
+
+#[tokio::test]
+async fn every_job_ends_in_its_outcome_with_its_event_and_settlement() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("harmless", png(0, 0, 0));
+    world.put("doubtful", png(150, 0, 0));
+    world.put("fake", png(250, 0, 0));
+    world.put("text", Stored::Bytes(b"not an image".to_vec()));
+    world.put("nan", png(0, 0, 255));
+    world.put("session-fails", png(0, 255, 0));
+    world.put("denied", Stored::Denied);
+    world.put("panics", Stored::Panics);
+    let mut rejected_bucket = job("other-bucket");
+    rejected_bucket.body = rejected_bucket.body.replace("s3://uploads/", "s3://elsewhere/");
+    let rejected_detector =
+        message(json!({"id": "no-detector", "image": "s3://uploads/harmless", "detectors": ["absent"]}));
+    let table = [
+        ("harmless", job("harmless"), Outcome::Passed, ""),
+        ("doubtful", job("doubtful"), Outcome::Review, "by AI"),
+        ("fake", job("fake"), Outcome::Flagged, "by AI"),
+        ("text", job("text"), Outcome::Undecodable, ""),
+        ("absent", job("absent"), Outcome::Missing, "there is no such object"),
+        ("other-bucket", rejected_bucket, Outcome::Rejected, "\"elsewhere\" is not allowed"),
+        ("no-detector", rejected_detector, Outcome::Rejected, "no detector \"absent\""),
+        ("nan", job("nan"), Outcome::Failed, "not a probability"),
+        ("session-fails", job("session-fails"), Outcome::Failed, "given up after 1 attempt"),
+        ("denied", job("denied"), Outcome::Failed, "given up after 1 attempt: access denied"),
+        ("panics", job("panics"), Outcome::Failed, "panicked"),
+    ];
+    let count = table.len();
+    for (id, message, outcome, reason) in table {
+        assert_eq!(world.settle(message).await, Settled::Acknowledged, "{id}");
+        let verdict = world.verdict(id).await.unwrap_or_else(|| panic!("{id} has no verdict"));
+        let found = verdict.judgement.reason.clone().unwrap_or_default();
+        assert_eq!(verdict.judgement.outcome, outcome, "{id}: {found}");
+        assert!(found.contains(reason), "{id}: {found}");
+        let is_scored = matches!(outcome, Outcome::Passed | Outcome::Review | Outcome::Flagged);
+        assert_eq!(verdict.scores.is_some(), is_scored, "{id}");
+    }
+    let events = world.events(count).await;
+    for event in &events {
+        let outcome = event.body["data"]["outcome"].as_str().and_then(Outcome::parse).unwrap();
+        assert_eq!(event.routing_key, outcome.routing_key());
+    }
+    let mut jobs: Vec<_> = events.iter().map(|event| event.body["data"]["job_id"].to_string()).collect();
+    jobs.sort_unstable();
+    jobs.dedup();
+    assert_eq!(jobs.len(), count, "one event for each job");
+    // Only failed jobs are also dead-lettered, with the id that a replay needs.
+    let mut dead: Vec<_> =
+        world.broker.published_to("pixwarden.dead").iter().filter_map(|letter| letter.header(JOB_ID_HEADER)).collect();
+    dead.sort_unstable();
+    assert_eq!(dead, ["denied", "nan", "panics", "session-fails"]);
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_repeated_from_a_delay_queue_and_the_last_one_fails_the_job() {
+    let world = World::new().await;
+    world.put("denied", Stored::Denied);
+    for failed_attempts in 0..2 {
+        let settled = world.settle(job("denied").with_failed_attempts(failed_attempts)).await;
+        assert_eq!(settled, Settled::Acknowledged);
+        let copies = world.broker.published_to("");
+        let copy = &copies[failed_attempts as usize];
+        assert!(copy.routing_key.starts_with("pixwarden.delay.live."), "{}", copy.routing_key);
+        assert_eq!(copy.header(ATTEMPT_HEADER), Some((failed_attempts + 1).to_string()));
+        assert_eq!(copy.body["id"], "denied");
+        assert!(world.verdict("denied").await.is_none());
+    }
+    assert_eq!(world.settle(job("denied").with_failed_attempts(2)).await, Settled::Acknowledged);
+    let verdict = world.verdict("denied").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Failed, 3));
+    assert_eq!(world.broker.published_to("pixwarden.dead").len(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_verdict_is_replaced_by_a_later_delivery_and_no_other_is() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("image", Stored::Denied);
+    world.settle(job("image")).await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("image")).await;
+    assert_eq!(world.verdict("image").await.unwrap().judgement.outcome, Outcome::Passed);
+    world.put("image", png(250, 0, 0));
+    world.settle(job("image")).await;
+    assert_eq!(world.verdict("image").await.unwrap().judgement.outcome, Outcome::Passed, "the first verdict stands");
+}
+
+#[tokio::test]
+async fn a_message_without_a_job_never_stops_the_others() {
+    let world = World::new().await;
+    assert_eq!(world.settle(message("{not json")).await, Settled::Acknowledged);
+    let letters = world.broker.published_to("pixwarden.dead");
+    assert!(letters[0].header(REASON_HEADER).unwrap().contains("neither JSON nor s3://"));
+
+    assert_eq!(world.settle(message(json!({"Event": "s3:TestEvent"}))).await, Settled::Acknowledged);
+    assert!(world.broker.published_to("pixwarden.jobs").is_empty(), "a test event requests nothing");
+
+    let record = |key: &str| {
+        json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}})
+    };
+    let several = json!({"Records": [record("a"), record("b")]});
+    assert_eq!(world.settle(message(several)).await, Settled::Acknowledged);
+    assert_eq!(world.broker.published_to("pixwarden.jobs").len(), 2, "one message for each record");
+}
+
+#[tokio::test]
+async fn a_redelivered_job_that_has_its_verdict_is_not_fetched_again() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("image")).await;
+    let opened = world.store.opened.load(Ordering::SeqCst);
+    assert_eq!(world.settle(job("image").redelivered()).await, Settled::Acknowledged);
+    assert_eq!(world.store.opened.load(Ordering::SeqCst), opened);
+    assert_eq!(world.events(1).await.len(), 1, "one event, however often the job is delivered");
+}
+
+#[tokio::test]
+async fn one_id_for_two_images_is_dead_lettered_and_the_first_verdict_stands() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    world.put("another", png(250, 0, 0));
+    world.settle(job("image")).await;
+    for redelivered in [false, true] {
+        let conflict = message(json!({"id": "image", "image": "s3://uploads/another"}));
+        assert_eq!(world.settle(TestMessage { redelivered, ..conflict }).await, Settled::Acknowledged);
+    }
+    let letters = world.broker.published_to("pixwarden.dead");
+    let reasons: Vec<_> = letters.iter().filter_map(|letter| letter.header(REASON_HEADER)).collect();
+    assert!(reasons.len() == 2 && reasons.iter().all(|reason| reason.starts_with("id_conflict")), "{reasons:?}");
+    assert_eq!(world.verdict("image").await.unwrap().image.key, "image");
+}
+
+#[tokio::test]
+async fn a_row_that_the_ledger_refuses_fails_alone() {
+    let world = World::new().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&world.ledger_file);
+    let direct = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let trigger = "CREATE TRIGGER poison BEFORE INSERT ON verdicts WHEN NEW.metadata LIKE '%poison%'
+                   BEGIN SELECT RAISE(ABORT, 'poison'); END";
+    sqlx::query(trigger).execute(&direct).await.unwrap();
+    direct.close().await;
+
+    let mut settlements = Vec::new();
+    for n in 0..8 {
+        let (id, key) = (format!("job-{n}"), format!("key-{n}"));
+        world.put(&key, png(0, 0, 0));
+        let metadata = json!({"note": if n == 3 { "poison" } else { "good" }});
+        settlements.push(world.deliver(message(
+            json!({"id": id, "image": format!("s3://uploads/{key}"), "metadata": metadata}),
+        )));
+    }
+    for settlement in &mut settlements {
+        assert_eq!(settled(settlement).await, Settled::Acknowledged);
+    }
+    for n in 0..8 {
+        let verdict = world.verdict(&format!("job-{n}")).await.unwrap();
+        let (expected, has_metadata) = if n == 3 { (Outcome::Failed, false) } else { (Outcome::Passed, true) };
+        assert_eq!((verdict.judgement.outcome, verdict.metadata.is_some()), (expected, has_metadata), "job-{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_store_costs_no_attempt() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("image", png(0, 0, 0));
+    *world.store.is_down.lock().unwrap() = true;
+    let mut settlement = world.deliver(job("image"));
+    while world.store.opened.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(settlement.try_recv().is_err(), "the delivery is held");
+    *world.store.is_down.lock().unwrap() = false;
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    let verdict = world.verdict("image").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+}
+
+#[tokio::test]
+async fn draining_returns_what_waits_for_a_dependency_and_publishes_what_was_decided() {
+    let mut world = World::new().await;
+    world.put("done", png(250, 0, 0));
+    assert_eq!(world.settle(job("done")).await, Settled::Acknowledged);
+    *world.store.is_down.lock().unwrap() = true;
+    world.put("waiting", png(0, 0, 0));
+    let opened = world.store.opened.load(Ordering::SeqCst);
+    let mut waiting = world.deliver(job("waiting"));
+    while world.store.opened.load(Ordering::SeqCst) == opened {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.shut_down().await;
+    assert_eq!(settled(&mut waiting).await, Settled::Requeued);
+    assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_whose_copy_cannot_be_published_returns_to_its_queue() {
+    let broker = Arc::new(FakeBroker::default());
+    *broker.is_down.lock().unwrap() = true;
+    let settler = Settler::new(broker.clone(), topology());
+    for settlement in [
+        Settlement::Retry { failed_attempts: 1, reason: "denied".into() },
+        Settlement::DeadLetter { reason: "malformed".into(), job_id: None },
+        Settlement::Split(vec!["{}".into()]),
+    ] {
+        let (sender, mut settlement_of) = mpsc::unbounded_channel();
+        let acknowledger = Box::new(FakeAcknowledger(sender));
+        let delivery = Delivery::new(Lane::Live, Vec::new(), BasicProperties::default(), false, acknowledger);
+        settler.settle(delivery, settlement.clone()).await;
+        assert_eq!(settlement_of.recv().await, Some(Settled::Requeued), "{settlement:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_is_sent_for_every_outcome_but_never_to_a_queue_of_our_own() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("image").with_reply_to("answers")).await;
+    world.settle(job("absent").with_reply_to("answers")).await;
+    world.settle(job("other").with_reply_to("pixwarden.jobs.live")).await;
+    let replies = world.broker.published_to("");
+    let outcomes: Vec<_> =
+        replies.iter().map(|reply| (reply.routing_key.as_str(), reply.body["data"]["outcome"].as_str())).collect();
+    assert_eq!(outcomes, [("answers", Some("passed")), ("answers", Some("missing"))]);
+}
+
+#[tokio::test]
+async fn an_unroutable_event_stays_in_the_outbox_and_holds_up_no_other() {
+    let world = World::new().await;
+    world.broker.unroutable.lock().unwrap().insert("image.review".into());
+    world.put("doubtful", png(150, 0, 0));
+    world.put("fake", png(250, 0, 0));
+    world.settle(job("doubtful")).await;
+    world.settle(job("fake")).await;
+    assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
+    let unpublished = world.ledger.unpublished().await.unwrap();
+    assert!(unpublished.iter().any(|events| events.routing_key == "image.review" && events.events == 1));
+}
+
+#[tokio::test]
+async fn a_job_that_killed_several_processes_is_not_screened_again() {
+    let world = World::with(|config| config.worker.deaths = 2).await;
+    world.put("deadly", png(0, 0, 0));
+    let id = verdict_id("deadly");
+    for _ in 0..2 {
+        world.ledger.begin_alone(id, Uuid::new_v4()).await.unwrap();
+    }
+    assert_eq!(world.settle(job("deadly").redelivered()).await, Settled::Acknowledged);
+    let judgement = world.verdict("deadly").await.unwrap().judgement;
+    assert_eq!(judgement.outcome, Outcome::Failed);
+    assert!(judgement.reason.unwrap().contains("died 2 times"));
+}
+
+#[tokio::test]
+async fn a_replayed_dead_letter_keeps_the_id_that_it_failed_under() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("image", Stored::Denied);
+    // Without an id in the body the id is derived, and depends on the object's ETag.
+    let body = "s3://uploads/image";
+    world.settle(message(body)).await;
+    let failed_id = world.broker.published_to("pixwarden.dead")[0].header(JOB_ID_HEADER).unwrap();
+    world.put("image", png(0, 0, 0));
+    world.settle(message(body).with_header(JOB_ID_HEADER, text(&failed_id))).await;
+    assert_eq!(world.verdict(&failed_id).await.unwrap().judgement.outcome, Outcome::Passed);
+}
+
+#[test]
+fn headers_of_the_fakes_are_read_as_lapin_writes_them() {
+    let mut headers = FieldTable::default();
+    headers.insert("n".into(), AMQPValue::LongUInt(3));
+    let properties = BasicProperties::default().with_headers(headers);
+    assert_eq!(header(&properties, "n"), Some("3".into()));
+}
