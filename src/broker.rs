@@ -104,7 +104,7 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
     match tokio::time::timeout(CONNECT, Connection::connect_uri(uri, properties)).await {
         Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
         Ok(Ok(connection)) => {
-            metrics::connected(name);
+            metrics::broker_connected(name);
             Ok(connection)
         }
         Ok(Err(e)) => Err(match e.kind() {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, ConfigError};
 use crate::job::{Digests, ImageRef, Outcome, Scores, Seen, Verdict};
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, labels::LedgerErrorKind};
 
 pub use archive::{Announcement, Archive, Filter, Rejudged};
 pub use postgres::Postgres;
@@ -125,8 +125,8 @@ pub enum LedgerError {
 /// Counts a call that was not done.
 fn count(error: &LedgerError) {
     match error {
-        LedgerError::Down(_) => metrics::ledger_failed("down"),
-        LedgerError::Refused(_) => metrics::ledger_failed("refused"),
+        LedgerError::Down(_) => metrics::ledger_call_failed(LedgerErrorKind::Down),
+        LedgerError::Refused(_) => metrics::ledger_call_failed(LedgerErrorKind::Refused),
         // Found before there is a job.
         LedgerError::Schema { .. } | LedgerError::Unusable { .. } => {}
     }

@@ -113,8 +113,8 @@ impl Screen {
                 proof = %proof,
                 "detector is ready"
             );
-            metrics::detector(&engine.detector.name, &engine.detector.digest, &engine.place);
-            metrics::batch_limit(&engine.detector.name, engine.max_batch());
+            metrics::detector_loaded(&engine.detector.name, &engine.detector.digest, &engine.place);
+            metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
         Ok(Self { engines, decoders: starter.decoders, policy, broken })
@@ -136,7 +136,7 @@ impl Screen {
     pub fn limit(&self, max_batch: usize) {
         for engine in &self.engines {
             engine.limit(max_batch);
-            metrics::batch_limit(&engine.detector.name, engine.max_batch());
+            metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
         }
     }
 

@@ -119,7 +119,7 @@ impl Worker {
                 Err(_) => Trouble::Attempt(Cause::Panic, "the worker panicked over it".into()),
             };
             if let Trouble::Attempt(cause, _) = trouble {
-                metrics::attempt_failed(cause.as_str());
+                metrics::attempt_failed(cause.label());
             }
             match settle::remedy(trouble, order.failures, &self.config.worker) {
                 Remedy::Hold(dependency, reason) => {
@@ -278,7 +278,7 @@ impl Worker {
             Committed::Written(event) => {
                 traces::note("pixwarden.job_id", &verdict.job_id);
                 traces::note("pixwarden.outcome", outcome.as_str());
-                metrics::committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
+                metrics::verdict_committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
                 planted::passed("commit");
                 if let Some(event) = event {
                     self.publish.hand_over(event);

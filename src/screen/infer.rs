@@ -378,7 +378,7 @@ impl Worker<'_> {
         let began = Instant::now();
         let run = span.in_scope(|| self.session.run(&pixels));
         let took = run.as_ref().map_or_else(|_| began.elapsed(), |run| run.took);
-        metrics::ran(&self.detector.name, pixels.len(), took);
+        metrics::session_ran(&self.detector.name, pixels.len(), took);
         run.map(|run| run.rows)
     }
 
@@ -401,7 +401,7 @@ impl Worker<'_> {
             if let SessionError::OutOfMemory(_) = error {
                 let max_batch = self.queue.limit(half);
                 tracing::warn!(detector = self.detector.name, max_batch, "out of memory, batches are halved");
-                metrics::batch_limit(&self.detector.name, max_batch);
+                metrics::set_batch_limit(&self.detector.name, max_batch);
             }
             let rest = batch.split_off(half);
             self.score(batch)?;

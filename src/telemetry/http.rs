@@ -76,7 +76,7 @@ async fn fold() {
     let mut pace = tokio::time::interval(FOLD);
     loop {
         pace.tick().await;
-        metrics::fold();
+        metrics::run_upkeep();
     }
 }
 

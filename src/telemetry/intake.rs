@@ -49,7 +49,7 @@ impl Intake {
         self.0.send_if_modified(|now| {
             let is_news = *now != State::Draining && *now != state;
             if is_news {
-                metrics::ready(state == State::Consuming);
+                metrics::set_ready(state == State::Consuming);
                 *now = state;
             }
             is_news

@@ -1,55 +1,36 @@
-//! An image's time in each stage, as a metric and as a span.
+//! The time of one image in each stage, as a metric and as a span.
 
 use std::time::Instant;
 
 use tracing::Instrument;
 
+use super::metrics::labels::closed_label;
 use super::{metrics, traces};
 
-/// A stage as metrics and spans call it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Waiting at the gate.
-    Admit,
-    /// Object → bytes.
-    Fetch,
-    /// Bytes → pixels, resized and cropped.
-    Decode,
-    /// Pixels → scores.
-    Infer,
-    /// Verdict → ledger.
-    Commit,
-    /// Event → exchange, from its hand-over to its confirmation.
-    Publish,
-    /// Delivery → acknowledged, copied or returned.
-    Settle,
-}
-
-impl Stage {
-    /// All, in the order of travel.
-    pub const ALL: [Self; 7] =
-        [Self::Admit, Self::Fetch, Self::Decode, Self::Infer, Self::Commit, Self::Publish, Self::Settle];
-
-    /// The label, and the span's name.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Admit => "admit",
-            Self::Fetch => "fetch",
-            Self::Decode => "decode",
-            Self::Infer => "infer",
-            Self::Commit => "commit",
-            Self::Publish => "publish",
-            Self::Settle => "settle",
-        }
+closed_label! {
+    /// A stage of a job, in metrics and spans.
+    Stage("stage") {
+        /// Waiting for admission.
+        Admit = "admit",
+        /// Object → bytes.
+        Fetch = "fetch",
+        /// Bytes → pixels, resized and cropped.
+        Decode = "decode",
+        /// Pixels → scores.
+        Infer = "infer",
+        /// Verdict → ledger.
+        Commit = "commit",
+        /// Event → exchange, from the hand-over to the confirm.
+        Publish = "publish",
+        /// Delivery → acknowledged, copied or returned.
+        Settle = "settle",
     }
 }
 
-/// Does a stage's work on one image, in a span of the stage, and counts how long it took. Work that is dropped halfway
-/// counts as none.
+/// Runs a stage's work on one image in the stage's span, and records its duration. Work that is cancelled is not recorded.
 pub async fn timed<T>(stage: Stage, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let done = work.instrument(traces::stage(stage)).await;
-    metrics::passed(stage, began.elapsed());
+    metrics::stage_completed(stage, began.elapsed());
     done
 }

@@ -23,7 +23,7 @@ use crate::config::SecretUrl;
 use crate::job::{Lane, forms};
 use crate::retry::Pauses;
 use crate::telemetry::intake::{Intake, State};
-use crate::telemetry::metrics::{self, Counted};
+use crate::telemetry::metrics::{self, GaugeGuard};
 use crate::telemetry::traces::Parent;
 
 /// A backlog without a delivery for this long means that the consumer has gone silent.
@@ -50,7 +50,7 @@ pub struct Delivery {
     pub arrived: Instant,
     acker: Acker,
     tag: u64,
-    _held: Counted,
+    _held: GaugeGuard,
 }
 
 impl Delivery {
@@ -64,7 +64,7 @@ impl Delivery {
             arrived: Instant::now(),
             acker: delivery.acker,
             tag: delivery.delivery_tag,
-            _held: metrics::held(lane),
+            _held: metrics::hold_delivery(lane),
         }
     }
 
@@ -217,7 +217,7 @@ impl Accept {
         let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
         tokio::select! {
             ended = self.turns(connection, take, in_flight) => ended,
-            never = count(connection, &queues), if metrics::are_on() => match never {},
+            never = count(connection, &queues), if metrics::are_enabled() => match never {},
         }
     }
 
@@ -335,7 +335,7 @@ async fn count(connection: &Connection, queues: &[String]) -> Infallible {
         pace.tick().await;
         for queue in queues {
             match depth(connection, queue).await {
-                Ok(seen) => metrics::queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
+                Ok(seen) => metrics::set_queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
                 Err(e) => tracing::debug!(error = %e, queue, "the queue could not be counted"),
             }
         }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::job::Lane;
 use crate::lanes::Lanes;
-use crate::telemetry::metrics::Counted;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// One of this many parts of a gate is kept for live jobs.
 const LIVE_SHARE: u64 = 4;
@@ -64,7 +64,7 @@ struct Shared {
     /// What backfill may have at the most.
     backfill_total: u64,
     /// Shows what is taken.
-    show: Option<fn(u64) -> Counted>,
+    show: Option<fn(u64) -> GaugeGuard>,
     state: Mutex<State>,
 }
 
@@ -87,7 +87,7 @@ pub struct Permit {
     shared: Arc<Shared>,
     lane: Lane,
     amount: u64,
-    _shown: Option<Counted>,
+    _shown: Option<GaugeGuard>,
 }
 
 impl Gate {
@@ -99,11 +99,11 @@ impl Gate {
 
     /// As [`Gate::new`], for units of which a metric shows how many are taken.
     #[must_use]
-    pub fn shown(total: u64, show: fn(u64) -> Counted) -> Self {
+    pub fn shown(total: u64, show: fn(u64) -> GaugeGuard) -> Self {
         Self::with(total, Some(show))
     }
 
-    fn with(total: u64, show: Option<fn(u64) -> Counted>) -> Self {
+    fn with(total: u64, show: Option<fn(u64) -> GaugeGuard>) -> Self {
         let total = total.max(1);
         let backfill_total = (total - total / LIVE_SHARE).max(1);
         Self { shared: Arc::new(Shared { total, backfill_total, show, state: Mutex::default() }) }

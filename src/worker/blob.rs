@@ -248,7 +248,7 @@ impl Fetcher {
         loop {
             let why = match self.once(image, lane, gates).await? {
                 Ok(blob) => {
-                    metrics::fetched(blob.bytes.len() as u64);
+                    metrics::object_fetched(blob.bytes.len() as u64);
                     traces::count("pixwarden.image.bytes", blob.bytes.len() as u64);
                     *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
                     return Ok(blob);

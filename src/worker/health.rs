@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::retry::Pauses;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, labels::DependencyLabel};
 
 /// What every job needs, whatever its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,19 +21,19 @@ pub enum Dependency {
 }
 
 impl Dependency {
-    /// Its name, for people and as a metric's label.
+    /// Its label in metrics, and its name for people.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn label(self) -> DependencyLabel {
         match self {
-            Self::Storage => "storage",
-            Self::Ledger => "ledger",
+            Self::Storage => DependencyLabel::Storage,
+            Self::Ledger => DependencyLabel::Ledger,
         }
     }
 }
 
 impl fmt::Display for Dependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.label().as_str())
     }
 }
 
@@ -65,7 +65,7 @@ impl Health {
         if !is_news {
             return;
         }
-        metrics::paused(dependency.as_str(), true);
+        metrics::set_intake_paused(dependency.label(), true);
         tracing::warn!(%dependency, reason, "dependency is broken, intake is paused");
         let broken = Arc::clone(&self.broken);
         drop(tokio::spawn(async move {
@@ -80,7 +80,7 @@ impl Health {
             }
             let away_ms = since.elapsed().as_millis();
             tracing::info!(%dependency, away_ms, "dependency is back, intake goes on");
-            metrics::paused(dependency.as_str(), false);
+            metrics::set_intake_paused(dependency.label(), false);
             broken.send_modify(|broken| drop(broken.remove(&dependency)));
         }));
     }

@@ -84,7 +84,7 @@ fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
         let began = Instant::now();
         match ledger.commit(&entries).await {
             Ok(answers) => {
-                metrics::transaction(entries.len(), began.elapsed());
+                metrics::transaction_committed(entries.len(), began.elapsed());
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }

@@ -23,6 +23,7 @@ use crate::config::{EventsConfig, OutboxConfig};
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
 use crate::planted;
+use crate::telemetry::metrics::labels::PublishResult;
 use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
 
@@ -168,15 +169,16 @@ impl Deliver {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
                 planted::passed("publish");
-                metrics::event(&event.routing_key, "published");
-                metrics::passed(Stage::Publish, since.elapsed());
+                metrics::event_attempted(&event.routing_key, PublishResult::Published);
+                metrics::stage_completed(Stage::Publish, since.elapsed());
                 if arrived.send(event.id).await.is_err() {
                     tracing::debug!(event = %event.id, "nobody marks it as published, it will be published again");
                 }
             }
             Err(e) => {
                 let unroutable = matches!(e, PublishError::Unroutable { .. });
-                metrics::event(&event.routing_key, if unroutable { "unroutable" } else { "failed" });
+                let result = if unroutable { PublishResult::Unroutable } else { PublishResult::Failed };
+                metrics::event_attempted(&event.routing_key, result);
                 if unroutable
                     && self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(event.routing_key.clone())
                 {
@@ -256,14 +258,14 @@ async fn sweep(
 async fn count(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
     let mut pace = tokio::time::interval(COUNT);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while metrics::are_on() && stop.run_until_cancelled(pace.tick()).await.is_some() {
+    while metrics::are_enabled() && stop.run_until_cancelled(pace.tick()).await.is_some() {
         match ledger.unpublished().await {
             Ok(waiting) => {
                 for routing_key in Outcome::ALL.map(Outcome::routing_key) {
                     let events = waiting.iter().find(|events| events.routing_key == routing_key);
-                    metrics::outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
+                    metrics::set_outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
                 }
-                metrics::outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
+                metrics::set_outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
             }
             Err(e) => tracing::debug!(error = %e, "the outbox could not be counted"),
         }

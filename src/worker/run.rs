@@ -87,7 +87,7 @@ pub async fn run_on(
     let (stop, publish_stop) = (CancellationToken::new(), CancellationToken::new());
     let health = Health::default();
     let prefetch = prefetch(&config, &screen)?;
-    metrics::limits(metrics::Limits {
+    metrics::set_limits(metrics::WorkerLimits {
         prefetch,
         decode_memory_bytes: config.decode.memory_bytes,
         object_memory_bytes: config.storage.memory_bytes,
@@ -119,7 +119,7 @@ pub async fn run_on(
             objects: Gate::new(objects(&config) as u64),
             fetching: Fetching {
                 downloads: Gate::new(config.storage.downloads as u64),
-                bytes: Gate::shown(config.storage.memory_bytes, metrics::object_memory),
+                bytes: Gate::shown(config.storage.memory_bytes, metrics::hold_object_memory),
             },
         },
         settle: Settle::new(Arc::clone(&publisher), topology),

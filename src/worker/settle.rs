@@ -20,6 +20,7 @@ use crate::broker::{
 use crate::config::WorkerConfig;
 use crate::planted;
 use crate::retry;
+use crate::telemetry::metrics::labels::{RetryCause, SettlementLabel};
 use crate::telemetry::{metrics, traces};
 
 /// Headers are for people; a broker's frame is not for essays.
@@ -62,15 +63,15 @@ pub enum Settlement {
 }
 
 impl Settlement {
-    /// Its name as a metric's label.
-    const fn as_str(&self) -> &'static str {
+    /// Its label in metrics and traces.
+    const fn label(&self) -> SettlementLabel {
         match self {
-            Self::Ack => "done",
-            Self::Ignore => "ignored",
-            Self::Retry { .. } => "retried",
-            Self::DeadLetter { .. } => "dead_lettered",
-            Self::Split(_) => "split",
-            Self::Return => "returned",
+            Self::Ack => SettlementLabel::Done,
+            Self::Ignore => SettlementLabel::Ignored,
+            Self::Retry { .. } => SettlementLabel::Retried,
+            Self::DeadLetter { .. } => SettlementLabel::DeadLettered,
+            Self::Split(_) => SettlementLabel::Split,
+            Self::Return => SettlementLabel::Returned,
         }
     }
 }
@@ -89,14 +90,14 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Its name as a metric's label.
+    /// Its label in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn label(self) -> RetryCause {
         match self {
-            Self::Object => "object",
-            Self::Decoder => "decoder",
-            Self::Session => "session",
-            Self::Panic => "panic",
+            Self::Object => RetryCause::Object,
+            Self::Decoder => RetryCause::Decoder,
+            Self::Session => RetryCause::Session,
+            Self::Panic => RetryCause::Panic,
         }
     }
 }
@@ -181,7 +182,7 @@ impl Settle {
                 Settlement::Return
             }
         };
-        traces::note("pixwarden.settlement", settlement.as_str());
+        traces::note("pixwarden.settlement", settlement.label().as_str());
         let result = match settlement {
             Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
             _ => delivery.acker().ack(BasicAckOptions::default()).await,
@@ -189,7 +190,7 @@ impl Settle {
         planted::passed("settle");
         // A dead channel settles nothing; the broker delivers again.
         match result {
-            Ok(true) => metrics::settled(delivery.lane, settlement.as_str()),
+            Ok(true) => metrics::delivery_settled(delivery.lane, settlement.label()),
             Ok(false) => tracing::debug!("the delivery's channel is gone, it will be delivered again"),
             Err(e) => tracing::debug!(error = %e, "the delivery could not be settled, it will be delivered again"),
         }

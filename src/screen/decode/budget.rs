@@ -5,7 +5,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::telemetry::metrics::{self, Counted};
+use crate::telemetry::metrics::{self, GaugeGuard};
 
 pub(super) struct Budget {
     total: u64,
@@ -41,7 +41,7 @@ impl Held for Grant<'_> {}
 pub(super) struct Grant<'a> {
     budget: &'a Budget,
     bytes: u64,
-    _shown: Counted,
+    _shown: GaugeGuard,
 }
 
 impl Budget {
@@ -61,7 +61,7 @@ impl Budget {
         state.serving += 1;
         state.free -= bytes;
         self.changed.notify_all();
-        Grant { budget: self, bytes, _shown: metrics::decode_memory(bytes) }
+        Grant { budget: self, bytes, _shown: metrics::hold_decode_memory(bytes) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,140 +1,130 @@
 //! Every metric: name, kind, labels, help, and for a histogram its buckets.
 //!
-//! `docs/metrics.md` tells people the same; a test keeps the two equal.
+//! `docs/metrics.md` documents the same table. A test keeps the two equal.
 
-/// One metric.
-#[derive(Debug)]
-pub struct Metric {
-    /// As it is scraped. The last word but `total` is the unit, where there is one.
-    pub name: &'static str,
-    /// What it is.
-    pub kind: Kind,
-    /// The names of its labels.
-    pub labels: &'static [&'static str],
-    /// One line for whoever reads the scrape.
-    pub help: &'static str,
-}
+use super::labels::{
+    BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, LedgerErrorKind, ProgramVersion,
+    PublishResult, QueueName, RetryCause, RoutingKey, SettlementLabel,
+};
+use super::typed::{Counter, Gauge, Histogram, Metric};
+use crate::job::{Lane, Outcome};
+use crate::telemetry::Stage;
 
-/// What a metric is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// It only grows.
-    Counter,
-    /// As it is now.
-    Gauge,
-    /// Counted into buckets with these upper bounds, and a last one for all above.
-    Histogram(&'static [f64]),
-}
-
-impl Kind {
-    /// As Prometheus calls it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram(_) => "histogram",
-        }
-    }
-}
-
-/// Seconds of a job: 2 ms where everything is warm, minutes behind a dependency that was away.
+/// Seconds of a job: 2 ms with everything warm, minutes after a dependency was down.
 const JOB_S: &[f64] = &[0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
-/// Seconds of a stage: a thumbnail is decoded in 1 ms, a large WebP file in 4 s; waiting comes on top.
+/// Seconds of a stage: decoding takes 1 ms for a thumbnail and 4 s for a large WebP file. Waiting adds to that.
 const STAGE_S: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0];
-/// Seconds of a run: a small network on a GPU, to a large batch on a CPU.
+/// Seconds of a session run: from a small network on a GPU to a large batch on a CPU.
 const RUN_S: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0];
-/// Images a run: batches double in warm-up.
+/// Images per session run: warm-up doubles the batch.
 const IMAGES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-/// Verdicts a transaction, up to the largest group there is.
+/// Verdicts per transaction, up to the largest group.
 const VERDICTS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
-/// Seconds of a transaction: one fsync, up to the deadline of a call.
+/// Seconds of a transaction: from one fsync to the timeout of a call.
 const TRANSACTION_S: &[f64] = &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
-const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind: Kind::Counter, labels, help }
-}
-
-const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind: Kind::Gauge, labels, help }
-}
-
-const fn histogram(
-    name: &'static str,
-    buckets: &'static [f64],
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind: Kind::Histogram(buckets), labels, help }
-}
-
-/// The metrics under the names by which `metrics.rs` speaks of them, and all of them together.
+/// Declares each metric as a static, and the list of all.
 macro_rules! table {
-    ($($constant:ident = $metric:expr;)+) => {
-        $(pub(super) const $constant: Metric = $metric;)+
+    ($($constant:ident: $type:ty = $metric:expr;)+) => {
+        $(pub(super) static $constant: $type = $metric;)+
 
         /// Every metric, in the order of the documentation.
-        pub const ALL: &[Metric] = &[$($constant),+];
+        pub static ALL: &[&Metric] = &[$(&$constant.metric),+];
     };
 }
 
 table! {
-    BUILD_INFO = gauge("pixwarden_build_info", &["version"], "Always 1; the version of the program");
-    DETECTOR_INFO = gauge(
-        "pixwarden_detector_info", &["detector", "digest", "place"], "Always 1; a detector that is loaded, and where it runs",
+    BUILD_INFO: Gauge<ProgramVersion> =
+        Gauge::measured("pixwarden_build_info", "Always 1; the label is the program's version");
+    DETECTOR_INFO: Gauge<(DetectorName, DetectorDigest, DeviceName)> =
+        Gauge::measured("pixwarden_detector_info", "Always 1; one series per loaded detector");
+    READY: Gauge<()> = Gauge::new("pixwarden_ready", "1 while the worker consumes deliveries, like /readyz");
+    INTAKE_PAUSED: Gauge<DependencyLabel> =
+        Gauge::new("pixwarden_intake_paused", "1 while intake is paused because this dependency is broken");
+    DELIVERIES: Counter<(Lane, SettlementLabel)> =
+        Counter::new("pixwarden_deliveries_total", "Settled deliveries, by lane and settlement");
+    JOBS: Counter<(Lane, Outcome)> = Counter::new("pixwarden_jobs_total", "Committed verdicts, by lane and outcome");
+    JOB_DURATION: Histogram<Lane> = Histogram::new(
+        "pixwarden_job_duration_seconds", JOB_S, "Seconds from a delivery's arrival to the commit of its verdict",
     );
-    READY = gauge("pixwarden_ready", &[], "1 while deliveries are consumed, as /readyz says");
-    INTAKE_PAUSED = gauge("pixwarden_intake_paused", &["dependency"], "1 while intake is paused as this is broken");
-    DELIVERIES = counter("pixwarden_deliveries_total", &["lane", "settlement"], "Deliveries settled");
-    JOBS = counter("pixwarden_jobs_total", &["lane", "outcome"], "Verdicts committed");
-    JOB_DURATION = histogram(
-        "pixwarden_job_duration_seconds", JOB_S, &["lane"], "Seconds from a delivery's arrival to its verdict's commit",
+    STAGE_DURATION: Histogram<Stage> = Histogram::new(
+        "pixwarden_stage_duration_seconds", STAGE_S, "Seconds of one image in a stage, including the wait for it",
     );
-    STAGE_DURATION = histogram(
-        "pixwarden_stage_duration_seconds", STAGE_S, &["stage"], "Seconds of one image in a stage, its waiting included",
+    RETRIES: Counter<RetryCause> = Counter::new("pixwarden_retries_total", "Failed attempts at a job, by cause");
+    SCORES_REUSED: Counter<()> =
+        Counter::new("pixwarden_scores_reused_total", "Verdicts that reused stored scores of equal content");
+    FETCHED_BYTES: Counter<()> = Counter::new("pixwarden_fetched_bytes_total", "Bytes of fetched objects");
+    BATCH_IMAGES: Histogram<DetectorName> =
+        Histogram::new("pixwarden_batch_images", IMAGES, "Images per session run");
+    BATCH_LIMIT: Gauge<DetectorName> =
+        Gauge::measured("pixwarden_batch_limit", "The largest number of images per session run");
+    SESSION_RUN: Histogram<DetectorName> =
+        Histogram::new("pixwarden_session_run_seconds", RUN_S, "Seconds of one session run");
+    QUEUE_MESSAGES: Gauge<QueueName> =
+        Gauge::measured("pixwarden_queue_messages", "Ready messages in the queue when this worker last polled it");
+    PREFETCH: Gauge<()> = Gauge::measured("pixwarden_prefetch", "The largest number of unsettled deliveries per lane");
+    DELIVERIES_HELD: Gauge<Lane> = Gauge::new("pixwarden_deliveries_held", "Unsettled deliveries in this worker");
+    DECODE_MEMORY: Gauge<()> =
+        Gauge::new("pixwarden_decode_memory_bytes", "Memory that is reserved for images being decoded");
+    DECODE_MEMORY_LIMIT: Gauge<()> =
+        Gauge::measured("pixwarden_decode_memory_limit_bytes", "The limit of pixwarden_decode_memory_bytes");
+    OBJECT_MEMORY: Gauge<()> =
+        Gauge::new("pixwarden_object_memory_bytes", "Memory that is reserved for fetched objects");
+    OBJECT_MEMORY_LIMIT: Gauge<()> =
+        Gauge::measured("pixwarden_object_memory_limit_bytes", "The limit of pixwarden_object_memory_bytes");
+    COMMIT_VERDICTS: Histogram<()> =
+        Histogram::new("pixwarden_commit_verdicts", VERDICTS, "Verdicts per ledger transaction");
+    COMMIT_DURATION: Histogram<()> =
+        Histogram::new("pixwarden_commit_duration_seconds", TRANSACTION_S, "Seconds of one ledger transaction");
+    LEDGER_ERRORS: Counter<LedgerErrorKind> =
+        Counter::new("pixwarden_ledger_errors_total", "Ledger calls that failed, by kind");
+    OUTBOX_EVENTS: Gauge<RoutingKey> = Gauge::measured(
+        "pixwarden_outbox_events", "Unpublished events in the outbox when this worker last polled it",
     );
-    RETRIES = counter("pixwarden_retries_total", &["cause"], "Attempts at a job that failed");
-    SCORES_REUSED = counter("pixwarden_scores_reused_total", &[], "Verdicts that took over earlier scores");
-    FETCHED_BYTES = counter("pixwarden_fetched_bytes_total", &[], "Bytes of objects fetched");
-    BATCH_IMAGES = histogram("pixwarden_batch_images", IMAGES, &["detector"], "Images a run of the session");
-    BATCH_LIMIT = gauge("pixwarden_batch_limit", &["detector"], "Images a run at the most");
-    SESSION_RUN = histogram("pixwarden_session_run_seconds", RUN_S, &["detector"], "Seconds of one run of the session");
-    QUEUE_MESSAGES = gauge("pixwarden_queue_messages", &["queue"], "Messages ready, as this worker last saw them");
-    PREFETCH = gauge("pixwarden_prefetch", &[], "Deliveries that a lane may hold");
-    DELIVERIES_HELD = gauge("pixwarden_deliveries_held", &["lane"], "Deliveries held and not settled");
-    DECODE_MEMORY = gauge("pixwarden_decode_memory_bytes", &[], "Memory of images being decoded");
-    DECODE_MEMORY_LIMIT = gauge("pixwarden_decode_memory_limit_bytes", &[], "The most there is of that");
-    OBJECT_MEMORY = gauge("pixwarden_object_memory_bytes", &[], "Compressed bytes of objects held");
-    OBJECT_MEMORY_LIMIT = gauge("pixwarden_object_memory_limit_bytes", &[], "The most there is of that");
-    COMMIT_VERDICTS = histogram("pixwarden_commit_verdicts", VERDICTS, &[], "Verdicts a transaction");
-    COMMIT_DURATION = histogram("pixwarden_commit_duration_seconds", TRANSACTION_S, &[], "Seconds of a transaction");
-    LEDGER_ERRORS = counter("pixwarden_ledger_errors_total", &["kind"], "Calls that the ledger did not do");
-    OUTBOX_EVENTS = gauge("pixwarden_outbox_events", &["routing_key"], "Events not yet published, as last counted");
-    OUTBOX_OLDEST = gauge("pixwarden_outbox_oldest_seconds", &[], "Age of the oldest of them; 0 where there is none");
-    EVENTS = counter("pixwarden_events_total", &["routing_key", "result"], "Attempts to publish an event");
-    CONNECTIONS = counter("pixwarden_broker_connections_total", &["connection"], "Connections made to the broker");
+    OUTBOX_OLDEST: Gauge<()> = Gauge::measured(
+        "pixwarden_outbox_oldest_seconds", "Age of the oldest unpublished event; 0 if there is none",
+    );
+    EVENTS: Counter<(RoutingKey, PublishResult)> =
+        Counter::new("pixwarden_events_total", "Attempts to publish an event, by result");
+    CONNECTIONS: Counter<BrokerConnection> =
+        Counter::new("pixwarden_broker_connections_total", "Connections opened to the broker");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::super::typed::Kind;
     use super::*;
 
+    /// The known values of a metric's label.
+    fn known(metric: &Metric, label: &str) -> BTreeSet<String> {
+        let pairs = (metric.known)().into_iter().flatten();
+        pairs.filter(|pair| pair.key() == label).map(|pair| pair.value().to_owned()).collect()
+    }
+
     #[test]
-    fn the_documentation_lists_every_metric_as_it_is_and_no_other() {
+    fn the_documentation_lists_every_metric_with_its_labels_and_their_values() {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
-        let rows: Vec<[String; 3]> = text
+        let rows: Vec<Vec<&str>> = text
             .lines()
             .filter(|line| line.starts_with("| `pixwarden_"))
-            .map(|line| {
-                let cells: Vec<_> = line.split('|').map(str::trim).collect();
-                // The last label's values may follow it.
-                let labels = cells[3].split(" = ").next().unwrap();
-                [cells[1].replace('`', ""), cells[2].to_owned(), labels.replace(", ", " ").replace('`', "")]
-            })
+            .map(|line| line.split('|').map(str::trim).collect())
             .collect();
-        let metrics: Vec<_> =
-            ALL.iter().map(|m| [m.name.to_owned(), m.kind.as_str().to_owned(), m.labels.join(" ")]).collect();
-        assert_eq!(rows, metrics);
+        let names: Vec<_> = rows.iter().map(|cells| cells[1].trim_matches('`')).collect();
+        assert_eq!(names, ALL.iter().map(|metric| metric.name).collect::<Vec<_>>());
+        for (cells, metric) in rows.iter().zip(ALL) {
+            assert_eq!(cells[2], metric.kind.as_str(), "{}", metric.name);
+            // The values of the last label may follow its name.
+            let (labels, values) = cells[3].split_once(" = ").unwrap_or((cells[3], ""));
+            let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(quoted(labels), metric.labels, "{}", metric.name);
+            let last = metric.labels.last().copied().unwrap_or_default();
+            let expected = if last == "version" { BTreeSet::new() } else { known(metric, last) };
+            assert_eq!(quoted(values).into_iter().collect::<BTreeSet<_>>(), expected, "{}", metric.name);
+        }
     }
 
     #[test]
@@ -145,5 +135,29 @@ mod tests {
                 assert!(buckets.is_sorted() && !buckets.is_empty(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn every_known_series_of_a_counter_is_zero_at_the_start_and_a_measurement_is_absent() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || ALL.iter().for_each(|metric| metric.register()));
+        let scrape = recorder.handle().render();
+        for metric in ALL {
+            let series = scrape
+                .lines()
+                .filter(|line| line.strip_prefix(metric.name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])));
+            match metric.kind {
+                Kind::Counter | Kind::Gauge => {
+                    let zeros = series.filter(|line| line.ends_with(" 0")).count();
+                    assert!(zeros >= (metric.known)().len().max(1), "{}: {scrape}", metric.name);
+                }
+                Kind::MeasuredGauge => assert_eq!(series.count(), 0, "{}: {scrape}", metric.name),
+                Kind::Histogram(_) => {}
+            }
+        }
+        assert!(
+            scrape.contains("pixwarden_deliveries_total{lane=\"backfill\",settlement=\"dead_lettered\"} 0"),
+            "{scrape}"
+        );
     }
 }
