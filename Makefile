@@ -10,6 +10,8 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.tools/onnxruntime/libonnxruntime.so
 # There are no examples. Asking for them gives the dependencies the features that the tests want of them (tokio's clock,
 # for one), so that no two targets here compile tokio and all that stands on it anew.
 TEST_FEATURES := --examples
+# Planted bugs and crashes. Integration tests and chaos runs share one build, so every test target has the feature.
+FAULTS := --features fault-injection
 CHAOS := .tools/venv/bin/python tests/chaos/run --pixwarden $(PIXWARDEN)
 MINUTES := 10
 SECONDS := 600
@@ -29,17 +31,17 @@ demo: ## screen sample images with the bundled detector; needs no broker, databa
 
 test: ## run every test against private instances of RabbitMQ, PostgreSQL and S3
 	@tests/services/get build runtime python services nextest promtool
-	cargo build --locked --all-targets
+	cargo build --locked --all-targets $(FAULTS)
 	.tools/venv/bin/python tests/packaging/check.py
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python tests/evaluate.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
 	.tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
 	.tools/venv/bin/python -m unittest discover -b -s tests/bench/gpu
-	cargo test --locked --doc
+	cargo test --locked --doc $(FAULTS)
 	for target in messages images packages; do FUZZ_VERBOSITY=0 tests/fuzz/run $$target 15 || exit 1; done
 	tests/services/run -- $(CHAOS) --minutes 2 --seed 1
-	tests/services/run -- cargo nextest run --locked
+	tests/services/run -- cargo nextest run --locked $(FAULTS)
 
 bench: ## measure everything beside what people would use instead; an hour, on a machine that does nothing else
 	@tests/services/get build runtime python services
@@ -55,12 +57,12 @@ fuzz: ## mutate messages, images and model packages for SECONDS=600 each, the de
 
 chaos: ## break everything around running workers for MINUTES=10 by SEED (any), and check that nothing was lost
 	@tests/services/get build runtime python services
-	cargo build --locked --bins $(TEST_FEATURES)
+	cargo build --locked --bins $(TEST_FEATURES) $(FAULTS)
 	tests/services/run -- $(CHAOS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS))
 
 chaos-planted: ## put six known mistakes into the workers, one after another, and see that the chaos run finds each
 	@tests/services/get build runtime python services
-	cargo build --locked --bins $(TEST_FEATURES)
+	cargo build --locked --bins $(TEST_FEATURES) $(FAULTS)
 	for bug in $(PLANTED); do tests/services/run -- $(CHAOS) --minutes 0.4 --seed 11 --planted $$bug || exit 1; done
 
 test-models: ## test converter and training recipe, which need PyTorch (gigabytes) and ten minutes

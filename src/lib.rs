@@ -32,7 +32,7 @@
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
 //! | [`certificates`] | whom we trust, and what to do about a certificate that is refused | whom it asks |
 //! | [`commands`] | one file a subcommand, thin | |
-//! | [`planted`] | bugs and crashes that `tests/chaos` asks a debug build for | |
+//! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
 //! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |
 //!
 //! # What is deliberately absent, and checked by `tests/it/invariants.rs`
@@ -59,12 +59,12 @@ pub mod commands;
 pub mod config;
 pub mod detector;
 pub mod evaluate;
+pub mod fault_injection;
 pub mod hub;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
 pub mod offload;
-pub mod planted;
 pub mod policy;
 pub mod retry;
 pub mod screen;

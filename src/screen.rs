@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::detector::{Detector, Geometry};
+use crate::fault_injection;
 use crate::job::{Digests, Judgement, Lane, Scores, Seen};
-use crate::planted;
 use crate::policy::Policy;
 use crate::telemetry::{Stage, metrics, timed};
 use decode::{Pool, Undecodable, Unread};
@@ -205,7 +205,7 @@ impl Screen {
     /// When it cannot be decoded, or a detector cannot score it.
     pub async fn look(&self, lane: Lane, bytes: Bytes, digests: &Digests) -> Result<Sight, Unseen> {
         let engines: Vec<&Engine> = self.engines.iter().filter(|e| digests.contains_key(&e.detector.name)).collect();
-        planted::look_at(&bytes);
+        fault_injection::crash_on_deadly_image(&bytes);
         // Detectors of equal geometry share one result.
         let mut geometries: Vec<Geometry> = Vec::new();
         let mut which = Vec::new();

@@ -23,10 +23,10 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::fault_injection::{self, PlantedBug};
 use crate::job::forms::{self, Malformed, Reading};
 use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
 use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
-use crate::planted::{self, Bug};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, Unseen, decode, judge};
 use crate::telemetry::{Stage, metrics, timed, traces};
@@ -84,7 +84,7 @@ impl Worker {
     /// One delivery, from its arrival to its settlement.
     async fn live(&self, delivery: Delivery) {
         let order = Order::of(&delivery);
-        if planted::has(Bug::AckBeforeCommit) {
+        if fault_injection::is_planted(PlantedBug::AckBeforeCommit) {
             settle::acknowledge_too_early(&delivery).await;
         }
         let settlement = match forms::read(&delivery.body, delivery.message_id()) {
@@ -176,7 +176,7 @@ impl Worker {
             Err(FetchError::Down(why)) => return Err(Trouble::Broken(Dependency::Storage, why)),
             Err(FetchError::Closed(_)) => return Err(Trouble::Leaving),
         };
-        planted::passed("fetch");
+        fault_injection::crash_point("fetch");
         let mut found = Found {
             etag: blob.etag.clone(),
             version_id: blob.version_id.clone(),
@@ -208,7 +208,7 @@ impl Worker {
                 Ok(self.verdict(job, order, &digests, found, sight.judgement))
             }
             Look::Undecodable(why) => {
-                let is_bug = planted::has(Bug::ErrorIsPassed);
+                let is_bug = fault_injection::is_planted(PlantedBug::ErrorIsPassed);
                 let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
                 Ok(self.unscored(job, order, &digests, found, outcome, why))
             }
@@ -226,7 +226,7 @@ impl Worker {
             return seen(self.screen.look(order.lane, bytes, digests).await);
         }
         let _alone = self.company.write().await;
-        let deaths = if planted::has(Bug::AttemptsAfterWork) {
+        let deaths = if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             0
         } else {
             self.ledger.begin_alone(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1)
@@ -279,7 +279,7 @@ impl Worker {
                 traces::note("pixwarden.job_id", &verdict.job_id);
                 traces::note("pixwarden.outcome", outcome.as_str());
                 metrics::verdict_committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
-                planted::passed("commit");
+                fault_injection::crash_point("commit");
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::{BrokerError, answered, connect};
 use crate::config::SecretUrl;
-use crate::planted::{self, Bug};
+use crate::fault_injection::{self, PlantedBug};
 use crate::retry::Pauses;
 
 /// Why a message did not arrive.
@@ -98,8 +98,10 @@ impl Publisher {
         let (exchange, routing_key) = (name(message.exchange)?, name(message.routing_key)?);
         let _place = self.room.acquire().await;
         let (generation, channel) = self.check_out().await?;
-        let options =
-            BasicPublishOptions { mandatory: !planted::has(Bug::NoMandatory), ..BasicPublishOptions::default() };
+        let options = BasicPublishOptions {
+            mandatory: !fault_injection::is_planted(PlantedBug::NoMandatory),
+            ..BasicPublishOptions::default()
+        };
         let properties = message.properties.with_delivery_mode(2);
         let confirmed = answered("confirming a message", async {
             channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await

@@ -22,8 +22,8 @@ use super::schema::{self, Step};
 use super::{Committed, Entry, Event, Known, Ledger, LedgerError, Reusable, Unpublished};
 use crate::certificates;
 use crate::config::SecretUrl;
+use crate::fault_injection::{self, PlantedBug};
 use crate::job::Digests;
-use crate::planted::{self, Bug};
 use crate::retry;
 use commit::{Columns, known};
 
@@ -260,7 +260,7 @@ impl Ledger for Postgres {
             .run(ANSWER, move |c| {
                 // The lease is the time of the next try: 30 s doubled with each, ten minutes at most. No transaction
                 // stays open while events are published, and no cursor over ids can pass by a late commit.
-                let passed_by = if planted::has(Bug::OutboxByIdCursor) {
+                let passed_by = if fault_injection::is_planted(PlantedBug::OutboxByIdCursor) {
                     "AND event_id > (SELECT event_id FROM outbox WHERE published_at IS NOT NULL
                                      ORDER BY event_id DESC LIMIT 1)"
                 } else {

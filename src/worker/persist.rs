@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::linger::Groups;
+use crate::fault_injection::{self, PlantedBug};
 use crate::ledger::{Committed, Entry, Ledger, LedgerError};
-use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
 /// Rows a transaction. More gain nothing, and a refused row costs more to find.
@@ -55,7 +55,8 @@ impl Persist {
     /// # Errors
     /// When the ledger is down, or refuses this very row.
     pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
-        let kept_back = if planted::has(Bug::NoEventOnRedelivery) { entry.event.take() } else { None };
+        let kept_back =
+            if fault_injection::is_planted(PlantedBug::NoEventOnRedelivery) { entry.event.take() } else { None };
         let (reply, committed) = oneshot::channel();
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;

@@ -20,9 +20,9 @@ use uuid::Uuid;
 use super::linger::linger;
 use crate::broker::{Message, PublishError, Publisher, Topology, text};
 use crate::config::{EventsConfig, OutboxConfig};
+use crate::fault_injection;
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
-use crate::planted;
 use crate::telemetry::metrics::labels::PublishResult;
 use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
@@ -168,7 +168,7 @@ impl Deliver {
     async fn publish(&self, event: Event, since: Instant, arrived: mpsc::Sender<Uuid>) {
         match send(&self.publisher, &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
-                planted::passed("publish");
+                fault_injection::crash_point("publish");
                 metrics::event_attempted(&event.routing_key, PublishResult::Published);
                 metrics::stage_completed(Stage::Publish, since.elapsed());
                 if arrived.send(event.id).await.is_err() {

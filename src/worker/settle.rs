@@ -18,7 +18,7 @@ use crate::broker::{
     ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, PublishError, Publisher, REASON_HEADER, Topology, text,
 };
 use crate::config::WorkerConfig;
-use crate::planted;
+use crate::fault_injection;
 use crate::retry;
 use crate::telemetry::metrics::labels::{RetryCause, SettlementLabel};
 use crate::telemetry::{metrics, traces};
@@ -187,7 +187,7 @@ impl Settle {
             Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
             _ => delivery.acker().ack(BasicAckOptions::default()).await,
         };
-        planted::passed("settle");
+        fault_injection::crash_point("settle");
         // A dead channel settles nothing; the broker delivers again.
         match result {
             Ok(true) => metrics::delivery_settled(delivery.lane, settlement.label()),
@@ -221,7 +221,7 @@ impl Settle {
     }
 }
 
-/// The mistake that `planted::Bug::AckBeforeCommit` stands for.
+/// The mistake that `fault_injection::PlantedBug::AckBeforeCommit` stands for.
 pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
     if let Err(e) = delivery.acker().ack(BasicAckOptions::default()).await {
         tracing::debug!(error = %e, "the delivery could not be settled");

@@ -117,6 +117,7 @@ async fn a_consumer_that_goes_silent_is_replaced() {
     assert!(worker.terminate().await.success());
 }
 
+#[cfg(feature = "fault-injection")]
 #[tokio::test(flavor = "multi_thread")]
 async fn one_image_among_256_that_kills_the_process() {
     let mut lab = Lab::new().await;
