@@ -107,7 +107,7 @@ impl Worker {
 
     /// One job: a verdict, its commit, its event and its reply.
     async fn answer(&self, job: &Job, order: &Order) -> Settlement {
-        traces::about(&job.image);
+        traces::record_image(&job.image);
         let deadline = Instant::now() + Duration::from_millis(self.config.worker.hold_ms);
         let verdict = loop {
             // A panic costs one attempt of one job.
@@ -276,8 +276,8 @@ impl Worker {
             Committed::Known(known) if known.outcome != outcome => return Settlement::Ack,
             Committed::Known(_) => {}
             Committed::Written(event) => {
-                traces::note("pixwarden.job_id", &verdict.job_id);
-                traces::note("pixwarden.outcome", outcome.as_str());
+                traces::record_text("pixwarden.job_id", &verdict.job_id);
+                traces::record_text("pixwarden.outcome", outcome.as_str());
                 metrics::verdict_committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
                 fault_injection::crash_point("commit");
                 if let Some(event) = event {
@@ -331,7 +331,7 @@ impl Worker {
     }
 
     fn event(&self, verdict: &Verdict, order: &Order) -> Event {
-        let trace = traces::onward(order.trace.as_ref());
+        let trace = traces::context_to_propagate(order.trace.as_ref());
         let passed_on = PassedOn { correlation_id: order.correlation_id.as_deref(), trace: trace.as_ref() };
         publish::event(verdict, passed_on, &self.config.prefix)
     }

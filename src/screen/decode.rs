@@ -382,7 +382,7 @@ impl Pool {
         }
         self.shared.ready.notify_one();
         let decoded = decoded.await.unwrap_or_else(|_| Err(Undecodable::new("the decoder gave no answer").into()))?;
-        traces::note("pixwarden.image.format", decoded.seen.format);
+        traces::record_text("pixwarden.image.format", decoded.seen.format);
         Ok(decoded)
     }
 }

@@ -120,7 +120,7 @@ pub enum Unscored {
 
 struct Item {
     pixels: Arc<Pixels>,
-    job: traces::Link,
+    job: traces::SpanLink,
     reply: oneshot::Sender<Result<Vec<f32>, Unscored>>,
 }
 
@@ -251,7 +251,7 @@ impl Engine {
         let (reply, scored) = oneshot::channel();
         let broken = || Unscored::Broken(self.detector.name.clone());
         self.queue
-            .with(|gather| gather.push(lane, Item { pixels, job: traces::Link::here(), reply }))
+            .with(|gather| gather.push(lane, Item { pixels, job: traces::SpanLink::current(), reply }))
             .map_err(|_| broken())?;
         scored.await.unwrap_or_else(|_| Err(broken()))
     }
@@ -265,7 +265,7 @@ impl Engine {
         let scored = self.queue.with(|gather| {
             let push = |pixels| {
                 let (reply, scored) = oneshot::channel();
-                let item = Item { pixels, job: traces::Link::here(), reply };
+                let item = Item { pixels, job: traces::SpanLink::current(), reply };
                 gather.push(lane, item).map(|()| scored).map_err(|_| broken())
             };
             images.into_iter().map(push).collect::<Result<Vec<_>, _>>()
@@ -374,7 +374,7 @@ impl Worker<'_> {
     /// One run, counted, in a span that points to its jobs.
     fn run(&mut self, batch: &[Item]) -> Result<Vec<Vec<f32>>, SessionError> {
         let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
-        let span = traces::batch(&self.detector.name, batch.iter().map(|item| &item.job));
+        let span = traces::batch_span(&self.detector.name, batch.iter().map(|item| &item.job));
         let began = Instant::now();
         let run = span.in_scope(|| self.session.run(&pixels));
         let took = run.as_ref().map_or_else(|_| began.elapsed(), |run| run.took);

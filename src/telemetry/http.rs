@@ -1,4 +1,4 @@
-//! What a worker answers over HTTP: `/metrics`, `/healthz` and `/readyz`. Nothing here changes anything.
+//! A worker's endpoints `/metrics`, `/healthz` and `/readyz`. All are read-only.
 
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
@@ -9,57 +9,61 @@ use axum::http::{StatusCode, header};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::intake::{Intake, State};
+use super::intake::{Intake, IntakeState};
 use super::metrics;
 use crate::config::ConfigError;
 
-/// Where a worker listens unless told otherwise: several may run on one machine.
-const PORTS: std::ops::RangeInclusive<u16> = 9464..=9473;
-/// How often values are folded into their buckets while nobody scrapes.
-const FOLD: Duration = Duration::from_secs(5);
+/// A worker without `metrics.listen` takes the first free port of these, so that several can run on one machine.
+const DEFAULT_PORTS: std::ops::RangeInclusive<u16> = 9464..=9473;
+/// Recorded values are moved into their buckets this often, in case nothing scrapes them.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Listens at `address`: `host:port`, `off` for nowhere, or empty for the first free port of loopback.
+/// Listens at `address`: `host:port`, `off` for no listener, or empty for the first free default port on loopback.
 ///
 /// # Errors
-/// When it cannot be had.
+/// If the address cannot be bound.
 pub async fn listen(address: &str) -> Result<Option<TcpListener>, ConfigError> {
     let listener = match address {
         "off" => return Ok(None),
-        "" => first_free().await,
+        "" => bind_first_free_port().await,
         address => TcpListener::bind(address).await.map_err(|e| format!("cannot listen at {address}: {e}")),
     };
     let listener = listener.map_err(|what| ConfigError::Invalid {
         option: "metrics.listen".into(),
-        what: format!("{what}\n  hint: give another \"host:port\", or \"off\""),
+        what: format!("{what}\n  hint: choose another \"host:port\", or \"off\""),
     })?;
     Ok(Some(listener))
 }
 
-async fn first_free() -> Result<TcpListener, String> {
-    for port in PORTS {
+async fn bind_first_free_port() -> Result<TcpListener, String> {
+    for port in DEFAULT_PORTS {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
             Err(e) if e.kind() == ErrorKind::AddrInUse => {}
-            bound => return bound.map_err(|e| format!("cannot listen at port {port} of loopback: {e}")),
+            bound => return bound.map_err(|e| format!("cannot listen at 127.0.0.1:{port}: {e}")),
         }
     }
-    Err(format!("none of the ports {} to {} of loopback is free", PORTS.start(), PORTS.end()))
+    Err(format!(
+        "cannot listen at 127.0.0.1: the ports {} to {} are all in use",
+        DEFAULT_PORTS.start(),
+        DEFAULT_PORTS.end()
+    ))
 }
 
-/// Answers for as long as the process lives.
+/// Serves the endpoints for as long as the process lives.
 pub async fn serve(listener: TcpListener, intake: Intake) {
     match listener.local_addr() {
         Ok(address) => tracing::info!(%address, "metrics and health are served"),
-        Err(e) => tracing::warn!(error = %e, "metrics and health are served at an address nobody knows"),
+        Err(e) => tracing::warn!(error = %e, "metrics and health are served, but the address could not be read"),
     }
     let readiness = move || {
         let state = intake.state();
-        let status = if state == State::Consuming { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if state == IntakeState::Consuming { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         async move { (status, format!("{state}\n")) }
     };
     let scrape = || async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()) };
     let router = Router::new()
         .route("/metrics", get(scrape))
-        // A task that ends takes the process with it; so whoever can answer is alive.
+        // A task that ends unexpectedly ends the process. So an answer proves that all of them live.
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness));
     tokio::select! {
@@ -68,14 +72,14 @@ pub async fn serve(listener: TcpListener, intake: Intake) {
                 tracing::error!(error = %e, "metrics and health are no longer served");
             }
         }
-        () = fold() => {}
+        () = run_upkeep() => {}
     }
 }
 
-async fn fold() {
-    let mut pace = tokio::time::interval(FOLD);
+async fn run_upkeep() {
+    let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
-        pace.tick().await;
+        interval.tick().await;
         metrics::run_upkeep();
     }
 }
@@ -85,12 +89,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_next_port_is_taken_where_one_is_in_use_and_an_explicit_one_is_refused() {
+    async fn a_default_port_in_use_is_skipped_and_an_invalid_address_is_refused() {
         let first = listen("").await.unwrap().unwrap();
         let second = listen("").await.unwrap().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert!(first.ip().is_loopback() && second.port() != first.port(), "{first} {second}");
-        assert!(PORTS.contains(&second.port()));
+        assert!(DEFAULT_PORTS.contains(&second.port()));
         let refused = listen("256.0.0.1:x").await.unwrap_err().to_string();
         assert!(
             refused.contains("`metrics.listen`: cannot listen at 256.0.0.1:x") && refused.contains("hint:"),

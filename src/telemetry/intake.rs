@@ -1,4 +1,4 @@
-//! What a worker's intake is doing: the one truth behind `/readyz` and `pixwarden_ready`.
+//! The state of a worker's intake. `/readyz` and `pixwarden_ready` show it.
 
 use std::fmt;
 
@@ -6,22 +6,22 @@ use tokio::sync::watch;
 
 use super::metrics;
 
-/// What intake is doing.
+/// Whether a worker consumes deliveries, and if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum IntakeState {
     /// Nothing has been consumed yet.
     Starting,
-    /// Both lanes have a consumer on a connection that is up.
+    /// Both lanes have a consumer on an open connection.
     Consuming,
-    /// A dependency is broken: which, and why.
+    /// A dependency is broken. The text has its name and the reason.
     Paused(String),
-    /// The broker is: why.
+    /// The connection to the broker is lost. The text has the reason.
     Lost(String),
-    /// The worker is about to end.
+    /// The worker finishes what it has and ends.
     Draining,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for IntakeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Starting => f.write_str("starting"),
@@ -33,32 +33,31 @@ impl fmt::Display for State {
     }
 }
 
-/// Where intake says what it is doing, and whoever wants to know may look.
+/// The shared state of intake: set by the consumer of the queues, read by the health endpoint.
 #[derive(Debug, Clone)]
-pub struct Intake(watch::Sender<State>);
+pub struct Intake(watch::Sender<IntakeState>);
 
 impl Default for Intake {
     fn default() -> Self {
-        Self(watch::channel(State::Starting).0)
+        Self(watch::channel(IntakeState::Starting).0)
     }
 }
 
 impl Intake {
-    /// This is what it is doing now. Whoever drains does nothing else any more.
-    pub fn is(&self, state: State) {
-        self.0.send_if_modified(|now| {
-            let is_news = *now != State::Draining && *now != state;
-            if is_news {
-                metrics::set_ready(state == State::Consuming);
-                *now = state;
+    /// Sets the state. A worker that drains stays in that state.
+    pub fn set_state(&self, state: IntakeState) {
+        self.0.send_if_modified(|current| {
+            let has_changed = *current != IntakeState::Draining && *current != state;
+            if has_changed {
+                metrics::set_ready(state == IntakeState::Consuming);
+                *current = state;
             }
-            is_news
+            has_changed
         });
     }
 
-    /// What it is doing.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> IntakeState {
         self.0.borrow().clone()
     }
 }
@@ -68,12 +67,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_drains_never_says_again_that_it_consumes() {
+    fn a_draining_worker_never_becomes_ready_again() {
         let intake = Intake::default();
-        intake.is(State::Consuming);
-        assert_eq!(intake.state(), State::Consuming);
-        intake.is(State::Draining);
-        intake.is(State::Consuming);
-        assert_eq!(intake.state(), State::Draining);
+        intake.set_state(IntakeState::Consuming);
+        assert_eq!(intake.state(), IntakeState::Consuming);
+        intake.set_state(IntakeState::Draining);
+        intake.set_state(IntakeState::Consuming);
+        assert_eq!(intake.state(), IntakeState::Draining);
     }
 }

@@ -18,7 +18,7 @@ use labels::{
     PublishResult, QueueName, RetryCause, RoutingKey, SettlementLabel,
 };
 pub use table::ALL;
-pub use typed::{GaugeGuard, Kind, Metric};
+pub use typed::{GaugeGuard, Metric, MetricKind};
 
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -27,7 +27,7 @@ pub fn start() {
     RECORDER.get_or_init(|| {
         let mut builder = PrometheusBuilder::new();
         for metric in ALL {
-            if let Kind::Histogram(buckets) = metric.kind {
+            if let MetricKind::Histogram(buckets) = metric.kind {
                 builder = match builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets) {
                     Ok(builder) => builder,
                     // The buckets are constants, and a test checks that there are some.

@@ -30,7 +30,7 @@ closed_label! {
 /// Runs a stage's work on one image in the stage's span, and records its duration. Work that is cancelled is not recorded.
 pub async fn timed<T>(stage: Stage, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
-    let done = work.instrument(traces::stage(stage)).await;
+    let done = work.instrument(traces::stage_span(stage)).await;
     metrics::stage_completed(stage, began.elapsed());
     done
 }

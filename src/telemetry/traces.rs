@@ -1,10 +1,10 @@
-//! Spans for a collector: where a trace comes from, one span a job, one a stage, one a run of a session.
+//! Spans for a collector: one per job, one per stage, one per session run.
 //!
-//! They are of a target of their own, which no log line shows and only the exporter sees; without one, none of them is
-//! ever made. The OpenTelemetry crates are named here and below, and nowhere else.
+//! They have their own target. No log line shows it; only the exporter takes it, and without an exporter no such span is
+//! ever created. No other module names the OpenTelemetry crates.
 
+mod context;
 mod export;
-mod parent;
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -16,13 +16,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::Stage;
 use crate::job::{ImageRef, Lane};
+pub use context::TraceContext;
 pub use export::Exporter;
-pub use parent::Parent;
 
-/// The target of every span that is exported.
+/// The target of every exported span.
 pub(super) const TARGET: &str = "pixwarden::trace";
 
-/// Hands spans to an exporter.
+/// The layer that passes spans to the exporter.
 pub(super) fn layer<S>(exporter: &Exporter) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'span> LookupSpan<'span>,
@@ -36,45 +36,45 @@ where
         .with_filter(Targets::new().with_target(TARGET, tracing::Level::INFO))
 }
 
-/// Does a job's work in its spans: one for the collector, and one for log lines, which knows the trace's id.
-pub async fn job<T>(lane: Lane, tag: u64, parent: Option<Parent>, work: impl Future<Output = T>) -> T {
+/// Runs a job's work in two spans: one for the collector, and one for log lines, which includes the trace's id.
+pub async fn in_job_span<T>(lane: Lane, tag: u64, parent: Option<TraceContext>, work: impl Future<Output = T>) -> T {
     let span = info_span!(target: TARGET, parent: None, "job", otel.kind = "consumer", pixwarden.lane = %lane);
-    belongs(&span, parent.as_ref());
-    let context = context(&span).or_else(|| parent.and_then(|parent| parent.context()));
+    set_parent(&span, parent.as_ref());
+    let context = span_context(&span).or_else(|| parent.and_then(|parent| parent.span_context()));
     let trace_id = context.map(|context| context.trace_id().to_string());
-    let logged = info_span!("job", %lane, tag, trace_id);
-    work.instrument(span).instrument(logged).await
+    let log_span = info_span!("job", %lane, tag, trace_id);
+    work.instrument(span).instrument(log_span).await
 }
 
 /// The span of one image in a stage.
-pub(super) fn stage(stage: Stage) -> Span {
+pub(super) fn stage_span(stage: Stage) -> Span {
     info_span!(target: TARGET, "stage", otel.name = stage.as_str())
 }
 
-/// The span of one event's publishing, which may be long after its job and in another process.
+/// The span of publishing one event. The outbox may publish it long after the job's span ended, in another process.
 #[must_use]
-pub fn publish(parent: Option<&Parent>) -> Span {
+pub fn publish_span(parent: Option<&TraceContext>) -> Span {
     let name = Stage::Publish.as_str();
     let span = info_span!(target: TARGET, parent: None, "publish", otel.name = name, otel.kind = "producer");
-    belongs(&span, parent);
+    set_parent(&span, parent);
     span
 }
 
-/// A span that others may point to.
+/// A span that another span can link to.
 #[derive(Debug, Clone)]
-pub struct Link(Option<SpanContext>);
+pub struct SpanLink(Option<SpanContext>);
 
-impl Link {
-    /// The current one.
+impl SpanLink {
+    /// A link to the current span.
     #[must_use]
-    pub fn here() -> Self {
-        Self(context(&Span::current()))
+    pub fn current() -> Self {
+        Self(span_context(&Span::current()))
     }
 }
 
-/// The span of one run of a session, which belongs to no job and points to all of its own.
+/// The span of one session run. It has no parent, and links to the spans of all its images.
 #[must_use]
-pub fn batch<'a>(detector: &str, links: impl ExactSizeIterator<Item = &'a Link>) -> Span {
+pub fn batch_span<'a>(detector: &str, links: impl ExactSizeIterator<Item = &'a SpanLink>) -> Span {
     let images = links.len();
     let span = info_span!(
         target: TARGET, parent: None, "batch", pixwarden.detector = detector, pixwarden.batch.images = images,
@@ -85,50 +85,52 @@ pub fn batch<'a>(detector: &str, links: impl ExactSizeIterator<Item = &'a Link>)
     span
 }
 
-/// What is to be told to others who go on with the current job: its span, or else where it came from.
+/// The trace context for messages that follow from the current job: the current span, or without traces the received
+/// context unchanged.
 #[must_use]
-pub fn onward(parent: Option<&Parent>) -> Option<Parent> {
-    context(&Span::current()).map(|context| Parent::of(&context)).or_else(|| parent.cloned())
+pub fn context_to_propagate(received: Option<&TraceContext>) -> Option<TraceContext> {
+    let current = span_context(&Span::current());
+    current.map(|context| TraceContext::from_span_context(&context)).or_else(|| received.cloned())
 }
 
-/// The current job is about this image.
-pub fn about(image: &ImageRef) {
-    note("pixwarden.image.bucket", &image.bucket);
-    note("pixwarden.image.key", &image.key);
+/// Adds the image to the current span.
+pub fn record_image(image: &ImageRef) {
+    record_text("pixwarden.image.bucket", &image.bucket);
+    record_text("pixwarden.image.key", &image.key);
 }
 
-/// Adds a text to the current span.
-pub fn note(key: &'static str, text: &str) {
+/// Adds a text attribute to the current span.
+pub fn record_text(key: &'static str, text: &str) {
     let span = Span::current();
-    if is_ours(&span) {
+    if is_exported(&span) {
         span.set_attribute(key, text.to_owned());
     }
 }
 
-/// Adds a number to the current span.
-pub fn count(key: &'static str, number: u64) {
+/// Adds a number attribute to the current span.
+pub fn record_number(key: &'static str, number: u64) {
     let span = Span::current();
-    if is_ours(&span) {
+    if is_exported(&span) {
         span.set_attribute(key, i64::try_from(number).unwrap_or(i64::MAX));
     }
 }
 
-fn belongs(span: &Span, parent: Option<&Parent>) {
+fn set_parent(span: &Span, parent: Option<&TraceContext>) {
     if span.is_disabled() {
         return;
     }
-    if let Some(context) = parent.and_then(Parent::context)
+    if let Some(context) = parent.and_then(TraceContext::span_context)
         && let Err(error) = span.set_parent(Context::new().with_remote_span_context(context))
     {
-        tracing::debug!(%error, "a span begins a trace of its own");
+        tracing::debug!(%error, "span without its parent: it starts a new trace");
     }
 }
 
-fn context(span: &Span) -> Option<SpanContext> {
-    let context = is_ours(span).then(|| span.context().span().span_context().clone());
+fn span_context(span: &Span) -> Option<SpanContext> {
+    let context = is_exported(span).then(|| span.context().span().span_context().clone());
     context.filter(SpanContext::is_valid)
 }
 
-fn is_ours(span: &Span) -> bool {
+fn is_exported(span: &Span) -> bool {
     span.metadata().is_some_and(|metadata| metadata.target() == TARGET)
 }

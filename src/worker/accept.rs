@@ -22,9 +22,9 @@ use crate::broker::{ANSWER, ATTEMPT_HEADER, BrokerError, JOB_ID_HEADER, Topology
 use crate::config::SecretUrl;
 use crate::job::{Lane, forms};
 use crate::retry::Pauses;
-use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::metrics::{self, GaugeGuard};
-use crate::telemetry::traces::Parent;
+use crate::telemetry::traces::TraceContext;
 
 /// A backlog without a delivery for this long means that the consumer has gone silent.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -109,8 +109,8 @@ impl Delivery {
 
     /// The sender's trace.
     #[must_use]
-    pub fn trace(&self) -> Option<Parent> {
-        Parent::read(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::parse(header(&self.properties, "traceparent"), header(&self.properties, "tracestate"))
     }
 
     /// The delivery's number on its channel, for logs.
@@ -200,7 +200,7 @@ impl Accept {
                 }
                 Err(e) => e,
             };
-            self.intake.is(State::Lost(lost.to_string()));
+            self.intake.set_state(IntakeState::Lost(lost.to_string()));
             let pause = pauses.longer();
             tracing::warn!(error = %lost, pause_ms = pause.as_millis(), "the broker is lost, connecting anew");
             self.stop.run_until_cancelled(tokio::time::sleep(pause)).await?;
@@ -267,7 +267,7 @@ impl Accept {
             let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
             consumers.push((*lane, answered("consuming", request).await?));
         }
-        self.intake.is(State::Consuming);
+        self.intake.set_state(IntakeState::Consuming);
         tracing::info!(prefetch = self.prefetch, "consuming");
         let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
@@ -311,7 +311,7 @@ impl Accept {
     fn say_paused(&self) {
         let broken: Vec<_> = self.broken.borrow().iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !broken.is_empty() {
-            self.intake.is(State::Paused(broken.join("; ")));
+            self.intake.set_state(IntakeState::Paused(broken.join("; ")));
         }
     }
 

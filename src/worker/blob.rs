@@ -249,7 +249,7 @@ impl Fetcher {
             let why = match self.once(image, lane, gates).await? {
                 Ok(blob) => {
                     metrics::object_fetched(blob.bytes.len() as u64);
-                    traces::count("pixwarden.image.bytes", blob.bytes.len() as u64);
+                    traces::record_number("pixwarden.image.bytes", blob.bytes.len() as u64);
                     *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
                     return Ok(blob);
                 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::accept::Delivery;
 use crate::job::Lane;
-use crate::telemetry::traces::Parent;
+use crate::telemetry::traces::TraceContext;
 
 /// What a delivery says besides its body.
 pub(super) struct Order {
@@ -19,7 +19,7 @@ pub(super) struct Order {
     pub arrived: Instant,
     pub correlation_id: Option<String>,
     pub reply_to: Option<String>,
-    pub trace: Option<Parent>,
+    pub trace: Option<TraceContext>,
 }
 
 impl Order {

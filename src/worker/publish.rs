@@ -24,7 +24,7 @@ use crate::fault_injection;
 use crate::job::Outcome;
 use crate::ledger::{Event, Ledger};
 use crate::telemetry::metrics::labels::PublishResult;
-use crate::telemetry::traces::{self, Parent};
+use crate::telemetry::traces::{self, TraceContext};
 use crate::telemetry::{Stage, metrics};
 
 pub use event::{PassedOn, event, event_as};
@@ -114,8 +114,8 @@ impl Publish {
 /// Publishes an event, in a span of the trace that it carries. That is read from the event itself: it may be long after
 /// its job, and in another process.
 async fn send(publisher: &Publisher, exchange: &str, routing_key: &str, event: &Event) -> Result<(), PublishError> {
-    let trace = Parent::of_event(&event.payload);
-    let span = traces::publish(trace.as_ref());
+    let trace = TraceContext::from_event(&event.payload);
+    let span = traces::publish_span(trace.as_ref());
     let mut properties =
         BasicProperties::default().with_content_type(CONTENT_TYPE.into()).with_message_id(event.id.to_string().into());
     if let Ok(id) = ShortString::try_new(event.correlation_id.as_str()) {

@@ -22,7 +22,7 @@ use crate::broker::{BrokerError, Publisher, Topology};
 use crate::config::{Config, ConfigError};
 use crate::ledger::{self, Ledger, OpenError};
 use crate::screen::{Screen, StartError, decode};
-use crate::telemetry::intake::{Intake, State};
+use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::{http, metrics, traces};
 
 /// Why a worker could not start, or had to end.
@@ -141,7 +141,7 @@ pub async fn run_on(
         move |delivery: Delivery| {
             let worker = Arc::clone(&worker);
             let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
-            drop(lives.spawn(traces::job(lane, tag, parent, async move { worker.live(delivery).await })));
+            drop(lives.spawn(traces::in_job_span(lane, tag, parent, async move { worker.live(delivery).await })));
         }
     };
     let in_flight = {
@@ -157,7 +157,7 @@ pub async fn run_on(
         _ = &mut publishing => return Err(WorkerError::Task("publish")),
     }
 
-    intake.is(State::Draining);
+    intake.set_state(IntakeState::Draining);
     tracing::info!(in_flight = lives.len(), "draining");
     let drain = Duration::from_millis(worker.config.worker.drain_ms);
     let drained = tokio::time::timeout(drain, async {

@@ -182,7 +182,7 @@ impl Settle {
                 Settlement::Return
             }
         };
-        traces::note("pixwarden.settlement", settlement.label().as_str());
+        traces::record_text("pixwarden.settlement", settlement.label().as_str());
         let result = match settlement {
             Settlement::Return => delivery.acker().nack(BasicNackOptions { requeue: true, multiple: false }).await,
             _ => delivery.acker().ack(BasicAckOptions::default()).await,

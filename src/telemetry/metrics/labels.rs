@@ -5,7 +5,7 @@ use metrics::{Label as Pair, SharedString};
 use crate::job::{Lane, Outcome};
 
 /// A label of a metric.
-pub trait Label: Sized {
+pub trait MetricLabel: Sized {
     /// The label's name in a scrape.
     const NAME: &'static str;
 
@@ -40,7 +40,7 @@ impl LabelSet for () {
     }
 }
 
-impl<A: Label> LabelSet for A {
+impl<A: MetricLabel> LabelSet for A {
     const NAMES: &'static [&'static str] = &[A::NAME];
 
     fn known() -> Vec<Self> {
@@ -52,7 +52,7 @@ impl<A: Label> LabelSet for A {
     }
 }
 
-impl<A: Label + Clone, B: Label> LabelSet for (A, B) {
+impl<A: MetricLabel + Clone, B: MetricLabel> LabelSet for (A, B) {
     const NAMES: &'static [&'static str] = &[A::NAME, B::NAME];
 
     fn known() -> Vec<Self> {
@@ -64,7 +64,7 @@ impl<A: Label + Clone, B: Label> LabelSet for (A, B) {
     }
 }
 
-impl<A: Label + Clone, B: Label + Clone, C: Label> LabelSet for (A, B, C) {
+impl<A: MetricLabel + Clone, B: MetricLabel + Clone, C: MetricLabel> LabelSet for (A, B, C) {
     const NAMES: &'static [&'static str] = &[A::NAME, B::NAME, C::NAME];
 
     fn known() -> Vec<Self> {
@@ -102,7 +102,7 @@ macro_rules! closed_label {
             }
         }
 
-        impl $crate::telemetry::metrics::labels::Label for $name {
+        impl $crate::telemetry::metrics::labels::MetricLabel for $name {
             const NAME: &'static str = $label;
 
             fn known_values() -> Vec<Self> {
@@ -124,7 +124,7 @@ macro_rules! text_label {
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct $name(pub String);
 
-        impl Label for $name {
+        impl MetricLabel for $name {
             const NAME: &'static str = $label;
 
             fn known_values() -> Vec<Self> {
@@ -236,7 +236,7 @@ text_label! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutingKey(pub String);
 
-impl Label for RoutingKey {
+impl MetricLabel for RoutingKey {
     const NAME: &'static str = "routing_key";
 
     fn known_values() -> Vec<Self> {
@@ -254,7 +254,7 @@ impl Label for RoutingKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProgramVersion;
 
-impl Label for ProgramVersion {
+impl MetricLabel for ProgramVersion {
     const NAME: &'static str = "version";
 
     fn known_values() -> Vec<Self> {
@@ -266,7 +266,7 @@ impl Label for ProgramVersion {
     }
 }
 
-impl Label for Lane {
+impl MetricLabel for Lane {
     const NAME: &'static str = "lane";
 
     fn known_values() -> Vec<Self> {
@@ -278,7 +278,7 @@ impl Label for Lane {
     }
 }
 
-impl Label for Outcome {
+impl MetricLabel for Outcome {
     const NAME: &'static str = "outcome";
 
     fn known_values() -> Vec<Self> {

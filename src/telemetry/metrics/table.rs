@@ -96,7 +96,7 @@ mod tests {
 
     use metrics_exporter_prometheus::PrometheusBuilder;
 
-    use super::super::typed::Kind;
+    use super::super::typed::MetricKind;
     use super::*;
 
     /// The known values of a metric's label.
@@ -130,8 +130,8 @@ mod tests {
     #[test]
     fn names_follow_prometheus() {
         for Metric { name, kind, .. } in ALL {
-            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
-            if let Kind::Histogram(buckets) = kind {
+            assert_eq!(name.ends_with("_total"), *kind == MetricKind::Counter, "{name}");
+            if let MetricKind::Histogram(buckets) = kind {
                 assert!(buckets.is_sorted() && !buckets.is_empty(), "{name}");
             }
         }
@@ -147,12 +147,12 @@ mod tests {
                 .lines()
                 .filter(|line| line.strip_prefix(metric.name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])));
             match metric.kind {
-                Kind::Counter | Kind::Gauge => {
+                MetricKind::Counter | MetricKind::Gauge => {
                     let zeros = series.filter(|line| line.ends_with(" 0")).count();
                     assert!(zeros >= (metric.known)().len().max(1), "{}: {scrape}", metric.name);
                 }
-                Kind::MeasuredGauge => assert_eq!(series.count(), 0, "{}: {scrape}", metric.name),
-                Kind::Histogram(_) => {}
+                MetricKind::MeasuredGauge => assert_eq!(series.count(), 0, "{}: {scrape}", metric.name),
+                MetricKind::Histogram(_) => {}
             }
         }
         assert!(

@@ -15,7 +15,7 @@ pub struct Metric {
     /// The name in a scrape. Its last word, apart from `total`, is the unit, if it has one.
     pub name: &'static str,
     /// Counter, gauge or histogram.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// One line of explanation in a scrape.
@@ -26,7 +26,7 @@ pub struct Metric {
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only grows. Shown as 0 from the start, so that a rate includes the first increment.
     Counter,
     /// The amount that this process holds. Shown as 0 from the start.
@@ -37,7 +37,7 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
-impl Kind {
+impl MetricKind {
     /// Prometheus' name of the kind.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -50,7 +50,7 @@ impl Kind {
 }
 
 impl Metric {
-    const fn new<L: LabelSet>(name: &'static str, kind: Kind, help: &'static str) -> Self {
+    const fn new<L: LabelSet>(name: &'static str, kind: MetricKind, help: &'static str) -> Self {
         Self { name, kind, labels: L::NAMES, help, known: known::<L> }
     }
 
@@ -58,16 +58,16 @@ impl Metric {
     pub(super) fn register(&self) {
         let &Self { name, help, .. } = self;
         match self.kind {
-            Kind::Counter => describe_counter!(name, help),
-            Kind::Gauge | Kind::MeasuredGauge => describe_gauge!(name, help),
-            Kind::Histogram(_) => describe_histogram!(name, help),
+            MetricKind::Counter => describe_counter!(name, help),
+            MetricKind::Gauge | MetricKind::MeasuredGauge => describe_gauge!(name, help),
+            MetricKind::Histogram(_) => describe_histogram!(name, help),
         }
         for labels in (self.known)() {
             match self.kind {
-                Kind::Counter => counter!(name, labels).increment(0),
-                Kind::Gauge => gauge!(name, labels).set(0),
-                Kind::MeasuredGauge => {}
-                Kind::Histogram(_) => drop(histogram!(name, labels)),
+                MetricKind::Counter => counter!(name, labels).increment(0),
+                MetricKind::Gauge => gauge!(name, labels).set(0),
+                MetricKind::MeasuredGauge => {}
+                MetricKind::Histogram(_) => drop(histogram!(name, labels)),
             }
         }
     }
@@ -86,7 +86,7 @@ pub(super) struct Counter<L> {
 
 impl<L: LabelSet> Counter<L> {
     pub(super) const fn new(name: &'static str, help: &'static str) -> Self {
-        Self { metric: Metric::new::<L>(name, Kind::Counter, help), labels: PhantomData }
+        Self { metric: Metric::new::<L>(name, MetricKind::Counter, help), labels: PhantomData }
     }
 
     pub(super) fn add(&self, labels: L, amount: u64) {
@@ -104,12 +104,12 @@ pub(super) struct Gauge<L> {
 impl<L: LabelSet> Gauge<L> {
     /// A gauge that is shown as 0 from the start.
     pub(super) const fn new(name: &'static str, help: &'static str) -> Self {
-        Self { metric: Metric::new::<L>(name, Kind::Gauge, help), labels: PhantomData }
+        Self { metric: Metric::new::<L>(name, MetricKind::Gauge, help), labels: PhantomData }
     }
 
     /// A gauge that is absent until it is set.
     pub(super) const fn measured(name: &'static str, help: &'static str) -> Self {
-        Self { metric: Metric::new::<L>(name, Kind::MeasuredGauge, help), labels: PhantomData }
+        Self { metric: Metric::new::<L>(name, MetricKind::MeasuredGauge, help), labels: PhantomData }
     }
 
     pub(super) fn set(&self, labels: L, value: impl Into<f64>) {
@@ -147,7 +147,7 @@ pub(super) struct Histogram<L> {
 
 impl<L: LabelSet> Histogram<L> {
     pub(super) const fn new(name: &'static str, buckets: &'static [f64], help: &'static str) -> Self {
-        Self { metric: Metric::new::<L>(name, Kind::Histogram(buckets), help), labels: PhantomData }
+        Self { metric: Metric::new::<L>(name, MetricKind::Histogram(buckets), help), labels: PhantomData }
     }
 
     pub(super) fn record(&self, labels: L, value: u64) {

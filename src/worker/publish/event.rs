@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::job::{Verdict, event_id, exact, exact_scores};
 use crate::ledger::Event;
-use crate::telemetry::traces::Parent;
+use crate::telemetry::traces::TraceContext;
 
 /// What an event passes on from the job to whoever gets it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +14,7 @@ pub struct PassedOn<'a> {
     /// The sender's; without one it is the job's id.
     pub correlation_id: Option<&'a str>,
     /// Where the trace goes on: CloudEvents' extension for distributed tracing.
-    pub trace: Option<&'a Parent>,
+    pub trace: Option<&'a TraceContext>,
 }
 
 /// Describes a verdict as an event, whether or not it is announced.
@@ -119,12 +119,12 @@ mod tests {
     fn an_event_carries_its_trace_and_is_else_the_same() {
         let plain = event(&verdict(), PassedOn::default(), "pixwarden").payload;
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Parent::read(Some(traceparent.into()), Some("a=1".into()));
+        let trace = TraceContext::parse(Some(traceparent.into()), Some("a=1".into()));
         let passed_on = PassedOn { trace: trace.as_ref(), ..PassedOn::default() };
         let traced = event(&verdict(), passed_on, "pixwarden").payload;
         let extension = format!(",\"traceparent\":\"{traceparent}\",\"tracestate\":\"a=1\"}}");
         assert_eq!(traced, format!("{}{extension}", plain.strip_suffix('}').unwrap()));
-        assert_eq!(Parent::of_event(&traced), trace);
-        assert_eq!(Parent::of_event(&plain), None);
+        assert_eq!(TraceContext::from_event(&traced), trace);
+        assert_eq!(TraceContext::from_event(&plain), None);
     }
 }
