@@ -1,8 +1,8 @@
--- The roles of a ledger, and what each may do in the database that this runs in. docs/access.md says who uses which.
+-- The roles of a ledger, and their privileges in the current database. docs/access.md describes who uses which role.
 --
--- Run by a superuser, or by whoever may create roles and owns the database: before the first `pixwarden migrate`, and
--- again after each, since a new table belongs to its owner alone until then. Running it again changes nothing else.
--- Roles are made without a password and cannot log in until they have one: ALTER ROLE pixwarden_worker PASSWORD '...'.
+-- Run it as a superuser, or as the database's owner with the right to create roles: before the first `pixwarden migrate`,
+-- and again after each one, because only its owner may use a new table until then. Running it again changes nothing else.
+-- Roles are created without a password and cannot log in until they have one: ALTER ROLE pixwarden_worker PASSWORD '...'.
 
 DO $$
 DECLARE
@@ -14,12 +14,12 @@ BEGIN
         END IF;
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
     END LOOP;
-    -- By default everybody on the server may connect and make temporary tables.
+    -- By default every role of the server may connect and create temporary tables.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
 END
 $$;
 
--- Before PostgreSQL 15 everybody may make tables here.
+-- Before PostgreSQL 15 every role may create tables here.
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO pixwarden_owner;
 GRANT USAGE ON SCHEMA public TO pixwarden_worker, pixwarden_operator, pixwarden_reader;
@@ -48,7 +48,7 @@ BEGIN
     ) AS privilege (role, relation, privileges)
     WHERE to_regclass('public.' || relation) IS NOT NULL
     LOOP
-        -- What an earlier release granted and this one does not goes as well.
+        -- This also removes privileges that an earlier release granted and this one does not.
         EXECUTE format('REVOKE ALL ON public.%I FROM %I', may.relation, may.role);
         EXECUTE format('GRANT %s ON public.%I TO %I', may.privileges, may.relation, may.role);
     END LOOP;
