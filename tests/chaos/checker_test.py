@@ -1,4 +1,4 @@
-"""Shows the checker evidence of every mistake it is there to find.
+"""Passes evidence of every kind of bug to the checker.
 
     .tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
 """
@@ -12,7 +12,7 @@ from schedule import KINDS, plan
 
 
 def good():
-    """A run in which everything went as promised."""
+    """A run that keeps every promise."""
     return Evidence(
         tried={
             "a": {"id": "a", "kind": "good", "key": "a.jpg", "outcome": "flagged"},
@@ -43,16 +43,16 @@ def good():
 
 
 class Checker(unittest.TestCase):
-    def finds(self, evidence, *wanted):
+    def finds(self, evidence, *expected):
         found = check(evidence)
-        self.assertEqual(len(found), len(wanted), found)
-        for line, words in zip(found, wanted):
+        self.assertEqual(len(found), len(expected), found)
+        for line, words in zip(found, expected):
             self.assertIn(words, line)
 
     def test_a_good_run_is_good(self):
         self.finds(good())
 
-    def test_what_was_never_confirmed_may_have_an_outcome_or_none(self):
+    def test_an_unconfirmed_job_may_have_an_outcome_or_none(self):
         evidence = good()
         evidence.confirmed.remove("a")
         self.finds(evidence)
@@ -70,10 +70,10 @@ class Checker(unittest.TestCase):
         evidence.verdicts.append({"id": "4", "job_id": "77", "key": "b.jpg", "outcome": "passed"})
         evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "77", "outcome": "passed", "body": "w"})
         self.finds(evidence, "doubled: jobs with several outcomes: 1, such as key:b.jpg")
-        evidence.lies["b.jpg"] = {"missing"}
+        evidence.false_responses["b.jpg"] = {"missing"}
         self.finds(evidence)
 
-    def test_a_verdict_that_nobody_asked_for_is_found(self):
+    def test_a_verdict_without_a_job_is_found(self):
         evidence = good()
         evidence.verdicts.append({"id": "4", "job_id": "ghost", "key": "g.jpg", "outcome": "passed"})
         evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "ghost", "outcome": "passed", "body": "w"})
@@ -86,12 +86,12 @@ class Checker(unittest.TestCase):
             evidence.audit.append(change)
             self.finds(evidence, f"rewritten after their commit: 1, such as {change[0]}: {change[1]} to {change[2]}")
 
-    def test_a_wrong_outcome_is_found_and_a_lie_of_the_store_excuses_only_missing(self):
+    def test_a_wrong_outcome_is_found_and_a_false_response_of_the_store_excuses_only_missing(self):
         evidence = good()
         evidence.tried["a"]["outcome"] = "undecodable"
-        self.finds(evidence, "other than expected: 1, such as a: flagged instead of undecodable")
-        evidence.lies["a.jpg"] = {"missing"}
-        self.finds(evidence, "other than expected")
+        self.finds(evidence, "unexpected outcomes: 1, such as a: flagged instead of undecodable")
+        evidence.false_responses["a.jpg"] = {"missing"}
+        self.finds(evidence, "unexpected outcomes")
         evidence.verdicts[0]["outcome"] = "missing"
         for event in evidence.events[:2]:
             event["outcome"] = "missing"
@@ -100,7 +100,7 @@ class Checker(unittest.TestCase):
     def test_a_missing_event_is_found(self):
         evidence = good()
         del evidence.events[2]
-        self.finds(evidence, "events missing, of verdicts that owe one: 1, such as 2")
+        self.finds(evidence, "verdicts without their event: 1, such as 2")
 
     def test_an_event_that_differs_is_found(self):
         for field, value, words in [
@@ -113,7 +113,7 @@ class Checker(unittest.TestCase):
             self.finds(evidence, words)
         evidence = good()
         evidence.events[0]["verdict_id"] = evidence.events[1]["verdict_id"] = "9"
-        self.finds(evidence, "events missing", "events without a verdict")
+        self.finds(evidence, "verdicts without their event", "events without a verdict")
 
     def test_a_failed_verdict_that_was_replaced_has_an_event_for_each_outcome(self):
         evidence = good()
@@ -121,37 +121,37 @@ class Checker(unittest.TestCase):
         evidence.events.append({"id": "e5", "verdict_id": "3", "job_id": "d", "outcome": "passed", "body": "v"})
         self.finds(evidence)
         last = evidence.events.pop()
-        self.finds(evidence, "events missing, of verdicts that owe one: 1, such as 3")
+        self.finds(evidence, "verdicts without their event: 1, such as 3")
         evidence.events.append(last)
         evidence.audit.clear()
         evidence.dead.remove(("d", "d.jpg", "died"))
         self.finds(evidence, "several event ids: 1, such as 3", "another outcome than the verdict: 1, such as d")
 
-    def test_what_is_left_behind_is_found(self):
+    def test_messages_left_in_queues_are_found(self):
         evidence = good()
         evidence.queues["chaos.delay.live.5s"] = 2
         evidence.outbox[0] = ("e1", False)
-        self.finds(evidence, "unpublished in the outbox: 1, such as e1", "left behind: 1, such as 2 in chaos.delay.live.5s")
+        self.finds(evidence, "unpublished events in the outbox: 1, such as e1", "left in queues: 1, such as 2 in chaos.delay.live.5s")
 
     def test_dead_letters_are_accounted_for(self):
         evidence = good()
         evidence.dead = [("a", "a.jpg", "why not")]
         self.finds(
-            evidence, "nothing explains", "another's id", "failed jobs that are not", "malformed messages that are not"
+            evidence, "unexplained dead letters", "the id of another job", "failed jobs that were not", "malformed messages that were not"
         )
 
     def test_a_job_without_an_id_is_no_malformed_message(self):
         evidence = good()
         evidence.dead.append((None, "b.jpg", "the ledger refuses the row"))
-        self.finds(evidence, "nothing explains: 1")
+        self.finds(evidence, "unexplained dead letters: 1")
 
     def test_growth_and_unexpected_ends_are_found(self):
         evidence = replace(good(), after=Usage(900, 400, 9, 90), unexpected=["worker 0 ended with 1"])
-        self.finds(evidence, "resident mib", "descriptors", "broker connections", "ledger connections", "nobody had killed")
+        self.finds(evidence, "resident mib", "descriptors", "broker connections", "ledger connections", "without being killed")
 
 
 class Schedule(unittest.TestCase):
-    def test_the_same_seed_gives_the_same_schedule_and_another_another(self):
+    def test_a_seed_determines_the_schedule(self):
         self.assertEqual(plan(7, 300), plan(7, 300))
         self.assertNotEqual(plan(7, 300), plan(8, 300))
 
@@ -159,7 +159,7 @@ class Schedule(unittest.TestCase):
         kinds = [fault.kind for fault in plan(1, 3600)]
         self.assertEqual(sorted(kinds[: len(KINDS)]), sorted(KINDS))
 
-    def test_all_is_over_in_time(self):
+    def test_all_faults_end_in_time(self):
         self.assertTrue(all(fault.at + fault.lasts <= 120 for fault in plan(3, 120)))
 
 

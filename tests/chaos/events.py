@@ -1,4 +1,4 @@
-"""Whoever listens to the events: writes each down durably, and only then acknowledges it."""
+"""The consumer of events. It records each event durably before it acknowledges it."""
 
 import hashlib
 import json
@@ -14,26 +14,26 @@ class Events(threading.Thread):
     def __init__(self, world):
         super().__init__(daemon=True)
         self.path = world.folder / "events.jsonl"
-        self.heard = 0
+        self.received = 0
         self._journal = Journal(self.path)
         self._world = world
-        self._deaf = threading.Event()
-        self._is_deaf = threading.Event()
+        self._is_unwanted = threading.Event()
+        self._is_deleted = threading.Event()
         self._ending = threading.Event()
         self._answered = []
 
     def answered(self):
-        """Ids of jobs whose event has been heard, the last hundred of them."""
+        """The ids of the last hundred jobs whose event was received."""
         return self._answered[-100:]
 
     def delete_queue(self):
-        """Takes the queue away, without losing what is in it: unbinds it, empties it, deletes it."""
-        self._deaf.set()
-        if not self._is_deaf.wait(20):
-            raise RuntimeError("the listener did not give its queue up")
+        """Deletes the queue without losing a message: unbinds it, empties it, deletes it."""
+        self._is_unwanted.set()
+        if not self._is_deleted.wait(20):
+            raise RuntimeError("the listener did not delete its queue in time")
 
     def declare_queue(self):
-        self._deaf.clear()
+        self._is_unwanted.clear()
 
     def end(self):
         self._ending.set()
@@ -50,34 +50,34 @@ class Events(threading.Thread):
         channel = connection.channel()
         channel.basic_qos(prefetch_count=100)
         while not self._ending.is_set():
-            if self._deaf.is_set():
+            if self._is_unwanted.is_set():
                 channel.queue_unbind(LISTENER, f"{PREFIX}.events", "image.#")
-                # A quorum queue cannot be deleted on condition that it is empty, and its count is a little old.
-                self._hear(channel, lambda is_empty: is_empty)
+                # A quorum queue has no conditional delete (if-empty), and its message count is slightly old.
+                self._receive(channel, lambda is_empty: is_empty)
                 while channel.queue_declare(LISTENER, passive=True).method.message_count:
-                    self._hear(channel, lambda is_empty: is_empty)
+                    self._receive(channel, lambda is_empty: is_empty)
                 channel.queue_delete(LISTENER)
-                self._is_deaf.set()
-                while self._deaf.is_set():
+                self._is_deleted.set()
+                while self._is_unwanted.is_set():
                     connection.sleep(0.1)
-                self._is_deaf.clear()
+                self._is_deleted.clear()
             channel.queue_declare(LISTENER, durable=True, arguments={"x-queue-type": "quorum"})
             channel.queue_bind(LISTENER, f"{PREFIX}.events", "image.#")
-            self._hear(channel, lambda _: self._deaf.is_set() or self._ending.is_set())
+            self._receive(channel, lambda _: self._is_unwanted.is_set() or self._ending.is_set())
         connection.close()
 
-    def _hear(self, channel, enough):
-        """Takes what comes until it is enough; `enough` is told whether nothing has come for a moment."""
+    def _receive(self, channel, is_done):
+        """Records events until `is_done` returns true. It is called with whether no event arrived within half a second."""
         for method, _, body in channel.consume(LISTENER, inactivity_timeout=0.5):
             if method is not None:
-                self._write_down(json.loads(body), body)
+                self._record(json.loads(body), body)
                 channel.basic_ack(method.delivery_tag)
-            # Not before: what has been taken would stay unacknowledged, and go with the queue.
-            if enough(method is None):
+            # Only now: an event that was received but not acknowledged would be lost with the queue.
+            if is_done(method is None):
                 break
         channel.cancel()
 
-    def _write_down(self, event, body):
+    def _record(self, event, body):
         data = event["data"]
         self._journal.write(
             id=event["id"],
@@ -86,5 +86,5 @@ class Events(threading.Thread):
             verdict_id=data["verdict_id"],
             body=hashlib.sha256(body).hexdigest(),
         )
-        self.heard += 1
+        self.received += 1
         self._answered = [*self._answered[-100:], data["job_id"]]

@@ -1,4 +1,4 @@
-"""What each kind of fault does: how it begins, and how it is healed."""
+"""How each kind of fault begins and ends."""
 
 import random
 import signal
@@ -8,7 +8,7 @@ import psycopg
 
 from world import DATABASE
 
-# A worker that is to crash at a step dies when it passes it for one of the first times.
+# A crash happens when a worker reaches the crash point for the n-th time, with n up to this.
 CRASH_WITHIN = 40
 
 END_SESSIONS = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{DATABASE}' AND pid <> pg_backend_pid()"
@@ -22,11 +22,11 @@ class Faults:
         self.proxies = dict(zip(("broker", "ledger", "store"), proxies))
         self.chance = random.Random(f"faults-{seed}")
 
-    def strike(self, kind, lasts):
-        """One fault, from its beginning to its healing."""
+    def inject(self, kind, lasts):
+        """One fault, from its beginning to its end."""
         service, _, what = kind.partition("-")
-        if strike := getattr(self, kind.replace("-", "_"), None):
-            strike(lasts)
+        if inject := getattr(self, kind.replace("-", "_"), None):
+            inject(lasts)
         elif what.startswith("crash-"):
             self.crash(what.removeprefix("crash-"))
         elif what == "restart":
@@ -38,7 +38,7 @@ class Faults:
             self.disturb(self.proxies[service], what, lasts)
 
     def disturb(self, proxy, mode, lasts):
-        """Changes what a proxy does for a while; a reset of TCP is over at once."""
+        """Changes the mode of a proxy for a while. A TCP reset takes no time."""
         if mode == "reset" and hasattr(proxy, "reset"):
             proxy.reset()
             return
@@ -75,7 +75,7 @@ class Faults:
         self._sql(END_SESSIONS)
 
     def ledger_read_only(self, lasts):
-        # Sessions keep the setting that they began with.
+        # Open sessions keep their setting.
         self._sql(READ_ONLY, END_SESSIONS)
         time.sleep(lasts)
         self._sql(READ_WRITE, END_SESSIONS)

@@ -1,4 +1,4 @@
-"""The workers, and a supervisor that starts each again when it has died."""
+"""The workers, and a supervisor that restarts each one when it has ended."""
 
 import os
 import signal
@@ -27,14 +27,14 @@ class Worker:
         self.port = free_port()
         self.process = None
         self.was_ready = False
-        self.expected_death = False
+        self.expects_crash = False
         self.started_at = 0.0
 
     def start(self, crash=None):
         environment = {**self._environment, "PIXWARDEN_METRICS_LISTEN": f"127.0.0.1:{self.port}"}
         if crash:
             environment["TEST_CRASH"] = crash
-        self.was_ready, self.expected_death = False, bool(crash)
+        self.was_ready, self.expects_crash = False, bool(crash)
         self.started_at = time.monotonic()
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
@@ -48,7 +48,7 @@ class Worker:
             return False
 
     def usage(self):
-        """Resident memory in MiB, and open file descriptors, its decoders' with its own; nothing once it is gone."""
+        """Resident memory in MiB and open file descriptors, including those of its decoder processes; 0 if it has ended."""
         resident = descriptors = 0
         for folder in self._processes():
             try:
@@ -77,13 +77,13 @@ class Fleet(threading.Thread):
             ledger=at(world.postgres_url, port=ledger.port, query="sslmode=disable"),
             store=f"http://127.0.0.1:{store.port}",
         ) | {
-            # By this the keeper of the services finds what is left over when this run is killed.
+            # The process that manages the services uses this to find left-over workers if this run is killed.
             "TEST_SERVICES_STATE": os.environ["TEST_SERVICES_STATE"],
             "TEST_PLANTED": ",".join(planted),
             "PIXWARDEN_EVENTS_PUBLISH": "image.passed,image.flagged,image.review,image.failed",
             "PIXWARDEN_EVENTS_DEFAULT_QUEUE": "false",
             "PIXWARDEN_WORKER_REUSE_SCORES": "false",
-            # Short, so that a short run sees what follows from them; what is not named is as it is by default.
+            # Shorter than the defaults, so that their effects show in a short run.
             "PIXWARDEN_STORAGE_CONNECT_TIMEOUT_MS": "1000",
             "PIXWARDEN_STORAGE_DEADLINE_MS": "6000",
             "PIXWARDEN_OUTBOX_SWEEP_MS": "1000",
@@ -125,13 +125,13 @@ class Fleet(threading.Thread):
         worker.process.send_signal(signal.SIGKILL)
 
     def crash(self, worker, step, times):
-        """Lets the worker die at once, and its successor after it has passed a step so many times."""
+        """Kills the worker. Its successor crashes when it reaches a crash point for the given time."""
         with self._lock:
             self._crash_next[worker.number] = f"{step}:{times}"
             self.kill(worker)
 
     def end(self):
-        """Asks all to drain; returns what each said by its exit status."""
+        """Drains all workers and returns their exit statuses."""
         self._ending.set()
         self.join()
         for worker in self.workers:

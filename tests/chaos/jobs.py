@@ -1,4 +1,4 @@
-"""The load: jobs in several forms, each written down durably when it is tried and when its publish is confirmed."""
+"""The load: jobs in several forms. Each attempt to publish and each confirm is recorded durably."""
 
 import json
 import random
@@ -13,16 +13,16 @@ import pika
 from world import BUCKET, PREFIX, Journal
 
 REPLIES = "chaos-replies"
-# A copy of what src/planted.rs looks for.
+# A copy of DEADLY_IMAGE in src/fault_injection/active.rs.
 DEADLY = b"planted: this image kills the process"
 MALFORMED = (b"not a job", b'{"image": 7}', b"\xff\xfe", b'{"Records": 1}')
 
-# How often each kind of job comes.
+# The relative frequency of each kind of job.
 SHARES = {"good": 62, "derived": 12, "damaged": 9, "missing": 5, "rejected": 3, "malformed": 4, "twice": 4, "conflict": 1}
 
 
 class Jobs(threading.Thread):
-    """Publishes at a rate until told to stop. `fixtures` are pairs of bytes and the outcome they deserve."""
+    """Publishes at a rate until `end`. `fixtures` are pairs of bytes and the expected outcome."""
 
     def __init__(self, world, seed, rate, fixtures, seen):
         super().__init__(daemon=True)
@@ -43,7 +43,7 @@ class Jobs(threading.Thread):
         self.join()
 
     def kill_by_image(self):
-        """The next job is for an image that kills the process."""
+        """Makes the next job one for an image that crashes the process."""
         self._deadly_due += 1
 
     def run(self):
@@ -53,7 +53,7 @@ class Jobs(threading.Thread):
             time.sleep(max(0, due - time.monotonic()))
 
     def more(self, count):
-        """Publishes so many at once."""
+        """Publishes this many jobs at once."""
         for _ in range(count):
             self._number += 1
             self._publish(*self._make(self._number))
@@ -100,7 +100,7 @@ class Jobs(threading.Thread):
         return made
 
     def _derived(self, number):
-        """A job that names no id: it is found by its key, which no other job has."""
+        """A job without an id. It is identified by its key, which no other job has."""
         data, outcome = self._chance.choice(self._good)
         key = f"derived/{number} ä+.jpg"
         self._put(key, data)
@@ -124,7 +124,7 @@ class Jobs(threading.Thread):
                 time.sleep(0.2)
 
     def _publish(self, record, message):
-        """Tries until the broker confirms; each further try may be a duplicate, which is a sender's right."""
+        """Publishes until the broker confirms. A repeated publish may be a duplicate, which senders are allowed to make."""
         lane, body, properties = message
         attempt = str(uuid.uuid4())
         self._journal.write(attempt=attempt, tried=record)

@@ -1,4 +1,4 @@
-"""Watches the run from outside: verdicts as they come, and whether the workers say that they are ready."""
+"""Observes the run from outside: new verdicts, and the workers' readiness."""
 
 import threading
 import time
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import psycopg
 
-LOOK_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 @dataclass
 class Usage:
-    """What the run holds at a moment: of workers the one that holds most, of connections all."""
+    """Resources at one moment: the largest value of any worker, and the number of all connections."""
 
     resident_mib: int
     descriptors: int
@@ -41,13 +41,13 @@ class Monitor(threading.Thread):
                         self._progress.notify_all()
             except (psycopg.Error, OSError):
                 database = None
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _watch_readiness(self):
         while True:
             if not self._fleet.ready() and self.not_ready_at is None:
                 self.not_ready_at = time.monotonic()
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def progress_after(self, moment, limit_s):
         """Seconds from a moment to the first verdict seen after it; None if none comes within the limit."""

@@ -1,4 +1,4 @@
-"""A TCP proxy between workers and one service, which breaks what passes through it."""
+"""A TCP proxy between the workers and one service. It injects faults into connections."""
 
 import asyncio
 import socket
@@ -8,11 +8,11 @@ import threading
 LATENCY_S = 0.2
 DRIP_BYTES = 256
 DRIP_S = 0.01
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 
 
 class Loop:
-    """An event loop on a thread of its own; all proxies share it."""
+    """An event loop in a separate thread. All proxies share it."""
 
     def __init__(self):
         self._loop = asyncio.new_event_loop()
@@ -35,7 +35,7 @@ class Link:
 
 
 class TcpProxy:
-    """Listens on a port of its own. `marker` is what a request holds whose reply may be dropped; None means any."""
+    """Listens on its own port. A reply can be dropped if its request contains `marker`; None means any request."""
 
     def __init__(self, loop, target_port, marker=None):
         self.mode = "pass"
@@ -48,7 +48,7 @@ class TcpProxy:
         self.port = server.sockets[0].getsockname()[1]
 
     def reset(self):
-        """Resets every connection there is now."""
+        """Resets every open connection."""
         self._loop.call(self._reset_all())
 
     async def _reset_all(self):
@@ -78,13 +78,13 @@ class TcpProxy:
                 await self._pass(link, data, writer, up)
         except OSError:
             pass
-        # When one side has ended the other is told. A half-closed connection is nothing these protocols use.
+        # When one side ends, close both. These protocols do not use half-closed connections.
         for other in link.writers:
             other.close()
 
     async def _pass(self, link, data, writer, up):
         while self.mode == "black-hole":
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         if self.mode == "reply-dropped" and self._drops(link, data, up):
             self.dropped += 1
             link.reset()
@@ -109,7 +109,7 @@ class TcpProxy:
 
 
 def reset(writer):
-    """Closes a connection by a reset instead of an orderly end."""
+    """Closes a connection with a TCP reset."""
     connection = writer.get_extra_info("socket")
     if connection is not None:
         # Lingering for zero seconds makes close() send RST (socket(7)).

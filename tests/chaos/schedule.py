@@ -1,9 +1,9 @@
-"""Which fault comes when: the same seed gives the same schedule."""
+"""The schedule of faults. The same seed gives the same schedule."""
 
 import random
 from dataclasses import dataclass
 
-# Every kind of fault, and the shortest and longest time it lasts, in seconds. What happens at one instant lasts for 0.
+# Every kind of fault, with its shortest and longest duration in seconds. A fault without a duration has 0.
 KINDS = {
     "worker-kill": (0, 0),
     "worker-stop": (2, 15),
@@ -45,7 +45,7 @@ PAUSE_S = (1.5, 4.0)
 
 @dataclass(frozen=True)
 class Planned:
-    """One fault: when it begins after the load has, and for how long it lasts, both in seconds."""
+    """One fault: seconds from the start of the load to its begin, and its duration in seconds."""
 
     at: float
     kind: str
@@ -53,7 +53,7 @@ class Planned:
 
 
 def plan(seed, seconds, kinds=None):
-    """Faults one after another, all within `seconds`. Every kind comes once before any comes again."""
+    """Faults one after another, all within `seconds`. Every kind occurs once before any kind occurs again."""
     chance = random.Random(f"schedule-{seed}")
     planned, deck, now = [], [], FIRST_S
     while True:
@@ -62,7 +62,7 @@ def plan(seed, seconds, kinds=None):
             chance.shuffle(deck)
         kind = deck.pop()
         shortest, longest = KINDS[kind]
-        # Short ones are more frequent than long ones; both find something.
+        # Short faults are more frequent than long ones. Both find bugs.
         lasts = round(shortest + (longest - shortest) * chance.random() ** 2, 1)
         if now + lasts > seconds:
             return planned

@@ -1,13 +1,13 @@
-"""A proxy before the object store. It knows HTTP, so that it can lie about single objects, and it remembers its lies."""
+"""An HTTP proxy in front of the object store. It gives false responses for single objects and records them."""
 
 import asyncio
 import random
 import threading
 from urllib.parse import unquote
 
-from proxy import LATENCY_S, LOOK_S, reset
+from proxy import LATENCY_S, POLL_INTERVAL_S, reset
 
-# Of the requests during a fault, which part it hits: some jobs fare well beside those that do not.
+# The share of requests that a fault affects, so that some jobs succeed while others fail.
 SHARE = 0.7
 STALL_S = 20
 
@@ -18,7 +18,7 @@ NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code><Message>The specified key does not
 class StoreProxy:
     def __init__(self, loop, target_port, seed):
         self.mode = "pass"
-        self.lies = {}
+        self.false_responses = {}
         self._lock = threading.Lock()
         self._chance = random.Random(f"store-{seed}")
         self._target_port = target_port
@@ -26,7 +26,7 @@ class StoreProxy:
         self.port = server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader, writer):
-        # One request a connection: the client is told so, and nothing here depends on what came before.
+        # One request per connection: every response has `Connection: close`.
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             await self._answer(head, writer)
@@ -37,7 +37,7 @@ class StoreProxy:
 
     async def _answer(self, head, writer):
         while self.mode == "black-hole":
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         mode = self.mode if self._chance.random() < SHARE else "pass"
         key = unquote(head.split(b" ", 2)[1].decode().split("?")[0]).lstrip("/").partition("/")[2]
         if mode == "reset":
@@ -45,30 +45,30 @@ class StoreProxy:
         if mode == "503":
             return await send(writer, b"503 Slow Down", [], SLOW_DOWN)
         if mode == "missing":
-            self._lie(key, mode)
+            self._record_false(key, mode)
             return await send(writer, b"404 Not Found", [], NO_SUCH_KEY)
         status, headers, body = await self._ask(head)
         if mode == "wrong-etag":
-            self._lie(key, mode)
+            self._record_false(key, mode)
             headers = [line for line in headers if not line.lower().startswith(b"etag:")] + [b'ETag: "0123456789abcdef"']
         half = len(body) // 2
         if mode == "cut-short" and body:
             return await send(writer, status, headers, body[:half], length=len(body))
         if mode == "stalled" and body:
             await send(writer, status, headers, body[:half], length=len(body))
-            for _ in range(int(STALL_S / LOOK_S)):
+            for _ in range(int(STALL_S / POLL_INTERVAL_S)):
                 if self.mode != "stalled":
                     break
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
             return reset(writer)
         await send(writer, status, headers, body, pause=LATENCY_S if mode == "slow" else 0)
 
-    def _lie(self, key, kind):
+    def _record_false(self, key, kind):
         with self._lock:
-            self.lies.setdefault(key, set()).add(kind)
+            self.false_responses.setdefault(key, set()).add(kind)
 
     async def _ask(self, head):
-        """The store's own answer: status, headers but for those about length and connection, body."""
+        """The store's response: status, headers except those about length and connection, body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         try:
             writer.write(head)

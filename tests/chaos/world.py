@@ -1,4 +1,4 @@
-"""Where everything is: the private services, and one installation of Pixwarden on them."""
+"""The private services, and one installation of Pixwarden that uses them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ BUCKET = "chaos"
 DATABASE = "chaos"
 LISTENER = "chaos-listener"
 
-# What every change of a verdict after its first commit leaves behind.
+# Records every change of a verdict after its first commit.
 AUDIT = """
 CREATE TABLE audit (at timestamptz NOT NULL DEFAULT now(), job_id text NOT NULL, before text NOT NULL, after text NOT NULL);
 CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -48,7 +48,7 @@ class World:
         )
 
     def prepare(self):
-        """The database with its schema and the audit, and the bucket. Workers declare the queues."""
+        """Creates the database with its schema and the audit table, and the bucket. Workers declare the queues."""
         with psycopg.connect(self.admin_url, autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {DATABASE}")
         self.run("migrate")
@@ -57,7 +57,7 @@ class World:
         self.s3.create_bucket(Bucket=BUCKET)
 
     def run(self, *arguments):
-        """One command of Pixwarden's own, straight at the services."""
+        """Runs one command of Pixwarden, without the proxies."""
         command = [self.pixwarden, *arguments]
         result = subprocess.run(command, env=self.environment(), capture_output=True, text=True, cwd=self.folder)
         if result.returncode != 0:
@@ -65,7 +65,7 @@ class World:
         return result.stdout
 
     def environment(self, queue=None, ledger=None, store=None):
-        """The variables of a process of Pixwarden's; proxies may stand in for the services."""
+        """The environment of a Pixwarden process. A URL of a proxy can replace that of a service."""
         return {
             "PATH": "/usr/bin:/bin",
             "ORT_DYLIB_PATH": os.environ["ORT_DYLIB_PATH"],
@@ -92,7 +92,7 @@ class World:
         return pika.BlockingConnection(parameters)
 
     def control(self, *arguments):
-        """One request to the keeper of the services; its words."""
+        """Sends one command to the process that manages the services, and returns its output."""
         command = [os.environ["TEST_SERVICES"], *arguments]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
@@ -109,7 +109,7 @@ def at(url, **parts):
 
 
 class Journal:
-    """Lines of JSON, each on disk before `write` returns."""
+    """A file of JSON lines. Each line is on disk when `write` returns."""
 
     def __init__(self, path):
         self._file = open(path, "a", encoding="utf-8")
@@ -126,7 +126,7 @@ def read(path):
 
 
 def wait(what, done, limit_s, pause_s=0.25):
-    """Asks until something is so; an error that passes is an answer too."""
+    """Polls until `done` returns a true value. A transient error counts as false."""
     until = time.monotonic() + limit_s
     while True:
         try:
@@ -135,5 +135,5 @@ def wait(what, done, limit_s, pause_s=0.25):
         except (OSError, psycopg.Error, pika.exceptions.AMQPError, RuntimeError):
             pass
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not within {limit_s} s")
+            raise TimeoutError(f"timeout after {limit_s} s: {what}")
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-//! What a worker tells of itself: metrics, health, traces.
+//! A worker's metrics, health endpoints and traces.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 
 use crate::support::{Lab, Worker, fault, judged_fixtures, service};
 
-/// A scrape as Prometheus' own client library reads it.
+/// A scrape, parsed by Prometheus' client library.
 pub struct Scrape {
     /// Family → kind.
     kinds: BTreeMap<String, String>,
-    /// Sample and its labels, `le` among them, → value.
+    /// Sample, its labels (including `le`) and its value.
     samples: Vec<(String, BTreeMap<String, String>, f64)>,
 }
 
@@ -67,7 +67,7 @@ json.dump({
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefetch_that_was_chosen_bounds_the_batch_that_nobody_chose() {
+async fn a_configured_prefetch_limits_the_default_batch() {
     let of = async |extra: &str| {
         let mut lab = Lab::new().await;
         lab.extra = extra.into();
@@ -77,13 +77,13 @@ async fn a_prefetch_that_was_chosen_bounds_the_batch_that_nobody_chose() {
     };
     let (batch, prefetch) = of("[decode]\nthreads = 3").await;
     assert_eq!(prefetch, 2.0 * batch + 3.0 + 16.0 + 64.0, "{batch}");
-    // 16 of these are for downloads, and whatever warm-up found, what is left carries single images.
+    // 16 of these are for downloads. The remaining two allow only single images, whatever warm-up measured.
     let (bounded, prefetch) = of("[decode]\nthreads = 3\n[worker]\nprefetch = 18").await;
     assert_eq!((bounded, prefetch), (1.0, 18.0));
 }
 
-/// Stores every third fixture, and publishes a job for each, one for nothing, and two that end otherwise. Returns how
-/// many messages those are.
+/// Stores every third fixture and publishes a job for each, a job for a missing object, a malformed message and a test
+/// event. Returns the number of messages.
 async fn load(lab: &Lab) -> usize {
     let fixtures: Vec<_> = judged_fixtures().into_iter().step_by(3).collect();
     for (i, fixture) in fixtures.iter().enumerate() {
@@ -108,7 +108,7 @@ async fn counts(lab: &Lab, query: &'static str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
+async fn a_scrape_has_every_metric_and_its_counters_equal_the_ledger() {
     let lab = Lab::new().await;
     lab.listen().await;
     let worker = lab.started_worker().await;
@@ -116,20 +116,20 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
     let during = Scrape::of(&worker).await;
     let verdicts = i64::try_from(messages).unwrap() - 2;
     lab.until("SELECT count(*) FROM verdicts", verdicts, &worker).await;
-    // The same bytes once more: their scores are there by now.
+    // The same content again. Its scores are stored by now.
     lab.job(Lane::Live, json!({"id": "again", "image": format!("s3://{}/000", lab.bucket)})).await;
     lab.until("SELECT count(*) FROM verdicts", verdicts + 1, &worker).await;
     lab.until_settled(&worker).await;
     lab.until_published(&worker).await;
     let expected: BTreeMap<_, _> = metrics::ALL
         .iter()
-        // The client library takes `_total` for a part of the sample's name.
+        // In the client library, `_total` is part of the sample's name, not of the metric's.
         .map(|metric| (metric.name.trim_end_matches("_total").to_owned(), metric.kind.as_str().to_owned()))
         .collect();
     for (name, kind) in &during.kinds {
         assert_eq!(expected.get(name), Some(kind), "{name}");
     }
-    // What waits is shown once it was counted for the first time.
+    // Queue and outbox are absent until they were polled once.
     let since = Instant::now();
     let scrape = loop {
         let scrape = Scrape::of(&worker).await;
@@ -196,7 +196,7 @@ async fn a_scrape_holds_every_metric_and_its_counters_equal_the_ledger() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_and_what_waits_is_counted() {
+async fn failures_and_backlogs_are_counted() {
     let mut lab = Lab::new().await;
     lab.endpoint = crate::proxy::start(&lab.endpoint).await;
     lab.extra = "[worker]\nattempts = 2".into();
@@ -205,7 +205,7 @@ async fn what_fails_and_what_waits_is_counted() {
     lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/cut-1", lab.bucket)})).await;
     lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'failed'", 1, &worker).await;
 
-    // Queues and outbox are counted every 15 s.
+    // Queues and outbox are polled every 15 s.
     let (dead, since) = (lab.topology.dead(), Instant::now());
     let scrape = loop {
         let scrape = Scrape::of(&worker).await;
@@ -219,7 +219,7 @@ async fn what_fails_and_what_waits_is_counted() {
     assert_eq!(scrape.sum("pixwarden_outbox_events", &[]), 1.0);
     assert!(scrape.sum("pixwarden_outbox_oldest_seconds", &[]) > 0.0);
     assert_eq!(scrape.sum("pixwarden_queue_messages", &[]), 1.0);
-    // Nobody is bound to it.
+    // No queue is bound to the key.
     let tries = [("routing_key", "image.failed"), ("result", "unroutable")];
     assert!(scrape.sum("pixwarden_events_total", &tries) >= 1.0);
     assert_eq!(scrape.sum("pixwarden_events_total", &[("result", "published")]), 0.0);
@@ -230,7 +230,7 @@ async fn what_fails_and_what_waits_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_is_whether_deliveries_are_consumed() {
+async fn a_worker_is_ready_while_it_consumes() {
     let lab = Lab::new().await;
     lab.put("k", judged_fixtures().remove(0).bytes).await;
     let job = async |id: &str| lab.job(Lane::Live, json!({"id": id, "image": format!("s3://{}/k", lab.bucket)})).await;
@@ -240,7 +240,7 @@ async fn readiness_is_whether_deliveries_are_consumed() {
         (scrape.sum("pixwarden_ready", &[]), paused("storage"), paused("ledger"))
     };
 
-    // Frozen: the worker waits for its first connection.
+    // The database is frozen, so the worker waits for its first connection.
     fault(&["postgres", "pause"]).await;
     let mut worker = lab.worker();
     worker.until_ready_says(503, "starting").await;
@@ -276,7 +276,7 @@ async fn readiness_is_whether_deliveries_are_consumed() {
     assert!(scrape.sum("pixwarden_broker_connections_total", &[("connection", "consuming")]) > 1.0);
     assert!(scrape.sum("pixwarden_ledger_errors_total", &[("kind", "down")]) > 0.0);
 
-    // A job that the frozen database keeps inside makes draining last.
+    // A job that waits for the frozen database prolongs draining.
     fault(&["postgres", "pause"]).await;
     job("during-draining").await;
     let held = async || Scrape::of(&worker).await.sum("pixwarden_deliveries_held", &[("lane", "live")]);
@@ -290,7 +290,7 @@ async fn readiness_is_whether_deliveries_are_consumed() {
     assert!(worker.terminate().await.success());
 }
 
-/// A collector: its address, and every span it was sent.
+/// A collector: its address, and every span that it received.
 async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
     let spans = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&spans);
@@ -312,7 +312,7 @@ async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PRODUCER: &str = "b7ad6b7169203331";
 
-/// A job's properties with its sender's trace.
+/// The properties of a job with its sender's trace context.
 fn traced(flags: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert("traceparent".into(), text(&format!("00-{TRACE}-{PRODUCER}-{flags}")));
@@ -320,7 +320,7 @@ fn traced(flags: &str) -> BasicProperties {
     BasicProperties::default().with_headers(headers)
 }
 
-/// A world with an image that is announced, the queue that gets its events, and a job for it.
+/// A lab with an image whose outcome is announced, the queue that receives the events, and a job for the image.
 async fn announced() -> (Lab, String, Value) {
     let lab = Lab::new().await;
     let listener = lab.listen().await;
@@ -347,13 +347,13 @@ async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() 
     assert_eq!(header(&properties, "traceparent").as_deref(), Some(traceparent));
     assert_eq!(header(&properties, "tracestate").as_deref(), Some("congo=t61rcWkgMzE"));
 
-    // The sender has decided against this one, and whoever goes on with it is told so.
+    // The sender decided not to sample this trace. The decision is propagated.
     let unsampled = json!({"id": "unsampled", "image": job["image"]}).to_string();
     lab.publish(Lane::Live, unsampled, traced("00")).await;
     let (unsampled, _) = lab.next(&listener).await;
     let unsampled = unsampled["traceparent"].as_str().unwrap().to_owned();
     assert!(unsampled.starts_with(&format!("00-{TRACE}-")) && unsampled.ends_with("-00"), "{unsampled}");
-    // This one begins here.
+    // This job has no sender's trace and starts a new one.
     lab.job(Lane::Backfill, json!({"id": "own", "image": job["image"]})).await;
     let (own, _) = lab.next(&listener).await;
     lab.until_published(&worker).await;
@@ -387,7 +387,7 @@ async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() 
     }
     assert!(matches!(attribute(named("fetch"), "pixwarden.image.bytes"), Some(Attribute::IntValue(n)) if *n > 0));
     assert!(attribute(named("decode"), "pixwarden.image.format").is_some());
-    assert!(!format!("{spans:?}").contains("s3cret"), "metadata is nobody's here");
+    assert!(!format!("{spans:?}").contains("s3cret"), "spans contain no metadata");
 
     let linked = |to: &Span| {
         let batches = spans.iter().filter(|span| span.name == "batch");
@@ -422,7 +422,7 @@ async fn without_a_collector_a_trace_passes_through_unchanged() {
         assert_eq!((&event["traceparent"], &event["tracestate"]), (&json!(expected), &json!("congo=t61rcWkgMzE")));
         assert_eq!(header(&properties, "traceparent"), Some(expected.clone()));
     }
-    // The line follows the event.
+    // The log line is written after the event is published.
     let (line, since) = (format!("\"trace_id\":\"{TRACE}\""), Instant::now());
     while !worker.log().contains(&line) {
         assert!(since.elapsed() < Duration::from_secs(10), "{}", worker.log());
@@ -434,15 +434,15 @@ async fn without_a_collector_a_trace_passes_through_unchanged() {
     let body = json!({"id": "untraced", "image": job["image"]}).to_string();
     lab.publish(Lane::Live, body, BasicProperties::default().with_headers(headers)).await;
     let (event, properties) = lab.next(&listener).await;
-    assert_eq!((event.get("traceparent"), header(&properties, "traceparent")), (None, None), "that is no trace");
+    assert_eq!((event.get("traceparent"), header(&properties, "traceparent")), (None, None), "the header is invalid");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_away_costs_no_job_and_no_end() {
+async fn an_unresponsive_collector_delays_neither_jobs_nor_the_end() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut lab, listener, job) = announced().await;
     lab.extra = format!("[traces]\nendpoint = \"http://{}/base/\"", silent.local_addr().unwrap());
-    // It takes connections, and never answers.
+    // It accepts connections and never responds.
     let asked = tokio::spawn(async move {
         let (mut stream, _) = silent.accept().await.unwrap();
         let mut head = [0; 28];
@@ -459,7 +459,7 @@ async fn a_collector_that_is_away_costs_no_job_and_no_end() {
     lab.until_settled(&worker).await;
     let since = Instant::now();
     assert!(worker.terminate().await.success());
-    // Nothing is left to do but to send spans, for which three seconds are given.
+    // Only spans remain to be sent, with a timeout of three seconds.
     assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
     assert_eq!(asked.await.unwrap().0, "POST /base/v1/traces HTTP/1.");
 }
