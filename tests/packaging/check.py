@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks what is deployed with, and what others integrate against, as far as that goes without Docker or a cluster.
+"""Checks the files for deployment and the documented interfaces, without Docker or a cluster.
 
     tests/services/get python promtool
     .tools/venv/bin/python tests/packaging/check.py
 
 containers   Dockerfile and Compose file
 cluster      Kubernetes manifests and systemd unit
-monitoring   alerts, dashboard, and the names of metrics wherever they are written
+monitoring   alerts, dashboard, and the names of metrics in all documents
 interface    AsyncAPI document, JSON Schemas, examples
 
 Prints each finding, and exits with 1 if there is any.

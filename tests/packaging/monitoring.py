@@ -1,6 +1,6 @@
-"""Alerts and dashboard: the queries parse, name metrics that exist, and the alerts fire when they should.
+"""Alerts and dashboard: the queries parse and name existing metrics, and the alerts fire when they should.
 
-`promtool` runs alerts_test.yaml. Grafana's own model of a dashboard says whether it would read everything in ours.
+`promtool` runs alerts_test.yaml. Grafana's model of a dashboard must read every field of ours.
 """
 
 import collections
@@ -22,7 +22,7 @@ ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
 DASHBOARD = ROOT / "deploy/grafana/dashboard.json"
 GUIDE = ROOT / "docs/operations.md"
 ROLES = ROOT / "deploy/postgres/roles.sql"
-# What a histogram's name ends in when it is scraped.
+# The suffixes of a histogram's series.
 SERIES = re.compile(r"_(bucket|sum|count)$")
 
 
@@ -34,7 +34,7 @@ def findings():
     queries += [("dashboard.json", target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", [])]
     for where, query in queries:
         yield from parsed(where, query, known)
-    # Prose names the database's roles, too.
+    # Documents also name the database's roles.
     roles = set(re.findall(r"\bpixwarden_\w+", ROLES.read_text()))
     for prose in [ROOT / "README.md", ROOT / "deploy/kubernetes/base/scaling.yaml", *sorted((ROOT / "docs").glob("*.md"))]:
         for name in sorted(set(re.findall(r"\bpixwarden_[a-z0-9_]*[a-z0-9]\b", prose.read_text()))):
@@ -47,7 +47,7 @@ def findings():
 
 def parsed(where, query, known):
     """The query's syntax and the metrics in it."""
-    # Grafana puts these in before Prometheus sees the query.
+    # Grafana replaces these variables before it sends the query.
     concrete = query.replace("$__rate_interval", "1m").replace("$job", "pixwarden")
     try:
         tree = promql_parser.parse(concrete)
@@ -59,7 +59,7 @@ def parsed(where, query, known):
         if name not in known and SERIES.sub("", name) not in known:
             yield f"{where}: there is no metric {name}"
     if not names:
-        yield f"{where}: {query} asks for no metric"
+        yield f"{where}: {query} has no metric"
 
 
 def selectors(expression):
@@ -74,53 +74,53 @@ def selectors(expression):
 
 
 def runbooks(rules):
-    """Each alert leads to its section of the guide, and no section is left over."""
+    """Each alert links to its section of the guide, and every section has an alert."""
     anchors = {heading.lower() for heading in re.findall(r"^#+ (Pixwarden[A-Za-z]+)$", GUIDE.read_text(), re.MULTILINE)}
     named = set()
     for rule in rules:
         file, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         if ROOT / file != GUIDE or anchor not in anchors:
-            yield f"alerts.yaml: {rule['alert']} leads to {file}#{anchor}, which is not there"
+            yield f"alerts.yaml: {rule['alert']} links to {file}#{anchor}, which does not exist"
         if anchor != rule["alert"].lower():
-            yield f"alerts.yaml: {rule['alert']} leads to another alert's section"
+            yield f"alerts.yaml: {rule['alert']} links to another alert's section"
         if rule["labels"]["severity"] not in {"critical", "warning"}:
             yield f"alerts.yaml: {rule['alert']} has the severity {rule['labels']['severity']}"
         named.add(anchor)
     for anchor in sorted(anchors - named):
-        yield f"{GUIDE.relative_to(ROOT)}: {anchor} is no alert"
+        yield f"{GUIDE.relative_to(ROOT)}: {anchor} is not an alert"
 
 
 def promtool():
     program = shutil.which("promtool") or ROOT / ".tools/promtool/promtool"
     if not Path(program).exists():
-        yield "there is no promtool: `tests/services/get promtool` gets it"
+        yield "promtool not found\n  hint: tests/services/get promtool"
         return
     tests = ROOT / "tests/packaging/alerts_test.yaml"
     for command in (["check", "rules", ALERTS], ["test", "rules", tests]):
         result = subprocess.run([program, *command], check=False, capture_output=True, text=True)
         if result.returncode != 0:
-            yield f"promtool {command[0]} says\n{result.stdout}{result.stderr}"
+            yield f"promtool {command[0]} failed:\n{result.stdout}{result.stderr}"
     tested = set(re.findall(r'alertname="([A-Za-z]+)"', tests.read_text()))
     for untested in sorted({rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]} - tested):
-        yield f"{tests.name}: {untested} is never seen to fire"
+        yield f"{tests.name}: {untested} has no test in which it fires"
 
 
 def grafana(dashboard):
-    """Grafana's model reads all of it, and no panel lies over another."""
+    """Grafana's model reads every field, and no panel covers another."""
     plugins.register_default_plugins()
     read = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(dashboard)))
     for path in unread(dashboard, read):
-        yield f"dashboard.json: Grafana would not read {path}"
+        yield f"dashboard.json: Grafana does not read {path}"
     ids = collections.Counter(panel["id"] for panel in dashboard["panels"])
     if max(ids.values()) > 1:
-        yield f"dashboard.json: two panels have one id: {ids}"
+        yield f"dashboard.json: two panels have the same id: {ids}"
     cells = collections.Counter(cell for panel in dashboard["panels"] for cell in area(panel["gridPos"]))
     if max(cells.values()) > 1 or max(x for x, _ in cells) >= 24:
-        yield "dashboard.json: panels lie over each other, or outside"
+        yield "dashboard.json: panels overlap or leave the grid"
 
 
 def unread(wanted, read, path=""):
-    """The paths of what got lost, or changed, between two JSON values."""
+    """The paths of values that are missing or different in the second JSON value."""
     if isinstance(wanted, dict) and isinstance(read, dict):
         for key, value in wanted.items():
             yield from unread(value, read.get(key), f"{path}/{key}")
