@@ -1,4 +1,4 @@
-"""Kubernetes manifests, rendered and held against the schemas of those who read them; and the systemd unit."""
+"""Kubernetes manifests, rendered and validated against the schemas of their readers; and the systemd unit."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from cloudcoil.models.prometheus_operator import v1 as prometheus
 from common import NO_SECRET, PROGRAMS, ROOT, SECRET_NAME, example_options, leaves, option_variables
 
 KUBERNETES = "1.37"
-# Kinds that are not Kubernetes' own.
+# Kinds that are not part of Kubernetes.
 OTHERS = {
     "ScaledObject": keda.ScaledObject,
     "TriggerAuthentication": keda.TriggerAuthentication,
@@ -24,9 +24,9 @@ OTHERS = {
 }
 BASE = ROOT / "deploy/kubernetes/base"
 UNIT = ROOT / "deploy/systemd/pixwarden.service"
-# Of no group of systemd's that the unit allows.
+# System calls that no allowed group of systemd contains.
 CONFINING_CALLS = ["seccomp", "landlock_create_ruleset", "landlock_restrict_self"]
-# What KEDA's rabbitmq scaler knows, as its documentation lists it: the schema leaves a trigger's metadata open.
+# The parameters of KEDA's rabbitmq scaler, from its documentation. The schema allows any metadata in a trigger.
 RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue", "vhostName", "hostFromEnv", "unsafeSsl"}
 
 
@@ -38,7 +38,7 @@ def findings():
             yield error
             continue
         wrong = list(schemas([*rendered, secret, migrating]))
-        # What is no manifest at all is not worth looking at further.
+        # Without valid manifests the other checks would fail.
         if not wrong:
             wrong = [
                 *references(rendered, secret, migrating),
@@ -54,11 +54,11 @@ def findings():
 
 
 def render(where):
-    """The objects that `kubectl apply -k` would send, or why there are none."""
+    """The objects that `kubectl apply -k` would send, or the error."""
     command = [PROGRAMS / "kubectl", "kustomize", ROOT / "deploy/kubernetes" / where]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode != 0:
-        return [], f"deploy/kubernetes/{where}: kubectl kustomize says\n{result.stderr}"
+        return [], f"deploy/kubernetes/{where}: kubectl kustomize failed:\n{result.stderr}"
     return list(yaml.safe_load_all(result.stdout)), None
 
 
@@ -68,9 +68,9 @@ def schemas(rendered):
         try:
             if kind in OTHERS:
                 read = OTHERS[kind].model_validate(thing).model_dump(mode="json", by_alias=True, exclude_unset=True)
-                # These models leave out what they do not know, where the others refuse it.
+                # These models drop unknown fields instead of rejecting them.
                 if read != thing:
-                    yield f"{kind}: it has fields that its schema does not: {json.dumps(thing)}\nread as {json.dumps(read)}"
+                    yield f"{kind}: it has fields that its schema does not have: {json.dumps(thing)}\nread as {json.dumps(read)}"
             else:
                 kubernetes_validate.validate(thing, KUBERNETES, strict=True)
         except (kubernetes_validate.ValidationError, ValueError) as error:
@@ -78,7 +78,7 @@ def schemas(rendered):
 
 
 def references(rendered, secret, migrating):
-    """Whatever names something else names what is there."""
+    """Every reference names an existing object."""
     worker = one(rendered, "Deployment")
     pod = worker["spec"]["template"]
     names = {(thing["kind"], thing["metadata"]["name"]) for thing in [*rendered, secret, migrating]}
@@ -88,7 +88,7 @@ def references(rendered, secret, migrating):
         wanted |= {("Secret", source["secretRef"]["name"]) for source in container["envFrom"]}
         wanted_mounts = {mount["name"] for mount in container["volumeMounts"]}
         if wanted_mounts != {volume["name"] for volume in pod["spec"]["volumes"]}:
-            yield f"{container['name']} mounts {wanted_mounts}, which is not what the pod has"
+            yield f"{container['name']} mounts {wanted_mounts}, which are not the pod's volumes"
         if not re.search(r":\d+\.\d+\.\d+-(cpu|cuda)$", container["image"]):
             yield f"{container['name']}: {container['image']} is not pinned to a release"
     scaled, broker = one(rendered, "ScaledObject"), one(rendered, "TriggerAuthentication")
@@ -100,7 +100,7 @@ def references(rendered, secret, migrating):
         if parameter["key"] not in secret["stringData"]:
             yield f"KEDA reads {parameter['key']}, which the secret does not have"
     for missing in sorted(wanted - names):
-        yield f"{' '.join(missing)} is referred to and not there"
+        yield f"{' '.join(missing)} is referenced but does not exist"
 
     labels = pod["metadata"]["labels"]
     policy = one(rendered, "NetworkPolicy")["spec"]
@@ -114,14 +114,14 @@ def references(rendered, secret, migrating):
         if not selector["matchLabels"].items() <= labels.items():
             yield f"{kind} selects {selector['matchLabels']}, the pod has {labels}"
     if "replicas" in worker["spec"]:
-        yield "Deployment has replicas, which every apply would set back to"
+        yield "Deployment has replicas: every apply would reset the autoscaler's number"
     for thing in rendered:
         if thing["kind"] != "Namespace" and thing["metadata"]["namespace"] != secret["metadata"]["namespace"]:
             yield f"{thing['kind']} is in another namespace than the secret"
 
 
 def restricted(rendered):
-    """What the namespace's pod security demands, and a file system that nobody writes to."""
+    """The pod meets the namespace's pod security standard and has a read-only file system."""
     enforced = one(rendered, "Namespace")["metadata"]["labels"].get("pod-security.kubernetes.io/enforce")
     if enforced != "restricted":
         yield f"Namespace enforces {enforced}"
@@ -144,7 +144,7 @@ def restricted(rendered):
 
 
 def probes(rendered):
-    """Kubelet, Prometheus and network policy ask the port that the worker listens on; draining has the time it needs."""
+    """Kubelet, Prometheus and network policy use the worker's port, and draining has enough time."""
     worker = one(rendered, "Deployment")["spec"]["template"]["spec"]
     container = worker["containers"][0]
     configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
@@ -155,38 +155,38 @@ def probes(rendered):
     for probe, path in (("startup", "/healthz"), ("liveness", "/healthz"), ("readiness", "/readyz")):
         asked = container[f"{probe}Probe"]["httpGet"]
         if asked != {"path": path, "port": port["name"]}:
-            yield f"the {probe} probe asks {asked}"
+            yield f"the {probe} probe requests {asked}"
     (endpoint,) = one(rendered, "PodMonitor")["spec"]["podMetricsEndpoints"]
     (ingress,) = one(rendered, "NetworkPolicy")["spec"]["ingress"]
     if endpoint["port"] != port["name"] or ingress["ports"] != [{"port": port["name"]}]:
-        yield f"Prometheus asks {endpoint['port']}, and may ask {ingress['ports']}"
+        yield f"Prometheus scrapes {endpoint['port']}, but the policy allows {ingress['ports']}"
     drain_s = configuration["worker"]["drain_ms"] / 1000
     if worker["terminationGracePeriodSeconds"] <= drain_s:
         yield f"a worker is killed before it has drained for {drain_s} s"
 
 
 def lanes(rendered):
-    """A trigger a lane, with nothing that KEDA would ignore."""
+    """One trigger per lane, without parameters that KEDA would ignore."""
     configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
     prefix = configuration.get("prefix", example_options()["prefix"])
     spec = one(rendered, "ScaledObject")["spec"]
     queues = [trigger["metadata"]["queueName"] for trigger in spec["triggers"]]
     if sorted(queues) != [f"{prefix}.jobs.backfill", f"{prefix}.jobs.live"]:
-        yield f"KEDA looks at {queues}"
+        yield f"KEDA polls {queues}"
     for trigger in spec["triggers"]:
         if trigger["type"] != "rabbitmq" or trigger["metadata"]["mode"] != "QueueLength":
             yield f"a trigger is {trigger}"
         if unknown := trigger["metadata"].keys() - RABBITMQ_TRIGGER:
-            yield f"KEDA knows no {sorted(unknown)}"
+            yield f"KEDA has no parameters {sorted(unknown)}"
     if spec["minReplicaCount"] < 1:
-        yield "with no worker at all, uploads wait for one to start, and nobody publishes what is left in the outbox"
+        yield "without a worker, uploads wait until one starts, and no worker publishes the events in the outbox"
 
 
 def gpu(base, overlay):
-    """The overlay is the base but for what a GPU needs."""
+    """The overlay differs from the base only in what a GPU needs."""
     container = one(overlay, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     if container["resources"]["limits"].get("nvidia.com/gpu") != "1":
-        yield "overlays/gpu: the worker asks for no GPU"
+        yield "overlays/gpu: the worker does not request a GPU"
     if {"name": "PIXWARDEN_INFERENCE_DEVICE", "value": "cuda"} not in container["env"]:
         yield "overlays/gpu: the worker may fall back to the CPU"
     for one_container in containers(one(overlay, "Deployment")):
@@ -198,26 +198,26 @@ def gpu(base, overlay):
 
 
 def options(secret):
-    """Options and variables that exist, and no secret that looks like one."""
+    """Options and variables exist, and no value looks like a real secret."""
     known = option_variables()
     configuration = tomllib.loads((BASE / "pixwarden.toml").read_text())
     environment = dict(line.split("=", 1) for line in lines(UNIT.parent / "pixwarden.env.example") if "=" in line)
     for path in leaves(configuration):
         if "PIXWARDEN_" + "_".join(path).upper() not in known:
-            yield f"deploy/kubernetes/base/pixwarden.toml: {'.'.join(path)} is no option"
+            yield f"deploy/kubernetes/base/pixwarden.toml: {'.'.join(path)} is not an option"
     for where, variables in (("base/secret.example.yaml", secret), ("pixwarden.env.example", environment)):
         for variable, value in variables.items():
             if variable.startswith("PIXWARDEN_") and variable not in known:
-                yield f"{where}: no option is behind {variable}"
+                yield f"{where}: {variable} has no option"
             inside = re.search(r"://[^:/]+:([^@]+)@", value)
             if SECRET_NAME.search(variable):
                 inside = re.fullmatch(r"(.*)", value)
             if inside and not NO_SECRET.fullmatch(inside[1]):
-                yield f"{where}: {variable} may be taken for a secret"
+                yield f"{where}: {variable} looks like a real secret"
 
 
 def unit():
-    """What systemd says of the unit, with a program in place of the one that is not installed here."""
+    """systemd's verification of the unit, with a replacement for the program, which is not installed here."""
     settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
     if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
         yield "pixwarden.service: the worker is killed before it has drained"
@@ -226,19 +226,19 @@ def unit():
     allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if re.match("SystemCallFilter=[^~]", line)]
     for call in CONFINING_CALLS:
         if call not in itertools.chain.from_iterable(allowed):
-            yield f"pixwarden.service: decoders cannot be confined, SystemCallFilter leaves out {call}"
+            yield f"pixwarden.service: decoders cannot be confined, SystemCallFilter does not allow {call}"
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        print("packaging: there is no systemd-analyze here, so the unit's settings were not verified")
+        print("packaging: the unit's settings were not verified, because systemd-analyze is not installed")
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / UNIT.name
         copy.write_text(UNIT.read_text().replace("/opt/pixwarden/pixwarden worker", "/bin/true worker"))
         command = [analyze, "verify", "--recursive-errors=no", copy]
         result = subprocess.run(command, check=False, capture_output=True, text=True)
-        # Of a setting that it does not know it only warns.
+        # systemd-analyze only warns about an unknown setting.
         if result.returncode != 0 or UNIT.name in result.stderr:
-            yield f"pixwarden.service: systemd-analyze says\n{result.stderr}"
+            yield f"pixwarden.service: systemd-analyze failed:\n{result.stderr}"
 
 
 def lines(path):

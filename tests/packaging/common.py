@@ -6,25 +6,25 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where pip has put the programs that some packages bring.
+# The folder of programs that pip installed.
 PROGRAMS = Path(sysconfig.get_path("scripts"))
-# Variables that hold secrets, and what a secret in a public file must look like, so that nobody takes it for a real one.
+# Variables with secrets, and placeholders for secrets in public files that cannot be mistaken for real ones.
 SECRET_NAME = re.compile(r"PASS|SECRET|ACCESS_KEY")
 NO_SECRET = re.compile(r"local-use-only|replace-me|(GK)?0+")
 
 
 def example_options():
-    """Every option of Pixwarden's, with its default."""
+    """Every option of Pixwarden, with its default."""
     return tomllib.loads((ROOT / "pixwarden.example.toml").read_text())
 
 
 def option_variables():
-    """The variable behind each option."""
+    """The environment variables of all options."""
     return {"PIXWARDEN_" + "_".join(path).upper() for path in leaves(example_options())}
 
 
 def leaves(table, above=()):
-    """The path of each value that is no table."""
+    """The path of each value that is not a table."""
     for key, value in table.items():
         if isinstance(value, dict):
             yield from leaves(value, (*above, key))

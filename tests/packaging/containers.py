@@ -1,4 +1,4 @@
-"""Dockerfile, .dockerignore and docker-compose.yml, as far as that goes without a Docker engine."""
+"""Dockerfile, .dockerignore and docker-compose.yml, checked without a Docker engine."""
 
 import fnmatch
 import re
@@ -10,7 +10,7 @@ import yaml
 from common import NO_SECRET, PROGRAMS, ROOT, SECRET_NAME, option_variables
 from dockerfile_parse import DockerfileParser
 
-# Services that end, and with success; nobody has to watch them meanwhile.
+# Services that end with success and need no health check.
 ONE_SHOTS = {"migrate", "samples-upload", "samples"}
 
 
@@ -20,6 +20,7 @@ def findings():
     yield from parsers()
     yield from copies(dockerfile)
     yield from stages(dockerfile)
+    yield from features(dockerfile)
     yield from versions(dockerfile)
     yield from images(dockerfile, compose)
     yield from order(compose)
@@ -29,21 +30,21 @@ def findings():
 
 
 def parsers():
-    """What others' tools say of syntax and schema."""
+    """Findings of external tools about syntax and schema."""
     commands = {
         "docker-compose.yml": [PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"],
-        # DL3008 wants Debian packages pinned, but Debian's mirrors keep only the latest version of each.
+        # DL3008 requires pinned Debian packages, but Debian's mirrors keep only the latest version of each.
         "Dockerfile": [PROGRAMS / "hadolint", "--no-color", "--ignore", "DL3008"],
     }
     for file, command in commands.items():
         result = subprocess.run([*command, ROOT / file], check=False, capture_output=True, text=True)
         if result.returncode != 0:
-            yield f"{file}: {Path(command[0]).name} says\n{result.stdout}{result.stderr}"
+            yield f"{file}: {Path(command[0]).name} failed:\n{result.stdout}{result.stderr}"
 
 
 def copies(dockerfile):
-    """What COPY takes from the project is there and not ignored, and nothing else is sent to the builder."""
-    # All is ignored but the lines that begin with "!", which is the only form that .dockerignore uses here.
+    """Every path that COPY takes exists and is not ignored, and no other path is sent to the builder."""
+    # .dockerignore ignores everything except the lines that begin with "!".
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     if lines[:1] != ["*"] or not all(line.startswith("!") for line in lines[1:]):
         yield '.dockerignore: expected "*" and then exceptions only'
@@ -55,12 +56,12 @@ def copies(dockerfile):
         copied.update(words[:-1])
     for source in sorted(copied):
         if not (ROOT / source).exists():
-            yield f"Dockerfile: COPY {source}: there is no such file"
+            yield f"Dockerfile: COPY {source}: the file does not exist"
         if not any(source == path or source.startswith(f"{path}/") for path in kept):
-            yield f"Dockerfile: COPY {source}: .dockerignore leaves it out"
+            yield f"Dockerfile: COPY {source}: .dockerignore excludes it"
     for path in kept:
         if path not in copied:
-            yield f".dockerignore: {path} is sent to the builder, and no COPY takes it"
+            yield f".dockerignore: {path} is sent to the builder, but no COPY uses it"
 
 
 def stages(dockerfile):
@@ -73,7 +74,7 @@ def stages(dockerfile):
             seen.append(last)
         elif instruction["instruction"] == "COPY" and words[0].startswith("--from="):
             if words[0].removeprefix("--from=") not in seen[:-1]:
-                yield f"Dockerfile: {instruction['content'].strip()}: there is no such stage before {last}"
+                yield f"Dockerfile: {instruction['content'].strip()}: no such stage before {last}"
         elif instruction["instruction"] == "USER":
             users[last] = words[0]
     if last != "cpu":
@@ -83,12 +84,19 @@ def stages(dockerfile):
             yield f"Dockerfile: {target} does not run as an unprivileged user given by number"
 
 
+def features(dockerfile):
+    """A released program has no planted bugs."""
+    for words in instructions(dockerfile, "RUN"):
+        if "fault-injection" in " ".join(words) or "--all-features" in words:
+            yield "Dockerfile: the program is built with the feature fault-injection"
+
+
 def versions(dockerfile):
-    """The same versions as elsewhere in the project."""
+    """Versions are the same as elsewhere in the project."""
     toolchain = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["rust-version"]
     builder = next(words[0] for words in instructions(dockerfile, "FROM") if words[-1] == "builder")
     if not builder.startswith(f"rust:{toolchain}."):
-        yield f"Dockerfile: the builder is {builder}, but Cargo.toml says rust-version {toolchain}"
+        yield f"Dockerfile: the builder is {builder}, but rust-version in Cargo.toml is {toolchain}"
     tested = re.search(r"^ONNXRUNTIME=(\S+)$", (ROOT / "tests/services/get").read_text(), re.MULTILINE)
     arguments = [words[0] for words in instructions(dockerfile, "ARG")]
     if f"ONNXRUNTIME={tested[1]}" not in arguments:
@@ -96,7 +104,7 @@ def versions(dockerfile):
 
 
 def images(dockerfile, compose):
-    """Tags name a release, not whatever is newest."""
+    """Tags name a release, not the newest image."""
     names = [words[0] for words in instructions(dockerfile, "FROM")]
     names += [service["image"] for service in compose["services"].values() if "image" in service]
     for name in names:
@@ -110,32 +118,32 @@ def images(dockerfile, compose):
 
 
 def order(compose):
-    """Who waits for whom, and whether that can end."""
+    """Dependencies between services exist and can be fulfilled."""
     services = compose["services"]
     for name, service in services.items():
         if name not in ONE_SHOTS and "healthcheck" not in service:
             yield f"docker-compose.yml: {name} has no health check"
         for other, how in service.get("depends_on", {}).items():
             if other not in services:
-                yield f"docker-compose.yml: {name} waits for {other}, which is no service"
+                yield f"docker-compose.yml: {name} waits for {other}, which is not a service"
             wanted = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
             if how["condition"] != wanted:
                 yield f"docker-compose.yml: {name} waits for {other} to be {how['condition']}, expected {wanted}"
         for volume in service.get("volumes", []):
             if isinstance(volume, dict):
                 if not (ROOT / volume["source"]).is_dir():
-                    yield f"docker-compose.yml: {name} mounts {volume['source']}, which is not there"
+                    yield f"docker-compose.yml: {name} mounts {volume['source']}, which does not exist"
             elif volume.partition(":")[0] not in compose["volumes"]:
                 yield f"docker-compose.yml: {name} mounts {volume}, which is not under volumes"
 
 
 def variables(compose):
-    """PIXWARDEN_* are options that exist. The program only warns of one that does not."""
+    """Every PIXWARDEN_* variable has an option. The program only warns about one without."""
     known = option_variables()
     for name, service in compose["services"].items():
         for variable in service.get("environment", {}):
             if variable.startswith("PIXWARDEN_") and variable not in known:
-                yield f"docker-compose.yml: {name} sets {variable}, and no option is behind it"
+                yield f"docker-compose.yml: {name} sets {variable}, which has no option"
     drain_s = tomllib.loads((ROOT / "pixwarden.example.toml").read_text())["worker"]["drain_ms"] / 1000
     for name, service in compose["services"].items():
         if name.startswith("worker") and float(service["stop_grace_period"].removesuffix("s")) <= drain_s:
@@ -150,7 +158,7 @@ def secrets(compose):
             if SECRET_NAME.search(variable):
                 inside = re.fullmatch(r"(.*)", str(value))
             if inside and not NO_SECRET.fullmatch(inside[1]):
-                yield f"docker-compose.yml: {name} sets {variable} to what may be taken for a secret"
+                yield f"docker-compose.yml: {name} sets {variable} to a value that looks like a real secret"
     services = compose["services"]
     worker = services["worker"]["environment"]
     for url, password in (
@@ -162,7 +170,7 @@ def secrets(compose):
 
 
 def garage(compose):
-    """Garage's own configuration agrees with what its clients are told."""
+    """Garage's configuration agrees with its clients'."""
     settings = tomllib.loads(compose["configs"]["garage"]["content"])
     service, worker = compose["services"]["s3"], compose["services"]["worker"]["environment"]
     port = settings["s3_api"]["api_bind_addr"].rpartition(":")[2]
@@ -171,11 +179,11 @@ def garage(compose):
     if worker["AWS_REGION"] != settings["s3_api"]["s3_region"]:
         yield "docker-compose.yml: Garage checks signatures for another region than the worker's"
     if not fnmatch.fnmatchcase(service["environment"]["GARAGE_DEFAULT_BUCKET"], worker["PIXWARDEN_BUCKETS"]):
-        yield "docker-compose.yml: the worker does not allow the bucket that Garage makes"
+        yield "docker-compose.yml: the worker does not allow the bucket that Garage creates"
     if not re.fullmatch(r"GK[0-9a-f]{24}", worker["AWS_ACCESS_KEY_ID"]):
-        yield "docker-compose.yml: Garage accepts no such access key"
+        yield "docker-compose.yml: Garage does not accept this access key"
     if not re.fullmatch(r"[0-9a-f]{64}", worker["AWS_SECRET_ACCESS_KEY"]):
-        yield "docker-compose.yml: Garage accepts no such secret key"
+        yield "docker-compose.yml: Garage does not accept this secret key"
 
 
 def instructions(dockerfile, name):

@@ -1,4 +1,4 @@
-"""What others integrate against: the AsyncAPI document, the JSON Schemas, and an example of each message."""
+"""The documented interfaces: the AsyncAPI document, the JSON Schemas, and an example of each message."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from common import ROOT
 from jsonschema import Draft202012Validator, SchemaError
 
 with warnings.catch_warnings():
-    # Fields of its models are called "schema", of which pydantic warns.
+    # pydantic warns about fields with the name "schema".
     warnings.simplefilter("ignore")
     from asyncapi3.models.asyncapi import AsyncAPI3
 
@@ -30,7 +30,7 @@ def findings():
 
 
 def references(part, document):
-    """Every $ref leads somewhere, within the document or to a file beside it."""
+    """Every $ref has a target, in the document or in a file next to it."""
     if isinstance(part, list):
         part = dict(enumerate(part))
     if not isinstance(part, dict):
@@ -41,26 +41,26 @@ def references(part, document):
         for key in target[2:].split("/") if target.startswith("#/") else []:
             found = found.get(key) if found is not None else None
         if found is None:
-            yield f"asyncapi.yaml: {target} leads nowhere"
+            yield f"asyncapi.yaml: {target} does not exist"
     for below in part.values():
         yield from references(below, document)
 
 
 def names():
-    """Exchanges, queues and headers are called as in the program, which puts the prefix before each."""
+    """Names of exchanges, queues and headers are the same as in the program, with the default prefix."""
     text = DOCUMENT.read_text()
     topology = (ROOT / "src/broker/topology.rs").read_text()
     declared = {"pixwarden" + name for name in re.findall(r'format!\("\{\}(\.[a-z.]+)"', topology)}
     declared |= {f"pixwarden.jobs.{lane}" for lane in ("live", "backfill")}
     for name in sorted(set(re.findall(r"\bpixwarden\.[a-z.]*[a-z]", text)) - declared):
-        yield f"asyncapi.yaml: {name} is declared nowhere"
+        yield f"asyncapi.yaml: {name} is not declared by the program"
     headers = set(re.findall(r'"(x-pixwarden-[a-z-]+)"', (ROOT / "src/broker.rs").read_text()))
     for name in sorted(headers ^ set(re.findall(r"x-pixwarden-[a-z-]+", text))):
-        yield f"asyncapi.yaml: the header {name} is only there, or only in the program"
+        yield f"asyncapi.yaml: the header {name} is missing here or in the program"
 
 
 def examples():
-    """The schemas are schemas, every example is valid, and every form and outcome has one."""
+    """The schemas are valid, every example is valid, and every form and outcome has an example."""
     for kind in ("job", "event"):
         schema = json.loads((DOCS / f"schemas/{kind}.schema.json").read_text())
         try:
