@@ -206,6 +206,24 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     }
 }
 
+/// An error with its causes, down to the first message that contains the innermost one: an error that names its cause by
+/// itself would otherwise repeat it.
+#[must_use]
+pub fn error_text(error: &anyhow::Error) -> String {
+    let innermost = error.root_cause().to_string();
+    let mut text = String::new();
+    for cause in error.chain() {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        if text.contains(&innermost) {
+            break;
+        }
+    }
+    text
+}
+
 /// The exit status of an error: 2 where the configuration is at fault, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {

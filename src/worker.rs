@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::job::forms::{self, Malformed, Reading};
-use crate::job::{Digests, Identity, Job, Judgement, Outcome, Scores, Seen, Verdict, verdict_id};
-use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
+use crate::job::{Digests, Identity, Job, Judgement, Outcome, Revision, Scores, Seen, Verdict, verdict_id};
+use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict};
 use crate::planted::{self, Bug};
 use crate::screen::infer::Unscored;
 use crate::screen::{Screen, Unseen, decode, judge};
@@ -150,7 +150,7 @@ impl Worker {
         // Most often a redelivered job was answered, and only its acknowledgement was lost.
         if order.redelivered && job.id_is_known() {
             let id = verdict_id(&job.id(None, &digests));
-            match self.ledger.find(id).await.map_err(ledger_trouble)? {
+            match self.ledger.find_verdict(id).await.map_err(ledger_trouble)? {
                 Some(known) if !known.answers(&job.image) => return Ok(Answer::Conflict),
                 Some(known) if known.outcome != Outcome::Failed => return Ok(Answer::Known),
                 _ => {}
@@ -229,7 +229,7 @@ impl Worker {
         let deaths = if planted::has(Bug::AttemptsAfterWork) {
             0
         } else {
-            self.ledger.begin_alone(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1)
+            self.ledger.begin_quarantine(id, self.process).await.map_err(ledger_trouble)?.saturating_sub(1)
         };
         let look = if deaths >= self.config.worker.deaths {
             Ok(Look::Deadly(deaths))
@@ -239,7 +239,7 @@ impl Worker {
         // Whoever breaks the session ends the process, and that counts. The rest lives on; if the ledger cannot be told
         // so now, beginning again with this process costs nothing.
         if !matches!(look, Err(Trouble::Leaving))
-            && let Err(e) = self.ledger.end_alone(id).await
+            && let Err(e) = self.ledger.end_quarantine(id).await
         {
             tracing::warn!(error = %e, "a suspicion could not be taken back");
         }
@@ -251,7 +251,8 @@ impl Worker {
         let mut entry = self.entry(verdict, order);
         let mut refused = false;
         let committed = loop {
-            match timed(Stage::Commit, self.persist.commit(entry.clone())).await {
+            let revised = |revision: &Revision| self.revised_event(&entry.verdict, order, revision);
+            match timed(Stage::Commit, self.persist.commit(&entry, revised)).await {
                 Ok(committed) => break committed,
                 Err(LedgerError::Refused(why)) if !refused => {
                     // Whatever the database cannot store is the sender's, and most likely the metadata.
@@ -260,7 +261,9 @@ impl Worker {
                         Judgement::unscored(Outcome::Failed, format!("the ledger refuses the verdict: {why}"));
                     entry = self.entry(Verdict { metadata: None, judgement, ..entry.verdict }, order);
                 }
-                Err(LedgerError::Refused(reason)) => return Settlement::DeadLetter { reason, job_id: None },
+                Err(LedgerError::Refused(why)) => {
+                    return Settlement::DeadLetter { reason: why.to_string(), job_id: None };
+                }
                 Err(e) => {
                     if !self.hold(Dependency::Ledger, &e.to_string(), &job.image.bucket, deadline).await {
                         return Settlement::Return;
@@ -270,16 +273,18 @@ impl Worker {
         };
         let verdict = &entry.verdict;
         let outcome = verdict.judgement.outcome;
+        let mut written = None;
         match committed {
-            Committed::Known(known) if !known.answers(&job.image) => return conflict(),
+            Inserted::Existing(known) if !known.answers(&job.image) => return conflict(),
             // What was decided first stands; this verdict was never there.
-            Committed::Known(known) if known.outcome != outcome => return Settlement::Ack,
-            Committed::Known(_) => {}
-            Committed::Written(event) => {
+            Inserted::Existing(known) if known.outcome != outcome => return Settlement::Ack,
+            Inserted::Existing(_) => {}
+            Inserted::Written(event) => {
                 traces::note("pixwarden.job_id", &verdict.job_id);
                 traces::note("pixwarden.outcome", outcome.as_str());
                 metrics::committed(order.lane, outcome, verdict.reused_from.is_some(), order.arrived);
                 planted::passed("commit");
+                written.clone_from(&event);
                 if let Some(event) = event {
                     self.publish.hand_over(event);
                 }
@@ -292,7 +297,8 @@ impl Worker {
             }
         }
         if let Some(queue) = &order.reply_to {
-            self.publish.reply(queue, &self.event(verdict, order)).await;
+            let event = written.unwrap_or_else(|| self.event(verdict, order));
+            self.publish.reply(queue, &event).await;
         }
         match outcome {
             Outcome::Failed => Settlement::DeadLetter {
@@ -325,15 +331,22 @@ impl Worker {
         self.stop.run_until_cancelled(self.health.recovered(deadline)).await.unwrap_or(false)
     }
 
-    fn entry(&self, verdict: Verdict, order: &Order) -> Entry {
+    fn entry(&self, verdict: Verdict, order: &Order) -> NewVerdict {
         let event = self.event(&verdict, order);
-        Entry { verdict, event: Some(event).filter(|event| self.publish.announces(&event.routing_key)) }
+        NewVerdict { verdict, event: Some(event).filter(|event| self.publish.announces(&event.routing_key)) }
     }
 
     fn event(&self, verdict: &Verdict, order: &Order) -> Event {
         let trace = traces::onward(order.trace.as_ref());
         let passed_on = PassedOn { correlation_id: order.correlation_id.as_deref(), trace: trace.as_ref() };
         publish::event(verdict, passed_on, &self.config.prefix)
+    }
+
+    fn revised_event(&self, verdict: &Verdict, order: &Order, revision: &Revision) -> Option<Event> {
+        let trace = traces::onward(order.trace.as_ref());
+        let passed_on = PassedOn { correlation_id: order.correlation_id.as_deref(), trace: trace.as_ref() };
+        let event = publish::revised_event(verdict, revision, passed_on, &self.config.prefix);
+        Some(event).filter(|event| self.publish.announces(&event.routing_key))
     }
 
     fn given_up(&self, job: &Job, order: &Order, reason: String) -> Verdict {

@@ -129,13 +129,13 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
                 }
             }
             // A ledger that is down concerns every file; all else is one file's own.
-            Err(e) if matches!(e.downcast_ref(), Some(LedgerError::Down(_))) => {
+            Err(e) if e.downcast_ref().is_some_and(LedgerError::may_pass) => {
                 broken = Some(e.context(format!("keeping verdicts in {}", config.ledger)));
                 break;
             }
             Err(e) => {
                 tally.unreadable += 1;
-                progress.around(|| eprintln!("error: {}", printable(&format!("{e:#}"))));
+                progress.around(|| eprintln!("error: {}", printable(&super::error_text(&e))));
             }
         }
     }

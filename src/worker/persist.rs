@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::linger::Groups;
-use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::job::Revision;
+use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
 use crate::planted::{self, Bug};
 use crate::telemetry::metrics;
 
@@ -33,12 +34,13 @@ pub fn enough(in_flight: usize) -> usize {
 /// The way into the ledger.
 #[derive(Clone)]
 pub struct Persist {
+    ledger: Arc<dyn Ledger>,
     entries: mpsc::Sender<Waiting>,
 }
 
 struct Waiting {
-    entry: Entry,
-    reply: oneshot::Sender<Result<Committed, LedgerError>>,
+    entry: NewVerdict,
+    reply: oneshot::Sender<Result<Inserted, LedgerError>>,
 }
 
 impl Persist {
@@ -47,23 +49,29 @@ impl Persist {
     pub fn new(ledger: Arc<dyn Ledger>, enough: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(GROUP);
         let groups = Groups::new(waiting, GROUP, LINGER, enough);
-        (Self { entries }, write(ledger, groups))
+        (Self { ledger: Arc::clone(&ledger), entries }, write(ledger, groups))
     }
 
-    /// Commits one verdict and its event, together with whatever else is ready.
+    /// Commits one verdict and its event together with others that are ready. A `failed` verdict of the same object is
+    /// replaced, with the event that `revised` makes.
     ///
     /// # Errors
     /// When the ledger is down, or refuses this very row.
-    pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
+    pub async fn commit(
+        &self,
+        new: &NewVerdict,
+        revised: impl FnOnce(&Revision) -> Option<Event> + Send,
+    ) -> Result<Inserted, LedgerError> {
+        let mut entry = new.clone();
         let kept_back = if planted::has(Bug::NoEventOnRedelivery) { entry.event.take() } else { None };
         let (reply, committed) = oneshot::channel();
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
-        let committed = committed.await.unwrap_or_else(|_| Err(stopped()))?;
-        Ok(match committed {
-            Committed::Written(event) => Committed::Written(event.or(kept_back)),
-            known @ Committed::Known(_) => known,
-        })
+        let inserted = match committed.await.unwrap_or_else(|_| Err(stopped()))? {
+            Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
+            existing @ Inserted::Existing(_) => existing,
+        };
+        replace_failed_verdict(self.ledger.as_ref(), &new.verdict, inserted, revised).await
     }
 }
 
@@ -80,9 +88,9 @@ async fn write(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
 /// Commits a group whose ids differ, and answers everyone in it.
 fn commit(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
     Box::pin(async move {
-        let entries: Vec<Entry> = group.iter().map(|waiting| waiting.entry.clone()).collect();
+        let entries: Vec<NewVerdict> = group.iter().map(|waiting| waiting.entry.clone()).collect();
         let began = Instant::now();
-        match ledger.commit(&entries).await {
+        match ledger.insert(&entries).await {
             Ok(answers) => {
                 metrics::transaction(entries.len(), began.elapsed());
                 for (waiting, answer) in group.into_iter().zip(answers) {

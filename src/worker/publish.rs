@@ -26,7 +26,7 @@ use crate::planted;
 use crate::telemetry::traces::{self, Parent};
 use crate::telemetry::{Stage, metrics};
 
-pub use event::{PassedOn, event, event_as};
+pub use event::{PassedOn, event, revised_event};
 
 /// A CloudEvent in structured mode; AMQP 0-9-1 has no binding of its own.
 const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -257,7 +257,7 @@ async fn count(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
     let mut pace = tokio::time::interval(COUNT);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while metrics::are_on() && stop.run_until_cancelled(pace.tick()).await.is_some() {
-        match ledger.unpublished().await {
+        match ledger.count_unpublished().await {
             Ok(waiting) => {
                 for routing_key in Outcome::ALL.map(Outcome::routing_key) {
                     let events = waiting.iter().find(|events| events.routing_key == routing_key);

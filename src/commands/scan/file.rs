@@ -13,7 +13,7 @@ use super::super::files;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
 use crate::job::{self, Digests, ImageRef, Judgement, Lane, Outcome, Seen, Verdict, exact, exact_scores, verdict_id};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Ledger, NewVerdict};
 use crate::screen::prepare::Pixels;
 use crate::screen::{Screen, Unseen, decode, judge};
 use crate::worker::admit::Gate;
@@ -119,7 +119,7 @@ impl<'a> Scan<'a> {
             decided_at: OffsetDateTime::now_utc(),
         };
         if let Some(book) = &self.book {
-            book.persist.commit(Entry { verdict: verdict.clone(), event: None }).await?;
+            book.persist.commit(&NewVerdict { verdict: verdict.clone(), event: None }, |_| None).await?;
         }
         Ok(Some(Report { image, verdict, unchanged: false, shown: found.shown, cost: None }))
     }
@@ -127,7 +127,7 @@ impl<'a> Scan<'a> {
     /// The verdict of an earlier scan on this very state of the file, unless it is one to be tried again.
     async fn known(&self, id: &str) -> anyhow::Result<Option<Verdict>> {
         let Some(book) = self.book.as_ref().filter(|_| !self.anew) else { return Ok(None) };
-        let earlier = book.ledger.read(verdict_id(id)).await?;
+        let earlier = book.ledger.read_verdict(verdict_id(id)).await?.map(|stored| stored.verdict);
         Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
     }
 
