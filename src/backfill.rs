@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::broker::{BrokerError, Message, PublishError, Publisher, Topology};
 use crate::config::SecretUrl;
 use crate::job::{self, Digests, Identity, ImageRef, Job, Lane, Outcome};
-use crate::ledger::{Ledger, LedgerError, Standing, TURN};
+use crate::ledger::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Ledger, LedgerError};
 use crate::objects::{Fetcher, ListedObject};
 use crate::retry;
 pub use filter::Filter;
@@ -125,7 +125,7 @@ pub enum BackfillError {
     /// This process was silent for too long.
     #[error(
         "another backfill has taken over: this process did not reach the ledger for {} s\n  hint: run it again, it goes on where it stopped",
-        TURN.as_secs()
+        BACKFILL_LEASE_TIMEOUT.as_secs()
     )]
     TurnLost,
 }
@@ -255,7 +255,7 @@ impl Backfill {
 
     /// The jobs for those objects that have no verdict and no job yet.
     async fn orders(&self, objects: Vec<ImageRef>) -> Result<Vec<Order>, BackfillError> {
-        let standings = self.patiently(async || self.ledger.standings(&objects, &self.digests).await).await?;
+        let standings = self.patiently(async || self.ledger.current_verdicts(&objects, &self.digests).await).await?;
         let (mut orders, mut ids) = (Vec::new(), HashSet::new());
         for (image, standing) in objects.into_iter().zip(standings) {
             match self.order(image, standing) {
@@ -268,26 +268,26 @@ impl Backfill {
         let since = self.began - self.options.again_after;
         let ids: Vec<Uuid> = ids.into_iter().collect();
         let waiting: HashSet<Uuid> =
-            self.patiently(async || self.ledger.published_since(&ids, since).await).await?.into_iter().collect();
+            self.patiently(async || self.ledger.pending_jobs(&ids, since).await).await?.into_iter().collect();
         add(&self.tally.waiting, waiting.len());
         orders.retain(|order| !waiting.contains(&order.id));
         Ok(orders)
     }
 
     /// The job for an object; `None` where what stands on it is enough.
-    fn order(&self, image: ImageRef, standing: Option<Standing>) -> Option<Order> {
+    fn order(&self, image: ImageRef, standing: Option<CurrentVerdict>) -> Option<Order> {
         let derived = Job { identity: Identity::Derived { sequencer: None }, image, detectors: None, metadata: None };
         let (mut id, image) = (derived.id(None, &self.digests), derived.image);
         let mut body = json!({"image": image});
         match standing {
             None => {}
-            Some(Standing { outcome: Outcome::Missing | Outcome::Failed, .. }) if !self.options.retry_failed => {
+            Some(CurrentVerdict { outcome: Outcome::Missing | Outcome::Failed, .. }) if !self.options.retry_failed => {
                 return None;
             }
             // Its verdict will be replaced.
-            Some(Standing { outcome: Outcome::Failed, job_id, .. }) if job_id == id => {}
+            Some(CurrentVerdict { outcome: Outcome::Failed, job_id, .. }) if job_id == id => {}
             // A job of another id, or one that was missing: no verdict of that id is replaced, so this is another job.
-            Some(Standing { outcome: Outcome::Missing | Outcome::Failed, job_id, decided_at }) => {
+            Some(CurrentVerdict { outcome: Outcome::Missing | Outcome::Failed, job_id, decided_at }) => {
                 id = job::derived_id(&json!(["again", id, job_id, decided_at.unix_timestamp_nanos().to_string()]));
                 body["id"] = json!(id);
             }
@@ -347,7 +347,7 @@ impl Backfill {
                 }
             }
         }
-        self.patiently(async || self.ledger.note_published_jobs(&ids, began).await).await?;
+        self.patiently(async || self.ledger.record_published_jobs(&ids, began).await).await?;
         add(&self.tally.published, ids.len());
         failed.map_or(Ok(()), Err)
     }
@@ -363,7 +363,7 @@ impl Backfill {
 
     async fn forget_answered(&self) -> Result<(), BackfillError> {
         let before = self.began - self.options.again_after;
-        self.patiently(async || self.ledger.forget_published_jobs(before).await).await.map(drop)
+        self.patiently(async || self.ledger.delete_answered_jobs(before).await).await.map(drop)
     }
 
     /// Where an earlier run over this source, with the same filter and detectors, has stopped. Behind one that is long ago
@@ -373,7 +373,7 @@ impl Backfill {
             return Ok(None);
         }
         let id = self.progress_id(source);
-        let kept = self.ledger.progress(&id).await?;
+        let kept = self.ledger.backfill_progress(&id).await?;
         let since = self.began - self.options.again_after;
         Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
     }
@@ -383,7 +383,7 @@ impl Backfill {
             return Ok(());
         }
         let id = self.progress_id(source);
-        self.patiently(async || self.ledger.keep_progress(&id, mark).await).await
+        self.patiently(async || self.ledger.save_backfill_progress(&id, mark).await).await
     }
 
     fn progress_id(&self, source: &Source) -> String {
@@ -397,5 +397,5 @@ impl Backfill {
 }
 
 fn may_pass(error: &LedgerError) -> bool {
-    matches!(error, LedgerError::Down(_))
+    error.may_pass()
 }

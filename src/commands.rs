@@ -206,6 +206,12 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     }
 }
 
+/// An error with its causes, for people.
+#[must_use]
+pub fn error_text(error: &anyhow::Error) -> String {
+    crate::errors::with_causes(error.as_ref())
+}
+
 /// The exit status of an error: 2 where the configuration is at fault, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {

@@ -146,12 +146,12 @@ pub fn event_id(verdict: Uuid, outcome: Outcome) -> Uuid {
     Uuid::new_v5(&verdict, outcome.as_str().as_bytes())
 }
 
-/// The id of the event after another policy has judged a verdict. It depends on the time of the earlier judgement: if a
-/// verdict returns to an earlier outcome, its event is a new one.
+/// The id of the event of revision 2 or later. `judged_at` is taken in microseconds, as the ledger stores it: an outcome
+/// that a verdict had before is announced under a new id.
 #[must_use]
-pub fn rejudged_event_id(before: &Verdict, outcome: Outcome, policy_sha256: &str) -> Uuid {
-    let name = serde_json::json!([outcome, policy_sha256, before.decided_at.unix_timestamp_nanos().to_string()]);
-    Uuid::new_v5(&before.id, name.to_string().as_bytes())
+pub fn revised_event_id(verdict: Uuid, revision: u32, judged_at: OffsetDateTime) -> Uuid {
+    let name = serde_json::json!([revision, judged_at.unix_timestamp_nanos().div_euclid(1_000).to_string()]);
+    Uuid::new_v5(&verdict, name.to_string().as_bytes())
 }
 
 /// Detector name to the digest of everything that determines its scores.
@@ -289,6 +289,55 @@ pub struct PolicyRef {
     pub sha256: String,
 }
 
+/// Why a verdict was judged once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevisionCause {
+    /// A later delivery of the job succeeded.
+    Replayed,
+    /// Another policy judged the stored facts.
+    Rejudged,
+    /// A bank of known images changed.
+    Matched,
+    /// A person decided.
+    Decided,
+    /// The decision on equal content was taken over.
+    Carried,
+}
+
+impl RevisionCause {
+    pub const ALL: [Self; 5] = [Self::Replayed, Self::Rejudged, Self::Matched, Self::Decided, Self::Carried];
+
+    /// The word in the ledger and in events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Replayed => "replayed",
+            Self::Rejudged => "rejudged",
+            Self::Matched => "matched",
+            Self::Decided => "decided",
+            Self::Carried => "carried",
+        }
+    }
+
+    /// The inverse of [`RevisionCause::as_str`].
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == word)
+    }
+}
+
+/// One judgement among those that a verdict has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// 1 for the first judgement; each later one adds 1.
+    pub number: u32,
+    /// `None` for the first judgement.
+    pub cause: Option<RevisionCause>,
+    /// By the database's clock; for the first judgement the verdict's `decided_at`.
+    pub judged_at: OffsetDateTime,
+}
+
 /// The durable record of one job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
@@ -313,6 +362,7 @@ pub struct Verdict {
     /// Attempts, including this one.
     pub attempts: u32,
     pub received_at: OffsetDateTime,
+    /// When revision 1 was judged.
     pub decided_at: OffsetDateTime,
 }
 
@@ -354,5 +404,11 @@ mod tests {
         let id = verdict_id("order-1");
         assert_eq!(id.to_string(), "96344c7c-91a3-55e7-816c-5946199e66f1");
         assert_ne!(event_id(id, Outcome::Flagged), event_id(id, Outcome::Failed));
+        let judged_at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_789).unwrap();
+        let revised = revised_event_id(id, 2, judged_at);
+        assert_eq!(revised.to_string(), "544708bb-6887-5e3d-bec6-b16098be2388");
+        let stored = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
+        assert_eq!(revised, revised_event_id(id, 2, stored), "the ledger keeps microseconds");
+        assert_ne!(revised, revised_event_id(id, 3, stored));
     }
 }

@@ -22,8 +22,8 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::event::{self, EventContext};
-use crate::job::{Digests, Judgement, Outcome, Verdict, verdict_id};
-use crate::ledger::{Committed, Entry, Event, Ledger, LedgerError};
+use crate::job::{Digests, Judgement, Outcome, Revision, Verdict, verdict_id};
+use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict};
 use crate::objects::{FetchError, Fetcher};
 use crate::screen::{Screen, ScreenError};
 use crate::telemetry::{Stage, metrics, timed, traces};
@@ -138,7 +138,7 @@ impl JobProcessor {
             return Ok(());
         }
         let id = verdict_id(&identified.job_id(None));
-        match self.ledger.find(id).await.map_err(ledger_is_broken)? {
+        match self.ledger.find_verdict(id).await.map_err(ledger_is_broken)? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict)),
             Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore)),
             _ => Ok(()),
@@ -204,7 +204,7 @@ impl JobProcessor {
         let deaths = if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             0
         } else {
-            self.ledger.begin_alone(id, self.process_id).await.map_err(ledger_is_broken)?.saturating_sub(1)
+            self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?.saturating_sub(1)
         };
         let screened = if deaths >= self.config.worker.deaths {
             let reason = format!("the worker died {deaths} times while it screened this image alone");
@@ -215,7 +215,7 @@ impl JobProcessor {
         // A broken session ends the process, and that counts as a death. In all other cases the process lives on. If the
         // record stays because the ledger is broken, a second start by this process is not counted.
         let process_ends = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
-        if !process_ends && let Err(error) = self.ledger.end_alone(id).await {
+        if !process_ends && let Err(error) = self.ledger.end_quarantine(id).await {
             tracing::warn!(%error, "quarantine record was not removed");
         }
         screened
@@ -239,9 +239,11 @@ impl JobProcessor {
         let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
-        let committed = loop {
-            match timed(Stage::Commit, self.commits.commit(entry.clone())).await {
-                Ok(committed) => break committed,
+        let inserted = loop {
+            let revised_event =
+                |revision: &Revision| self.announced(self.revised_event(request, &entry.verdict, revision));
+            match timed(Stage::Commit, self.commits.commit(&entry, revised_event)).await {
+                Ok(inserted) => break inserted,
                 Err(LedgerError::Refused(reason)) if !was_refused => {
                     // What a database cannot store comes from the sender, most likely in the metadata.
                     was_refused = true;
@@ -249,7 +251,7 @@ impl JobProcessor {
                     let judgement = Judgement::unscored(Outcome::Failed, reason);
                     entry = self.with_event(request, Verdict { metadata: None, judgement, ..entry.verdict });
                 }
-                Err(LedgerError::Refused(reason)) => return JobEnd::Refused { reason },
+                Err(LedgerError::Refused(reason)) => return JobEnd::Refused { reason: reason.to_string() },
                 Err(error) => {
                     if !self.wait_for_dependency(Dependency::Ledger, &error.to_string(), request).await {
                         return JobEnd::Interrupted;
@@ -259,12 +261,12 @@ impl JobProcessor {
         };
         let verdict = entry.verdict;
         let outcome = verdict.judgement.outcome;
-        match committed {
-            Committed::Known(known) if !known.answers(&request.job.image) => JobEnd::IdConflict,
+        match inserted {
+            Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
             // The earlier verdict stands.
-            Committed::Known(known) if known.outcome != outcome => JobEnd::AnsweredBefore,
-            Committed::Known(_) => JobEnd::Committed { verdict: Box::new(verdict), new_event: None },
-            Committed::Written(new_event) => {
+            Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore,
+            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), new_event: None },
+            Inserted::Written(new_event) => {
                 record_commit(request, &verdict);
                 JobEnd::Committed { verdict: Box::new(verdict), new_event }
             }
@@ -295,18 +297,28 @@ impl JobProcessor {
         self.stop.run_until_cancelled(recovered).await.unwrap_or(false)
     }
 
-    fn with_event(&self, request: &JobRequest, verdict: Verdict) -> Entry {
-        let event = self.event(request, &verdict);
-        let is_announced = self.config.events.publish.contains(&event.routing_key);
-        Entry { verdict, event: is_announced.then_some(event) }
+    fn with_event(&self, request: &JobRequest, verdict: Verdict) -> NewVerdict {
+        let event = self.announced(self.event(request, &verdict));
+        NewVerdict { verdict, event }
     }
 
-    /// A verdict as an event, whether or not its routing key is announced.
+    /// The event, if its routing key is published.
+    fn announced(&self, event: Event) -> Option<Event> {
+        self.config.events.publish.contains(&event.routing_key).then_some(event)
+    }
+
+    /// The event of a first judgement, whether or not its routing key is published.
     #[must_use]
     pub fn event(&self, request: &JobRequest, verdict: &Verdict) -> Event {
         let trace = traces::context_to_propagate(request.trace.as_ref());
         let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
         event::event(verdict, context, &self.config.prefix)
+    }
+
+    fn revised_event(&self, request: &JobRequest, verdict: &Verdict, revision: &Revision) -> Event {
+        let trace = traces::context_to_propagate(request.trace.as_ref());
+        let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
+        event::revised_event(verdict, revision, context, &self.config.prefix)
     }
 
     /// The end of a job whose last attempt has failed.

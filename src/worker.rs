@@ -52,11 +52,12 @@ impl Worker {
         let request = self.request(delivery, job);
         let mut end = self.processor.process(&request).await;
         if let JobEnd::Committed { verdict, new_event } = &mut end {
-            if let Some(event) = new_event.take() {
-                self.publisher.hand_over(event);
+            if let Some(event) = new_event {
+                self.publisher.hand_over(event.clone());
             }
             if let Some(queue) = delivery.reply_to() {
-                self.publisher.reply(queue, &self.processor.event(&request, verdict)).await;
+                let event = new_event.take().unwrap_or_else(|| self.processor.event(&request, verdict));
+                self.publisher.reply(queue, &event).await;
             }
         }
         settle::settlement_of(end)

@@ -29,13 +29,17 @@ DECLARE
     may record;
 BEGIN
     FOR may IN SELECT * FROM (VALUES
-        -- `worker`: inserts verdicts with their events, and replaces a `failed` one.
+        -- `worker`: inserts verdicts with their events, and revises a `failed` one.
         ('pixwarden_worker', 'verdicts', 'SELECT, INSERT, UPDATE'),
+        ('pixwarden_worker', 'verdict_history', 'SELECT, INSERT'),
+        ('pixwarden_worker', 'policies', 'SELECT, INSERT'),
         ('pixwarden_worker', 'outbox', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
         -- `rejudge`, `prune` and `backfill`.
         ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'verdict_history', 'SELECT, INSERT, DELETE'),
+        ('pixwarden_operator', 'policies', 'SELECT, INSERT'),
         ('pixwarden_operator', 'outbox', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'backfill_turn', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_progress', 'SELECT, INSERT, UPDATE, DELETE'),
@@ -43,6 +47,8 @@ BEGIN
         ('pixwarden_operator', '_sqlx_migrations', 'SELECT'),
         -- `show` and `export`.
         ('pixwarden_reader', 'verdicts', 'SELECT'),
+        ('pixwarden_reader', 'verdict_history', 'SELECT'),
+        ('pixwarden_reader', 'policies', 'SELECT'),
         ('pixwarden_reader', 'outbox', 'SELECT'),
         ('pixwarden_reader', '_sqlx_migrations', 'SELECT')
     ) AS privilege (role, relation, privileges)

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{PATIENCE, may_pass};
-use crate::ledger::{Ledger, LedgerError, TURN};
+use crate::ledger::{BACKFILL_LEASE_TIMEOUT, Ledger, LedgerError};
 use crate::retry;
 
 /// How often a process says that it lives; several may be missed.
@@ -30,11 +30,11 @@ impl Turn {
     pub(super) async fn take(ledger: Arc<dyn Ledger>, stop: &CancellationToken) -> Result<Option<Self>, LedgerError> {
         let process = Uuid::new_v4();
         let mut told = false;
-        while !retry::retry_patiently(PATIENCE, may_pass, async || ledger.take_turn(process).await).await? {
+        while !retry::retry_patiently(PATIENCE, may_pass, async || ledger.take_backfill_lease(process).await).await? {
             if !told {
                 tracing::warn!(
                     "another backfill is at work on this ledger, or was until {} s ago: this one begins when it has ended",
-                    TURN.as_secs()
+                    BACKFILL_LEASE_TIMEOUT.as_secs()
                 );
                 told = true;
             }
@@ -50,8 +50,8 @@ impl Turn {
     /// Gives it back, so that the next one need not wait until this one is taken for dead.
     pub(super) async fn give_back(self) {
         self.keeper.abort();
-        if let Err(e) = self.ledger.give_turn_back(self.process).await {
-            tracing::warn!(error = %e, "the turn could not be given back; the next backfill waits {} s", TURN.as_secs());
+        if let Err(e) = self.ledger.release_backfill_lease(self.process).await {
+            tracing::warn!(error = %e, "the turn could not be given back; the next backfill waits {} s", BACKFILL_LEASE_TIMEOUT.as_secs());
         }
     }
 }
@@ -61,7 +61,7 @@ async fn keep(ledger: Arc<dyn Ledger>, process: Uuid, lost: CancellationToken) {
     loop {
         tokio::time::sleep(SIGN_OF_LIFE).await;
         // A call that hangs must not be what makes it late.
-        match tokio::time::timeout(SIGN_OF_LIFE, ledger.take_turn(process)).await {
+        match tokio::time::timeout(SIGN_OF_LIFE, ledger.take_backfill_lease(process)).await {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return lost.cancel(),
             Ok(Err(e)) => tracing::debug!(error = %e, "the turn could not be kept"),

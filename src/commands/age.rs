@@ -3,10 +3,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Longer ago is no moment that anybody means, and beyond some age none that a computer knows.
-const LONGEST_S: u64 = 100 * 365 * 86_400;
+/// A hundred years: a larger number is a mistake, and a much larger one is no time that can be computed.
+const MAX_AGE_S: u64 = 100 * 365 * 86_400;
 
-/// A duration as people write it: a number and one of s, m, h, d.
+/// A duration: a number and one of the units s, m, h, d.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Age(pub(super) Duration);
 
@@ -14,7 +14,7 @@ impl FromStr for Age {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not a number with one of the units s, m, h, d");
+        let wrong = || format!("\"{text}\" must be a number with one of the units s, m, h, d");
         let unit = match text.chars().next_back() {
             Some('s') => 1,
             Some('m') => 60,
@@ -24,7 +24,7 @@ impl FromStr for Age {
         };
         let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
         let seconds = number.checked_mul(unit).ok_or_else(wrong)?;
-        if seconds > LONGEST_S {
+        if seconds > MAX_AGE_S {
             return Err(format!("\"{text}\" is more than a hundred years"));
         }
         Ok(Self(Duration::from_secs(seconds)))

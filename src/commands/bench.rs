@@ -249,6 +249,6 @@ fn configured(measured: anyhow::Result<Service>) -> anyhow::Result<Measured> {
     match measured {
         Ok(service) => Ok(Measured::Yes(service)),
         Err(e) if e.is::<Interrupted>() => Err(e),
-        Err(e) => Ok(Measured::Failed(format!("{e:#}"))),
+        Err(e) => Ok(Measured::Failed(super::error_text(&e))),
     }
 }

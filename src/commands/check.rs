@@ -79,7 +79,7 @@ async fn ledger(config: &Config) -> Finding {
     let ledger = ledger::open(config).await.map_err(|e| e.to_string())?;
     ledger.check_schema().await.map_err(|e| e.to_string())?;
     ledger.ping().await.map_err(|e| e.to_string())?;
-    let lacks = ledger.lacks().await.map_err(|e| e.to_string())?;
+    let lacks = ledger.missing_privileges().await.map_err(|e| e.to_string())?;
     if !lacks.is_empty() {
         return Err(format!(
             "{} answers, but a worker would need {}\n  hint: deploy/postgres/roles.sql grants it; run it again after each `pixwarden migrate`",

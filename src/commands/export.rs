@@ -1,4 +1,4 @@
-//! `pixwarden export`: verdicts as JSON lines or CSV, page by page.
+//! `pixwarden export`: prints verdicts as JSON lines or CSV, page by page.
 
 use std::pin::pin;
 
@@ -8,26 +8,26 @@ use futures_util::TryStreamExt;
 use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
-use crate::ledger;
+use crate::ledger::{self, VERDICT_COLUMNS};
 
-/// Verdicts read at a time.
+/// Verdicts per query.
 const PAGE: u32 = 1_000;
 
 /// Options of `export`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    which: record::Which,
-    /// How verdicts are written
+    selection: record::Selection,
+    /// How verdicts are printed
     #[arg(long, value_enum, default_value = "jsonl")]
-    format: As,
+    format: ExportFormat,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum As {
-    /// One JSON object a line
+enum ExportFormat {
+    /// One JSON object per line
     Jsonl,
-    /// With a header line; what is an object is JSON text
+    /// With a header line; objects are JSON text
     Csv,
 }
 
@@ -35,18 +35,18 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let format = match arguments.format {
-        As::Jsonl => Format::Jsonl,
-        As::Csv => Format::Csv,
+        ExportFormat::Jsonl => Format::Jsonl,
+        ExportFormat::Csv => Format::Csv,
     };
-    let mut filter = arguments.which.filter();
-    // What is decided meanwhile is for the next export, which begins where this one ended.
+    let mut filter = arguments.selection.filter();
+    // Verdicts that are decided meanwhile belong to the next export, which begins where this one ended.
     filter.until = filter.until.or_else(|| Some(time::OffsetDateTime::now_utc()));
-    let mut output = Output::bulk(format, &record::COLUMNS)?;
+    let mut output = Output::bulk(format, &VERDICT_COLUMNS)?;
     let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
     let mut written = 0u64;
     while let Some(page) = pages.try_next().await? {
-        for verdict in &page {
-            output.row(&record::row(verdict))?;
+        for stored in &page {
+            output.row(&record::row(&stored.verdict))?;
             written += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! `pixwarden migrate`
+//! `pixwarden migrate`: brings the ledger's schema up to date.
 
 use crate::config::Config;
 use crate::ledger;

@@ -1,6 +1,6 @@
-//! `pixwarden prune`: old verdicts, deleted a few at a time.
+//! `pixwarden prune`: deletes old verdicts with their history and events, batch by batch.
 //!
-//! A job whose verdict is gone is not known any more: should it come again, it is screened and announced again.
+//! A job whose verdict was deleted is new to the ledger: if it is delivered again, it is screened and announced again.
 
 use std::time::Duration;
 
@@ -13,20 +13,21 @@ use crate::config::Config;
 use crate::job::Outcome;
 use crate::ledger;
 
-/// Verdicts a statement, and the pause behind it: workers commit in between.
+/// Verdicts per statement.
 const BATCH: u32 = 5_000;
-const PAUSE: Duration = Duration::from_millis(100);
+/// After each statement, so that workers can commit in between.
+const BATCH_DELAY: Duration = Duration::from_millis(100);
 
 /// Options of `prune`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Those decided at least so long ago, such as 90d; one whose event is still owed stays
+    /// Delete verdicts that were decided at least this long ago, such as 90d; those with an unpublished event stay
     #[arg(long, value_name = "AGE")]
     older_than: Age,
-    /// Only those of this outcome [repeatable]
+    /// Only with this outcome [repeatable]
     #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     outcome: Vec<Outcome>,
-    /// Only count
+    /// Print the number, and delete nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -36,20 +37,20 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     ledger.check_schema().await?;
     let until = OffsetDateTime::now_utc() - arguments.older_than.0;
     if arguments.dry_run {
-        let found = ledger.count_settled(until, &arguments.outcome).await?;
+        let found = ledger.count_prunable(until, &arguments.outcome).await?;
         eprintln!("{found} verdicts would be deleted");
     } else {
         let mut deleted = 0;
         loop {
-            let batch = ledger.delete_settled(until, &arguments.outcome, BATCH).await?;
+            let batch = ledger.delete_prunable(until, &arguments.outcome, BATCH).await?;
             deleted += batch;
             if batch < u64::from(BATCH) {
                 break;
             }
-            tracing::info!(deleted, "pruning");
-            tokio::time::sleep(PAUSE).await;
+            tracing::info!(deleted, "deleted a batch of verdicts");
+            tokio::time::sleep(BATCH_DELAY).await;
         }
-        eprintln!("{deleted} verdicts deleted");
+        eprintln!("{deleted} verdicts were deleted");
     }
     ledger.close().await;
     Ok(0)

@@ -1,4 +1,5 @@
-//! A verdict as `show` and `export` print it: the ledger's columns by their names.
+//! A verdict as `show` and `export` print it: under the names of the ledger's columns. And the options that select
+//! verdicts.
 
 use clap::Args;
 use futures_util::stream::{self, Stream};
@@ -7,41 +8,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use crate::job::{Outcome, Verdict, exact, exact_scores};
-use crate::ledger::{Filter, Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
 
-/// Every column, in the ledger's order.
-pub(super) const COLUMNS: [&str; 25] = [
-    "id",
-    "job_id",
-    "lane",
-    "bucket",
-    "key",
-    "version_id",
-    "etag",
-    "sha256",
-    "bytes",
-    "format",
-    "width",
-    "height",
-    "frames",
-    "outcome",
-    "reason",
-    "label",
-    "score",
-    "scores",
-    "detectors",
-    "policy",
-    "metadata",
-    "reused_from",
-    "attempts",
-    "received_at",
-    "decided_at",
-];
-
-/// A verdict's columns.
+/// A verdict as an object with the ledger's columns, in their order.
 pub(super) fn row(verdict: &Verdict) -> Map<String, Value> {
     let Verdict { image, judgement, seen, .. } = verdict;
-    let values = [
+    let values: [Value; VERDICT_COLUMNS.len()] = [
         json!(verdict.id),
         json!(verdict.job_id),
         json!(verdict.lane),
@@ -68,32 +40,32 @@ pub(super) fn row(verdict: &Verdict) -> Map<String, Value> {
         json!(verdict.received_at.format(&Rfc3339).ok()),
         json!(verdict.decided_at.format(&Rfc3339).ok()),
     ];
-    COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
+    VERDICT_COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
 }
 
-/// The verdicts that are meant, `limit` at a time, in the order of their decision.
+/// The selected verdicts in pages of `limit`, ordered by `decided_at`.
 pub(super) fn pages(
     ledger: &dyn Ledger,
-    filter: Filter,
+    filter: VerdictFilter,
     limit: u32,
-) -> impl Stream<Item = Result<Vec<Verdict>, LedgerError>> + '_ {
+) -> impl Stream<Item = Result<Vec<StoredVerdict>, LedgerError>> + '_ {
     stream::try_unfold((filter, None), move |(filter, last): (_, Option<Verdict>)| async move {
-        let page = ledger.page(&filter, last.as_ref(), limit).await?;
-        let last = page.last().cloned();
+        let page = ledger.page_of_verdicts(&filter, last.as_ref(), limit).await?;
+        let last = page.last().map(|stored| stored.verdict.clone());
         Ok(last.map(|last| (page, (filter, Some(last)))))
     })
 }
 
-/// Which verdicts are meant; those that meet every condition.
+/// Options that select verdicts; they must meet every condition.
 #[derive(Debug, Args)]
-pub(super) struct Which {
-    /// Decided then or later: 2026-11-25, or 2026-11-25T13:00:00Z
+pub(super) struct Selection {
+    /// Decided at this time or later: 2026-11-25, or 2026-11-25T13:00:00Z
     #[arg(long, value_name = "TIME", value_parser = instant)]
     since: Option<OffsetDateTime>,
-    /// Decided before then
+    /// Decided before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     until: Option<OffsetDateTime>,
-    /// Of this outcome [repeatable]
+    /// With this outcome [repeatable]
     #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     outcome: Vec<Outcome>,
     /// Scored by the detector of this name
@@ -101,9 +73,9 @@ pub(super) struct Which {
     scored_by: Option<String>,
 }
 
-impl Which {
-    pub(super) fn filter(&self) -> Filter {
-        Filter {
+impl Selection {
+    pub(super) fn filter(&self) -> VerdictFilter {
+        VerdictFilter {
             since: self.since,
             until: self.until,
             outcomes: self.outcome.clone(),
@@ -114,15 +86,15 @@ impl Which {
 
 pub(super) fn outcome(word: &str) -> Result<Outcome, String> {
     let known = Outcome::ALL.map(Outcome::as_str).join(", ");
-    Outcome::parse(word).ok_or_else(|| format!("it is none of {known}"))
+    Outcome::parse(word).ok_or_else(|| format!("it must be one of {known}"))
 }
 
-/// A time with its offset, or a day in UTC.
+/// Parses a time with its offset, or a day in UTC.
 pub(super) fn instant(text: &str) -> Result<OffsetDateTime, String> {
     let day = || time::Date::parse(text, &Iso8601::DATE).map(|day| day.midnight().assume_utc());
     OffsetDateTime::parse(text, &Rfc3339)
         .or_else(|_| day())
-        .map_err(|_| "it is neither a day, 2026-11-25, nor a time, 2026-11-25T13:00:00Z".into())
+        .map_err(|_| "it must be a day, such as 2026-11-25, or a time, such as 2026-11-25T13:00:00Z".into())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! `pixwarden rejudge`: today's policy applied to stored scores. No image is fetched and no model is run.
+//! `pixwarden rejudge`: applies the configured policy to stored scores. It fetches no image and runs no model.
 //!
-//! Of an animation the scores of one frame are stored, the most severe one under the policy of that day.
+//! Of an animated image the scores of one frame are stored: the most severe one under the policy of that day.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -14,20 +14,20 @@ use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
 use crate::job::event::{self, EventContext};
-use crate::job::{Judgement, Outcome, Verdict, rejudged_event_id};
-use crate::ledger::{self, Rejudged};
+use crate::job::{Outcome, RevisionCause, Verdict};
+use crate::ledger::{self, Revise, StoredVerdict};
 use crate::policy::{Policy, judge};
 use crate::screen::plan;
 
-/// Verdicts a transaction.
+/// Verdicts per transaction.
 const PAGE: u32 = 500;
 
 /// Options of `rejudge`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    which: record::Which,
-    /// Only tell what would change
+    selection: record::Selection,
+    /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// How rows are printed
@@ -40,68 +40,76 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
 
-    let mut filter = arguments.which.filter();
-    // A verdict that was judged anew is younger than this, and is not met again.
+    let mut filter = arguments.selection.filter();
+    // Verdicts that workers add meanwhile are left out: otherwise this might never end.
     let now = OffsetDateTime::now_utc();
     filter.until = Some(filter.until.map_or(now, |until| until.min(now)));
     let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
-    let mut tally = Tally::default();
+    let mut summary = Summary::default();
     while let Some(page) = pages.try_next().await? {
-        let changes: Vec<Rejudged> =
-            page.iter().filter_map(|verdict| change(verdict, &policy, config, &mut tally)).collect();
+        let judged_at = ledger.now().await?;
+        let changes: Vec<Revise> =
+            page.iter().filter_map(|stored| change(stored, judged_at, &policy, config, &mut summary)).collect();
         if !arguments.dry_run {
-            tally.overtaken += changes.len() as u64 - ledger.rejudge(&changes).await?;
+            summary.overtaken += changes.len() as u64 - ledger.rejudge(&changes).await?;
         }
     }
     ledger.close().await;
-    tally.print(arguments)?;
+    summary.print(arguments)?;
     Ok(0)
 }
 
-/// What becomes of one verdict; `None` where nothing does.
-fn change(verdict: &Verdict, policy: &Policy, config: &Config, tally: &mut Tally) -> Option<Rejudged> {
+/// The revision of one verdict; `None` where the policy makes none.
+fn change(
+    stored: &StoredVerdict,
+    judged_at: OffsetDateTime,
+    policy: &Policy,
+    config: &Config,
+    summary: &mut Summary,
+) -> Option<Revise> {
+    let StoredVerdict { verdict, revision } = stored;
     if verdict.policy.sha256 == policy.reference.sha256 {
-        tally.current += 1;
+        summary.current += 1;
         return None;
     }
     let judgement = judge::judge(policy, verdict.scores.as_ref()?);
     if matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected) {
-        tally.beyond += 1;
+        summary.without_rule += 1;
         return None;
     }
     let (before, after) = (verdict.judgement.outcome, judgement.outcome);
-    *tally.moves.entry((before, after)).or_default() += 1;
-    let decided_at = OffsetDateTime::now_utc();
-    let anew = Verdict { judgement, policy: policy.reference.clone(), decided_at, ..verdict.clone() };
-    let announced = before != after && config.events.publish.iter().any(|key| key == after.routing_key());
-    Some(Rejudged {
-        id: verdict.id,
-        before: verdict.policy.sha256.clone(),
-        event: announced.then(|| {
-            let id = rejudged_event_id(verdict, after, &policy.reference.sha256);
-            event::event_with_id(id, &anew, EventContext::default(), &config.prefix)
-        }),
-        judgement: Judgement { ..anew.judgement },
-        policy: anew.policy,
-        decided_at,
-    })
+    *summary.transitions.entry((before, after)).or_default() += 1;
+    let mut revise = Revise {
+        verdict: Verdict { judgement, policy: policy.reference.clone(), ..verdict.clone() },
+        expected_revision: revision.number,
+        cause: RevisionCause::Rejudged,
+        judged_at,
+        event: None,
+    };
+    if before != after && config.events.publish.iter().any(|key| key == after.routing_key()) {
+        let context = EventContext::default();
+        let event = event::revised_event(&revise.verdict, &revise.revision(), context, &config.prefix);
+        revise.event = Some(event);
+    }
+    Some(revise)
 }
 
 #[derive(Default)]
-struct Tally {
-    moves: BTreeMap<(Outcome, Outcome), u64>,
-    /// Judged by this policy already.
+struct Summary {
+    /// Numbers of verdicts by the outcomes before and after.
+    transitions: BTreeMap<(Outcome, Outcome), u64>,
+    /// Verdicts that this policy had judged before.
     current: u64,
-    /// Their scores are none that a rule of this policy judges.
-    beyond: u64,
-    /// Judged by somebody else while this ran.
+    /// Verdicts whose scores no rule of this policy judges.
+    without_rule: u64,
+    /// Verdicts that another process has revised meanwhile.
     overtaken: u64,
 }
 
-impl Tally {
+impl Summary {
     fn print(&self, arguments: &Arguments) -> anyhow::Result<()> {
         let mut output = Output::new(Format::or_default(arguments.format), &["before", "after", "verdicts"])?;
-        for ((before, after), verdicts) in &self.moves {
+        for ((before, after), verdicts) in &self.transitions {
             let mut row = Map::new();
             row.insert("before".into(), json!(before));
             row.insert("after".into(), json!(after));
@@ -109,18 +117,18 @@ impl Tally {
             output.row(&row)?;
         }
         output.finish()?;
-        let changed: u64 = self.moves.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
-        let judged: u64 = self.moves.values().sum();
-        let would = if arguments.dry_run { "would be judged anew, nothing was written" } else { "judged anew" };
+        let changed: u64 = self.transitions.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
+        let judged: u64 = self.transitions.values().sum();
+        let rejudged = if arguments.dry_run { "would be rejudged; nothing was written" } else { "were rejudged" };
         eprintln!(
-            "{judged} verdicts {would}: {changed} with another outcome; {} were judged by this policy already",
+            "{judged} verdicts {rejudged}: {changed} with another outcome; this policy had judged {} more before",
             self.current
         );
-        if self.beyond > 0 {
-            eprintln!("{} stay as they are: no rule of this policy judges their scores", self.beyond);
+        if self.without_rule > 0 {
+            eprintln!("{} verdicts stay as they are: this policy has no rule for their scores", self.without_rule);
         }
         if self.overtaken > 0 {
-            eprintln!("{} of them were judged by somebody else meanwhile, and stay as they left them", self.overtaken);
+            eprintln!("{} of them stay as they are: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
     }

@@ -133,13 +133,13 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
                 }
             }
             // A ledger that is down affects every file. Any other error affects this file.
-            Err(e) if matches!(e.downcast_ref(), Some(LedgerError::Down(_))) => {
+            Err(e) if e.downcast_ref().is_some_and(LedgerError::may_pass) => {
                 broken = Some(e.context(format!("storing verdicts in {}", config.ledger)));
                 break;
             }
             Err(e) => {
                 summary.unreadable += 1;
-                progress.around(|| eprintln!("error: {}", printable(&format!("{e:#}"))));
+                progress.around(|| eprintln!("error: {}", printable(&super::error_text(&e))));
             }
         }
     }

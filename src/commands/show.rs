@@ -1,4 +1,4 @@
-//! `pixwarden show`: what is known of a job or an image.
+//! `pixwarden show`: prints the verdicts on a job or an image.
 
 use anyhow::bail;
 use clap::Args;
@@ -9,19 +9,19 @@ use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
 use crate::job::{ImageRef, Outcome, verdict_id};
-use crate::ledger::{self, Announcement};
+use crate::ledger::{self, OutboxRow, StoredVerdict};
 
-/// Verdicts on one image that are shown; an image has one a state, detector and sender's id.
-const MOST: u32 = 100;
+/// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
+const MAX_VERDICTS: u32 = 100;
 
 const COLUMNS: [&str; 8] = ["decided_at", "outcome", "label", "score", "reason", "job_id", "attempts", "announced"];
 
 /// Options of `show`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A job's id, or an image as s3://bucket/key
+    /// The id of a job, or an image as s3://bucket/key
     #[arg(value_name = "JOB_ID|s3://BUCKET/KEY")]
-    what: String,
+    subject: String,
     /// How rows are printed
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -30,19 +30,19 @@ pub struct Arguments {
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
-    let verdicts = match ImageRef::from_uri(&arguments.what) {
-        Some(image) => ledger.on_image(&image, MOST).await?,
-        None => ledger.read(verdict_id(&arguments.what)).await?.into_iter().collect(),
+    let verdicts = match ImageRef::from_uri(&arguments.subject) {
+        Some(image) => ledger.verdicts_on_image(&image, MAX_VERDICTS).await?,
+        None => ledger.read_verdict(verdict_id(&arguments.subject)).await?.into_iter().collect(),
     };
     if verdicts.is_empty() {
         bail!(
-            "the ledger knows nothing of \"{}\"\n  hint: a job that waits, or is a dead letter, has no verdict yet; `pixwarden check` tells how many wait, `pixwarden dead show ID` looks among the dead letters",
-            arguments.what
+            "the ledger has no verdict on \"{}\"\n  hint: a waiting job and a dead letter have no verdict yet; `pixwarden check` prints how many jobs wait, `pixwarden dead show ID` prints a dead letter",
+            arguments.subject
         );
     }
     let mut output = Output::new(Format::or_default(arguments.format), &COLUMNS)?;
-    for verdict in verdicts {
-        let events = ledger.events_of(verdict.id).await?;
+    for StoredVerdict { verdict, .. } in verdicts {
+        let events = ledger.outbox_rows(verdict.id).await?;
         let mut row = record::row(&verdict);
         row.insert("announced".into(), json!(announced(verdict.judgement.outcome, &events)));
         row.insert("events".into(), events.iter().map(event).collect());
@@ -53,22 +53,22 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     Ok(0)
 }
 
-/// Whether the outcome was told, in words.
-fn announced(outcome: Outcome, events: &[Announcement]) -> String {
-    let ours = events.iter().rev().find(|event| event.routing_key == outcome.routing_key());
-    match ours {
-        Some(Announcement { published_at: Some(at), .. }) => {
+/// Whether the event of the outcome was published, as text.
+fn announced(outcome: Outcome, events: &[OutboxRow]) -> String {
+    let latest = events.iter().rev().find(|event| event.routing_key == outcome.routing_key());
+    match latest {
+        Some(OutboxRow { published_at: Some(at), .. }) => {
             format!("{} at {}", outcome.routing_key(), at.format(&Rfc3339).unwrap_or_default())
         }
-        Some(Announcement { last_error: Some(why), tries, .. }) => format!("not yet, after {tries} tries: {why}"),
+        Some(OutboxRow { last_error: Some(why), tries, .. }) => format!("not yet, after {tries} tries: {why}"),
         Some(_) => "not yet".into(),
-        None => "no longer known, or not announced".into(),
+        None => "not announced, or no longer in the outbox".into(),
     }
 }
 
-fn event(event: &Announcement) -> Value {
+fn event(event: &OutboxRow) -> Value {
     let fields = [
-        ("event_id", json!(event.event)),
+        ("event_id", json!(event.event_id)),
         ("routing_key", json!(event.routing_key)),
         ("created_at", json!(event.created_at.format(&Rfc3339).ok())),
         ("published_at", json!(event.published_at.and_then(|at| at.format(&Rfc3339).ok()))),

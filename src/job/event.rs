@@ -1,10 +1,10 @@
 //! The event of a verdict: a CloudEvent in structured mode, as the outbox stores it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::{Verdict, event_id, exact, exact_scores};
+use super::{Revision, Verdict, event_id, exact, exact_scores, revised_event_id};
 use crate::ledger::Event;
 use crate::telemetry::traces::TraceContext;
 
@@ -17,18 +17,30 @@ pub struct EventContext<'a> {
     pub trace: Option<&'a TraceContext>,
 }
 
-/// The event of a verdict, whether or not its routing key is published.
+/// The event of a first judgement, whether or not its routing key is published.
 #[must_use]
 pub fn event(verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
-    event_with_id(event_id(verdict.id, verdict.judgement.outcome), verdict, context, prefix)
+    let id = event_id(verdict.id, verdict.judgement.outcome);
+    finish(id, payload(id, verdict, prefix), verdict, context)
 }
 
-/// As [`event`], with another id.
+/// The event of a later revision. Its `time` is when it was judged.
 #[must_use]
-pub fn event_with_id(id: Uuid, verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
+pub fn revised_event(verdict: &Verdict, revision: &Revision, context: EventContext<'_>, prefix: &str) -> Event {
+    let id = revised_event_id(verdict.id, revision.number, revision.judged_at);
+    let judged_at = revision.judged_at.format(&Rfc3339).unwrap_or_default();
+    let mut payload = payload(id, verdict, prefix);
+    payload["time"] = json!(judged_at);
+    payload["data"]["revision"] = json!(revision.number);
+    payload["data"]["cause"] = json!(revision.cause);
+    payload["data"]["judged_at"] = json!(judged_at);
+    finish(id, payload, verdict, context)
+}
+
+fn payload(id: Uuid, verdict: &Verdict, prefix: &str) -> Value {
     let outcome = verdict.judgement.outcome;
     let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
-    let mut payload = json!({
+    json!({
         "specversion": "1.0",
         "id": id,
         "type": format!("io.pixwarden.image.{outcome}.v1"),
@@ -57,7 +69,10 @@ pub fn event_with_id(id: Uuid, verdict: &Verdict, context: EventContext<'_>, pre
             "metadata": verdict.metadata,
             "decided_at": time,
         },
-    });
+    })
+}
+
+fn finish(id: Uuid, mut payload: Value, verdict: &Verdict, context: EventContext<'_>) -> Event {
     if let Some(trace) = context.trace {
         payload["traceparent"] = trace.traceparent().into();
         if let Some(state) = trace.tracestate() {
@@ -66,7 +81,7 @@ pub fn event_with_id(id: Uuid, verdict: &Verdict, context: EventContext<'_>, pre
     }
     Event {
         id,
-        routing_key: outcome.routing_key().to_owned(),
+        routing_key: verdict.judgement.outcome.routing_key().to_owned(),
         correlation_id: context.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
     }
@@ -74,11 +89,10 @@ pub fn event_with_id(id: Uuid, verdict: &Verdict, context: EventContext<'_>, pre
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
     use time::macros::datetime;
 
     use super::*;
-    use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, verdict_id};
+    use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, RevisionCause, Scores, verdict_id};
 
     fn verdict() -> Verdict {
         Verdict {
@@ -113,6 +127,20 @@ mod tests {
         insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
         assert_eq!(event.correlation_id, "job-1");
         assert!(event.payload.contains("\"score\":0.1,"), "a float32 keeps its own digits");
+    }
+
+    #[test]
+    fn the_event_of_a_revision_has_its_own_id_and_time() {
+        let revision =
+            Revision { number: 2, cause: Some(RevisionCause::Replayed), judged_at: datetime!(2026-02-03 04:05:06 UTC) };
+        let revised = revised_event(&verdict(), &revision, EventContext::default(), "pixwarden");
+        let payload: Value = serde_json::from_str(&revised.payload).unwrap();
+        assert_eq!(payload["id"], json!(revised.id));
+        assert_eq!(payload["time"], "2026-02-03T04:05:06Z");
+        assert_eq!(payload["data"]["decided_at"], "2026-01-02T03:04:06Z");
+        let of_revision = [&payload["data"]["revision"], &payload["data"]["cause"], &payload["data"]["judged_at"]];
+        assert_eq!(of_revision, [&json!(2), &json!("replayed"), &json!("2026-02-03T04:05:06Z")]);
+        assert_ne!(revised.id, event(&verdict(), EventContext::default(), "pixwarden").id);
     }
 
     #[test]

@@ -1,83 +1,84 @@
-//! What an operator asks of a ledger after the work is done: reading back, and judging anew.
+//! What operators ask of the ledger after the work is done: verdicts to read, prune and rejudge.
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Event, LedgerError};
-use crate::job::{ImageRef, Judgement, Outcome, PolicyRef, Verdict};
+use super::{LedgerError, Revise};
+use crate::job::{ImageRef, Outcome, Revision, Verdict};
 
-/// Which verdicts are meant: those that meet every condition.
+/// A verdict with its last revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredVerdict {
+    pub verdict: Verdict,
+    pub revision: Revision,
+}
+
+/// Selects verdicts that meet every condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Decided then or later.
+pub struct VerdictFilter {
+    /// Decided at this time or later.
     pub since: Option<OffsetDateTime>,
-    /// Decided before then.
+    /// Decided before this time.
     pub until: Option<OffsetDateTime>,
-    /// Of these outcomes; of any, where there are none.
+    /// Any of these outcomes; an empty list means every outcome.
     pub outcomes: Vec<Outcome>,
     /// Scored by the detector of this name.
     pub detector: Option<String>,
 }
 
-/// An event as the outbox knows it.
+/// The state of an event in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Announcement {
-    /// The event's id.
-    pub event: Uuid,
-    /// The topic.
+pub struct OutboxRow {
+    pub event_id: Uuid,
     pub routing_key: String,
-    /// When it was owed.
     pub created_at: OffsetDateTime,
-    /// When the broker confirmed it.
+    /// When the broker confirmed the event.
     pub published_at: Option<OffsetDateTime>,
-    /// How often the sweeper has tried.
+    /// How often the sweeper has tried to publish it.
     pub tries: i32,
-    /// Why it is not published yet.
+    /// Why the last try failed.
     pub last_error: Option<String>,
 }
 
-/// A verdict that another policy judges.
-#[derive(Debug, Clone)]
-pub struct Rejudged {
-    /// The verdict.
-    pub id: Uuid,
-    /// SHA-256 of the policy that judged it so far; if it has another one by now, nothing changes.
-    pub before: String,
-    /// What is made of its scores now.
-    pub judgement: Judgement,
-    /// By whom.
-    pub policy: PolicyRef,
-    /// When.
-    pub decided_at: OffsetDateTime,
-    /// The event it owes, where the outcome has changed and is announced.
-    pub event: Option<Event>,
-}
-
-/// A ledger, read back.
+/// The verdicts that are stored.
 #[async_trait]
 pub trait Archive: Send + Sync {
-    /// The whole verdict of this id.
-    async fn read(&self, id: Uuid) -> Result<Option<Verdict>, LedgerError>;
+    /// The verdict of this id.
+    async fn read_verdict(&self, id: Uuid) -> Result<Option<StoredVerdict>, LedgerError>;
 
-    /// The verdicts on an image in whatever version, the latest first, `limit` at the most.
-    async fn on_image(&self, image: &ImageRef, limit: u32) -> Result<Vec<Verdict>, LedgerError>;
+    /// Up to `limit` verdicts on an image in any version, the latest first.
+    async fn verdicts_on_image(&self, image: &ImageRef, limit: u32) -> Result<Vec<StoredVerdict>, LedgerError>;
 
-    /// The events of a verdict that the outbox still knows, oldest first.
-    async fn events_of(&self, verdict: Uuid) -> Result<Vec<Announcement>, LedgerError>;
+    /// The events of a verdict that are still in the outbox, oldest first.
+    async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError>;
 
-    /// Up to `limit` verdicts in the order of their decision, beginning behind `after`. Whoever pages through to the end
-    /// sees each verdict that was there at the beginning once, unless it is decided anew meanwhile.
-    async fn page(&self, filter: &Filter, after: Option<&Verdict>, limit: u32) -> Result<Vec<Verdict>, LedgerError>;
+    /// Up to `limit` verdicts, ordered by `decided_at` and id, that follow `after`. Reading page after page to the end
+    /// returns every verdict that was there at the beginning exactly once.
+    async fn page_of_verdicts(
+        &self,
+        filter: &VerdictFilter,
+        after: Option<&Verdict>,
+        limit: u32,
+    ) -> Result<Vec<StoredVerdict>, LedgerError>;
 
-    /// Counts the verdicts that were decided before `until`, of these outcomes or of any where there are none, and whose
-    /// events are all published.
-    async fn count_settled(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError>;
+    /// Counts the verdicts that may be pruned: decided before `until`, with any of these outcomes (an empty list means
+    /// every outcome), and without an unpublished event.
+    async fn count_prunable(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` of them with their events, oldest first, and says how many verdicts.
-    async fn delete_settled(&self, until: OffsetDateTime, outcomes: &[Outcome], limit: u32)
-    -> Result<u64, LedgerError>;
+    /// Deletes up to `limit` of these verdicts with their history and events, oldest first. Returns the number of
+    /// verdicts.
+    async fn delete_prunable(
+        &self,
+        until: OffsetDateTime,
+        outcomes: &[Outcome],
+        limit: u32,
+    ) -> Result<u64, LedgerError>;
 
-    /// Writes all changes with their events in one transaction, or none; says how many were still to be made.
-    async fn rejudge(&self, changes: &[Rejudged]) -> Result<u64, LedgerError>;
+    /// Revises verdicts by another policy, all in one transaction or none. Returns how many were at the expected
+    /// revision and have been changed.
+    ///
+    /// A judgement that changes nothing that people see (outcome, reason, label, score) makes no revision: then only
+    /// the policy of the verdict changes.
+    async fn rejudge(&self, changes: &[Revise]) -> Result<u64, LedgerError>;
 }

@@ -1,5 +1,5 @@
-//! What a backfill asks of a ledger: whose turn it is, how far the last one came, what has a verdict already and what
-//! waits in the lane.
+//! What a backfill needs of the ledger: one running backfill at a time, its progress, the objects that have a verdict,
+//! and the jobs that wait in the lane.
 
 use std::time::Duration;
 
@@ -10,45 +10,47 @@ use uuid::Uuid;
 use super::LedgerError;
 use crate::job::{Digests, ImageRef, Outcome};
 
-/// How long a process keeps its turn without saying that it lives.
-pub const TURN: Duration = Duration::from_secs(10);
+/// How long a process keeps the backfill lease without renewing it.
+pub const BACKFILL_LEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The best verdict there is on an object in its present state under the present detectors.
+/// The best verdict on an object in its present state from the present detectors.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// Its job's id.
+pub struct CurrentVerdict {
     pub job_id: String,
-    /// Its outcome; `missing` and `failed` only where there is no other.
+    /// `missing` and `failed` only where there is no verdict with another outcome.
     pub outcome: Outcome,
-    /// When it was decided.
     pub decided_at: OffsetDateTime,
 }
 
-/// A ledger, compared with an archive.
+/// The comparison of an archive with the ledger.
 #[async_trait]
 pub trait Reconcile: Send + Sync {
-    /// Takes the turn, or keeps it for another [`TURN`]; false while another process has it.
-    async fn take_turn(&self, process: Uuid) -> Result<bool, LedgerError>;
+    /// Takes or renews the backfill lease; false while another process has it.
+    async fn take_backfill_lease(&self, process: Uuid) -> Result<bool, LedgerError>;
 
-    /// Gives the turn back, if this process has it.
-    async fn give_turn_back(&self, process: Uuid) -> Result<(), LedgerError>;
+    /// Releases the backfill lease if this process has it.
+    async fn release_backfill_lease(&self, process: Uuid) -> Result<(), LedgerError>;
 
-    /// How far the backfill of this id has come, and when that was kept.
-    async fn progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError>;
+    /// The mark that the backfill of this id has reached, and when it was saved.
+    async fn backfill_progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError>;
 
-    /// Keeps how far it has come; `None` once it is at the end.
-    async fn keep_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError>;
+    /// Saves the mark that was reached; `None` deletes it after the end.
+    async fn save_backfill_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError>;
 
-    /// What stands on each object, in order. An `ETag` of `None` means verdicts that have none.
-    async fn standings(&self, objects: &[ImageRef], digests: &Digests) -> Result<Vec<Option<Standing>>, LedgerError>;
+    /// The current verdict on each object, in order. An `ETag` of `None` stands for verdicts without one.
+    async fn current_verdicts(
+        &self,
+        objects: &[ImageRef],
+        digests: &Digests,
+    ) -> Result<Vec<Option<CurrentVerdict>>, LedgerError>;
 
-    /// Of these verdicts' ids, those whose jobs were published since then and have no verdict yet.
-    async fn published_since(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError>;
+    /// Of these verdict ids, those whose jobs were published since then and have no verdict yet.
+    async fn pending_jobs(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError>;
 
-    /// Records that jobs were published, at a time that is not after it.
-    async fn note_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError>;
+    /// Records that jobs were published at this time or later.
+    async fn record_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError>;
 
-    /// Forgets the jobs that have been answered since they were published, and all that were published before `before`;
-    /// says how many.
-    async fn forget_published_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError>;
+    /// Deletes the records of jobs that were answered after they were published, and of all that were published before
+    /// `before`. Returns their number.
+    async fn delete_answered_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError>;
 }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::fault_injection::{self, PlantedBug};
 use crate::groups::Groups;
-use crate::ledger::{Committed, Entry, Ledger, LedgerError};
+use crate::job::Revision;
+use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
 use crate::telemetry::metrics;
 
 /// Rows per transaction. A larger group gains nothing, and finding a refused row in it costs more.
@@ -34,12 +35,13 @@ pub fn linger_limit(in_flight: usize) -> usize {
 /// Commits verdicts in groups.
 #[derive(Clone)]
 pub struct CommitQueue {
+    ledger: Arc<dyn Ledger>,
     entries: mpsc::Sender<Waiting>,
 }
 
 struct Waiting {
-    entry: Entry,
-    reply: oneshot::Sender<Result<Committed, LedgerError>>,
+    entry: NewVerdict,
+    reply: oneshot::Sender<Result<Inserted, LedgerError>>,
 }
 
 impl CommitQueue {
@@ -48,24 +50,30 @@ impl CommitQueue {
     pub fn new(ledger: Arc<dyn Ledger>, linger_limit: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(MAX_GROUP);
         let groups = Groups::new(waiting, MAX_GROUP, LINGER_DELAY, linger_limit);
-        (Self { entries }, write_groups(ledger, groups))
+        (Self { ledger: Arc::clone(&ledger), entries }, write_groups(ledger, groups))
     }
 
-    /// Commits one verdict with its event, in a group with others that are ready.
+    /// Commits one verdict with its event, in a group with others that are ready. A `failed` verdict on the same object is
+    /// replaced, with the event that `revised_event` makes.
     ///
     /// # Errors
     /// When the ledger is down, or refuses this row.
-    pub async fn commit(&self, mut entry: Entry) -> Result<Committed, LedgerError> {
+    pub async fn commit(
+        &self,
+        new: &NewVerdict,
+        revised_event: impl FnOnce(&Revision) -> Option<Event> + Send,
+    ) -> Result<Inserted, LedgerError> {
+        let mut entry = new.clone();
         let kept_back =
             if fault_injection::is_planted(PlantedBug::NoEventOnRedelivery) { entry.event.take() } else { None };
-        let (reply, committed) = oneshot::channel();
+        let (reply, inserted) = oneshot::channel();
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
-        let committed = committed.await.unwrap_or_else(|_| Err(stopped()))?;
-        Ok(match committed {
-            Committed::Written(event) => Committed::Written(event.or(kept_back)),
-            known @ Committed::Known(_) => known,
-        })
+        let inserted = match inserted.await.unwrap_or_else(|_| Err(stopped()))? {
+            Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
+            existing @ Inserted::Existing(_) => existing,
+        };
+        replace_failed_verdict(self.ledger.as_ref(), &new.verdict, inserted, revised_event).await
     }
 }
 
@@ -82,9 +90,9 @@ async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
 /// Commits a group whose ids differ, and answers each of its callers.
 fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
     Box::pin(async move {
-        let entries: Vec<Entry> = group.iter().map(|waiting| waiting.entry.clone()).collect();
+        let entries: Vec<NewVerdict> = group.iter().map(|waiting| waiting.entry.clone()).collect();
         let began = Instant::now();
-        match ledger.commit(&entries).await {
+        match ledger.insert(&entries).await {
             Ok(answers) => {
                 metrics::transaction_committed(entries.len(), began.elapsed());
                 for (waiting, answer) in group.into_iter().zip(answers) {

@@ -254,7 +254,7 @@ async fn poll_outbox_depth(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(OUTBOX_DEPTH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while metrics::are_enabled() && stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        match ledger.unpublished().await {
+        match ledger.count_unpublished().await {
             Ok(waiting) => {
                 for routing_key in Outcome::ALL.map(Outcome::routing_key) {
                     let events = waiting.iter().find(|events| events.routing_key == routing_key);

@@ -27,7 +27,7 @@ use crate::broker::{
 };
 use crate::config::{Bucket, Config, Isolation};
 use crate::job::{ImageRef, Lane, Outcome, Verdict, verdict_id};
-use crate::ledger::{Absent, Ledger, Sqlite};
+use crate::ledger::{Ledger, MissingFile, Sqlite};
 use crate::life::Health;
 use crate::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::screen::Screen;
@@ -203,7 +203,7 @@ impl World {
         configure(&mut config);
 
         let ledger_file = folder.path().join("ledger.db");
-        let ledger: Arc<dyn Ledger> = Arc::new(Sqlite::open(&ledger_file, Absent::Created).await.unwrap());
+        let ledger: Arc<dyn Ledger> = Arc::new(Sqlite::open(&ledger_file, MissingFile::Create).await.unwrap());
         ledger.migrate().await.unwrap();
         let (broker, store) = (Arc::new(FakeBroker::default()), Arc::new(FakeStore::default()));
         let publisher: Arc<dyn MessagePublisher> = broker.clone();
@@ -252,7 +252,7 @@ impl World {
     }
 
     async fn verdict(&self, job_id: &str) -> Option<Verdict> {
-        self.ledger.read(verdict_id(job_id)).await.unwrap()
+        self.ledger.read_verdict(verdict_id(job_id)).await.unwrap().map(|stored| stored.verdict)
     }
 
     /// The routing keys of the published events, once there are `count`.
@@ -419,9 +419,7 @@ async fn a_message_without_a_job_never_stops_the_others() {
     assert_eq!(world.settle(message(json!({"Event": "s3:TestEvent"}))).await, Settled::Acknowledged);
     assert!(world.broker.published_to("pixwarden.jobs").is_empty(), "a test event requests nothing");
 
-    let record = |key: &str| {
-        json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}})
-    };
+    let record = |key: &str| json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}});
     let several = json!({"Records": [record("a"), record("b")]});
     assert_eq!(world.settle(message(several)).await, Settled::Acknowledged);
     assert_eq!(world.broker.published_to("pixwarden.jobs").len(), 2, "one message for each record");
@@ -469,9 +467,9 @@ async fn a_row_that_the_ledger_refuses_fails_alone() {
         let (id, key) = (format!("job-{n}"), format!("key-{n}"));
         world.put(&key, png(0, 0, 0));
         let metadata = json!({"note": if n == 3 { "poison" } else { "good" }});
-        settlements.push(world.deliver(message(
-            json!({"id": id, "image": format!("s3://uploads/{key}"), "metadata": metadata}),
-        )));
+        settlements.push(
+            world.deliver(message(json!({"id": id, "image": format!("s3://uploads/{key}"), "metadata": metadata}))),
+        );
     }
     for settlement in &mut settlements {
         assert_eq!(settled(settlement).await, Settled::Acknowledged);
@@ -556,7 +554,7 @@ async fn an_unroutable_event_stays_in_the_outbox_and_holds_up_no_other() {
     world.settle(job("doubtful")).await;
     world.settle(job("fake")).await;
     assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
-    let unpublished = world.ledger.unpublished().await.unwrap();
+    let unpublished = world.ledger.count_unpublished().await.unwrap();
     assert!(unpublished.iter().any(|events| events.routing_key == "image.review" && events.events == 1));
 }
 
@@ -566,7 +564,7 @@ async fn a_job_that_killed_several_processes_is_not_screened_again() {
     world.put("deadly", png(0, 0, 0));
     let id = verdict_id("deadly");
     for _ in 0..2 {
-        world.ledger.begin_alone(id, Uuid::new_v4()).await.unwrap();
+        world.ledger.begin_quarantine(id, Uuid::new_v4()).await.unwrap();
     }
     assert_eq!(world.settle(job("deadly").redelivered()).await, Settled::Acknowledged);
     let judgement = world.verdict("deadly").await.unwrap().judgement;

@@ -1,5 +1,5 @@
-//! Another policy and another detector come with a restart: no job is lost over it, and every verdict names what it was
-//! made by.
+//! A restart with another policy and another detector: no job is lost, and every verdict names the policy and the
+//! detectors that it was made by.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::support::{Lab, fixtures, judged_fixtures};
 const JOBS: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_in_the_queue_are_judged_by_what_the_next_worker_brings() {
+async fn jobs_in_the_queue_are_judged_by_the_policy_and_detectors_of_the_next_worker() {
     let mut lab = Lab::new().await;
     lab.extra = "[worker]\nreuse_scores = false".into();
     let fixtures_judged = judged_fixtures();
@@ -27,7 +27,7 @@ async fn jobs_in_the_queue_are_judged_by_what_the_next_worker_brings() {
     lab.until("SELECT count(*) FROM verdicts", 60, &before).await;
     assert!(before.terminate().await.success());
 
-    // The next one flags whatever has a score, and has a second detector that only looks on.
+    // The next worker flags every scored image, and has a second detector in shadow.
     let second = self::fixtures().join("detectors/spread-nchw");
     lab.detectors = format!("{{path = {}}}, {{path = {second:?}, shadow = true}}", lab.detectors);
     lab.extra
@@ -57,9 +57,9 @@ async fn jobs_in_the_queue_are_judged_by_what_the_next_worker_brings() {
             _ => panic!("{job} names {detectors:?}"),
         }
     }
-    // Two policies, and each went with its own detectors.
+    // Each policy is found with its own detectors only.
     assert_eq!(by_policy.len(), 2, "{by_policy:?}");
     let pairs = "SELECT count(DISTINCT (policy, detectors)) FROM verdicts";
     assert_eq!(lab.count(pairs).await, 2);
-    assert!(by_policy.values().all(|n| *n >= 20), "both had their share: {by_policy:?}");
+    assert!(by_policy.values().all(|n| *n >= 20), "both workers judged some: {by_policy:?}");
 }

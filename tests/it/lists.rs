@@ -1,4 +1,4 @@
-//! Lists of images in place of a listing: S3's inventories and Rekognition's manifests.
+//! Backfills from lists of images: S3 inventories and Rekognition manifests.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -17,7 +17,7 @@ fn gzip(text: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_are_read_from_the_store_and_from_here() {
+async fn lists_are_read_from_the_store_and_from_local_files() {
     let lab = Lab::new().await;
     let bucket = &lab.bucket;
     let mut etags = BTreeMap::new();
@@ -48,7 +48,7 @@ async fn lists_are_read_from_the_store_and_from_here() {
     let met = Summary { met: 4, filtered: 2, screened: 0, waiting: 0, published: 2 };
     assert_eq!(backfill(&lab, &["--inventory", &inventory, "--dry-run"]).await, met);
 
-    // The same as it is copied here.
+    // The same files in a local folder.
     let here = lab.folder.path().join("inventory");
     std::fs::create_dir_all(here.join("data")).unwrap();
     std::fs::create_dir_all(here.join("2026-01-02T00-00Z")).unwrap();
@@ -59,7 +59,7 @@ async fn lists_are_read_from_the_store_and_from_here() {
     std::fs::write(&local, manifest.to_string()).unwrap();
     assert_eq!(backfill(&lab, &["--inventory", local.to_str().unwrap()]).await, met);
 
-    // A manifest says nothing of the objects, so that the store is asked; one that is not there has a verdict too.
+    // A manifest has only names, so that the store is asked for each object; a missing object gets a verdict too.
     let lines: String = ["in/c.jpg", "in/d.jpg", "in/d.jpg", "in/gone.jpg"]
         .iter()
         .map(|key| json!({"source-ref": format!("s3://{bucket}/{key}"), "x": 1}).to_string() + "\n")
@@ -82,7 +82,7 @@ async fn lists_are_read_from_the_store_and_from_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inventory_with_a_damaged_row_loses_none_of_the_rows_behind_it() {
+async fn a_damaged_row_of_an_inventory_stops_the_run_and_loses_no_later_row() {
     let lab = with_folder(0).await;
     let here = lab.folder.path().join("inventory");
     std::fs::create_dir(&here).unwrap();
@@ -101,8 +101,8 @@ async fn an_inventory_with_a_damaged_row_loses_none_of_the_rows_behind_it() {
     assert_eq!(failed.status, 1, "{}", failed.stderr);
     assert!(failed.stderr.contains("1.csv.gz: row 2:"), "{}", failed.stderr);
     let lane = lab.topology.lane(Lane::Backfill);
-    assert_eq!(lab.waiting(&lane).await, 1, "nothing behind the damage");
-    // Mended, it goes on from there.
+    assert_eq!(lab.waiting(&lane).await, 1, "no row after the damaged one");
+    // With the row repaired, the next run continues there.
     first(row("2"));
     lab.run(&arguments).await.expect_ok();
     let mut keys: Vec<String> =
@@ -112,7 +112,7 @@ async fn an_inventory_with_a_damaged_row_loses_none_of_the_rows_behind_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mark_is_good_for_the_list_that_it_was_made_in() {
+async fn a_progress_mark_belongs_to_the_list_that_it_was_made_in() {
     let lab = with_folder(1_200).await;
     let path = lab.folder.path().join("list.jsonl");
     let list = |numbers: std::ops::Range<usize>| {
@@ -129,7 +129,7 @@ async fn a_mark_is_good_for_the_list_that_it_was_made_in() {
     }
     run.kill().await.unwrap();
     sqlx::query("DELETE FROM backfill_turn").execute(&lab.db).await.unwrap();
-    // Another list under the same name: nothing of it was met before.
+    // Another list under the same name: the run starts at its beginning.
     list(1_190..1_200);
     let other = backfill(&lab, &arguments).await;
     assert_eq!((other.met, other.published), (10, 10));

@@ -156,7 +156,7 @@ async fn what_is_known_of_a_job_and_of_an_image_is_shown() {
     let nobody = lab.run(&["show", "nobody"]).await;
     assert_eq!(nobody.status, 1);
     assert!(
-        nobody.stderr.contains("knows nothing of \"nobody\"") && nobody.stderr.contains("hint:"),
+        nobody.stderr.contains("has no verdict on \"nobody\"") && nobody.stderr.contains("hint:"),
         "{}",
         nobody.stderr
     );

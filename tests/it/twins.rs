@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{Lane, Verdict, exact, exact_scores, verdict_id};
-use pixwarden::ledger::{Absent, Archive, Ledger, Postgres, Sqlite};
+use pixwarden::ledger::{Archive, Ledger, MissingFile, Postgres, Sqlite};
 use serde_json::{Value, json};
 
 use crate::support::{Lab, Worker, judged_fixtures};
@@ -47,8 +47,8 @@ async fn screened(lab: &Lab, ledger: &dyn Ledger, worker: &mut Worker) -> BTreeM
     for i in 0..IMAGES {
         let name = format!("{i:03}");
         let verdict = loop {
-            if let Some(verdict) = ledger.read(verdict_id(&name)).await.unwrap() {
-                break verdict;
+            if let Some(stored) = ledger.read_verdict(verdict_id(&name)).await.unwrap() {
+                break stored.verdict;
             }
             assert!(began.elapsed() < Duration::from_secs(100), "no verdict on {name}:\n{}", worker.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -103,7 +103,7 @@ async fn scan_and_both_kinds_of_worker_say_the_same_of_two_hundred_images() {
     let mut worker = lab.started_worker().await;
     same(&screened(&lab, &postgres, &mut worker).await, &scanned);
     let mut worker = embedded.started_worker().await;
-    let sqlite = Sqlite::open(&file, Absent::Refused).await.unwrap();
+    let sqlite = Sqlite::open(&file, MissingFile::Refuse).await.unwrap();
     same(&screened(&embedded, &sqlite, &mut worker).await, &scanned);
     assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, i64::try_from(IMAGES).unwrap());
 }
@@ -152,7 +152,7 @@ async fn no_job_reads_a_file_outside_of_its_bucket() {
     std::os::unix::fs::symlink(lab.folder.path(), store.join("linked")).unwrap();
     let listener = lab.listen().await;
     let mut worker = lab.started_worker().await;
-    let sqlite = Sqlite::open(&file, Absent::Refused).await.unwrap();
+    let sqlite = Sqlite::open(&file, MissingFile::Refuse).await.unwrap();
     let absolute = lab.folder.path().join("outside").display().to_string();
     let cases = [
         // Every name is allowed, and these are no buckets.
@@ -172,7 +172,7 @@ async fn no_job_reads_a_file_outside_of_its_bucket() {
     let began = Instant::now();
     for (id, _, key, outcome) in cases {
         let verdict = loop {
-            match sqlite.read(verdict_id(id)).await.unwrap() {
+            match sqlite.read_verdict(verdict_id(id)).await.unwrap().map(|stored| stored.verdict) {
                 Some(verdict) => break verdict,
                 None => assert!(began.elapsed() < Duration::from_secs(60), "{id}:\n{}", worker.log()),
             }

@@ -21,7 +21,7 @@ use crate::config::{Bucket, Config};
 use crate::job::event::{EventContext, event};
 use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id};
 use crate::lanes::Gate;
-use crate::ledger::{Entry, Scratch};
+use crate::ledger::{NewVerdict, Scratch};
 use crate::life::{self, CommitQueue};
 use crate::objects::{DownloadGates, FetchError, Fetcher, KeyRange};
 use crate::worker::{self, default_prefetch};
@@ -159,7 +159,7 @@ impl Bench<'_> {
 
     /// Commits verdicts like those of the sample, in groups as a worker does, into a ledger that is taken away again.
     pub(super) async fn committing(&self, sample: &Sample, pipeline: &Pipeline) -> anyhow::Result<Service> {
-        let scratch = Scratch::make(self.config).await?;
+        let scratch = Scratch::create(self.config).await?;
         // Whatever a worker holds can be waiting for its commit.
         let in_flight = self.prefetch().into();
         let (commits, writing) = CommitQueue::new(Arc::clone(&scratch.ledger), life::linger_limit(in_flight));
@@ -176,7 +176,7 @@ impl Bench<'_> {
             let commits = commits.clone();
             async move {
                 let Some(entry) = entry else { return Ok(()) };
-                Ok(commits.commit(entry).await.map(drop)?)
+                Ok(commits.commit(&entry, |_| None).await.map(drop)?)
             }
         });
         let tally = committed.await;
@@ -187,7 +187,7 @@ impl Bench<'_> {
     }
 
     /// A verdict on an image that nobody has, with its event, where such a one is announced.
-    fn entry(&self, image: &Image, (judgement, scores): &(Judgement, Scores), detectors: &Digests) -> Entry {
+    fn entry(&self, image: &Image, (judgement, scores): &(Judgement, Scores), detectors: &Digests) -> NewVerdict {
         let (job_id, now) = (Uuid::new_v4().to_string(), OffsetDateTime::now_utc());
         let key = format!("bench/{job_id}.jpg");
         let verdict = Verdict {
@@ -210,7 +210,10 @@ impl Bench<'_> {
             decided_at: now,
         };
         let event = event(&verdict, EventContext::default(), &self.config.prefix);
-        Entry { verdict, event: Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key)) }
+        NewVerdict {
+            verdict,
+            event: Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key)),
+        }
     }
 
     /// Deliveries a lane of a worker that was told no other number.

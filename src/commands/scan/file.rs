@@ -15,7 +15,7 @@ use crate::config::{Config, DecodeConfig};
 use crate::errors::with_causes;
 use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_scores, verdict_id};
 use crate::lanes::Gate;
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Ledger, NewVerdict};
 use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
 use crate::screen::pixels::Pixels;
 use crate::screen::{Screen, ScreenError};
@@ -98,7 +98,7 @@ impl<'a> Scan<'a> {
         let (judged, shown) = self.screen(path, &file, id).await?;
         let verdict = judged.into_verdict(record);
         if let Some(recorder) = &self.recorder {
-            recorder.commits.commit(Entry { verdict: verdict.clone(), event: None }).await?;
+            recorder.commits.commit(&NewVerdict { verdict: verdict.clone(), event: None }, |_| None).await?;
         }
         Ok(Some(FileReport { image, verdict, unchanged: false, shown, cost: None }))
     }
@@ -106,7 +106,7 @@ impl<'a> Scan<'a> {
     /// The verdict of an earlier scan of the same state of the file. A failed one is not used, so that the file is tried again.
     async fn find_earlier(&self, id: &str) -> anyhow::Result<Option<Verdict>> {
         let Some(recorder) = self.recorder.as_ref().filter(|_| !self.ignore_earlier) else { return Ok(None) };
-        let earlier = recorder.ledger.read(verdict_id(id)).await?;
+        let earlier = recorder.ledger.read_verdict(verdict_id(id)).await?.map(|stored| stored.verdict);
         Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
     }
 

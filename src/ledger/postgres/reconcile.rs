@@ -1,4 +1,4 @@
-//! Comparing Postgres with an archive.
+//! What a backfill needs, in Postgres.
 
 use async_trait::async_trait;
 use sqlx::Row;
@@ -6,43 +6,43 @@ use sqlx::types::Json;
 use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ANSWER, Postgres};
+use super::{Postgres, RESPONSE_TIMEOUT};
 use crate::job::{Digests, ImageRef};
-use crate::ledger::reconcile::{Reconcile, Standing, TURN};
-use crate::ledger::{LedgerError, rows};
+use crate::ledger::columns::parse_outcome;
+use crate::ledger::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, LedgerError, Reconcile};
 
-/// Whether a job has its verdict: one that was decided since it was published.
+/// Whether a job was answered after it was published, by a first verdict or by a later revision.
 macro_rules! answered {
     () => {
-        "EXISTS (SELECT FROM verdicts WHERE id = job.id AND decided_at >= job.published_at)"
+        "EXISTS (SELECT FROM verdicts WHERE id = job.id AND coalesce(judged_at, decided_at) >= job.published_at)"
     };
 }
 
 #[async_trait]
 impl Reconcile for Postgres {
-    async fn take_turn(&self, process: Uuid) -> Result<bool, LedgerError> {
-        let taken = self.run(ANSWER, move |c| {
+    async fn take_backfill_lease(&self, process: Uuid) -> Result<bool, LedgerError> {
+        let taken = self.run(RESPONSE_TIMEOUT, move |c| {
             let query = sqlx::query(
                 "INSERT INTO backfill_turn AS turn (process, alive_at) VALUES ($1, now())
                  ON CONFLICT (only_one) DO UPDATE SET process = excluded.process, alive_at = excluded.alive_at
                  WHERE turn.process = excluded.process OR turn.alive_at < now() - make_interval(secs => $2)",
             );
-            Box::pin(query.bind(process).bind(TURN.as_secs_f64()).execute(c))
+            Box::pin(query.bind(process).bind(BACKFILL_LEASE_TIMEOUT.as_secs_f64()).execute(c))
         });
         Ok(taken.await?.rows_affected() > 0)
     }
 
-    async fn give_turn_back(&self, process: Uuid) -> Result<(), LedgerError> {
-        self.run(ANSWER, move |c| {
+    async fn release_backfill_lease(&self, process: Uuid) -> Result<(), LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(sqlx::query("DELETE FROM backfill_turn WHERE process = $1").bind(process).execute(c))
         })
         .await
         .map(drop)
     }
 
-    async fn progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
+    async fn backfill_progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
         let id = id.to_owned();
-        self.run(ANSWER, move |c| {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(
                 sqlx::query_as("SELECT mark, kept_at FROM backfill_progress WHERE id = $1").bind(id).fetch_optional(c),
             )
@@ -50,9 +50,9 @@ impl Reconcile for Postgres {
         .await
     }
 
-    async fn keep_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError> {
+    async fn save_backfill_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError> {
         let (id, mark) = (id.to_owned(), mark.map(str::to_owned));
-        self.run(ANSWER, move |c| {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(match mark {
                 Some(mark) => sqlx::query(
                     "INSERT INTO backfill_progress (id, mark) VALUES ($1, $2)
@@ -68,13 +68,17 @@ impl Reconcile for Postgres {
         .map(drop)
     }
 
-    async fn standings(&self, objects: &[ImageRef], digests: &Digests) -> Result<Vec<Option<Standing>>, LedgerError> {
+    async fn current_verdicts(
+        &self,
+        objects: &[ImageRef],
+        digests: &Digests,
+    ) -> Result<Vec<Option<CurrentVerdict>>, LedgerError> {
         let buckets: Vec<String> = objects.iter().map(|object| object.bucket.clone()).collect();
         let keys: Vec<String> = objects.iter().map(|object| object.key.clone()).collect();
         let etags: Vec<Option<String>> = objects.iter().map(|object| object.etag.clone()).collect();
         let digests = Json(digests.clone());
         let count = objects.len();
-        self.run(ANSWER, move |c| {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
                 let query = sqlx::query(
                     "SELECT object.number, verdict.job_id, verdict.outcome, verdict.decided_at
@@ -83,28 +87,28 @@ impl Reconcile for Postgres {
                          SELECT job_id, outcome, decided_at FROM verdicts
                          WHERE bucket = object.bucket AND key = object.key AND etag IS NOT DISTINCT FROM object.etag
                              AND detectors = $4
-                         ORDER BY outcome IN ('missing', 'failed'), decided_at DESC LIMIT 1
+                         ORDER BY outcome IN ('missing', 'failed'), coalesce(judged_at, decided_at) DESC LIMIT 1
                      ) AS verdict",
                 );
-                let mut standings = vec![None; count];
+                let mut current_verdicts = vec![None; count];
                 for row in query.bind(buckets).bind(keys).bind(etags).bind(digests).fetch_all(c).await? {
                     let number: i64 = row.try_get("number")?;
-                    let place = usize::try_from(number - 1).ok().and_then(|place| standings.get_mut(place));
-                    if let Some(standing) = place {
-                        let outcome = rows::outcome(row.try_get("outcome")?)?;
+                    let index = usize::try_from(number - 1).ok();
+                    if let Some(current) = index.and_then(|index| current_verdicts.get_mut(index)) {
+                        let outcome = parse_outcome(row.try_get("outcome")?)?;
                         let (job_id, decided_at) = (row.try_get("job_id")?, row.try_get("decided_at")?);
-                        *standing = Some(Standing { job_id, outcome, decided_at });
+                        *current = Some(CurrentVerdict { job_id, outcome, decided_at });
                     }
                 }
-                Ok(standings)
+                Ok(current_verdicts)
             })
         })
         .await
     }
 
-    async fn published_since(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
+    async fn pending_jobs(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
         let ids = ids.to_vec();
-        self.run(ANSWER, move |c| {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             let query = sqlx::query_scalar(concat!(
                 "SELECT id FROM backfill_jobs AS job WHERE id = ANY($1) AND published_at >= $2 AND NOT ",
                 answered!()
@@ -114,9 +118,9 @@ impl Reconcile for Postgres {
         .await
     }
 
-    async fn note_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError> {
+    async fn record_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError> {
         let ids = ids.to_vec();
-        self.run(ANSWER, move |c| {
+        self.run(RESPONSE_TIMEOUT, move |c| {
             let query = sqlx::query(
                 "INSERT INTO backfill_jobs (id, published_at) SELECT DISTINCT id, $2 FROM unnest($1::uuid[]) AS job (id)
                  ON CONFLICT (id) DO UPDATE SET published_at = excluded.published_at",
@@ -127,8 +131,8 @@ impl Reconcile for Postgres {
         .map(drop)
     }
 
-    async fn forget_published_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
-        let done = self.run(ANSWER, move |c| {
+    async fn delete_answered_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
+        let done = self.run(RESPONSE_TIMEOUT, move |c| {
             let query =
                 sqlx::query(concat!("DELETE FROM backfill_jobs AS job WHERE published_at < $1 OR ", answered!()));
             Box::pin(query.bind(before).execute(c))

@@ -1,4 +1,4 @@
-//! Comparing SQLite with an archive.
+//! What a backfill needs, in SQLite.
 
 use async_trait::async_trait;
 use sqlx::types::time::OffsetDateTime;
@@ -7,32 +7,32 @@ use uuid::Uuid;
 
 use super::{BEGIN, Sqlite, now, stamp};
 use crate::job::{Digests, ImageRef};
-use crate::ledger::reconcile::{Reconcile, Standing, TURN};
-use crate::ledger::{LedgerError, rows};
+use crate::ledger::columns::{parse_outcome, parse_uuid, to_json};
+use crate::ledger::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, LedgerError, Reconcile};
 
-/// Whether a job has its verdict: one that was decided since it was published.
+/// Whether a job was answered after it was published, by a first verdict or by a later revision.
 macro_rules! answered {
     () => {
-        "EXISTS (SELECT 1 FROM verdicts WHERE id = job.id AND decided_at >= job.published_at)"
+        "EXISTS (SELECT 1 FROM verdicts WHERE id = job.id AND coalesce(judged_at, decided_at) >= job.published_at)"
     };
 }
 
 #[async_trait]
 impl Reconcile for Sqlite {
-    async fn take_turn(&self, process: Uuid) -> Result<bool, LedgerError> {
+    async fn take_backfill_lease(&self, process: Uuid) -> Result<bool, LedgerError> {
         let taken = self.run(move |c| {
             let query = sqlx::query(
                 "INSERT INTO backfill_turn AS turn (process, alive_at) VALUES ($1, $2)
                  ON CONFLICT (only_one) DO UPDATE SET process = excluded.process, alive_at = excluded.alive_at
                  WHERE turn.process = excluded.process OR turn.alive_at < $3",
             );
-            let dead = stamp(OffsetDateTime::now_utc() - TURN);
+            let dead = stamp(OffsetDateTime::now_utc() - BACKFILL_LEASE_TIMEOUT);
             Box::pin(query.bind(process.to_string()).bind(now()).bind(dead).execute(c))
         });
         Ok(taken.await?.rows_affected() > 0)
     }
 
-    async fn give_turn_back(&self, process: Uuid) -> Result<(), LedgerError> {
+    async fn release_backfill_lease(&self, process: Uuid) -> Result<(), LedgerError> {
         self.run(move |c| {
             Box::pin(sqlx::query("DELETE FROM backfill_turn WHERE process = $1").bind(process.to_string()).execute(c))
         })
@@ -40,7 +40,7 @@ impl Reconcile for Sqlite {
         .map(drop)
     }
 
-    async fn progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
+    async fn backfill_progress(&self, id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
         let id = id.to_owned();
         self.run(move |c| {
             Box::pin(
@@ -50,7 +50,7 @@ impl Reconcile for Sqlite {
         .await
     }
 
-    async fn keep_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError> {
+    async fn save_backfill_progress(&self, id: &str, mark: Option<&str>) -> Result<(), LedgerError> {
         let (id, mark) = (id.to_owned(), mark.map(str::to_owned));
         self.run(move |c| {
             Box::pin(match mark {
@@ -69,32 +69,36 @@ impl Reconcile for Sqlite {
         .map(drop)
     }
 
-    async fn standings(&self, objects: &[ImageRef], digests: &Digests) -> Result<Vec<Option<Standing>>, LedgerError> {
-        let (objects, digests) = (objects.to_vec(), rows::text(digests));
+    async fn current_verdicts(
+        &self,
+        objects: &[ImageRef],
+        digests: &Digests,
+    ) -> Result<Vec<Option<CurrentVerdict>>, LedgerError> {
+        let (objects, digests) = (objects.to_vec(), to_json(digests));
         self.run(move |c| {
             Box::pin(async move {
-                let mut standings = Vec::with_capacity(objects.len());
+                let mut current_verdicts = Vec::with_capacity(objects.len());
                 for object in objects {
                     let query = sqlx::query(
                         "SELECT job_id, outcome, decided_at FROM verdicts
                          WHERE bucket = $1 AND key = $2 AND etag IS $3 AND detectors = $4
-                         ORDER BY outcome IN ('missing', 'failed'), decided_at DESC LIMIT 1",
+                         ORDER BY outcome IN ('missing', 'failed'), coalesce(judged_at, decided_at) DESC LIMIT 1",
                     );
                     let query = query.bind(object.bucket).bind(object.key).bind(object.etag).bind(&digests);
-                    let standing = query.fetch_optional(&mut *c).await?.map(|row| {
-                        let outcome = rows::outcome(row.try_get("outcome")?)?;
+                    let current = query.fetch_optional(&mut *c).await?.map(|row| {
+                        let outcome = parse_outcome(row.try_get("outcome")?)?;
                         let (job_id, decided_at) = (row.try_get("job_id")?, row.try_get("decided_at")?);
-                        Ok::<_, sqlx::Error>(Standing { job_id, outcome, decided_at })
+                        Ok::<_, sqlx::Error>(CurrentVerdict { job_id, outcome, decided_at })
                     });
-                    standings.push(standing.transpose()?);
+                    current_verdicts.push(current.transpose()?);
                 }
-                Ok(standings)
+                Ok(current_verdicts)
             })
         })
         .await
     }
 
-    async fn published_since(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
+    async fn pending_jobs(&self, ids: &[Uuid], since: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
         let ids = ids.to_vec();
         self.run(move |c| {
             Box::pin(async move {
@@ -104,15 +108,15 @@ impl Reconcile for Sqlite {
                      WHERE id IN (SELECT value FROM json_each($1)) AND published_at >= $2 AND NOT ",
                     answered!()
                 );
-                let query = sqlx::query_scalar(query).bind(rows::text(&names)).bind(stamp(since));
+                let query = sqlx::query_scalar(query).bind(to_json(&names)).bind(stamp(since));
                 let found: Vec<String> = query.fetch_all(c).await?;
-                found.iter().map(|id| Uuid::parse_str(id).map_err(|e| sqlx::Error::Decode(e.into()))).collect()
+                found.iter().map(|id| parse_uuid(id)).collect()
             })
         })
         .await
     }
 
-    async fn note_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError> {
+    async fn record_published_jobs(&self, ids: &[Uuid], at: OffsetDateTime) -> Result<(), LedgerError> {
         let (ids, at) = (ids.to_vec(), stamp(at));
         self.run(move |c| {
             Box::pin(async move {
@@ -128,7 +132,7 @@ impl Reconcile for Sqlite {
         .await
     }
 
-    async fn forget_published_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
+    async fn delete_answered_jobs(&self, before: OffsetDateTime) -> Result<u64, LedgerError> {
         let done = self.run(move |c| {
             let query =
                 sqlx::query(concat!("DELETE FROM backfill_jobs AS job WHERE published_at < $1 OR ", answered!()));

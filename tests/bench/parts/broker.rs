@@ -22,8 +22,8 @@ use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane, Outcome, Verdict};
 use pixwarden::ledger::{
-    Announcement, Archive, Committed, Entry, Event, Filter, Known, Ledger, LedgerError, Reconcile, Rejudged, Reusable,
-    Standing, Unpublished,
+    Archive, CurrentVerdict, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
+    Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents, VerdictFilter, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
@@ -202,44 +202,42 @@ impl ObjectStore for Shelf {
 struct Slate(Arc<Clock>);
 
 #[async_trait]
-impl Ledger for Slate {
-    async fn commit(&self, entries: &[Entry]) -> Result<Vec<Committed>, LedgerError> {
-        self.0.count(entries.len()).await;
-        Ok(entries.iter().map(|entry| Committed::Written(entry.event.clone())).collect())
+impl Verdicts for Slate {
+    async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError> {
+        self.0.count(verdicts.len()).await;
+        Ok(verdicts.iter().map(|new| Inserted::Written(new.event.clone())).collect())
     }
 
-    async fn migrate(&self) -> Result<i64, LedgerError> {
-        Ok(0)
-    }
-
-    async fn check_schema(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn prepare(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn ping(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn find(&self, _id: Uuid) -> Result<Option<Known>, LedgerError> {
+    async fn find_verdict(&self, _id: Uuid) -> Result<Option<ExistingVerdict>, LedgerError> {
         Ok(None)
     }
 
-    async fn find_scores(&self, _: [u8; 32], _: &Digests, _: &str) -> Result<Option<Reusable>, LedgerError> {
+    async fn find_scores(&self, _: [u8; 32], _: &Digests, _: &str) -> Result<Option<ReusableScores>, LedgerError> {
         Ok(None)
     }
 
-    async fn begin_alone(&self, _id: Uuid, _process: Uuid) -> Result<u32, LedgerError> {
+    async fn now(&self) -> Result<OffsetDateTime, LedgerError> {
+        Ok(OffsetDateTime::now_utc())
+    }
+
+    async fn revise(&self, _: &Revise) -> Result<Revised, LedgerError> {
+        Ok(Revised::Missing)
+    }
+}
+
+#[async_trait]
+impl Quarantine for Slate {
+    async fn begin_quarantine(&self, _verdict: Uuid, _process: Uuid) -> Result<u32, LedgerError> {
         Ok(1)
     }
 
-    async fn end_alone(&self, _id: Uuid) -> Result<(), LedgerError> {
+    async fn end_quarantine(&self, _verdict: Uuid) -> Result<(), LedgerError> {
         Ok(())
     }
+}
 
+#[async_trait]
+impl Outbox for Slate {
     async fn lease_events(&self, _limit: u32) -> Result<Vec<Event>, LedgerError> {
         Ok(Vec::new())
     }
@@ -256,41 +254,65 @@ impl Ledger for Slate {
         Ok(0)
     }
 
-    async fn close(&self) {}
-
-    async fn unpublished(&self) -> Result<Vec<Unpublished>, LedgerError> {
+    async fn count_unpublished(&self) -> Result<Vec<UnpublishedEvents>, LedgerError> {
         Ok(Vec::new())
     }
+}
+
+#[async_trait]
+impl Ledger for Slate {
+    async fn migrate(&self) -> Result<i64, LedgerError> {
+        Ok(0)
+    }
+
+    async fn check_schema(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn prepare(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
 }
 
 /// What only other commands ask for.
 #[async_trait]
 impl Archive for Slate {
-    async fn read(&self, _id: Uuid) -> Result<Option<Verdict>, LedgerError> {
+    async fn read_verdict(&self, _id: Uuid) -> Result<Option<StoredVerdict>, LedgerError> {
         Ok(None)
     }
 
-    async fn on_image(&self, _image: &ImageRef, _limit: u32) -> Result<Vec<Verdict>, LedgerError> {
+    async fn verdicts_on_image(&self, _image: &ImageRef, _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
         Ok(Vec::new())
     }
 
-    async fn events_of(&self, _verdict: Uuid) -> Result<Vec<Announcement>, LedgerError> {
+    async fn outbox_rows(&self, _verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError> {
         Ok(Vec::new())
     }
 
-    async fn page(&self, _: &Filter, _: Option<&Verdict>, _: u32) -> Result<Vec<Verdict>, LedgerError> {
+    async fn page_of_verdicts(
+        &self,
+        _: &VerdictFilter,
+        _: Option<&Verdict>,
+        _: u32,
+    ) -> Result<Vec<StoredVerdict>, LedgerError> {
         Ok(Vec::new())
     }
 
-    async fn count_settled(&self, _: OffsetDateTime, _: &[Outcome]) -> Result<u64, LedgerError> {
+    async fn count_prunable(&self, _: OffsetDateTime, _: &[Outcome]) -> Result<u64, LedgerError> {
         Ok(0)
     }
 
-    async fn delete_settled(&self, _: OffsetDateTime, _: &[Outcome], _: u32) -> Result<u64, LedgerError> {
+    async fn delete_prunable(&self, _: OffsetDateTime, _: &[Outcome], _: u32) -> Result<u64, LedgerError> {
         Ok(0)
     }
 
-    async fn rejudge(&self, _changes: &[Rejudged]) -> Result<u64, LedgerError> {
+    async fn rejudge(&self, _changes: &[Revise]) -> Result<u64, LedgerError> {
         Ok(0)
     }
 }
@@ -298,35 +320,39 @@ impl Archive for Slate {
 /// What only `backfill` asks for.
 #[async_trait]
 impl Reconcile for Slate {
-    async fn take_turn(&self, _process: Uuid) -> Result<bool, LedgerError> {
+    async fn take_backfill_lease(&self, _process: Uuid) -> Result<bool, LedgerError> {
         Ok(true)
     }
 
-    async fn give_turn_back(&self, _process: Uuid) -> Result<(), LedgerError> {
+    async fn release_backfill_lease(&self, _process: Uuid) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    async fn progress(&self, _id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
+    async fn backfill_progress(&self, _id: &str) -> Result<Option<(String, OffsetDateTime)>, LedgerError> {
         Ok(None)
     }
 
-    async fn keep_progress(&self, _id: &str, _mark: Option<&str>) -> Result<(), LedgerError> {
+    async fn save_backfill_progress(&self, _id: &str, _mark: Option<&str>) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    async fn standings(&self, objects: &[ImageRef], _: &Digests) -> Result<Vec<Option<Standing>>, LedgerError> {
+    async fn current_verdicts(
+        &self,
+        objects: &[ImageRef],
+        _: &Digests,
+    ) -> Result<Vec<Option<CurrentVerdict>>, LedgerError> {
         Ok(vec![None; objects.len()])
     }
 
-    async fn published_since(&self, _: &[Uuid], _: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
+    async fn pending_jobs(&self, _: &[Uuid], _: OffsetDateTime) -> Result<Vec<Uuid>, LedgerError> {
         Ok(Vec::new())
     }
 
-    async fn note_published_jobs(&self, _: &[Uuid], _: OffsetDateTime) -> Result<(), LedgerError> {
+    async fn record_published_jobs(&self, _: &[Uuid], _: OffsetDateTime) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    async fn forget_published_jobs(&self, _before: OffsetDateTime) -> Result<u64, LedgerError> {
+    async fn delete_answered_jobs(&self, _before: OffsetDateTime) -> Result<u64, LedgerError> {
         Ok(0)
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pixwarden::config::Config;
 use pixwarden::job::event::{EventContext, event};
 use pixwarden::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
-use pixwarden::ledger::{self, Entry};
+use pixwarden::ledger::{self, NewVerdict};
 use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -32,9 +32,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let ledger = ledger::open(&config).await?;
     let mut took = Duration::ZERO;
     for group in 0..options.rows.div_ceil(options.group) {
-        let entries: Vec<Entry> = (0..options.group).map(|i| entry(group * options.group + i)).collect();
+        let entries: Vec<NewVerdict> = (0..options.group).map(|i| entry(group * options.group + i)).collect();
         let began = Instant::now();
-        ledger.commit(&entries).await?;
+        ledger.insert(&entries).await?;
         took += began.elapsed();
     }
     ledger.close().await;
@@ -42,7 +42,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn entry(n: usize) -> Entry {
+fn entry(n: usize) -> NewVerdict {
     let job_id = Uuid::new_v4().to_string();
     let flagged = n.is_multiple_of(16);
     let p = if flagged { 0.925_7 } else { 0.014_8 };
@@ -83,5 +83,5 @@ fn entry(n: usize) -> Entry {
     };
     let passed_on = EventContext { correlation_id: None, trace: None };
     let event = flagged.then(|| event(&verdict, passed_on, "pixwarden"));
-    Entry { verdict, event }
+    NewVerdict { verdict, event }
 }

@@ -1,0 +1,125 @@
+//! Why a call to the ledger failed, and what the caller can do about it.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::ConfigError;
+use crate::telemetry::metrics::{self, labels::LedgerErrorKind};
+
+/// Why a call to the ledger failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// The database cannot be reached, is shutting down, is read-only or does not answer. A later call may succeed.
+    #[error("the ledger is not available: {0}")]
+    Down(#[source] DatabaseError),
+    /// A deadlock or a serialization failure. The same call may succeed at once.
+    #[error("the ledger gave up a transaction: {0}")]
+    Contended(#[source] DatabaseError),
+    /// The database refuses a row because of its values. The same call fails again.
+    #[error("the ledger refused the row: {0}")]
+    Refused(#[source] DatabaseError),
+    /// The schema is older than this program.
+    #[error(
+        "the ledger's schema is at version {found}, but this program needs {needed}\n  hint: run `pixwarden migrate`, or start the worker with --migrate"
+    )]
+    Schema {
+        /// 0 where there is no schema yet.
+        found: i64,
+        /// The newest version that this program has a migration for.
+        needed: i64,
+    },
+    /// The ledger cannot be opened as configured, for example because of a wrong password.
+    #[error("the ledger {url} cannot be opened: {error}")]
+    CannotOpen {
+        /// Without its password.
+        url: String,
+        /// The cause.
+        #[source]
+        error: DatabaseError,
+    },
+}
+
+impl LedgerError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Down(_) | Self::Contended(_))
+    }
+
+    /// Counts this error in the metrics.
+    pub(super) fn count(&self) {
+        match self {
+            Self::Down(_) | Self::Contended(_) => metrics::ledger_call_failed(LedgerErrorKind::Down),
+            Self::Refused(_) => metrics::ledger_call_failed(LedgerErrorKind::Refused),
+            // These are found at the start, before there is a job.
+            Self::Schema { .. } | Self::CannotOpen { .. } => {}
+        }
+    }
+}
+
+/// The innermost cause of a [`LedgerError`] as text, and the error that it came from.
+#[derive(Debug, Clone)]
+pub struct DatabaseError {
+    text: String,
+    source: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl DatabaseError {
+    /// Keeps `source` as the cause; `text` is what people read of it.
+    pub(super) fn new(text: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { text: text.into(), source: Some(Arc::new(source)) }
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for DatabaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// A cause that this program found by itself.
+impl From<String> for DatabaseError {
+    fn from(text: String) -> Self {
+        Self { text, source: None }
+    }
+}
+
+impl From<&str> for DatabaseError {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+/// Why there is no open ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration names no ledger, or one of a kind that is not supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_the_error_that_it_came_from() {
+        let error = LedgerError::Down(DatabaseError::new("no connection", sqlx::Error::PoolTimedOut));
+        let mut source = error.source();
+        while let Some(inner) = source.and_then(Error::source) {
+            source = Some(inner);
+        }
+        assert!(matches!(source.unwrap().downcast_ref(), Some(sqlx::Error::PoolTimedOut)));
+        assert_eq!(error.to_string(), "the ledger is not available: no connection");
+    }
+}

@@ -1,0 +1,34 @@
+//! The quarantine in Postgres.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{Postgres, RESPONSE_TIMEOUT};
+use crate::ledger::{LedgerError, Quarantine};
+
+#[async_trait]
+impl Quarantine for Postgres {
+    async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError> {
+        let starts: i32 = self
+            .run(RESPONSE_TIMEOUT, move |c| {
+                let query = sqlx::query_scalar(
+                    "INSERT INTO suspects (id, starts, process) VALUES ($1, 1, $2)
+                     ON CONFLICT (id) DO UPDATE SET
+                         starts = suspects.starts + (suspects.process <> excluded.process)::integer,
+                         process = excluded.process, started_at = now()
+                     RETURNING starts",
+                );
+                Box::pin(query.bind(verdict).bind(process).fetch_one(c))
+            })
+            .await?;
+        Ok(u32::try_from(starts).unwrap_or(0))
+    }
+
+    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(verdict).execute(c))
+        })
+        .await
+        .map(drop)
+    }
+}

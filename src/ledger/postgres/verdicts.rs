@@ -1,0 +1,159 @@
+//! Writing and finding verdicts in Postgres.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use sqlx::types::Json;
+use sqlx::types::time::OffsetDateTime;
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
+use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
+use crate::job::{Digests, RevisionCause};
+use crate::ledger::columns::{LockedVerdict, reusable_scores};
+use crate::ledger::{
+    DatabaseError, Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableScores, Revise,
+    Revised, Verdicts,
+};
+use crate::retry;
+
+#[async_trait]
+impl Verdicts for Postgres {
+    async fn find_verdict(&self, id: Uuid) -> Result<Option<ExistingVerdict>, LedgerError> {
+        let found = self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { find_existing(c, &[id]).await })).await?;
+        Ok(found.into_values().next())
+    }
+
+    async fn find_scores(
+        &self,
+        sha256: [u8; 32],
+        detectors: &Digests,
+        policy_sha256: &str,
+    ) -> Result<Option<ReusableScores>, LedgerError> {
+        let (detectors, policy) = (Json(detectors.clone()), policy_sha256.to_owned());
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                // The first three conditions are those of the index verdicts_by_content.
+                let query = sqlx::query(concat!(
+                    select_verdicts!(),
+                    " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
+                         AND outcome <> 'failed' AND (frames = 1 OR policy->>'sha256' = $3)
+                     LIMIT 1"
+                ));
+                let row = query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c).await?;
+                Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_scores))
+            })
+        })
+        .await
+    }
+
+    async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError> {
+        let mut sorted: Vec<&NewVerdict> = verdicts.iter().collect();
+        // Two workers that commit the same jobs lock rows in the same order.
+        sorted.sort_by_key(|new| new.verdict.id);
+        let columns = ColumnArrays::of(sorted.iter().map(|new| &new.verdict));
+        let events = EventArrays::of(sorted.iter().filter_map(|new| Some((new.verdict.id, new.event.as_ref()?))));
+        let ids: Vec<Uuid> = sorted.iter().map(|new| new.verdict.id).collect();
+        let attempt = || {
+            let (columns, events, ids) = (columns.clone(), events.clone(), ids.clone());
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                Box::pin(async move {
+                    // One statement is one transaction: both tables change together or not at all.
+                    let written = columns.insert(&mut *c, &events, HANDOVER_DELAY).await?;
+                    let rest: Vec<Uuid> = ids.into_iter().filter(|id| !written.contains_key(id)).collect();
+                    let existing = if rest.is_empty() { HashMap::new() } else { find_existing(c, &rest).await? };
+                    Ok((written, existing))
+                })
+            })
+        };
+        let (written, mut existing) = retry::retry_briefly(is_contended, attempt).await?;
+        let result = |new: &NewVerdict| {
+            let id = new.verdict.id;
+            if written.contains_key(&id) {
+                return Ok(Inserted::Written(stored_event(&written, id, new.event.as_ref())));
+            }
+            let neither = || DatabaseError::from(format!("verdict {id} was neither written nor found"));
+            existing.remove(&id).map(Inserted::Existing).ok_or_else(|| LedgerError::Down(neither()))
+        };
+        verdicts.iter().map(result).collect()
+    }
+
+    async fn now(&self) -> Result<OffsetDateTime, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, |c| Box::pin(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(c))).await
+    }
+
+    async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError> {
+        let attempt = || {
+            let revise = revise.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(revise_one(c, revise)))
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+}
+
+async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sqlx::Error> {
+    let id = revise.verdict.id;
+    let mut transaction = c.begin().await?;
+    let refused = match lock_verdicts(&mut transaction, &[id]).await?.remove(&id) {
+        None => Some(Revised::Missing),
+        Some(locked) if locked.existing.revision != revise.expected_revision => Some(Revised::Stale(locked.existing)),
+        Some(locked) => {
+            replace_history(&mut transaction, &[(&revise, &locked)]).await?;
+            None
+        }
+    };
+    if let Some(refused) = refused {
+        transaction.rollback().await?;
+        return Ok(refused);
+    }
+    let events = EventArrays::of(revise.event.iter().map(|event| (id, event)));
+    let written = if revise.cause == RevisionCause::Replayed {
+        let columns = ColumnArrays::of([&revise.verdict].into_iter());
+        columns.replay(&mut transaction, &events, HANDOVER_DELAY, revise.judged_at).await?
+    } else {
+        JudgementArrays::of([&revise].into_iter()).write(&mut transaction, &events, HANDOVER_DELAY).await?
+    };
+    transaction.commit().await?;
+    let event = stored_event(&written, id, revise.event.as_ref());
+    Ok(Revised::Written { revision: revise.revision().number, event })
+}
+
+/// Locks verdicts until the transaction ends, in the order of their ids.
+pub(super) async fn lock_verdicts(
+    c: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, LockedVerdict>, sqlx::Error> {
+    let query = concat!(select_locked!(), " WHERE id = ANY($1) ORDER BY id FOR UPDATE");
+    let rows = sqlx::query(query).bind(ids).fetch_all(c).await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, read_locked!(row)))).collect()
+}
+
+/// Keeps the earlier state of verdicts, and deletes the unpublished events that the new state makes wrong: those of another
+/// outcome, and those that a new event replaces.
+pub(super) async fn replace_history(
+    c: &mut PgConnection,
+    changes: &[(&Revise, &LockedVerdict)],
+) -> Result<(), sqlx::Error> {
+    let ids: Vec<Uuid> = changes.iter().map(|(revise, _)| revise.verdict.id).collect();
+    sqlx::query(concat!(insert_history!(), " WHERE id = ANY($1)")).bind(ids).execute(&mut *c).await?;
+    let outdated: Vec<Uuid> = changes
+        .iter()
+        .filter(|(revise, locked)| revise.makes_events_stale(locked.existing.outcome))
+        .map(|(revise, _)| revise.verdict.id)
+        .collect();
+    let query = "DELETE FROM outbox WHERE verdict_id = ANY($1) AND published_at IS NULL";
+    sqlx::query(query).bind(outdated).execute(c).await.map(drop)
+}
+
+async fn find_existing(c: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, ExistingVerdict>, sqlx::Error> {
+    let query = "SELECT id, bucket, key, version_id, etag, outcome, revision FROM verdicts WHERE id = ANY($1)";
+    let rows = sqlx::query(query).bind(ids).fetch_all(c).await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, read_existing!(row)))).collect()
+}
+
+/// The event as it was stored: Postgres writes JSON in another form than it was given.
+fn stored_event(written: &Payloads, verdict: Uuid, event: Option<&Event>) -> Option<Event> {
+    let (event, payload) = event.zip(written.get(&verdict)?.as_ref())?;
+    Some(Event { payload: payload.clone(), ..event.clone() })
+}

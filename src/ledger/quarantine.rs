@@ -1,0 +1,17 @@
+//! Jobs that are screened alone because a process may have died of them.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::LedgerError;
+
+/// Counts the processes that died while they screened a job alone.
+#[async_trait]
+pub trait Quarantine: Send + Sync {
+    /// Records, durably and before the work, that `process` begins to screen this verdict's job alone. Returns how many
+    /// processes have begun it; a process that begins it again has not died of it and counts once.
+    async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError>;
+
+    /// Removes the record: the process survived the job.
+    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError>;
+}

@@ -1,0 +1,32 @@
+//! The quarantine in SQLite.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{Sqlite, now};
+use crate::ledger::{LedgerError, Quarantine};
+
+#[async_trait]
+impl Quarantine for Sqlite {
+    async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError> {
+        self.run(move |c| {
+            let query = sqlx::query_scalar(
+                "INSERT INTO suspects (id, starts, process, started_at) VALUES ($1, 1, $2, $3)
+                 ON CONFLICT (id) DO UPDATE SET
+                     starts = suspects.starts + (suspects.process <> excluded.process),
+                     process = excluded.process, started_at = excluded.started_at
+                 RETURNING starts",
+            );
+            Box::pin(query.bind(verdict.to_string()).bind(process.to_string()).bind(now()).fetch_one(c))
+        })
+        .await
+    }
+
+    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError> {
+        self.run(move |c| {
+            Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(verdict.to_string()).execute(c))
+        })
+        .await
+        .map(drop)
+    }
+}

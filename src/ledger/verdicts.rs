@@ -1,0 +1,197 @@
+//! The two writers of verdicts, and the look-ups that a worker needs.
+//!
+//! [`Verdicts::insert`] writes first judgements and never changes a row: it is the hot path. [`Verdicts::revise`] writes
+//! every later judgement.
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{DatabaseError, Event, LedgerError};
+use crate::job::{Digests, ImageInfo, ImageRef, Outcome, Revision, RevisionCause, Scores, Verdict};
+
+/// A first judgement, with the event that announces it.
+#[derive(Debug, Clone)]
+pub struct NewVerdict {
+    pub verdict: Verdict,
+    /// `None` where this outcome is not announced.
+    pub event: Option<Event>,
+}
+
+/// The result of inserting one verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inserted {
+    /// The row was written together with this event, whose payload is exactly what the outbox holds.
+    Written(Option<Event>),
+    /// A verdict of this id existed and stays as it is.
+    Existing(ExistingVerdict),
+}
+
+/// What a worker needs of a verdict that existed before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExistingVerdict {
+    pub image: ImageRef,
+    pub outcome: Outcome,
+    pub revision: u32,
+}
+
+impl ExistingVerdict {
+    /// Whether this verdict answers a job for `image`. A job that names no version and no `ETag` means every version.
+    #[must_use]
+    pub fn answers(&self, image: &ImageRef) -> bool {
+        let agrees =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || found.is_none() || wanted == found;
+        self.is_on_object(image)
+            && agrees(&image.version_id, &self.image.version_id)
+            && agrees(&image.etag, &self.image.etag)
+    }
+
+    fn is_on_object(&self, image: &ImageRef) -> bool {
+        self.image.bucket == image.bucket && self.image.key == image.key
+    }
+}
+
+/// Scores of an earlier verdict on the same content by the same detectors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReusableScores {
+    /// The verdict that the scores were made for.
+    pub verdict: Uuid,
+    pub seen: ImageInfo,
+    pub scores: Scores,
+}
+
+/// A later judgement of a verdict.
+#[derive(Debug, Clone)]
+pub struct Revise {
+    /// The new state. A replay screened the image once more and replaces all columns but `received_at` and
+    /// `decided_at`; every other cause judges stored facts, and replaces only the judgement and the policy.
+    pub verdict: Verdict,
+    /// The revision that the new one follows; if the verdict has another one by now, nothing is written.
+    pub expected_revision: u32,
+    pub cause: RevisionCause,
+    /// From [`Verdicts::now`], called after `expected_revision` was read: then no revision is older than the one
+    /// before it.
+    pub judged_at: OffsetDateTime,
+    /// The event of the new revision, where the change is announced.
+    pub event: Option<Event>,
+}
+
+impl Revise {
+    /// The revision that this makes.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        Revision { number: self.expected_revision + 1, cause: Some(self.cause), judged_at: self.judged_at }
+    }
+
+    /// Whether the unpublished events of earlier revisions must not be sent any more: they have another outcome, or this
+    /// event replaces them. Without either, the earlier event still holds.
+    pub(super) fn makes_events_stale(&self, earlier: Outcome) -> bool {
+        self.event.is_some() || self.verdict.judgement.outcome != earlier
+    }
+}
+
+/// The result of revising a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revised {
+    /// The new state was written together with this event, whose payload is exactly what the outbox holds.
+    Written { revision: u32, event: Option<Event> },
+    /// The verdict is not at the expected revision. This is its state now.
+    Stale(ExistingVerdict),
+    /// There is no verdict of this id.
+    Missing,
+}
+
+/// Verdicts, as a worker writes and finds them.
+#[async_trait]
+pub trait Verdicts: Send + Sync {
+    /// What exists of the verdict of this id.
+    async fn find_verdict(&self, id: Uuid) -> Result<Option<ExistingVerdict>, LedgerError>;
+
+    /// Scores made from content of this SHA-256 by exactly these detectors.
+    ///
+    /// Of an animated image the stored scores are those of one frame, the most severe one under the policy of that day;
+    /// they are found only under the same policy.
+    async fn find_scores(
+        &self,
+        sha256: [u8; 32],
+        detectors: &Digests,
+        policy_sha256: &str,
+    ) -> Result<Option<ReusableScores>, LedgerError>;
+
+    /// Inserts all verdicts with their events in one transaction, or none; no two may have the same id. Existing rows
+    /// are read back and never changed. Returns one result per verdict, in order.
+    async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError>;
+
+    /// The clock of the database, in microseconds as it is stored.
+    ///
+    /// The id of a revision's event and its payload contain `judged_at`. A caller that asks for the time first can
+    /// build the event by itself, and [`Verdicts::revise`] needs no callback inside its transaction. The order of
+    /// revisions holds all the same: see [`Revise::judged_at`].
+    async fn now(&self) -> Result<OffsetDateTime, LedgerError>;
+
+    /// Replaces the state of a verdict in one transaction: the earlier state goes into `verdict_history`, the new event
+    /// into the outbox, and an unpublished event of an earlier revision is deleted if the new outcome or event makes it
+    /// wrong.
+    async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError>;
+}
+
+/// Replaces a `failed` verdict by the verdict of a later delivery for the same object.
+///
+/// `inserted` is the result of inserting `verdict`, and is returned unless it is a `failed` verdict that can be replaced.
+/// `event` makes the event of the revision, where it is announced.
+///
+/// # Errors
+/// As [`Verdicts::revise`]; also when the verdict was deleted meanwhile, and inserting it will succeed.
+pub async fn replace_failed_verdict(
+    ledger: &dyn Verdicts,
+    verdict: &Verdict,
+    inserted: Inserted,
+    event: impl FnOnce(&Revision) -> Option<Event> + Send,
+) -> Result<Inserted, LedgerError> {
+    let existing = match inserted {
+        Inserted::Existing(existing)
+            if existing.outcome == Outcome::Failed
+                && verdict.judgement.outcome != Outcome::Failed
+                && existing.is_on_object(&verdict.image) =>
+        {
+            existing
+        }
+        other => return Ok(other),
+    };
+    let mut revise = Revise {
+        verdict: verdict.clone(),
+        expected_revision: existing.revision,
+        cause: RevisionCause::Replayed,
+        judged_at: ledger.now().await?,
+        event: None,
+    };
+    revise.event = event(&revise.revision());
+    match ledger.revise(&revise).await? {
+        Revised::Written { event, .. } => Ok(Inserted::Written(event)),
+        Revised::Stale(current) => Ok(Inserted::Existing(current)),
+        Revised::Missing => {
+            Err(LedgerError::Down(DatabaseError::from(format!("verdict {} was deleted meanwhile", verdict.id))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_answers_only_jobs_for_its_own_image() {
+        let image = |version: Option<&str>, etag: Option<&str>| ImageRef {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id: version.map(str::to_owned),
+            etag: etag.map(str::to_owned),
+        };
+        let existing = ExistingVerdict { image: image(None, Some("e1")), outcome: Outcome::Passed, revision: 1 };
+        assert!(existing.answers(&image(None, None)));
+        assert!(existing.answers(&image(None, Some("e1"))));
+        assert!(!existing.answers(&image(None, Some("e2"))));
+        assert!(!existing.answers(&ImageRef { key: "other".into(), ..image(None, None) }));
+        assert!(!existing.answers(&ImageRef { bucket: "other".into(), ..image(None, None) }));
+    }
+}
