@@ -113,7 +113,7 @@ pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerEr
             }
             _ => {
                 let words = e.to_string();
-                let hint = certificates::hint(&words);
+                let hint = certificates::hint(&e);
                 unreachable(words + hint)
             }
         }),

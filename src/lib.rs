@@ -29,6 +29,7 @@
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
 //! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
+//! | `bench` | what this machine does with the detectors, and what limits it | arguments, printing |
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
 //! | [`certificates`] | whom we trust, and what to do about a certificate that is refused | whom it asks |
 //! | [`commands`] | one file a subcommand, thin | |
@@ -52,13 +53,18 @@
 //!   cannot change any more.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
-pub mod backfill;
+mod backfill;
+mod bench;
 pub mod broker;
-pub mod certificates;
+mod certificates;
 pub mod commands;
 pub mod config;
+mod dead;
 pub mod detector;
-pub mod evaluate;
+mod error_text;
+mod escape;
+mod evaluate;
+mod files;
 pub mod hub;
 pub mod job;
 pub mod lanes;
@@ -66,7 +72,10 @@ pub mod ledger;
 pub mod offload;
 pub mod planted;
 pub mod policy;
+mod processes;
 pub mod retry;
 pub mod screen;
 pub mod telemetry;
 pub mod worker;
+
+pub use error_text::error_text;

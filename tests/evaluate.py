@@ -357,7 +357,7 @@ def check_interface(binary: Path, package: Path, datasets: list[Dataset], work: 
         ([f"x={ai}"], 2, "NAME=LABEL:PATH"),
         (["x=positive:/nowhere/at/all"], 2, "/nowhere/at/all"),
         ([f"x=column:label:{ai}"], 2, "*.parquet"),
-        ([f"x=positive:{nothing}"], 1, "no image could be scored"),
+        ([f"x=positive:{nothing}"], 1, "no image was scored"),
     ]:
         done = evaluate(binary, [package], [Dataset("x", arguments)], "--format", "jsonl")
         if done.returncode != status or words not in done.stderr:

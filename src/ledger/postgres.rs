@@ -83,7 +83,7 @@ impl Postgres {
             .await
             .map_err(|e| {
                 let words = words(&e);
-                let hint = certificates::hint(&words);
+                let hint = certificates::hint(&e);
                 unusable(words + hint)
             })?;
         Ok(Self { pool })

@@ -81,7 +81,8 @@ async fn check_names_what_a_users_permissions_lack() {
     lab.environment = vec![("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-operator"))];
     let said = lab.run(&["check", "--log", "off"]).await;
     assert_eq!(said.status, 1, "{}", said.stdout);
-    for words in ["ACCESS_REFUSED", "docs/access.md", "a worker would need UPDATE on outbox", "roles.sql"] {
+    for words in ["ACCESS_REFUSED", "docs/access.md", "a worker needs more permissions: UPDATE on outbox", "roles.sql"]
+    {
         assert!(said.stdout.contains(words), "\"{words}\" is missing in:\n{}", said.stdout);
     }
 }

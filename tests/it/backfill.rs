@@ -160,8 +160,8 @@ async fn a_killed_run_goes_on_where_it_was_and_loses_nothing() {
     assert_eq!(lab.count("SELECT count(*) FROM backfill_progress").await, 1, "a mark is left");
     let began = Instant::now();
     let last = lab.run(&["backfill", &source]).await.expect_ok();
-    assert!(last.stderr.contains("going on where an earlier run has stopped"), "{}", last.stderr);
-    assert!(last.stderr.contains("another backfill is at work"), "{}", last.stderr);
+    assert!(last.stderr.contains("continuing where an earlier run stopped"), "{}", last.stderr);
+    assert!(last.stderr.contains("another backfill is running"), "{}", last.stderr);
     assert!(began.elapsed() < Duration::from_secs(40), "a dead run's turn ends: {:?}", began.elapsed());
     assert!(summary(&last).met < OBJECTS as u64, "the first page is not read again: {last:?}", last = summary(&last));
 
@@ -312,9 +312,9 @@ async fn what_cannot_be_meant_is_refused_with_what_to_do() {
         (vec!["file:///elsewhere"], 2, "is not in"),
         (vec!["s3://gone/", "--bucket", "gone"], 1, "the bucket \"gone\" cannot be opened"),
         (vec!["uploads/x"], 2, "is neither s3://bucket/prefix nor file:///folder"),
-        (vec!["--manifest", "nothing.jsonl"], 1, "nothing.jsonl cannot be read"),
+        (vec!["--manifest", "nothing.jsonl"], 1, "cannot read nothing.jsonl"),
         (vec!["--manifest", list], 1, "line 2:"),
-        (vec!["--inventory", inventory], 1, "hint: have it made in CSV"),
+        (vec!["--inventory", inventory], 1, "hint: configure S3 to write it as CSV"),
         (vec!["s3://x/", "--rate", "0"], 2, "from 0.001"),
         (vec!["s3://x/", "--again-after", "99999999d"], 2, "a hundred years"),
     ] {
@@ -362,9 +362,9 @@ async fn an_interrupted_run_says_so_and_leaves_its_turn_to_the_next() {
     assert!(interrupted.await.unwrap().success());
     let stopped = ended(run).await;
     assert_eq!(stopped.status, 130, "{}", stopped.stderr);
-    assert!(stopped.stderr.contains("stopped, the same command goes on from here"), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("stopped, the same command continues from here"), "{}", stopped.stderr);
     let rest = lab.run(&["backfill", &source]).await.expect_ok();
-    assert!(!rest.stderr.contains("another backfill is at work"), "{}", rest.stderr);
+    assert!(!rest.stderr.contains("another backfill is running"), "{}", rest.stderr);
     assert_eq!((summary(&rest).waiting, summary(&rest).published), (20, 280));
 }
 

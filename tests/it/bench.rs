@@ -149,7 +149,8 @@ async fn what_cannot_be_measured_is_told_and_costs_no_other_figure() {
     assert_eq!(number(&report["bound"]["images_per_s"]), number(&report["pipeline"]["images_per_s"]));
 
     let table = Ended::of(command(&lab, &[images, "--seconds", "0.05", "--format", "table"])).await.expect_ok();
-    for words in ["spread-nhwc on CPU", "not measured: ledger", "bound by: ", "max_batch = ", "a million such images"] {
+    for words in ["spread-nhwc on CPU", "not measured: ledger", "bottleneck: ", "max_batch = ", "a million such images"]
+    {
         assert!(table.stdout.contains(words), "\"{words}\" is missing in:\n{}", table.stdout);
     }
 }
@@ -178,9 +179,9 @@ async fn nothing_to_measure_with_is_an_error_that_says_what_to_do() {
     std::fs::write(empty.join("cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     let nothing = format!("s3://{}/nothing/", lab.bucket);
     for (path, status, words) in [
-        (empty.to_str().unwrap(), 1, ["1 files look like one, and none can be decoded", "hint: name files"]),
+        (empty.to_str().unwrap(), 1, ["1 files look like images, but none decodes", "hint: name files"]),
         ("nowhere", 1, ["reading nowhere", "No such file"]),
-        (&nothing, 1, ["there is nothing at s3://", "hint: name s3://bucket/key"]),
+        (&nothing, 1, ["no object to fetch at s3://", "hint: name s3://bucket/key"]),
         ("s3://another/a.jpg", 2, ["\"another\" is not allowed", "hint: add it"]),
         ("s3:///a.jpg", 2, ["is not s3://bucket/key", "\"s3:///a.jpg\""]),
     ] {

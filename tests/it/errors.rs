@@ -121,7 +121,7 @@ async fn a_detector_or_a_policy_is_not_in_order() {
     lab.extra = "[[policy.rules]]\ndetector = \"spread\"\nlabel = \"by AI\"\nreview_at = 0.5\nflag_at = 0.9".into();
     contains(&refused(&lab, &[], 2).await, &["names the detector \"spread\"", "\"spread-nhwc\""]);
     lab.extra = "[worker]\natempts = 3".into();
-    contains(&refused(&lab, &[], 2).await, &["no option `worker.atempts`", "did you mean `worker.attempts`"]);
+    contains(&refused(&lab, &[], 2).await, &["unknown option `worker.atempts`", "did you mean `worker.attempts`"]);
     lab.extra = String::new();
     lab.bucket = String::new();
     contains(&refused(&lab, &[], 2).await, &["`buckets`", "an entry has no name"]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pixwarden::hub::{Folder, Hub, Repository, Settings};
+use pixwarden::hub::{DownloadFolder, Hub, Repository, Settings};
 use serde_json::{Value, json};
 use sha1::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -294,7 +294,7 @@ async fn what_an_ended_command_left_is_completed_by_the_next() {
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     let ended = servers.fetch().await;
     assert_eq!(ended.status, 1);
-    contains(&ended.stderr, &["error: ", "model.onnx", "the same command goes on from there"]);
+    contains(&ended.stderr, &["error: ", "model.onnx", "the same command continues from there"]);
     let names = servers.names();
     assert!(!names.contains(&"model.onnx".to_owned()), "{names:?}");
     assert!(names.iter().any(|name| name.starts_with("model.onnx.") && name.ends_with(".part")), "{names:?}");
@@ -340,7 +340,7 @@ async fn corrupted_bytes_never_look_like_a_file() {
         servers.flaw(name, Some(flaw));
         let ended = servers.fetch().await;
         assert_eq!(ended.status, 1);
-        contains(&ended.stderr, &[name, words, "nothing of it was kept"]);
+        contains(&ended.stderr, &[name, words, "the download was deleted"]);
         assert!(servers.names().iter().all(|other| !other.starts_with(name)), "{:?}", servers.names());
     }
 }
@@ -349,8 +349,8 @@ async fn corrupted_bytes_never_look_like_a_file() {
 async fn a_refusal_says_what_to_do() {
     let servers = Servers::with_package().await;
     for (status, said, words) in [
-        (401, "Invalid credentials", ["refuses (401, \"Invalid credentials\")", "HF_TOKEN"]),
-        (403, "Access to model is restricted", ["refuses (403", "accept the model's terms"]),
+        (401, "Invalid credentials", ["denied access (401, \"Invalid credentials\")", "HF_TOKEN"]),
+        (403, "Access to model is restricted", ["denied access (403", "accept the model's terms"]),
         (404, "Invalid rev id: main", ["404, \"Invalid rev id: main\"", "check owner, name and revision"]),
     ] {
         servers.state.lock().unwrap().refuses = Some((status, said));
@@ -371,7 +371,7 @@ async fn nothing_is_written_outside_the_folder() {
         servers.state.lock().unwrap().hostile = Some(name.into());
         let ended = servers.fetch().await;
         assert_eq!(ended.status, 1, "{name}");
-        contains(&ended.stderr, &["leads out of the folder", "nothing was fetched"]);
+        contains(&ended.stderr, &["leads out of the folder", "nothing was downloaded"]);
         assert!(servers.names().is_empty(), "{name}: {:?}", servers.names());
     }
     // A link within the folder leads nowhere either.
@@ -393,7 +393,7 @@ async fn a_file_of_the_user_s_is_not_overwritten() {
     std::fs::write(&readme, "mine").unwrap();
     let ended = servers.fetch().await;
     assert_eq!(ended.status, 1);
-    contains(&ended.stderr, &["README.md is there already with other content", "--to"]);
+    contains(&ended.stderr, &["README.md exists with other content", "--to"]);
     assert_eq!(std::fs::read_to_string(readme).unwrap(), "mine");
 }
 
@@ -437,12 +437,12 @@ async fn a_download_that_stalls_ends_with_an_error() {
     let (error, took) = tokio::task::spawn_blocking(move || {
         let mut settings =
             Settings::from_environment(|name| (name == "HF_ENDPOINT").then(|| endpoint.clone())).unwrap();
-        (settings.stall, settings.tries) = (Duration::from_millis(300), 1);
+        (settings.stall, settings.attempts) = (Duration::from_millis(300), 1);
         let hub = Hub::new(settings).unwrap();
         let listing = hub.list(&"hf://owner/name".parse::<Repository>().unwrap()).unwrap();
         let model = listing.files.iter().find(|file| file.path.ends_with("model.onnx")).unwrap();
         let since = Instant::now();
-        let folder = Folder::open(&folder).unwrap();
+        let folder = DownloadFolder::open(&folder).unwrap();
         (hub.fetch(&listing, model, &folder, &mut |_| ()).unwrap_err().to_string(), since.elapsed())
     })
     .await
