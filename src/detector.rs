@@ -6,6 +6,7 @@
 mod external;
 mod golden;
 mod labels;
+pub mod options;
 mod preprocessing;
 mod weights;
 

@@ -4,6 +4,8 @@
 
 use sha2::{Digest, Sha256};
 
+pub mod options;
+
 use crate::config::PolicyConfig;
 use crate::detector::Detector;
 use crate::job::PolicyRef;

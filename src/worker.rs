@@ -6,6 +6,7 @@ pub mod admit;
 pub mod blob;
 pub mod health;
 mod linger;
+pub mod options;
 mod order;
 pub mod persist;
 pub mod publish;

@@ -10,6 +10,7 @@ pub mod child;
 mod confine;
 mod jpeg;
 mod kept;
+pub mod options;
 mod process;
 mod protocol;
 mod rgb;

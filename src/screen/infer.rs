@@ -6,6 +6,7 @@
 //! has to end: a session after a fatal GPU error never recovers.
 
 mod onnx;
+pub mod options;
 mod warm;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -4,6 +4,7 @@
 //! failure is the object's or the store's is told here, by asking the store for something else.
 
 mod folder;
+pub mod options;
 mod s3;
 mod spare;
 

@@ -4,6 +4,7 @@
 //! takes it once it is due: after a crash, after the broker was away, or when at last somebody has bound a queue.
 
 mod event;
+pub mod options;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};

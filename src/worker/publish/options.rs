@@ -1,0 +1,40 @@
+//! The options of publishing: `[events]` and `[outbox]`.
+
+use serde::{Deserialize, Serialize};
+
+/// `[events]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsConfig {
+    /// The routing keys that are sent.
+    pub publish: Vec<String>,
+    /// Whether the queue `PREFIX.flagged` is declared and bound to flagged and review.
+    pub default_queue: bool,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self {
+            publish: vec!["image.flagged".into(), "image.review".into(), "image.failed".into()],
+            default_queue: true,
+        }
+    }
+}
+
+/// `[outbox]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxConfig {
+    /// Days a published event is kept.
+    pub keep_days: u32,
+    /// How often unconfirmed events are published again.
+    pub sweep_ms: u64,
+    /// Messages that await their confirmation at the same time.
+    pub in_flight: usize,
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self { keep_days: 7, sweep_ms: 5_000, in_flight: 64 }
+    }
+}
