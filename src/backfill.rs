@@ -102,7 +102,7 @@ pub enum BackfillEnd {
 #[derive(Debug, thiserror::Error)]
 pub enum BackfillError {
     #[error(transparent)]
-    BackfillSource(#[from] SourceError),
+    Source(#[from] SourceError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError};
+use crate::error_text;
 use crate::screen::decode::Pool;
 use crate::screen::infer::LARGEST_BATCH;
 use crate::screen::{Screen, StartError};
@@ -232,6 +233,6 @@ fn report_failure(measured: anyhow::Result<ServiceResult>) -> anyhow::Result<Ser
     match measured {
         Ok(service) => Ok(ServiceMeasurement::Measured(service)),
         Err(e) if e.is::<Interrupted>() => Err(e),
-        Err(e) => Ok(ServiceMeasurement::Failed(format!("{e:#}"))),
+        Err(e) => Ok(ServiceMeasurement::Failed(error_text(e.as_ref()))),
     }
 }

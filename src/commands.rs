@@ -1,13 +1,13 @@
 //! The subcommands. Each reads its arguments, makes one call and prints. Data goes to stdout, everything else to stderr.
 
 mod age;
-pub mod backfill;
-pub mod bench;
-pub mod check;
-pub mod dead;
+mod backfill;
+mod bench;
+mod check;
+mod dead;
 mod decoder;
 pub mod enqueue;
-pub mod evaluate;
+mod evaluate;
 pub mod export;
 pub mod migrate;
 pub mod models;
@@ -17,7 +17,7 @@ pub mod prune;
 mod record;
 pub mod rejudge;
 pub mod scan;
-pub mod shell;
+mod shell;
 pub mod show;
 mod signals;
 pub mod worker;
@@ -47,11 +47,11 @@ enum Command {
     /// Screen local files and folders; needs no service
     Scan(scan::Arguments),
     /// Measure detectors on labelled images; needs no service
-    Evaluate(evaluate::Arguments),
+    Evaluate(evaluate::EvaluateArguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
     /// Publish jobs for the images of an archive that have no verdict yet
-    Backfill(backfill::Arguments),
+    Backfill(backfill::BackfillArguments),
     /// Print the verdicts on a job or an image
     Show(show::Arguments),
     /// Write verdicts as JSON lines or CSV
@@ -61,11 +61,11 @@ enum Command {
     /// Delete old verdicts
     Prune(prune::Arguments),
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
-    Bench(bench::Arguments),
+    Bench(bench::BenchArguments),
     /// Update the ledger's schema
     Migrate,
     /// List dead-lettered messages, send them back or discard them
-    Dead(dead::Arguments),
+    Dead(dead::DeadArguments),
     /// List, check or fetch detectors
     Models(models::Arguments),
     /// Try every configured dependency and print what is wrong with each

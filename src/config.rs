@@ -85,51 +85,22 @@ impl Default for Config {
 impl Config {
     /// Checks ranges and names that the types do not express.
     fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |option: &str, what: String| Err(ConfigError::Invalid { option: option.into(), what });
         if self.prefix.is_empty() || self.prefix.len() > 100 || !self.prefix.bytes().all(|b| b.is_ascii_graphic()) {
-            return invalid("prefix", "must be 1 to 100 printable ASCII characters without spaces".into());
-        }
-        let at_least_one: [(&str, u64); 11] = [
-            ("inference.max_run_ms", self.inference.max_run_ms),
-            ("storage.downloads", self.storage.downloads as u64),
-            ("storage.max_object_bytes", self.storage.max_object_bytes),
-            ("storage.memory_bytes", self.storage.memory_bytes),
-            ("storage.deadline_ms", self.storage.deadline_ms),
-            ("decode.deadline_ms", self.decode.deadline_ms),
-            ("decode.memory_bytes", self.decode.memory_bytes),
-            ("decode.max_frames", u64::from(self.decode.max_frames)),
-            ("worker.attempts", u64::from(self.worker.attempts)),
-            ("worker.deaths", u64::from(self.worker.deaths)),
-            ("outbox.in_flight", self.outbox.in_flight as u64),
-        ];
-        if let Some((option, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return invalid(option, "must be at least 1".into());
-        }
-        let known: Vec<_> = crate::job::Outcome::ALL.map(|outcome| outcome.routing_key()).to_vec();
-        if let Some(key) = self.events.publish.iter().find(|key| !known.contains(&key.as_str())) {
-            return invalid(
-                "events.publish",
-                format!("\"{key}\" is not one of image.flagged, image.review, image.failed, image.passed"),
-            );
-        }
-        if !(0.0..=1.0).contains(&self.traces.sample) {
-            return invalid("traces.sample", format!("{} is not between 0.0 (none) and 1.0 (all)", self.traces.sample));
-        }
-        let endpoint = &self.traces.endpoint;
-        if !endpoint.is_empty() && !url::Url::parse(endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()))
-        {
-            return invalid("traces.endpoint", "must be a URL such as http://localhost:4318".into());
-        }
-        if !self.decode.helper.is_empty() && !Path::new(&self.decode.helper).is_absolute() {
-            return invalid("decode.helper", format!("\"{}\" is not an absolute path", self.decode.helper));
+            return Err(ConfigError::invalid("prefix", "must be 1 to 100 printable ASCII characters without spaces"));
         }
         if self.buckets.iter().any(|bucket| bucket.pattern().is_empty()) {
-            return invalid("buckets", "an entry has no name".into());
+            return Err(ConfigError::invalid("buckets", "an entry has no name"));
         }
-        if self.detectors.iter().any(|d| matches!(d, DetectorEntry::Path(path) | DetectorEntry::Table(DetectorTable { path, .. }) if path.is_empty())) {
-            return invalid("detectors", "an entry has no path".into());
+        if self.detectors.iter().any(|detector| detector.path().is_empty()) {
+            return Err(ConfigError::invalid("detectors", "an entry has no path"));
         }
-        Ok(())
+        self.decode.check()?;
+        self.inference.check()?;
+        self.storage.check()?;
+        self.worker.check()?;
+        self.events.check()?;
+        self.outbox.check()?;
+        self.traces.check()
     }
 
     /// The broker's URL.

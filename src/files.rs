@@ -41,8 +41,8 @@ fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     }
 }
 
-/// A file's bytes and their SHA-256, read on a blocking thread; `None` for a file with more than `limit` bytes, whatever
-/// length its directory entry has.
+/// A file's bytes and their SHA-256, read on a blocking thread; `None` for a file with more than `limit` bytes, also
+/// where its directory entry has a smaller length.
 pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, [u8; 32])>> {
     tokio::task::spawn_blocking(move || {
         let read = || {

@@ -17,21 +17,22 @@
 //! | module | what it is for | what it must never know |
 //! |---|---|---|
 //! | [`job`] | the words: job, lane, outcome, scores, verdict; `job::forms` reads messages | any service |
-//! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
+//! | [`config`] | defaults ← file ← environment ← flags, merged and checked once; each stage has its `options` | what the options do |
 //! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
 //! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
 //! | [`policy`] | rules, checked against the detectors that are there | scores |
 //! | [`screen`] | bytes → judgement: `decode`, `prepare`, `gather`, `infer`, `judge` | network, broker, database |
-//! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
+//! | `evaluate` | labelled images → scores (`screening`), figures and a page; the columns of parquet files | models, services |
 //! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
 //! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
 //! | [`offload`] | reading on a thread of its own, as a stream | what is read |
 //! | [`retry`] | when to try again | what is tried |
 //! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
-//! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
+//! | `backfill` | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
 //! | `bench` | what this machine does with the detectors, and what limits it | arguments, printing |
+//! | `dead` | dead letters: listing, sending back, discarding | arguments, printing |
 //! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
-//! | [`certificates`] | whom we trust, and what to do about a certificate that is refused | whom it asks |
+//! | `certificates` | the trusted certificates, and what to do about a rejected one | who connects |
 //! | [`commands`] | one file a subcommand, thin | |
 //! | [`planted`] | bugs and crashes that `tests/chaos` asks a debug build for | |
 //! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |
@@ -47,7 +48,7 @@
 //!   `evaluate/columns.rs`, HTTP of our own asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in
 //!   `telemetry/http.rs`, what counts in `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that
 //!   strangers choose (`cap_std`) in `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that
-//!   talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
+//!   talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and `dead`.
 //! - `screen/` names no service at all.
 //! - Memory that a decoder's process shares with the worker: pixels travel over a socket, so that what was looked at
 //!   cannot change any more.

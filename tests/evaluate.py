@@ -298,7 +298,7 @@ def check_planted(binary: Path, package: Path, datasets: list[Dataset], work: Pa
     root = Path(datasets[0].arguments[0].split(":", 1)[1]).parent
     swapped = [Dataset(one.name, [_swapped(argument) for argument in one.arguments]) for one in datasets]
     wrong = detectors.planted()["swapped channels"].write(work / "planted")
-    # An image that is in the wrong folder, a lost one, and a bad file that nobody mentions.
+    # An image that is in the wrong folder, a lost one, and a bad file that is not reported.
     confident = next(file for file, _, truth in datasets[2].images if not truth)
     moves = {
         "an image in the wrong folder": (Path(confident), root / "only-ai" / "moved.img"),

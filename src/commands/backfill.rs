@@ -30,7 +30,7 @@ const SUMMARY_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "p
 detectors as the workers. The same command continues after an interruption, later publishes only what is new, and with \
 another detector publishes all again."
 )]
-pub struct Arguments {
+pub struct BackfillArguments {
     /// s3://BUCKET/PREFIX, or file:///FOLDER in the folder that `objects` names; several are read concurrently
     #[arg(value_name = "SOURCE", required_unless_present_any = ["inventory", "manifest"])]
     sources: Vec<String>,
@@ -87,7 +87,7 @@ pub struct Arguments {
     format: Option<Format>,
 }
 
-impl Arguments {
+impl BackfillArguments {
     fn sources(&self, config: &Config) -> anyhow::Result<Vec<BackfillSource>> {
         let objects = config.objects()?;
         let mut sources = Vec::new();
@@ -129,7 +129,7 @@ pub(super) fn is_usage_error(error: &anyhow::Error) -> bool {
     error.is::<SourceNameError>()
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &BackfillArguments, config: &Config) -> anyhow::Result<u8> {
     let sources = arguments.sources(config)?;
     let mut config = config.clone();
     config.buckets = allowed_buckets(&sources, &config.buckets)?;
@@ -177,7 +177,7 @@ async fn show_progress(backfill: Arc<Backfill>, progress: Progress) {
     }
 }
 
-fn summary(arguments: &Arguments, counts: &BackfillCounts, end: Option<BackfillEnd>) -> anyhow::Result<()> {
+fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<BackfillEnd>) -> anyhow::Result<()> {
     let BackfillCounts { filtered, screened, waiting, published } = counts;
     let [filtered, screened, waiting, published] =
         [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));

@@ -15,6 +15,7 @@ use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use crate::bench::{Bench, BenchObserver, Conclusions, Interrupted, ObjectPath, start_screen};
 use crate::config::{Config, ConfigError};
+use crate::error_text;
 
 #[derive(Debug, Args)]
 #[command(
@@ -23,7 +24,7 @@ The configured services are measured too. Commits go to a temporary schema or fi
 are deleted afterwards. Objects are only read, and only where a PATH begins with s3://. Stop other programs on this \
 machine first: they make the figures too low."
 )]
-pub struct Arguments {
+pub struct BenchArguments {
     /// Files and folders with your images, or s3://bucket/prefix, whose downloads are measured too; without a PATH, the
     /// bundled samples
     #[arg(value_name = "PATH")]
@@ -49,7 +50,7 @@ enum BenchFormat {
     Json,
 }
 
-impl Arguments {
+impl BenchArguments {
     fn time(&self) -> Result<Duration, ConfigError> {
         let invalid = |option: &str, what: &str| Err(ConfigError::Invalid { option: option.into(), what: what.into() });
         // NaN is in no range, and is refused here too.
@@ -66,23 +67,21 @@ impl Arguments {
     fn local_and_remote(&self) -> Result<(Vec<PathBuf>, Vec<ObjectPath>), UsageError> {
         let (mut local, mut remote) = (Vec::new(), Vec::new());
         for path in &self.paths {
-            match path.to_str().filter(|path| path.starts_with("s3://")) {
-                None => local.push(path.clone()),
-                Some(text) => {
-                    remote.push(ObjectPath::parse(text).ok_or_else(|| {
-                        UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix"))
-                    })?)
-                }
-            }
+            let Some(text) = path.to_str().filter(|path| path.starts_with("s3://")) else {
+                local.push(path.clone());
+                continue;
+            };
+            let invalid = || UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix"));
+            remote.push(ObjectPath::parse(text).ok_or_else(invalid)?);
         }
         Ok((local, remote))
     }
 }
 
 /// Shows the measurements on the progress bar.
-struct Bar(Progress);
+struct BenchProgress(Progress);
 
-impl BenchObserver for Bar {
+impl BenchObserver for BenchProgress {
     fn planned(&self, measurements: u64) {
         self.0.expect(measurements);
     }
@@ -96,18 +95,18 @@ impl BenchObserver for Bar {
     }
 
     fn unreadable(&self, error: &anyhow::Error) {
-        self.0.around(|| eprintln!("error: {}", printable(&format!("{error:#}"))));
+        self.0.around(|| eprintln!("error: {}", printable(&error_text(error.as_ref()))));
     }
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::Result<u8> {
     let time = arguments.time()?;
     let (local, remote) = arguments.local_and_remote()?;
     let screen = start_screen(config)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || bar.around(|| eprintln!("stopping; a second signal stops at once")));
-    let observer = Arc::new(Bar(progress.clone()));
+    let observer = Arc::new(BenchProgress(progress.clone()));
     let bench = Bench { config, screen: &screen, time, stop, observer };
     let report = bench.measure(local, &remote).await;
     progress.finish();
@@ -134,7 +133,7 @@ mod tests {
     #[test]
     fn s3_paths_are_told_from_files() {
         let paths = ["a/b.jpg", "s3://bucket/key", "/srv/s3"].map(PathBuf::from).to_vec();
-        let arguments = |paths| Arguments { paths, seconds: 1.0, price_per_hour: None, format: None };
+        let arguments = |paths| BenchArguments { paths, seconds: 1.0, price_per_hour: None, format: None };
         let (local, remote) = arguments(paths).local_and_remote().unwrap();
         assert_eq!((local.len(), remote[0].to_string().as_str(), remote.len()), (2, "s3://bucket/key", 1));
         assert!(arguments(vec!["s3:///key".into()]).local_and_remote().is_err());

@@ -11,7 +11,7 @@ use crate::dead::{DeadLetterQueue, SelectedCounts, Selection};
 use crate::job::Lane;
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct DeadArguments {
     #[command(subcommand)]
     command: DeadCommand,
 }
@@ -95,7 +95,7 @@ impl Conditions {
     }
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::Result<u8> {
     let selection = match &arguments.command {
         DeadCommand::List { conditions, .. } => conditions.selection(),
         DeadCommand::Replay { conditions, mode, .. } | DeadCommand::Drop { conditions, mode } => {

@@ -24,7 +24,7 @@ use crate::screen::{Screen, StartError, packages, policy_for};
 const MISTAKES_SHOWN: usize = 12;
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct EvaluateArguments {
     /// Labelled images; datasets with the same name share a row [repeatable]
     ///
     /// PATH is an image, a folder that is searched for images, or a parquet file with an image column. LABEL is one of
@@ -51,7 +51,7 @@ pub struct Arguments {
     format: Option<Format>,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyhow::Result<u8> {
     let target_rates = arguments.target_rates()?;
     arguments.check_report()?;
     let detectors = packages(config)?;
@@ -64,7 +64,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let policy = policy_for(&config, &detectors).map_err(StartError::from)?;
     let screen = Screen::start_with(&config, detectors, policy)?;
     let mut results = EvaluationResults::new(subjects, reader.names.clone(), MISTAKES_SHOWN);
-    let bar = Bar(Progress::new(Unit::Images));
+    let bar = EvaluationProgress(Progress::new(Unit::Images));
     bar.0.expect(reader.images());
     screen_all(reader, &screen, &config, &mut results, arguments.report.is_some(), &bar).await?;
     bar.0.finish();
@@ -84,9 +84,9 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
 }
 
 /// Shows the screening on the progress bar.
-struct Bar(Progress);
+struct EvaluationProgress(Progress);
 
-impl EvaluationObserver for Bar {
+impl EvaluationObserver for EvaluationProgress {
     fn scored(&self) {
         self.0.advance(1);
     }
@@ -99,7 +99,7 @@ impl EvaluationObserver for Bar {
     }
 }
 
-impl Arguments {
+impl EvaluateArguments {
     fn target_rates(&self) -> Result<TargetRates, ConfigError> {
         let rates = TargetRates { review: self.review_fpr.unwrap_or((5.0 * self.fpr).min(1.0)), flag: self.fpr };
         // Every comparison with NaN is false, so NaN is refused too.

@@ -76,6 +76,21 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// A value that cannot be used.
+    pub(crate) fn invalid(option: &str, what: impl Into<String>) -> Self {
+        Self::Invalid { option: option.to_owned(), what: what.into() }
+    }
+
+    /// Refuses the first of these options whose value is 0.
+    pub(crate) fn refuse_zero(options: &[(&str, u64)]) -> Result<(), Self> {
+        match options.iter().find(|(_, value)| *value == 0) {
+            Some((option, _)) => Err(Self::invalid(option, "must be at least 1")),
+            None => Ok(()),
+        }
+    }
+}
+
 fn hint(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|key| format!("\n  hint: did you mean `{key}`?")).unwrap_or_default()
 }

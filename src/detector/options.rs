@@ -25,3 +25,12 @@ pub struct DetectorTable {
     /// The detector's scores are recorded, but not judged.
     pub shadow: bool,
 }
+
+impl DetectorEntry {
+    pub(crate) fn path(&self) -> &str {
+        match self {
+            Self::Path(path) => path,
+            Self::Table(table) => &table.path,
+        }
+    }
+}

@@ -272,7 +272,7 @@ mod tests {
     /// `(image's bytes, its path, label, kind)`.
     type Given<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>, Option<&'a str>);
 
-    /// Writes the rows, two a row group.
+    /// Writes the rows, two per row group.
     fn write(folder: &Path, metadata: Option<&str>, rows: &[Given<'_>]) -> PathBuf {
         let path = folder.join("part.parquet");
         let metadata = metadata.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]);

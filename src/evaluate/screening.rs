@@ -11,6 +11,7 @@ use super::metrics::ScoredImage;
 use super::report;
 use super::results::{EvaluationResults, Mistake, UnscoredImages};
 use crate::config::{Config, ConfigError};
+use crate::error_text;
 use crate::files;
 use crate::job::{Digests, Lane, Outcome};
 use crate::screen::{Screen, Sight, Unseen, decode, infer};
@@ -106,7 +107,7 @@ impl Screener<'_> {
             }
             Ok(sight) => Ok(ScreenedEntry::Scored(image, sight)),
             Err(Unseen::Unscored(failed @ infer::Unscored::Broken(_))) => Err(failed),
-            Err(e) => unscored(e.to_string()),
+            Err(e) => unscored(error_text(&e)),
         }
     }
 
@@ -136,7 +137,7 @@ impl Screener<'_> {
 fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: &Sight, pictures: bool) {
     let EvaluationResults { subjects, scored, worst, .. } = results;
     for (index, subject) in subjects.iter().enumerate() {
-        // Of an animation, each detector's own highest frame counts, whatever the other detectors found in that frame.
+        // Of an animation, each detector's own highest frame counts, independently of the other detectors.
         let scores = sight.frames.iter().filter_map(|frame| frame.get(&subject.detector)?.get(&subject.positive));
         let Some(score) = scores.copied().reduce(f32::max) else { continue };
         let image_scored = ScoredImage { score, positive: image.positive[index] };

@@ -220,7 +220,7 @@ impl Hub {
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
         let mut piece = vec![0; 1 << 16];
         loop {
-            let n = body.read(&mut piece).map_err(|e| broken(e))?;
+            let n = body.read(&mut piece).map_err(&broken)?;
             if n == 0 {
                 break;
             }

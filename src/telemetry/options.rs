@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
+
 /// `[metrics]`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,11 +46,26 @@ pub enum LogFormat {
 pub struct LogConfig {
     /// A `tracing` filter, such as `info` or `pixwarden=debug`.
     pub filter: String,
+    /// The format of log lines.
     pub format: LogFormat,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
         Self { filter: "info,lapin=off,ort=error".into(), format: LogFormat::Auto }
+    }
+}
+
+impl TracesConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !(0.0..=1.0).contains(&self.sample) {
+            let what = format!("{} is not between 0.0 (none) and 1.0 (all)", self.sample);
+            return Err(ConfigError::invalid("traces.sample", what));
+        }
+        let is_http = |url: url::Url| ["http", "https"].contains(&url.scheme());
+        if !self.endpoint.is_empty() && !url::Url::parse(&self.endpoint).is_ok_and(is_http) {
+            return Err(ConfigError::invalid("traces.endpoint", "must be a URL such as http://localhost:4318"));
+        }
+        Ok(())
     }
 }

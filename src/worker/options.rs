@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
+
 /// `[worker]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,5 +25,11 @@ pub struct WorkerConfig {
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self { prefetch: 0, attempts: 5, deaths: 3, reuse_scores: true, hold_ms: 60_000, drain_ms: 30_000 }
+    }
+}
+
+impl WorkerConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::refuse_zero(&[("worker.attempts", self.attempts.into()), ("worker.deaths", self.deaths.into())])
     }
 }

@@ -278,7 +278,7 @@ async fn a_package_is_fetched_checked_and_ready_to_be_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
+async fn an_interrupted_download_is_resumed() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutOnce(1_000_000)));
     servers.flaw("config.json", Some(Flaw::BusyOnce));
@@ -289,7 +289,7 @@ async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_ended_command_left_is_completed_by_the_next() {
+async fn an_interrupted_command_is_completed_by_the_next() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     let ended = servers.fetch().await;
@@ -310,7 +310,7 @@ async fn what_an_ended_command_left_is_completed_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_does_not_resume_is_asked_anew() {
+async fn a_server_that_does_not_resume_sends_the_whole_file_again() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     assert_eq!(servers.fetch().await.status, 1);
@@ -319,7 +319,7 @@ async fn a_server_that_does_not_resume_is_asked_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_beginning_from_an_earlier_time_is_thrown_away() {
+async fn a_corrupt_part_of_an_earlier_download_is_discarded() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     assert_eq!(servers.fetch().await.status, 1);
@@ -386,7 +386,7 @@ async fn nothing_is_written_outside_the_folder() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_the_user_s_is_not_overwritten() {
+async fn an_existing_file_is_not_overwritten() {
     let servers = Servers::with_package().await;
     std::fs::create_dir_all(servers.home.path().join("models/name")).unwrap();
     let readme = servers.home.path().join("models/name/README.md");
@@ -398,7 +398,7 @@ async fn a_file_of_the_user_s_is_not_overwritten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn weights_in_other_files_come_along() {
+async fn weights_in_other_files_are_downloaded_too() {
     // ModelProto.graph { initializer { name: "w", data_location: EXTERNAL, external_data { "location", "weights.bin" } } }
     let entry = b"\x0a\x08location\x12\x0bweights.bin";
     let tensor = [&b"\x42\x01w\x70\x01\x6a\x17"[..], entry].concat();
@@ -416,7 +416,7 @@ async fn weights_in_other_files_come_along() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn weights_of_pytorch_are_fetched_when_asked_for() {
+async fn weights_of_pytorch_are_downloaded_on_request() {
     let servers = Servers::new().await;
     servers.file("synthetic.pt", vec![3; LARGE]);
     servers.file("README.md", b"# Card".to_vec());

@@ -1,6 +1,10 @@
 //! The options of decoding: `[decode]`.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigError;
 
 /// Where images are decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,5 +73,18 @@ impl Default for DecodeConfig {
             max_frames: 4,
             max_animation_pixels: 500_000_000,
         }
+    }
+}
+
+impl DecodeConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !self.helper.is_empty() && !Path::new(&self.helper).is_absolute() {
+            return Err(ConfigError::invalid("decode.helper", format!("\"{}\" is not an absolute path", self.helper)));
+        }
+        ConfigError::refuse_zero(&[
+            ("decode.deadline_ms", self.deadline_ms),
+            ("decode.memory_bytes", self.memory_bytes),
+            ("decode.max_frames", self.max_frames.into()),
+        ])
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
+
 /// Where sessions run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -43,5 +45,11 @@ impl Default for InferenceConfig {
             threads: 0,
             gpu_memory_bytes: 0,
         }
+    }
+}
+
+impl InferenceConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::refuse_zero(&[("inference.max_run_ms", self.max_run_ms)])
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
+
 /// One entry of the allow-list: a name or pattern, or a table with its own region and endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -83,4 +85,15 @@ pub enum Objects {
     S3,
     /// A folder; its folders are the buckets.
     Folder(PathBuf),
+}
+
+impl StorageConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::refuse_zero(&[
+            ("storage.downloads", self.downloads as u64),
+            ("storage.max_object_bytes", self.max_object_bytes),
+            ("storage.memory_bytes", self.memory_bytes),
+            ("storage.deadline_ms", self.deadline_ms),
+        ])
+    }
 }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ConfigError;
+use crate::job::Outcome;
+
 /// `[events]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,5 +39,24 @@ pub struct OutboxConfig {
 impl Default for OutboxConfig {
     fn default() -> Self {
         Self { keep_days: 7, sweep_ms: 5_000, in_flight: 64 }
+    }
+}
+
+impl EventsConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let known = Outcome::ALL.map(Outcome::routing_key);
+        match self.publish.iter().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(ConfigError::invalid(
+                "events.publish",
+                format!("\"{key}\" is not one of image.flagged, image.review, image.failed, image.passed"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl OutboxConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::refuse_zero(&[("outbox.in_flight", self.in_flight as u64)])
     }
 }
