@@ -1,13 +1,13 @@
-//! An archive → jobs for whatever has no verdict from the present detectors.
+//! Publishes jobs for the objects of an archive that have no verdict from the current detectors.
 //!
-//! A first run backfills, a later one fills the gaps, and one with a new detector publishes all: what is there is
-//! compared with the ledger by bucket, key, `ETag` and the detectors' digests. Jobs that were published and may still
-//! wait are in the ledger too, so that a run which was killed, or a second one, publishes nothing twice.
+//! Objects are compared with the ledger by bucket, key, `ETag` and the detectors' digests: a first run publishes all, a later
+//! one only what is new, and one with a new detector all again. The ledger also records published jobs, so that a run after
+//! a killed one publishes none of them twice.
 
 mod filter;
+mod lock;
 mod pace;
 pub mod source;
-mod turn;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
@@ -23,65 +23,63 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, Message, PublishError, Publisher, Topology};
-use crate::config::SecretUrl;
+use crate::broker::{BrokerError, Message, PublishError, Publisher, Topology, connect};
+use crate::config::{Config, SecretUrl};
 use crate::job::{self, Digests, Identity, ImageRef, Job, Lane, Outcome};
-use crate::ledger::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Ledger, LedgerError};
+use crate::ledger::{self, BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Ledger, LedgerError};
 use crate::objects::{Fetcher, ListedObject};
 use crate::retry;
-pub use filter::Filter;
-pub use pace::Bounds;
-use pace::Pace;
-use source::{Item, Source, SourceError};
-use turn::Turn;
+use crate::screen::packages;
+pub use filter::ObjectFilter;
+use lock::BackfillLock;
+pub use pace::PublishLimits;
+use pace::PublishPace;
+use source::{BackfillSource, SourceEntry, SourceError};
 
-/// How long broker, ledger or store may be away before a run ends.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Objects compared with the ledger at a time.
-const PAGE: usize = 1_000;
-/// Messages whose confirmation is awaited at a time.
-pub const IN_FLIGHT: usize = 64;
-/// Pages after which answered jobs are forgotten.
-const TIDY: u64 = 20;
+/// How long broker, ledger or store may be down before a run ends.
+const RETRY_DEADLINE: Duration = Duration::from_secs(300);
+/// Objects that are compared with the ledger in one query.
+const OBJECTS_PER_PAGE: usize = 1_000;
+/// Messages that await their confirmation at the same time.
+const MAX_UNCONFIRMED: usize = 64;
+/// Every so many pages, records of jobs that have a verdict are deleted.
+const PAGES_PER_CLEANUP: u64 = 20;
 
-/// What a run is asked to do.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// Where objects come from; read side by side.
-    pub sources: Vec<Source>,
-    /// Which of them are meant.
-    pub filter: Filter,
-    /// Whether `missing` and `failed` are no verdicts.
+pub struct BackfillOptions {
+    /// Read concurrently.
+    pub sources: Vec<BackfillSource>,
+    pub filter: ObjectFilter,
+    /// Whether objects with the outcome `missing` or `failed` are published again.
     pub retry_failed: bool,
-    /// Jobs published at the most.
+    /// Maximum number of jobs to publish.
     pub limit: Option<u64>,
-    /// Whether to count only.
+    /// Only count.
     pub dry_run: bool,
-    /// Whether to begin anew where an earlier run has left its mark.
+    /// Start at the beginning even where an interrupted run has left a mark.
     pub restart: bool,
-    /// How fast jobs are published.
-    pub bounds: Bounds,
-    /// After how long a published job without a verdict counts as lost.
+    pub limits: PublishLimits,
+    /// A published job without a verdict counts as lost after this time.
     pub again_after: Duration,
 }
 
-/// What a run has met so far. Each object is counted as one of these.
+/// The objects of a run so far. Each is counted once.
 #[derive(Debug, Default)]
-pub struct Tally {
-    /// Not meant by the filter, or no present object.
+pub struct BackfillCounts {
+    /// Excluded by the filter, or no present object.
     pub filtered: AtomicU64,
-    /// With a verdict already.
+    /// With a verdict.
     pub screened: AtomicU64,
-    /// With a job that waits for its verdict.
+    /// With a published job that has no verdict yet.
     pub waiting: AtomicU64,
-    /// With a job published by this run, or to be published where it only counts.
+    /// With a job published by this run, or that a dry run would publish.
     pub published: AtomicU64,
 }
 
-impl Tally {
-    /// All that were met.
+impl BackfillCounts {
+    /// All objects so far.
     #[must_use]
-    pub fn met(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         let Self { filtered, screened, waiting, published } = self;
         [filtered, screened, waiting, published].into_iter().map(|n| n.load(Ordering::Relaxed)).sum()
     }
@@ -91,122 +89,150 @@ fn add(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
-/// How a run ended, where nothing failed.
+/// How a run ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Every source was read to its end.
+pub enum BackfillEnd {
     Done,
-    /// The limit was reached.
     Limit,
-    /// Somebody stopped it; the same run goes on from here.
+    /// Stopped by a signal; the same command continues from here.
     Stopped,
 }
 
-/// Why a run ended before its end.
+/// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackfillError {
-    /// A source.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The broker, asked for the lane's depth.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// The broker, publishing.
     #[error("publishing the job for {image}: {error}")]
     Publish {
-        /// The object.
         image: String,
-        /// Why it did not arrive.
+        #[source]
         error: Box<PublishError>,
     },
-    /// This process was silent for too long.
+    /// This process did not renew its lock in time.
     #[error(
-        "another backfill has taken over: this process did not reach the ledger for {} s\n  hint: run it again, it goes on where it stopped",
+        "another backfill has started: this process did not reach the ledger for {} s\n  hint: run the same command again, it continues where it stopped",
         BACKFILL_LEASE_TIMEOUT.as_secs()
     )]
-    TurnLost,
+    LockLost,
 }
 
-/// A run.
+/// One run over all sources.
 pub struct Backfill {
-    /// Where verdicts are.
-    pub ledger: Arc<dyn Ledger>,
-    /// Where objects are.
-    pub fetcher: Arc<Fetcher>,
-    /// The way to the broker.
-    pub publisher: Arc<Publisher>,
-    /// The broker, for looking at the lane.
-    pub queue: SecretUrl,
-    /// What is published to.
-    pub topology: Topology,
-    /// Of the present detectors.
-    pub digests: Digests,
-    /// What to do.
-    pub options: Options,
-    /// When the run began: jobs that it has published itself are never too old to wait.
-    pub began: OffsetDateTime,
-    /// What was met.
-    pub tally: Arc<Tally>,
+    ledger: Arc<dyn Ledger>,
+    fetcher: Arc<Fetcher>,
+    publisher: Arc<Publisher>,
+    /// The broker's URL, for reading the depth of the lane.
+    queue: SecretUrl,
+    topology: Topology,
+    /// The digests of the current detectors.
+    digests: Digests,
+    options: BackfillOptions,
+    /// The start of the run: jobs that it has published itself never count as lost.
+    started_at: OffsetDateTime,
+    pub counts: BackfillCounts,
 }
 
-/// A job that is to be published.
-struct Order {
-    id: Uuid,
+/// A job to publish.
+struct NewJob {
+    verdict_id: Uuid,
     image: ImageRef,
     body: String,
 }
 
 impl Backfill {
+    /// Opens ledger, store and broker, and ties inventories and manifests to their present content.
+    ///
+    /// # Errors
+    /// When a detector, the ledger, the store, a source or the broker cannot be used.
+    pub async fn open(config: &Config, options: BackfillOptions) -> anyhow::Result<Self> {
+        let queue = config.queue()?.clone();
+        let detectors = packages(config)?;
+        let digests: Digests = detectors.into_iter().map(|detector| (detector.name, detector.digest)).collect();
+        let fetcher = Arc::new(Fetcher::open(config).await?);
+        let mut options = options;
+        for source in &mut options.sources {
+            *source = source.clone().pin(&fetcher).await?;
+        }
+        let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
+        ledger.check_schema().await?;
+        let topology = Topology::new(&config.prefix, config.events.default_queue);
+        if !options.dry_run {
+            topology.ensure(&connect(&queue, "backfill").await?, &topology.lane(Lane::Backfill)).await?;
+        }
+        Ok(Self {
+            publisher: Arc::new(Publisher::new(queue.clone(), "backfill", MAX_UNCONFIRMED)),
+            ledger,
+            fetcher,
+            queue,
+            topology,
+            digests,
+            options,
+            started_at: OffsetDateTime::now_utc(),
+            counts: BackfillCounts::default(),
+        })
+    }
+
+    /// Closes the connections to broker and ledger.
+    pub async fn close(&self) {
+        self.publisher.close().await;
+        self.ledger.close().await;
+    }
+
     /// Reads every source to its end, and publishes what has no verdict.
     ///
     /// # Errors
-    /// When store, ledger or broker refuse, or stay away for longer than a few minutes. What was published stays so.
-    pub async fn run(&self, stop: &CancellationToken) -> Result<End, BackfillError> {
+    /// When store, ledger or broker refuse, or are down for longer than a few minutes. Jobs that were published stay
+    /// published.
+    pub async fn run(&self, stop: &CancellationToken) -> Result<BackfillEnd, BackfillError> {
         if self.options.dry_run {
             return self.pages(stop).await;
         }
-        let Some(turn) = Turn::take(Arc::clone(&self.ledger), stop).await? else { return Ok(End::Stopped) };
-        let ended = turn.lost.run_until_cancelled(self.pages(stop)).await.unwrap_or(Err(BackfillError::TurnLost));
-        turn.give_back().await;
+        let Some(lock) = BackfillLock::acquire(Arc::clone(&self.ledger), stop).await? else {
+            return Ok(BackfillEnd::Stopped);
+        };
+        let ended = lock.lost.run_until_cancelled(self.pages(stop)).await.unwrap_or(Err(BackfillError::LockLost));
+        lock.release().await;
         ended
     }
 
-    /// How many entries the sources hold, from where this run begins. Takes as long as listing them does.
+    /// The number of entries in the sources from where this run begins. Takes as long as listing them.
     ///
     /// # Errors
     /// When a source cannot be read.
-    pub async fn count(&self) -> Result<u64, BackfillError> {
+    pub async fn count_entries(&self) -> Result<u64, BackfillError> {
         let mut entries = 0;
         for source in &self.options.sources {
-            let mut items = source.entries(&self.fetcher, self.mark(source).await?);
-            while let Some(item) = items.next().await {
-                item?;
+            let mut source_entries = source.entries(&self.fetcher, self.mark(source).await?);
+            while let Some(entry) = source_entries.next().await {
+                entry?;
                 entries += 1;
             }
         }
         Ok(entries)
     }
 
-    async fn pages(&self, stop: &CancellationToken) -> Result<End, BackfillError> {
+    async fn pages(&self, stop: &CancellationToken) -> Result<BackfillEnd, BackfillError> {
         let mut sources = Vec::new();
         for (number, source) in self.options.sources.iter().enumerate() {
             let mark = self.mark(source).await?;
             if let Some(mark) = &mark {
-                tracing::info!(%source, behind = mark, "going on where an earlier run has stopped; --restart begins anew");
+                tracing::info!(%source, after = mark, "continuing where an earlier run stopped; --restart starts at the beginning");
             }
-            sources.push(source.objects(&self.fetcher, &self.options.filter, mark).map(move |item| (number, item)));
+            sources.push(source.objects(&self.fetcher, &self.options.filter, mark).map(move |entry| (number, entry)));
         }
-        let pages = stream::select_all(sources).chunks(PAGE);
+        let pages = stream::select_all(sources).chunks(OBJECTS_PER_PAGE);
         let mut pages = pin!(pages.take_until(stop.cancelled()));
         let lane = self.topology.lane(Lane::Backfill);
-        let mut pace = Pace::new(self.queue.clone(), lane, self.options.bounds);
+        let mut pace = PublishPace::new(self.queue.clone(), lane, self.options.limits);
         let mut number = 0;
         while let Some(page) = pages.next().await {
-            if number % TIDY == 0 && !self.options.dry_run {
-                self.forget_answered().await?;
+            if number % PAGES_PER_CLEANUP == 0 && !self.options.dry_run {
+                self.delete_answered_jobs().await?;
             }
             number += 1;
             if let Some(end) = self.page(page, &mut pace, stop).await? {
@@ -214,37 +240,37 @@ impl Backfill {
             }
         }
         if stop.is_cancelled() {
-            return Ok(End::Stopped);
+            return Ok(BackfillEnd::Stopped);
         }
         for source in &self.options.sources {
             self.keep_mark(source, None).await?;
         }
-        Ok(End::Done)
+        Ok(BackfillEnd::Done)
     }
 
-    /// Compares a page with the ledger and publishes what has to be. Some end, where the run ends here.
+    /// Compares a page with the ledger and publishes the missing jobs. Returns `Some` where the run ends with this page.
     async fn page(
         &self,
-        page: Vec<(usize, Result<Item, SourceError>)>,
-        pace: &mut Pace,
+        page: Vec<(usize, Result<SourceEntry, SourceError>)>,
+        pace: &mut PublishPace,
         stop: &CancellationToken,
-    ) -> Result<Option<End>, BackfillError> {
+    ) -> Result<Option<BackfillEnd>, BackfillError> {
         let (mut marks, mut objects, mut failed) = (BTreeMap::new(), Vec::new(), None);
-        for (source, item) in page {
-            match item {
-                Ok(Item { mark, object }) => {
+        for (source, entry) in page {
+            match entry {
+                Ok(SourceEntry { mark, object }) => {
                     marks.insert(source, mark);
-                    match object.filter(|object| self.options.filter.takes(object)) {
+                    match object.filter(|object| self.options.filter.accepts(object)) {
                         Some(ListedObject { image, .. }) => objects.push(image),
-                        None => add(&self.tally.filtered, 1),
+                        None => add(&self.counts.filtered, 1),
                     }
                 }
-                // Nothing comes behind an error of its source; the others' are taken along.
+                // Nothing follows an error of its source; entries of the other sources are still processed.
                 Err(e) => failed = Some(e),
             }
         }
-        let orders = self.orders(objects).await?;
-        if let Some(end) = self.publish(orders, pace, stop).await? {
+        let jobs = self.new_jobs(objects).await?;
+        if let Some(end) = self.publish(jobs, pace, stop).await? {
             return Ok(Some(end));
         }
         for (source, mark) in marks {
@@ -253,29 +279,29 @@ impl Backfill {
         failed.map_or(Ok(None), |e| Err(e.into()))
     }
 
-    /// The jobs for those objects that have no verdict and no job yet.
-    async fn orders(&self, objects: Vec<ImageRef>) -> Result<Vec<Order>, BackfillError> {
-        let standings = self.patiently(async || self.ledger.current_verdicts(&objects, &self.digests).await).await?;
-        let (mut orders, mut ids) = (Vec::new(), HashSet::new());
+    /// The jobs for the objects that have neither a verdict nor a published job.
+    async fn new_jobs(&self, objects: Vec<ImageRef>) -> Result<Vec<NewJob>, BackfillError> {
+        let standings = self.retrying(async || self.ledger.current_verdicts(&objects, &self.digests).await).await?;
+        let (mut jobs, mut ids) = (Vec::new(), HashSet::new());
         for (image, standing) in objects.into_iter().zip(standings) {
-            match self.order(image, standing) {
-                None => add(&self.tally.screened, 1),
+            match self.new_job(image, standing) {
+                None => add(&self.counts.screened, 1),
                 // A manifest may name an object twice.
-                Some(order) if !ids.insert(order.id) => add(&self.tally.waiting, 1),
-                Some(order) => orders.push(order),
+                Some(job) if !ids.insert(job.verdict_id) => add(&self.counts.waiting, 1),
+                Some(job) => jobs.push(job),
             }
         }
-        let since = self.began - self.options.again_after;
+        let since = self.started_at - self.options.again_after;
         let ids: Vec<Uuid> = ids.into_iter().collect();
         let waiting: HashSet<Uuid> =
-            self.patiently(async || self.ledger.pending_jobs(&ids, since).await).await?.into_iter().collect();
-        add(&self.tally.waiting, waiting.len());
-        orders.retain(|order| !waiting.contains(&order.id));
-        Ok(orders)
+            self.retrying(async || self.ledger.pending_jobs(&ids, since).await).await?.into_iter().collect();
+        add(&self.counts.waiting, waiting.len());
+        jobs.retain(|job| !waiting.contains(&job.verdict_id));
+        Ok(jobs)
     }
 
-    /// The job for an object; `None` where what stands on it is enough.
-    fn order(&self, image: ImageRef, standing: Option<CurrentVerdict>) -> Option<Order> {
+    /// The job for an object; `None` where its present verdict suffices.
+    fn new_job(&self, image: ImageRef, standing: Option<CurrentVerdict>) -> Option<NewJob> {
         let derived = Job { identity: Identity::Derived { sequencer: None }, image, detectors: None, metadata: None };
         let (mut id, image) = (derived.id(None, &self.digests), derived.image);
         let mut body = json!({"image": image});
@@ -284,59 +310,59 @@ impl Backfill {
             Some(CurrentVerdict { outcome: Outcome::Missing | Outcome::Failed, .. }) if !self.options.retry_failed => {
                 return None;
             }
-            // Its verdict will be replaced.
+            // The verdict of this job id will be replaced.
             Some(CurrentVerdict { outcome: Outcome::Failed, job_id, .. }) if job_id == id => {}
-            // A job of another id, or one that was missing: no verdict of that id is replaced, so this is another job.
+            // A verdict of another job id, or one with the outcome `missing`, is never replaced: a new job id is needed.
             Some(CurrentVerdict { outcome: Outcome::Missing | Outcome::Failed, job_id, decided_at }) => {
                 id = job::derived_id(&json!(["again", id, job_id, decided_at.unix_timestamp_nanos().to_string()]));
                 body["id"] = json!(id);
             }
             Some(_) => return None,
         }
-        Some(Order { id: job::verdict_id(&id), body: body.to_string(), image })
+        Some(NewJob { verdict_id: job::verdict_id(&id), body: body.to_string(), image })
     }
 
-    /// Publishes jobs as fast as the bounds allow. Some end, where the run ends here.
+    /// Publishes jobs as fast as the limits allow. Returns `Some` where the run ends here.
     async fn publish(
         &self,
-        orders: Vec<Order>,
-        pace: &mut Pace,
+        jobs: Vec<NewJob>,
+        pace: &mut PublishPace,
         stop: &CancellationToken,
-    ) -> Result<Option<End>, BackfillError> {
-        let mut rest = orders.into_iter().peekable();
+    ) -> Result<Option<BackfillEnd>, BackfillError> {
+        let mut rest = jobs.into_iter().peekable();
         while rest.peek().is_some() {
             let left =
-                self.options.limit.map_or(u64::MAX, |limit| limit - self.tally.published.load(Ordering::Relaxed));
+                self.options.limit.map_or(u64::MAX, |limit| limit - self.counts.published.load(Ordering::Relaxed));
             if left == 0 {
-                return Ok(Some(End::Limit));
+                return Ok(Some(BackfillEnd::Limit));
             }
             let wanted = pace.chunk().min(u32::try_from(left.min(rest.len() as u64)).unwrap_or(u32::MAX));
             if self.options.dry_run {
-                add(&self.tally.published, rest.by_ref().take(wanted as usize).count());
+                add(&self.counts.published, rest.by_ref().take(wanted as usize).count());
                 continue;
             }
             let room = stop.run_until_cancelled(pace.room(wanted));
-            let Some(room) = room.await.transpose()? else { return Ok(Some(End::Stopped)) };
-            self.chunk(rest.by_ref().take(room as usize).collect(), pace).await?;
+            let Some(room) = room.await.transpose()? else { return Ok(Some(BackfillEnd::Stopped)) };
+            self.publish_chunk(rest.by_ref().take(room as usize).collect(), pace).await?;
         }
         Ok(None)
     }
 
-    /// Publishes a few jobs and notes that.
-    async fn chunk(&self, orders: Vec<Order>, pace: &mut Pace) -> Result<(), BackfillError> {
-        let began = OffsetDateTime::now_utc();
+    /// Publishes a few jobs and records them in the ledger.
+    async fn publish_chunk(&self, jobs: Vec<NewJob>, pace: &mut PublishPace) -> Result<(), BackfillError> {
+        let published_at = OffsetDateTime::now_utc();
         let exchange = self.topology.jobs();
-        // Behind the first failure nothing is begun.
+        // After the first failure no further message is sent.
         let failing = Cell::new(false);
-        let rest = stream::iter(&orders).take_while(|_| std::future::ready(!failing.get()));
-        let paced = rest.then(|order| {
-            let wait = pace.wait();
+        let rest = stream::iter(&jobs).take_while(|_| std::future::ready(!failing.get()));
+        let paced = rest.then(|job| {
+            let delay = pace.delay();
             async move {
-                tokio::time::sleep(wait).await;
-                order
+                tokio::time::sleep(delay).await;
+                job
             }
         });
-        let mut confirmed = pin!(paced.map(|order| self.send(&exchange, order)).buffer_unordered(IN_FLIGHT));
+        let mut confirmed = pin!(paced.map(|job| self.send(&exchange, job)).buffer_unordered(MAX_UNCONFIRMED));
         let (mut ids, mut failed) = (Vec::new(), None);
         while let Some(sent) = confirmed.next().await {
             match sent {
@@ -347,55 +373,55 @@ impl Backfill {
                 }
             }
         }
-        self.patiently(async || self.ledger.record_published_jobs(&ids, began).await).await?;
-        add(&self.tally.published, ids.len());
+        self.retrying(async || self.ledger.record_published_jobs(&ids, published_at).await).await?;
+        add(&self.counts.published, ids.len());
         failed.map_or(Ok(()), Err)
     }
 
-    async fn send(&self, exchange: &str, order: &Order) -> Result<Uuid, BackfillError> {
+    async fn send(&self, exchange: &str, job: &NewJob) -> Result<Uuid, BackfillError> {
         let transient = |e: &PublishError| matches!(e, PublishError::Broker(_) | PublishError::Nacked);
-        let sent = retry::retry_patiently(PATIENCE, transient, async || {
-            self.publisher.publish(Message::json(exchange, Lane::Backfill.as_str(), &order.body)).await
+        let sent = retry::retry_patiently(RETRY_DEADLINE, transient, async || {
+            self.publisher.publish(Message::json(exchange, Lane::Backfill.as_str(), &job.body)).await
         });
-        let failed = |e| BackfillError::Publish { image: order.image.uri(), error: Box::new(e) };
-        sent.await.map(|()| order.id).map_err(failed)
+        let failed = |e| BackfillError::Publish { image: job.image.uri(), error: Box::new(e) };
+        sent.await.map(|()| job.verdict_id).map_err(failed)
     }
 
-    async fn forget_answered(&self) -> Result<(), BackfillError> {
-        let before = self.began - self.options.again_after;
-        self.patiently(async || self.ledger.delete_answered_jobs(before).await).await.map(drop)
+    async fn delete_answered_jobs(&self) -> Result<(), BackfillError> {
+        let before = self.started_at - self.options.again_after;
+        self.retrying(async || self.ledger.delete_answered_jobs(before).await).await.map(drop)
     }
 
-    /// Where an earlier run over this source, with the same filter and detectors, has stopped. Behind one that is long ago
-    /// much may have come in front of its mark.
-    async fn mark(&self, source: &Source) -> Result<Option<String>, BackfillError> {
+    /// The mark at which an earlier run over this source, with the same filter and detectors, has stopped. An old mark is
+    /// ignored: many objects may have been stored in front of it since.
+    async fn mark(&self, source: &BackfillSource) -> Result<Option<String>, BackfillError> {
         if self.options.dry_run || self.options.restart {
             return Ok(None);
         }
         let id = self.progress_id(source);
         let kept = self.ledger.backfill_progress(&id).await?;
-        let since = self.began - self.options.again_after;
+        let since = self.started_at - self.options.again_after;
         Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
     }
 
-    async fn keep_mark(&self, source: &Source, mark: Option<&str>) -> Result<(), BackfillError> {
+    async fn keep_mark(&self, source: &BackfillSource, mark: Option<&str>) -> Result<(), BackfillError> {
         if self.options.dry_run {
             return Ok(());
         }
         let id = self.progress_id(source);
-        self.patiently(async || self.ledger.save_backfill_progress(&id, mark).await).await
+        self.retrying(async || self.ledger.save_backfill_progress(&id, mark).await).await
     }
 
-    fn progress_id(&self, source: &Source) -> String {
-        let Options { filter, retry_failed, .. } = &self.options;
+    fn progress_id(&self, source: &BackfillSource) -> String {
+        let BackfillOptions { filter, retry_failed, .. } = &self.options;
         job::derived_id(&json!(["backfill", source.identity(), filter, retry_failed, self.digests]))
     }
 
-    async fn patiently<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
-        Ok(retry::retry_patiently(PATIENCE, may_pass, operation).await?)
+    async fn retrying<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
+        Ok(retry::retry_patiently(RETRY_DEADLINE, may_pass, operation).await?)
     }
 }
 
 fn may_pass(error: &LedgerError) -> bool {
-    error.may_pass()
+    matches!(error, LedgerError::Down(_))
 }

@@ -49,7 +49,7 @@ pub enum BrokerError {
     #[error("not an AMQP URL: {url}: {reason}")]
     InvalidUrl { url: String, reason: String },
     /// The broker cannot be reached. It may come back.
-    #[error("cannot connect to the broker at {url}: {error}{}", certificates::hint(&error.to_string()))]
+    #[error("cannot connect to the broker at {url}: {error}{}", certificates::hint(error))]
     Unreachable {
         /// Without its password.
         url: String,

@@ -1,25 +1,23 @@
-//! The subcommands: each reads its arguments, calls the parts, and prints. Data goes to stdout, all else to stderr.
+//! The subcommands. Each reads its arguments, makes one call and prints. Data goes to stdout, everything else to stderr.
 
 mod age;
-pub mod backfill;
-pub mod bench;
-pub mod check;
-pub mod dead;
+mod backfill;
+mod bench;
+mod check;
+mod dead;
 mod decoder;
 pub mod enqueue;
-pub mod evaluate;
+mod evaluate;
 pub mod export;
-mod files;
 pub mod migrate;
 pub mod models;
 mod output;
-mod processes;
 mod progress;
 pub mod prune;
 mod record;
 pub mod rejudge;
 pub mod scan;
-pub mod shell;
+mod shell;
 pub mod show;
 mod signals;
 pub mod worker;
@@ -30,6 +28,7 @@ use crate::config::{Config, ConfigError, Device, LogFormat, Overlay, load};
 use crate::hub::HubError;
 use crate::screen::StartError;
 use crate::worker::WorkerError;
+use crate::{files, processes};
 
 /// Screens images for content moderation.
 #[derive(Debug, Parser)]
@@ -48,12 +47,12 @@ enum Command {
     /// Screen local files and folders; needs no service
     Scan(scan::Arguments),
     /// Measure detectors on labelled images; needs no service
-    Evaluate(evaluate::Arguments),
+    Evaluate(evaluate::EvaluateArguments),
     /// Publish jobs for images in storage
     Enqueue(enqueue::Arguments),
-    /// Publish jobs for whatever in an archive has no verdict yet
-    Backfill(backfill::Arguments),
-    /// Print what is known of a job or an image
+    /// Publish jobs for the images of an archive that have no verdict yet
+    Backfill(backfill::BackfillArguments),
+    /// Print the verdicts on a job or an image
     Show(show::Arguments),
     /// Write verdicts as JSON lines or CSV
     Export(export::Arguments),
@@ -61,39 +60,39 @@ enum Command {
     Rejudge(rejudge::Arguments),
     /// Delete old verdicts
     Prune(prune::Arguments),
-    /// Measure what this machine does with these detectors, what bounds it, and what a million images cost
-    Bench(bench::Arguments),
-    /// Bring the ledger's schema up to date
+    /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
+    Bench(bench::BenchArguments),
+    /// Update the ledger's schema
     Migrate,
-    /// Look at dead-lettered messages, send them back or discard them
-    Dead(dead::Arguments),
-    /// Look at the configured detectors
+    /// List dead-lettered messages, send them back or discard them
+    Dead(dead::DeadArguments),
+    /// List, check or fetch detectors
     Models(models::ModelsArguments),
-    /// Try every configured dependency and say what is wrong with each
+    /// Try every configured dependency and print what is wrong with each
     Check,
     /// Print completions for a shell
     Completions(shell::Completions),
-    /// Write the manual's pages
+    /// Write the manual pages
     Man(shell::Man),
-    /// Decode for another process
+    /// Decode images for a worker process
     #[command(hide = true)]
     Decoder(decoder::DecoderArguments),
 }
 
-/// Options of every command. Each is also an option in the file and a variable `PIXWARDEN_…`.
+/// Options of every command. Each is also an option of the configuration file and a variable `PIXWARDEN_…`.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Common {
     /// Configuration file [default: pixwarden.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE", env = "PIXWARDEN_CONFIG")]
     config: Option<std::path::PathBuf>,
-    /// The broker, amqp://user:password@host:5672/vhost
+    /// Broker, amqp://user:password@host:5672/vhost
     #[arg(long, global = true, value_name = "URL")]
     queue: Option<String>,
-    /// Where verdicts are kept, postgres://user:password@host/database or sqlite://FILE
+    /// Database of the verdicts, postgres://user:password@host/database or sqlite://FILE
     #[arg(long, global = true, value_name = "URL")]
     ledger: Option<String>,
-    /// Where images are, s3:// or file:///FOLDER
+    /// Object store of the images, s3:// or file:///FOLDER
     #[arg(long, global = true, value_name = "URL")]
     objects: Option<String>,
     /// A bucket that jobs may name; "*" stands for any characters [repeatable]
@@ -102,22 +101,22 @@ struct Common {
     /// A model package; without one, the bundled detector [repeatable]
     #[arg(long, global = true, value_name = "DIR")]
     detector: Vec<String>,
-    /// The default rule's label
+    /// Label of the default rule
     #[arg(long, global = true, value_name = "LABEL")]
     label: Option<String>,
-    /// The default rule's threshold for review; lower sends more images to people
+    /// Review threshold of the default rule; higher sends fewer images to people, and misses more
     #[arg(long, global = true, value_name = "P")]
     review_at: Option<f64>,
-    /// The default rule's threshold for flagging; lower flags more images, and more wrongly
+    /// Flagging threshold of the default rule; higher flags fewer images, and misses more
     #[arg(long, global = true, value_name = "P")]
     flag_at: Option<f64>,
-    /// Where models run; anything but auto refuses to start if it cannot be had
+    /// Where models run; with cpu or cuda the start fails if that device is not available
     #[arg(long, global = true, value_name = "DEVICE", value_enum)]
     device: Option<Device>,
-    /// What is logged, such as info or pixwarden=debug
+    /// Log filter, such as info or pixwarden=debug
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
 }
@@ -133,29 +132,29 @@ impl Common {
         overlay.set("policy.label", self.label.clone());
         overlay.set("policy.review_at", self.review_at);
         overlay.set("policy.flag_at", self.flag_at);
-        overlay.set("inference.device", self.device.map(word));
+        overlay.set("inference.device", self.device.map(choice_name));
         overlay.set("log.filter", self.log.clone());
-        overlay.set("log.format", self.log_format.map(word));
+        overlay.set("log.format", self.log_format.map(choice_name));
         overlay
     }
 }
 
-/// A command line that nobody can mean. The process exits with 2, as after any other that cannot be understood.
+/// An invalid command line that the argument parser does not detect. The process exits with 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
 
-/// A choice as the configuration file writes it.
-fn word(choice: impl clap::ValueEnum) -> String {
+/// The name of a choice in the configuration file.
+fn choice_name(choice: impl clap::ValueEnum) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// Runs a command line; the answer is the process's exit status.
+/// Runs a command line and returns the process's exit status.
 ///
 /// # Errors
-/// When the command failed; [`status`] tells the exit status.
+/// When the command failed; [`status`] returns the exit status for the error.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
-    // Two are about the command line itself, and one is told what is configured.
+    // Two commands are about the command line itself, and `decoder` receives its configuration over a socket.
     match &cli.command {
         Command::Completions(arguments) => return shell::completions(arguments),
         Command::Man(arguments) => return shell::man(arguments),
@@ -166,15 +165,15 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     if let Command::Worker(arguments) = &cli.command {
         arguments.overlay(&mut overlay);
     }
-    // A variable that is not UTF-8 is none of ours.
+    // A variable that is not UTF-8 is not an option.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = load(&overlay, variables)?;
     let traces = matches!(cli.command, Command::Worker(_)).then_some(&config.traces);
     let telemetry = crate::telemetry::start(&config.log, traces)?;
-    // The runtime only waits; decoding and inference have threads of their own.
+    // The runtime's threads only wait: decoding and inference run on other threads.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let status = runtime.block_on(command(cli, config));
-    // What still runs after a failure must not keep the process.
+    // Tasks that still run after a failure must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     telemetry.stop();
     status
@@ -206,17 +205,12 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     }
 }
 
-/// An error with its causes, for people.
-#[must_use]
-pub fn error_text(error: &anyhow::Error) -> String {
-    crate::errors::with_causes(error.as_ref())
-}
-
-/// The exit status of an error: 2 where the configuration is at fault, else 1.
+/// The exit status for an error: 2 where the configuration or the command line is invalid, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {
     let configuration = error.is::<ConfigError>()
         || error.is::<UsageError>()
+        || backfill::is_usage_error(error)
         || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_configuration)
         || match error.downcast_ref::<WorkerError>() {

@@ -8,6 +8,7 @@ mod golden_image;
 mod labels;
 mod model_file;
 mod onnx_outline;
+pub mod options;
 mod preprocessing;
 
 use std::borrow::Cow;

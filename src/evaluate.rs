@@ -1,13 +1,15 @@
-//! How well detectors do on labelled images: `pixwarden evaluate` without the screening.
+//! How accurate detectors are on labelled images.
 //!
-//! Nothing in here knows a model, a store or a decoder: labelled scores come in, figures and a page come out. For every
-//! detector the question is the one its policy asks: is this image of the *positive* class, the label the rule names,
-//! or of any other?
+//! `dataset`, `images` and `columns` read labelled images, `screening` has them scored and gathers `results`; `metrics`,
+//! `summary` and `report` turn scores into figures and a page. Only `screening` names the screen. The question for every
+//! detector is its policy's: does the image have the *positive* label, which the rule names, or any other?
 
-pub mod columns;
-pub mod dataset;
-pub mod findings;
-pub mod metrics;
-pub mod report;
-pub mod subject;
-pub mod summary;
+pub(crate) mod columns;
+pub(crate) mod dataset;
+pub(crate) mod images;
+pub(crate) mod metrics;
+pub(crate) mod report;
+pub(crate) mod results;
+pub(crate) mod screening;
+pub(crate) mod subject;
+pub(crate) mod summary;

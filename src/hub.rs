@@ -1,10 +1,11 @@
-//! The Hugging Face Hub, by its documented HTTP interface: what a repository holds at a revision, and its files' bytes.
+//! A client of the Hugging Face Hub, by its documented HTTP interface: lists the files of a repository at a revision, and
+//! downloads them.
 //!
-//! This file speaks HTTP and knows the hub's words; `download` brings files to disk. Neither knows what a detector is.
-//! Everything here blocks; a command runs it on a thread that may.
+//! This file has the HTTP requests, `download` writes to disk. Everything here blocks; a command runs it on a blocking
+//! thread.
 //!
-//! The token goes to the endpoint's own origin and nowhere else: large files are redirected to other hosts, with the
-//! permission in the address.
+//! The token is sent to the endpoint's own origin only. Large files are redirected to other hosts, whose addresses contain
+//! the permission.
 
 mod download;
 mod settings;
@@ -21,23 +22,23 @@ use url::Url;
 use crate::certificates;
 use settings::Token;
 
-pub use download::{Fetched, Folder};
+pub use download::{DownloadFolder, FetchedFile};
 pub use settings::Settings;
 
 /// A listing of a few thousand files is a megabyte.
 const MAX_LISTING_BYTES: u64 = 16 << 20;
 const MAX_REDIRECTS: u32 = 8;
-/// No model that this program can run comes near; a listing that promises more is a mistake or an attack.
+/// No model that this program can run is nearly as large; a listing with a larger file is a mistake or an attack.
 const MAX_FILE_BYTES: u64 = 32 << 30;
-/// A download slower than this is given up: the deadline of a file follows from its size.
+/// A slower download is given up: the deadline for a file follows from its size.
 const LEAST_BYTES_PER_SECOND: u64 = 32 << 10;
 
 /// A repository of models at a revision: `hf://owner/name` or `hf://owner/name@revision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
-    /// Whose it is.
+    /// The user or organisation.
     pub owner: String,
-    /// What it is called.
+    /// The repository's name.
     pub name: String,
     /// A branch, tag or commit; `main` unless given.
     pub revision: String,
@@ -52,10 +53,10 @@ impl std::str::FromStr for Repository {
         let (path, revision) = path.split_once('@').unwrap_or((path, "main"));
         let (owner, name) = path.split_once('/').ok_or(form)?;
         for part in [owner, name] {
-            // The hub's own alphabet for both.
+            // The characters that the hub allows for both.
             let is_plain = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
             if part.is_empty() || !is_plain || part.chars().all(|c| c == '.') {
-                return Err(format!("\"{part}\" is not a name on the hub; {form}"));
+                return Err(format!("\"{part}\" is not a valid name on the hub; {form}"));
             }
         }
         if revision.is_empty() || revision.contains(char::is_control) {
@@ -71,7 +72,7 @@ impl std::fmt::Display for Repository {
     }
 }
 
-/// What a file's bytes must hash to.
+/// The hash that a file's bytes must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Checksum {
     /// SHA-256 of the bytes: files in large-file storage.
@@ -83,104 +84,106 @@ pub enum Checksum {
 /// A file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Relative to the repository, checked to stay beneath any folder it is joined to.
+    /// Relative to the repository; verified to stay below any folder it is joined to.
     pub path: PathBuf,
-    /// Its length.
+    /// The file's length.
     pub size_bytes: u64,
-    /// What it must hash to.
+    /// The expected hash.
     pub checksum: Checksum,
 }
 
-/// What a repository holds at a commit.
+/// The files of a repository at a commit.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Whose, which, and the commit that the revision stood for.
+    /// The repository, with the commit that the revision stood for.
     pub repository: Repository,
     /// Every file.
     pub files: Vec<RemoteFile>,
 }
 
-/// Why something cannot be had from the hub.
+/// Why a request to the hub or a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The settings do not make sense.
+    /// The environment variables are invalid.
     #[error("{0}")]
     Settings(String),
     /// 401 or 403.
-    #[error("{url}: the hub refuses ({status}{said}): {what}")]
+    #[error("{url}: the hub denied access ({status}{said}): {what}")]
     Denied {
-        /// What was asked for.
+        /// The requested address.
         url: String,
         /// 401 or 403.
         status: u16,
-        /// The hub's own words in quotes, or nothing.
+        /// The hub's message in quotes, or empty.
         said: String,
-        /// What to do, which hangs on whether there was a token.
+        /// The likely cause and what to do, depending on whether a token was sent.
         what: &'static str,
     },
     /// 404.
     #[error(
-        "{url}: there is no such model, revision or file (404{said})\n  hint: check owner, name and revision; a private model is shown only to a token that may see it (HF_TOKEN)"
+        "{url}: no such model, revision or file (404{said})\n  hint: check owner, name and revision; a private model needs a token that may read it (HF_TOKEN)"
     )]
     NotFound {
-        /// What was asked for.
+        /// The requested address.
         url: String,
-        /// The hub's own words in quotes, or nothing.
+        /// The hub's message in quotes, or empty.
         said: String,
     },
     /// Any other status.
-    #[error("{url}: the hub answers {status}{said}")]
+    #[error("{url}: the hub responded {status}{said}")]
     Status {
-        /// What was asked for.
+        /// The requested address.
         url: String,
         /// The status.
         status: u16,
-        /// The hub's own words in quotes, or nothing.
+        /// The hub's message in quotes, or empty.
         said: String,
     },
-    /// No answer, or one that broke off.
+    /// No response, or an incomplete one.
     #[error(
-        "{url}: {error}\n  hint: what has arrived is kept, and the same command goes on from there; HF_ENDPOINT names another hub"
+        "{url}: {error}\n  hint: the bytes received are kept, the same command continues from there; HF_ENDPOINT selects another hub"
     )]
     Broken {
-        /// What was asked for.
+        /// The requested address.
         url: String,
-        /// What the client says.
-        error: String,
+        /// Why.
+        #[source]
+        error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An answer that is not the hub's interface, or not safe to follow.
+    /// A response that is not as the interface defines it, or not safe to use.
     #[error("{url}: {what}")]
     Unexpected {
-        /// What was asked for.
+        /// The requested address.
         url: String,
-        /// What is wrong with it.
+        /// What is wrong.
         what: String,
     },
-    /// The bytes are not those that the listing promised.
+    /// The bytes do not match the listing.
     #[error(
-        "{file}: {what}; nothing of it was kept\n  hint: try again; if it stays so, a proxy changes what passes, or the hub's copy is damaged"
+        "{file}: {what}; the download was deleted\n  hint: try again; if it fails again, a proxy changes the content, or the hub's copy is damaged"
     )]
     Corrupt {
         /// The file.
         file: String,
-        /// Which promise was broken.
+        /// What does not match.
         what: String,
     },
-    /// A file of the user's is in the way.
-    #[error("{0} is there already with other content\n  hint: move it away, or choose another folder with --to")]
+    /// A file with other content has the name of a download.
+    #[error("{0} exists with other content\n  hint: move it away, or choose another folder with --to")]
     InTheWay(String),
-    /// The disk.
+    /// The file or folder cannot be written.
     #[error("writing {file}: {error}")]
     Disk {
         /// The file.
         file: String,
-        /// What happened.
+        /// Why.
+        #[source]
         error: io::Error,
     },
 }
 
 impl HubError {
-    /// Whether another try may do better.
+    /// Whether a retry may succeed.
     fn may_pass(&self) -> bool {
         match self {
             Self::Broken { .. } => true,
@@ -205,7 +208,7 @@ impl Hub {
         let (tls, no_certificates) = certificates::of_the_system();
         if let Some(why) = no_certificates.filter(|_| settings.endpoint.scheme() == "https") {
             return Err(HubError::Settings(format!(
-                "the hub cannot be known: {why}\n  hint: install ca-certificates, or set SSL_CERT_FILE"
+                "cannot verify the hub's certificate: {why}\n  hint: install ca-certificates, or set SSL_CERT_FILE"
             )));
         }
         let config = Agent::config_builder()
@@ -215,20 +218,20 @@ impl Hub {
             .timeout_recv_response(Some(settings.stall))
             .timeout_per_read(Some(settings.stall))
             .http_status_as_error(false)
-            // Followed here, where it is decided who sees the token.
+            // Redirects are followed by `get`, which decides where the token is sent.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .build();
         Ok(Self { settings, agent: config.into() })
     }
 
-    /// What a repository holds, with the commit that its revision stands for.
+    /// The files of a repository, with the commit that its revision stands for.
     ///
     /// # Errors
-    /// When it cannot be had, or a file in it cannot be taken safely.
+    /// When the request fails, or a file's name or checksum is not safe to use.
     pub fn list(&self, repository: &Repository) -> Result<Listing, HubError> {
         #[derive(Deserialize)]
-        struct Info {
+        struct ModelInfo {
             sha: String,
             siblings: Vec<Sibling>,
         }
@@ -236,40 +239,40 @@ impl Hub {
         let mut url = self.address(["api", "models", owner, name, "revision", revision]);
         url.set_query(Some("blobs=true"));
         let unexpected = |what: String| HubError::Unexpected { url: url.to_string(), what };
-        let text = self.patiently(|| {
+        let text = self.retrying(|| {
             let mut response = self.get(&url, 0, Duration::from_secs(120))?;
             let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string();
-            body.map_err(|e| HubError::Broken { url: url.to_string(), error: e.to_string() })
+            body.map_err(|error| HubError::Broken { url: url.to_string(), error: error.into() })
         })?;
-        let info: Info =
-            serde_json::from_str(&text).map_err(|e| unexpected(format!("the answer is not the hub's: {e}")))?;
+        let info: ModelInfo =
+            serde_json::from_str(&text).map_err(|e| unexpected(format!("the response is not a model listing: {e}")))?;
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return Err(unexpected("the answer names no commit".into()));
+            return Err(unexpected("the response names no commit".into()));
         }
         let files =
             info.siblings.into_iter().map(|sibling| sibling.file().map_err(unexpected)).collect::<Result<_, _>>()?;
         Ok(Listing { repository: Repository { revision: info.sha, ..repository.clone() }, files })
     }
 
-    /// An address beneath the endpoint, each part encoded as one.
+    /// An address below the endpoint; each part is percent-encoded.
     fn address<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Url {
         let mut url = self.settings.endpoint.clone();
-        // An http address can always have a path.
+        // This never fails for an http address.
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(parts);
         }
         url
     }
 
-    /// Repeats what may pass, with growing pauses.
-    fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
+    /// Retries temporary failures, with growing pauses.
+    fn retrying<T>(&self, mut attempt: impl FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
         let mut pauses = crate::retry::Delays::default();
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
             match attempt() {
-                Err(e) if e.may_pass() && tries < self.settings.tries => {
-                    tracing::debug!(error = %e, tries, "trying the hub again");
-                    tries += 1;
+                Err(e) if e.may_pass() && attempts < self.settings.attempts => {
+                    tracing::debug!(error = %e, attempts, "request to the hub failed, retrying");
+                    attempts += 1;
                     std::thread::sleep(pauses.next_delay());
                 }
                 result => return result,
@@ -277,7 +280,7 @@ impl Hub {
         }
     }
 
-    /// An answer with a body: 200, or 206 where bytes from `from` on were asked for and given.
+    /// A response with a body: 200, or 206 with the bytes from `from` on.
     fn get(&self, url: &Url, from: u64, deadline: Duration) -> Result<Response<ureq::Body>, HubError> {
         let endpoint = &self.settings.endpoint;
         let mut at = url.clone();
@@ -290,18 +293,18 @@ impl Hub {
             if from > 0 {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            // A redirect's address holds a permission; errors name what was asked for first.
+            // The address of a redirect contains a permission: errors name the requested address instead.
             let response =
-                request.call().map_err(|e| HubError::Broken { url: url.to_string(), error: e.to_string() })?;
+                request.call().map_err(|error| HubError::Broken { url: url.to_string(), error: error.into() })?;
             if !response.status().is_redirection() {
-                return answered(url, response, self.settings.token.is_some());
+                return check_status(url, response, self.settings.token.is_some());
             }
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
             let unexpected = |what: &str| HubError::Unexpected { url: url.to_string(), what: what.into() };
             let next = location.and_then(|location| at.join(location).ok());
-            let next = next.ok_or_else(|| unexpected("it is redirected to nowhere"))?;
+            let next = next.ok_or_else(|| unexpected("redirected without an address"))?;
             if next.scheme() != "https" && next.scheme() != endpoint.scheme() {
-                return Err(unexpected("it is redirected to an address without encryption"));
+                return Err(unexpected("redirected to an address without encryption"));
             }
             at = next;
         }
@@ -309,19 +312,19 @@ impl Hub {
     }
 }
 
-fn answered(url: &Url, response: Response<ureq::Body>, had_token: bool) -> Result<Response<ureq::Body>, HubError> {
+fn check_status(url: &Url, response: Response<ureq::Body>, had_token: bool) -> Result<Response<ureq::Body>, HubError> {
     let (url, status) = (url.to_string(), response.status().as_u16());
     let words = response.headers().get("x-error-message").and_then(|value| value.to_str().ok());
-    // Whoever answers may be anybody: nothing of it may reach a terminal as a command.
+    // The message is untrusted: a terminal would execute its control characters.
     let plain = |words: &str| words.chars().filter(|c| !c.is_control()).take(300).collect::<String>();
     let said = words.map(|words| format!(", \"{}\"", plain(words))).unwrap_or_default();
     Err(match status {
         200 | 206 => return Ok(response),
         401 | 403 => {
             let what = if had_token {
-                "the token may not see it\n  hint: accept the model's terms on its page with the account that the token in HF_TOKEN belongs to, or use another token"
+                "the token has no access\n  hint: accept the model's terms on its page with the account of the token in HF_TOKEN, or use another token"
             } else {
-                "it is gated or private, or it is not there\n  hint: check owner and name; accept the model's terms on its page, and set HF_TOKEN to a token that may read it"
+                "the model is gated or private, or does not exist\n  hint: check owner and name; accept the model's terms on its page, and set HF_TOKEN to a token that may read it"
             };
             HubError::Denied { url, status, said, what }
         }
@@ -330,7 +333,7 @@ fn answered(url: &Url, response: Response<ureq::Body>, had_token: bool) -> Resul
     })
 }
 
-/// A file, as the hub's listing writes it.
+/// A file as the hub's listing has it.
 #[derive(Deserialize)]
 struct Sibling {
     rfilename: String,
@@ -352,7 +355,9 @@ impl Sibling {
         let path = PathBuf::from(name);
         let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
         if name.is_empty() || !is_plain || name.contains(|c: char| c.is_control() || c == '\\') {
-            return Err(format!("it lists a file called {name:?}, which leads out of the folder; nothing was fetched"));
+            return Err(format!(
+                "the listing has a file {name:?}, which leads out of the folder; nothing was downloaded"
+            ));
         }
         let is_hex = |digest: &str, digits| digest.len() == digits && digest.chars().all(|c| c.is_ascii_hexdigit());
         let (size, checksum) = match (self.lfs, self.size, self.blob_id) {
@@ -360,12 +365,12 @@ impl Sibling {
             (None, Some(size), Some(id)) if is_hex(&id, 40) => (size, Checksum::GitBlob(id.to_lowercase())),
             _ => {
                 return Err(format!(
-                    "it gives no length or no checksum for {name}, so a download could not be checked"
+                    "the listing has no length or no checksum for {name}, so a download cannot be verified"
                 ));
             }
         };
         if size > MAX_FILE_BYTES {
-            return Err(format!("{name} is said to have {size} bytes, the limit is {MAX_FILE_BYTES}"));
+            return Err(format!("{name} has {size} bytes according to the listing, the limit is {MAX_FILE_BYTES}"));
         }
         Ok(RemoteFile { path, size_bytes: size, checksum })
     }

@@ -54,16 +54,20 @@
 //!   cannot change any more.
 //! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
 
-pub mod backfill;
+mod backfill;
+mod bench;
 pub mod broker;
 mod canonical;
-pub mod certificates;
+mod certificates;
 pub mod commands;
 pub mod config;
+mod dead;
 pub mod detector;
-mod errors;
-pub mod evaluate;
+mod error_text;
+mod escape;
+mod evaluate;
 pub mod fault_injection;
+mod files;
 mod groups;
 pub mod hub;
 pub mod job;
@@ -73,7 +77,10 @@ pub mod life;
 pub mod objects;
 pub mod offload;
 pub mod policy;
+mod processes;
 pub mod retry;
 pub mod screen;
 pub mod telemetry;
 pub mod worker;
+
+pub use error_text::error_text;

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use pixwarden::commands::{Cli, error_text, run, status};
+use pixwarden::commands::{Cli, run, status};
+use pixwarden::error_text;
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
         // Whoever read our output has had enough of it; there is nothing to tell them.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {}", error_text(&error));
+            eprintln!("error: {}", error_text(error.as_ref()));
             ExitCode::from(status(&error))
         }
     }

@@ -6,6 +6,8 @@
 
 mod buffers;
 mod folder;
+
+pub mod options;
 mod s3;
 
 use std::sync::{Mutex, PoisonError};

@@ -3,6 +3,7 @@
 //! Applying the rules to scores is in `judge`.
 
 pub mod judge;
+pub mod options;
 
 use serde::Serialize;
 

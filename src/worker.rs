@@ -3,6 +3,7 @@
 
 pub mod accept;
 mod delivery;
+pub mod options;
 pub mod publish;
 mod run;
 pub mod settle;

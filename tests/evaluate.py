@@ -298,7 +298,7 @@ def check_planted(binary: Path, package: Path, datasets: list[Dataset], work: Pa
     root = Path(datasets[0].arguments[0].split(":", 1)[1]).parent
     swapped = [Dataset(one.name, [_swapped(argument) for argument in one.arguments]) for one in datasets]
     wrong = detectors.planted()["swapped channels"].write(work / "planted")
-    # An image that is in the wrong folder, a lost one, and a bad file that nobody mentions.
+    # An image that is in the wrong folder, a lost one, and a bad file that is not reported.
     confident = next(file for file, _, truth in datasets[2].images if not truth)
     moves = {
         "an image in the wrong folder": (Path(confident), root / "only-ai" / "moved.img"),
@@ -357,7 +357,7 @@ def check_interface(binary: Path, package: Path, datasets: list[Dataset], work: 
         ([f"x={ai}"], 2, "NAME=LABEL:PATH"),
         (["x=positive:/nowhere/at/all"], 2, "/nowhere/at/all"),
         ([f"x=column:label:{ai}"], 2, "*.parquet"),
-        ([f"x=positive:{nothing}"], 1, "no image could be scored"),
+        ([f"x=positive:{nothing}"], 1, "no image was scored"),
     ]:
         done = evaluate(binary, [package], [Dataset("x", arguments)], "--format", "jsonl")
         if done.returncode != status or words not in done.stderr:

@@ -1,4 +1,4 @@
-//! Which of the objects that are there are meant.
+//! Conditions on the objects of a source.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -6,53 +6,51 @@ use time::OffsetDateTime;
 use crate::job::forms::MAX_KEY_BYTES;
 use crate::objects::ListedObject;
 
-/// Conditions on an object; it has to meet all that are given.
+/// Conditions on an object; it must meet all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Filter {
-    /// Its key ends with one of these, whatever the case of ASCII letters.
+pub struct ObjectFilter {
+    /// The key ends with one of these; the case of ASCII letters does not matter. Empty for any ending.
     pub suffixes: Vec<String>,
-    /// It has at least so many bytes.
     pub min_bytes: Option<u64>,
-    /// It has at most so many bytes.
     pub max_bytes: Option<u64>,
-    /// It was written then or later.
+    /// The object was last modified at or after this time.
     pub since: Option<OffsetDateTime>,
-    /// It was written before then.
+    /// The object was last modified before this time.
     pub until: Option<OffsetDateTime>,
 }
 
-impl Filter {
-    /// Whether enough is known of an object to compare it with the ledger and to judge it here.
+impl ObjectFilter {
+    /// Whether a listing has all that is needed to apply the conditions and to compare the object with the ledger.
     #[must_use]
-    pub fn knows_enough(&self, object: &ListedObject) -> bool {
+    pub fn is_decidable(&self, object: &ListedObject) -> bool {
         let sized = object.bytes.is_some() || (self.min_bytes.is_none() && self.max_bytes.is_none());
         let dated = object.modified.is_some() || (self.since.is_none() && self.until.is_none());
         object.image.etag.is_some() && sized && dated
     }
 
-    /// Whether an object is meant, as far as its key tells.
+    /// Whether an object's key meets the conditions.
     #[must_use]
-    pub fn names(&self, object: &ListedObject) -> bool {
+    pub fn accepts_key(&self, object: &ListedObject) -> bool {
         let key = object.image.key.as_bytes();
         let ends_with = |suffix: &String| {
             let from = key.len().checked_sub(suffix.len());
             from.is_some_and(|from| key[from..].eq_ignore_ascii_case(suffix.as_bytes()))
         };
-        // A key with a slash at its end stands for a folder in some tools; U+0000, or more than S3 allows, is no job.
-        let nameable = !key.ends_with(b"/") && !key.contains(&0) && key.len() <= MAX_KEY_BYTES;
-        nameable && (self.suffixes.is_empty() || self.suffixes.iter().any(ends_with))
+        // Some tools store folders as keys that end with a slash. A key with U+0000 or longer than S3 allows is no valid job.
+        let valid = !key.ends_with(b"/") && !key.contains(&0) && key.len() <= MAX_KEY_BYTES;
+        valid && (self.suffixes.is_empty() || self.suffixes.iter().any(ends_with))
     }
 
-    /// Whether an object is meant. What is not known of one that is not there excludes nothing.
+    /// Whether an object meets the conditions. A property that is unknown, because the object is missing, excludes nothing.
     #[must_use]
-    pub fn takes(&self, object: &ListedObject) -> bool {
-        let sized = object.bytes.is_none_or(|n| {
-            self.min_bytes.is_none_or(|least| n >= least) && self.max_bytes.is_none_or(|most| n <= most)
-        });
+    pub fn accepts(&self, object: &ListedObject) -> bool {
+        let sized = object
+            .bytes
+            .is_none_or(|n| self.min_bytes.is_none_or(|min| n >= min) && self.max_bytes.is_none_or(|max| n <= max));
         let dated = object
             .modified
             .is_none_or(|at| self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until));
-        self.names(object) && sized && dated
+        self.accepts_key(object) && sized && dated
     }
 }
 
@@ -69,9 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn every_condition_has_to_be_met_and_limits_are_as_they_say() {
+    fn every_condition_must_be_met() {
         let (early, late) = (datetime!(2026-01-01 00:00 UTC), datetime!(2026-02-01 00:00 UTC));
-        let filter = Filter {
+        let filter = ObjectFilter {
             suffixes: vec![".jpg".into(), ".PNG".into()],
             min_bytes: Some(10),
             max_bytes: Some(20),
@@ -79,25 +77,28 @@ mod tests {
             until: Some(late),
         };
         for (key, bytes, at) in [("a.jpg", 10, early), ("b/c.JPG", 20, early), ("d.png", 15, early)] {
-            assert!(filter.takes(&object(key, bytes, at)), "{key} {bytes}");
+            assert!(filter.accepts(&object(key, bytes, at)), "{key} {bytes}");
         }
         for (key, bytes, at) in
             [("a.gif", 15, early), ("jpg", 15, early), ("a.jpg", 9, early), ("a.jpg", 21, early), ("a.jpg", 15, late)]
         {
-            assert!(!filter.takes(&object(key, bytes, at)), "{key} {bytes} {at}");
+            assert!(!filter.accepts(&object(key, bytes, at)), "{key} {bytes} {at}");
         }
-        assert!(!Filter::default().takes(&object("folder/", 0, early)));
-        assert!(!Filter::default().takes(&object("nul\0", 1, early)));
-        assert!(!Filter::default().takes(&object(&"k".repeat(1_025), 1, early)));
+        assert!(!ObjectFilter::default().accepts(&object("folder/", 0, early)));
+        assert!(!ObjectFilter::default().accepts(&object("nul\0", 1, early)));
+        assert!(!ObjectFilter::default().accepts(&object(&"k".repeat(1_025), 1, early)));
     }
 
     #[test]
-    fn what_no_condition_asks_for_need_not_be_known() {
+    fn only_properties_with_a_condition_must_be_known() {
         let bare = ListedObject { bytes: None, modified: None, ..object("k", 0, datetime!(2026-01-01 00:00 UTC)) };
-        assert!(Filter::default().knows_enough(&bare));
-        assert!(!Filter { min_bytes: Some(1), ..Filter::default() }.knows_enough(&bare));
-        assert!(!Filter { until: Some(datetime!(2026-01-01 00:00 UTC)), ..Filter::default() }.knows_enough(&bare));
+        assert!(ObjectFilter::default().is_decidable(&bare));
+        assert!(!ObjectFilter { min_bytes: Some(1), ..ObjectFilter::default() }.is_decidable(&bare));
+        assert!(
+            !ObjectFilter { until: Some(datetime!(2026-01-01 00:00 UTC)), ..ObjectFilter::default() }
+                .is_decidable(&bare)
+        );
         let unnamed = ListedObject { image: ImageRef { etag: None, ..bare.image.clone() }, ..bare };
-        assert!(!Filter::default().knows_enough(&unnamed));
+        assert!(!ObjectFilter::default().is_decidable(&unnamed));
     }
 }

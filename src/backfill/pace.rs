@@ -1,61 +1,60 @@
-//! How fast jobs are published: by a rate, and by how many wait in the lane already. Ten million objects must not fill
-//! the broker, and a worker that falls behind is not helped by more.
+//! How fast jobs are published: limited by a rate and by the number of jobs that wait in the lane. Ten million jobs at once
+//! would fill the broker and make no worker faster.
 
 use std::time::{Duration, Instant};
 
 use lapin::Connection;
 
-use super::PATIENCE;
+use super::RETRY_DEADLINE;
 use crate::broker::{self, BrokerError};
 use crate::config::SecretUrl;
 use crate::retry;
 
-/// How often a full lane is looked at.
-const LOOK: Duration = Duration::from_millis(500);
-/// Jobs published before that is noted, at the most. What was not noted when a run is killed is published again; it is
-/// the same job, and gets no second verdict.
-const CHUNK: u32 = 250;
+/// How often the depth of a full lane is read.
+const DEPTH_POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum number of jobs that are published before the ledger records them. Jobs that were not recorded when a run was
+/// killed are published again; they have the same id and get no second verdict.
+const MAX_CHUNK_JOBS: u32 = 250;
 
-/// Bounds on publishing.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bounds {
-    /// Jobs a second at the most; none: as fast as the broker confirms.
+pub struct PublishLimits {
+    /// Maximum jobs per second; `None`: as fast as the broker confirms.
     pub rate: Option<f64>,
-    /// Jobs that may wait in the lane.
+    /// Maximum jobs that wait in the lane.
     pub depth: u32,
 }
 
-/// A lane, and when something may be published to it.
-pub(super) struct Pace {
+/// Decides when jobs may be published to a lane.
+pub(super) struct PublishPace {
     url: SecretUrl,
     queue: String,
-    bounds: Bounds,
-    beat: Beat,
+    limits: PublishLimits,
+    schedule: RateSchedule,
     connection: Option<Connection>,
-    /// What the lane had left when it was looked at, less what was taken since.
+    /// The free room in the lane when its depth was last read, less the jobs published since.
     room: u32,
 }
 
-impl Pace {
-    pub(super) fn new(url: SecretUrl, queue: String, bounds: Bounds) -> Self {
-        Self { url, queue, bounds, beat: Beat::new(bounds.rate, Instant::now()), connection: None, room: 0 }
+impl PublishPace {
+    pub(super) fn new(url: SecretUrl, queue: String, limits: PublishLimits) -> Self {
+        Self { url, queue, limits, schedule: RateSchedule::new(limits.rate, Instant::now()), connection: None, room: 0 }
     }
 
-    /// Jobs to be published together: about a second's, so that a slow run is soon stopped and loses little.
+    /// Jobs to publish together: about one second's, so that a slow run stops soon and loses few records.
     pub(super) fn chunk(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
-        self.bounds.rate.map_or(CHUNK, |rate| rate.ceil().clamp(1.0, f64::from(CHUNK)) as u32)
+        self.limits.rate.map_or(MAX_CHUNK_JOBS, |rate| rate.ceil().clamp(1.0, f64::from(MAX_CHUNK_JOBS)) as u32)
     }
 
-    /// Waits for room in the lane, and takes up to `wanted` of it. Room that was seen once is taken to be still there:
-    /// all others publish little to this lane.
+    /// Waits for room in the lane, and takes up to `wanted` jobs of it. The depth is not read again before that room is used
+    /// up: other programs publish little to this lane.
     pub(super) async fn room(&mut self, wanted: u32) -> Result<u32, BrokerError> {
         while self.room == 0 {
             let may_pass = |e: &BrokerError| !matches!(e, BrokerError::LoginRefused { .. });
-            let waiting = retry::retry_patiently(PATIENCE, may_pass, async || self.waiting().await).await?;
-            self.room = self.bounds.depth.saturating_sub(waiting);
+            let depth = retry::retry_patiently(RETRY_DEADLINE, may_pass, async || self.read_depth().await).await?;
+            self.room = self.limits.depth.saturating_sub(depth);
             if self.room == 0 {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(DEPTH_POLL_INTERVAL).await;
             }
         }
         let taken = wanted.min(self.room);
@@ -64,11 +63,11 @@ impl Pace {
     }
 
     /// How long to wait before the next job.
-    pub(super) fn wait(&mut self) -> Duration {
-        self.beat.wait(Instant::now())
+    pub(super) fn delay(&mut self) -> Duration {
+        self.schedule.delay(Instant::now())
     }
 
-    async fn waiting(&mut self) -> Result<u32, BrokerError> {
+    async fn read_depth(&mut self) -> Result<u32, BrokerError> {
         let connection = match self.connection.take() {
             Some(connection) if connection.status().connected() => connection,
             _ => broker::connect(&self.url, "backfill").await?,
@@ -79,20 +78,20 @@ impl Pace {
     }
 }
 
-/// Evenly spaced moments.
+/// Evenly spaced times.
 #[derive(Debug)]
-struct Beat {
+struct RateSchedule {
     interval: Option<Duration>,
     due: Instant,
 }
 
-impl Beat {
+impl RateSchedule {
     fn new(rate: Option<f64>, now: Instant) -> Self {
         Self { interval: rate.map(|rate| Duration::from_secs_f64(1.0 / rate)), due: now }
     }
 
-    /// How long to wait before the next one. Time that was lost is not made up for.
-    fn wait(&mut self, now: Instant) -> Duration {
+    /// How long to wait before the next one. After a pause the schedule does not catch up.
+    fn delay(&mut self, now: Instant) -> Duration {
         let Some(interval) = self.interval else { return Duration::ZERO };
         let due = self.due.max(now);
         self.due = due + interval;
@@ -105,19 +104,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beat_is_even_and_makes_up_for_nothing() {
+    fn a_schedule_is_even_and_does_not_catch_up() {
         let start = Instant::now();
-        let mut beat = Beat::new(Some(10.0), start);
-        let waits: Vec<_> = (0..4).map(|_| beat.wait(start).as_millis()).collect();
-        assert_eq!(waits, [0, 100, 200, 300]);
+        let mut schedule = RateSchedule::new(Some(10.0), start);
+        let delays: Vec<_> = (0..4).map(|_| schedule.delay(start).as_millis()).collect();
+        assert_eq!(delays, [0, 100, 200, 300]);
         let late = start + Duration::from_secs(60);
-        assert_eq!([beat.wait(late).as_millis(), beat.wait(late).as_millis()], [0, 100]);
-        assert_eq!(Beat::new(None, start).wait(start), Duration::ZERO);
+        assert_eq!([schedule.delay(late).as_millis(), schedule.delay(late).as_millis()], [0, 100]);
+        assert_eq!(RateSchedule::new(None, start).delay(start), Duration::ZERO);
     }
 
     #[test]
-    fn a_slow_run_publishes_a_second_at_a_time() {
-        let chunk = |rate| Pace::new(SecretUrl::default(), String::new(), Bounds { rate, depth: 1 }).chunk();
-        assert_eq!([chunk(None), chunk(Some(0.1)), chunk(Some(40.0)), chunk(Some(1e9))], [CHUNK, 1, 40, CHUNK]);
+    fn a_slow_run_publishes_one_second_of_jobs_at_a_time() {
+        let chunk =
+            |rate| PublishPace::new(SecretUrl::default(), String::new(), PublishLimits { rate, depth: 1 }).chunk();
+        assert_eq!(
+            [chunk(None), chunk(Some(0.1)), chunk(Some(40.0)), chunk(Some(1e9))],
+            [MAX_CHUNK_JOBS, 1, 40, MAX_CHUNK_JOBS]
+        );
     }
 }

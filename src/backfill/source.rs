@@ -1,8 +1,9 @@
-//! Where a backfill takes its objects from: a listing, an inventory, a manifest. Each gives its objects in an order that
-//! stays the same, and with each a mark from behind which it can go on.
+//! The sources of a backfill: a listing, an inventory, a manifest. Each yields its objects in a fixed order, and with every
+//! object a mark, behind which a later run can continue.
 
 mod inventory;
 mod manifest;
+mod parse;
 
 use std::fmt;
 use std::fs::File;
@@ -14,86 +15,75 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::PATIENCE;
-use super::filter::Filter;
+use super::RETRY_DEADLINE;
+use super::filter::ObjectFilter;
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, KeyRange, ListedObject, StoreError};
 use crate::retry::{self, Delays};
+pub use parse::{SourceNameError, allowed_buckets};
 
-/// Objects asked for one by one at a time.
-const HEADS: usize = 64;
+/// Objects whose properties are requested one by one, concurrently.
+const MAX_CONCURRENT_HEADS: usize = 64;
 
-/// Where objects come from.
+/// Where the objects of a backfill come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// Everything in a bucket whose key begins so.
+pub enum BackfillSource {
+    /// All objects of a bucket whose key begins with a prefix.
     Prefix {
-        /// The bucket.
         bucket: String,
         /// May be empty, and need not end with a slash.
         prefix: String,
     },
     /// The `manifest.json` of an S3 Inventory in CSV.
-    Inventory(Place),
-    /// A manifest as Rekognition takes it: JSON lines with `source-ref`.
-    Manifest(Place),
+    Inventory(ListLocation),
+    /// A manifest of Amazon Rekognition: JSON lines with `source-ref`.
+    Manifest(ListLocation),
 }
 
-/// Where a list of images lies.
+/// Where an inventory or a manifest is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// In the object store.
+pub enum ListLocation {
     Object(ImageRef),
-    /// On this machine.
     File {
-        /// Where.
         path: PathBuf,
-        /// What tells it from another file of that name; empty before [`Source::pin`].
+        /// Path, length and time of the file, to recognise a changed one; empty before [`BackfillSource::pin`].
         state: String,
     },
 }
 
 /// One entry of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// From behind here the source can go on.
+pub struct SourceEntry {
+    /// A later run continues behind this mark.
     pub mark: String,
-    /// The object; `None` for what is no present object, an older version for one.
+    /// `None` for an entry that is no present object, such as an older version.
     pub object: Option<ListedObject>,
 }
 
-/// Why a source gives no more.
+/// Why a source cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A file on this machine.
-    #[error("{place} cannot be read: {error}")]
+    #[error("cannot read {location}: {error}")]
     File {
-        /// The file.
-        place: Place,
-        /// What the system says.
+        location: ListLocation,
+        #[source]
         error: std::io::Error,
     },
-    /// A list that is not as it should be.
-    #[error("{place}: {what}")]
-    List {
-        /// The list.
-        place: Place,
-        /// What is wrong with it, and where.
-        what: String,
-    },
+    /// The content of an inventory or a manifest is invalid.
+    #[error("{location}: {what}")]
+    Invalid { location: ListLocation, what: String },
 }
 
 impl SourceError {
-    /// Whether asking again may help.
+    /// Whether a retry may succeed.
     fn may_pass(&self) -> bool {
         matches!(self, Self::Store(StoreError::Down(_) | StoreError::Unclear(_)))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ListLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Object(object) => f.write_str(&object.uri()),
@@ -102,130 +92,131 @@ impl fmt::Display for Place {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for BackfillSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prefix { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
-            Self::Inventory(place) => write!(f, "inventory {place}"),
-            Self::Manifest(place) => write!(f, "manifest {place}"),
+            Self::Inventory(location) => write!(f, "inventory {location}"),
+            Self::Manifest(location) => write!(f, "manifest {location}"),
         }
     }
 }
 
-impl Source {
-    /// Ties a list to what it holds now: neither a mark in it nor a second reading may be of another one.
+impl BackfillSource {
+    /// Ties an inventory or manifest to its present content: a mark in it must not be applied to other content.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist or cannot be accessed.
     pub async fn pin(self, fetcher: &Fetcher) -> Result<Self, SourceError> {
         Ok(match self {
             Self::Prefix { .. } => self,
-            Self::Inventory(place) => Self::Inventory(place.pin(fetcher).await?),
-            Self::Manifest(place) => Self::Manifest(place.pin(fetcher).await?),
+            Self::Inventory(location) => Self::Inventory(location.pin(fetcher).await?),
+            Self::Manifest(location) => Self::Manifest(location.pin(fetcher).await?),
         })
     }
 
-    /// Tells it from every other source, and from an earlier state of its list.
+    /// A text that is different for every source, and for every content of an inventory or manifest.
     #[must_use]
     pub fn identity(&self) -> String {
         match self {
-            Self::Inventory(Place::Object(list)) | Self::Manifest(Place::Object(list)) => {
+            Self::Inventory(ListLocation::Object(list)) | Self::Manifest(ListLocation::Object(list)) => {
                 format!("{self} {}", list.etag.as_deref().unwrap_or_default())
             }
-            Self::Inventory(Place::File { state, .. }) | Self::Manifest(Place::File { state, .. }) => {
+            Self::Inventory(ListLocation::File { state, .. }) | Self::Manifest(ListLocation::File { state, .. }) => {
                 format!("{self} {state}")
             }
             Self::Prefix { .. } => self.to_string(),
         }
     }
 
-    /// Its entries behind a mark, as they are written down.
+    /// The entries behind a mark, as the listing or file has them.
     pub fn entries(
         &self,
         fetcher: &Arc<Fetcher>,
         after: Option<String>,
-    ) -> BoxStream<'static, Result<Item, SourceError>> {
+    ) -> BoxStream<'static, Result<SourceEntry, SourceError>> {
         match self {
             Self::Prefix { bucket, prefix } => {
                 let part = KeyRange { bucket: bucket.clone(), prefix: prefix.clone(), after };
-                let item = |object: ListedObject| Item { mark: object.image.key.clone(), object: Some(object) };
+                let item = |object: ListedObject| SourceEntry { mark: object.image.key.clone(), object: Some(object) };
                 fetcher.list(part).map(move |listed| Ok(item(listed?))).boxed()
             }
-            Self::Inventory(place) => inventory::entries(place.clone(), Arc::clone(fetcher), after),
-            Self::Manifest(place) => manifest::entries(place.clone(), Arc::clone(fetcher), after),
+            Self::Inventory(location) => inventory::entries(location.clone(), Arc::clone(fetcher), after),
+            Self::Manifest(location) => manifest::entries(location.clone(), Arc::clone(fetcher), after),
         }
     }
 
-    /// Its objects behind a mark, each with what comparing and filtering it needs. A store that is away is waited for.
+    /// The objects behind a mark, each with the properties that filtering and comparing need. Waits for a store that is
+    /// down.
     pub fn objects(
         &self,
         fetcher: &Arc<Fetcher>,
-        filter: &Filter,
+        filter: &ObjectFilter,
         after: Option<String>,
-    ) -> BoxStream<'static, Result<Item, SourceError>> {
-        let reading = Reading {
+    ) -> BoxStream<'static, Result<SourceEntry, SourceError>> {
+        let reader = ResumingReader {
             source: self.clone(),
             fetcher: Arc::clone(fetcher),
             filter: Arc::new(filter.clone()),
             after,
-            items: None,
-            begun: false,
-            failing: None,
+            entries: None,
+            has_begun: false,
+            failing_since: None,
             pauses: Delays::default(),
         };
-        stream::unfold(reading, |mut reading| async move { Some((reading.next().await?, reading)) }).boxed()
+        stream::unfold(reader, |mut reader| async move { Some((reader.next().await?, reader)) }).boxed()
     }
 }
 
-/// A source that is being read, and read on after a failure.
-struct Reading {
-    source: Source,
+/// Reads a source, and continues behind the last mark after a failure.
+struct ResumingReader {
+    source: BackfillSource,
     fetcher: Arc<Fetcher>,
-    filter: Arc<Filter>,
+    filter: Arc<ObjectFilter>,
     after: Option<String>,
-    items: Option<BoxStream<'static, Result<Item, SourceError>>>,
-    begun: bool,
-    failing: Option<Instant>,
+    entries: Option<BoxStream<'static, Result<SourceEntry, SourceError>>>,
+    has_begun: bool,
+    failing_since: Option<Instant>,
     pauses: Delays,
 }
 
-impl Reading {
-    async fn next(&mut self) -> Option<Result<Item, SourceError>> {
+impl ResumingReader {
+    async fn next(&mut self) -> Option<Result<SourceEntry, SourceError>> {
         loop {
-            let items = match &mut self.items {
-                Some(items) => items,
+            let entries = match &mut self.entries {
+                Some(entries) => entries,
                 None => {
                     let (fetcher, filter) = (Arc::clone(&self.fetcher), Arc::clone(&self.filter));
-                    let known = self.source.entries(&self.fetcher, self.after.clone()).map(move |item| {
+                    let complete = self.source.entries(&self.fetcher, self.after.clone()).map(move |entry| {
                         let (fetcher, filter) = (Arc::clone(&fetcher), Arc::clone(&filter));
-                        async move { known(item?, &fetcher, &filter).await }
+                        async move { complete_entry(entry?, &fetcher, &filter).await }
                     });
-                    self.items.insert(known.buffered(HEADS).boxed())
+                    self.entries.insert(complete.buffered(MAX_CONCURRENT_HEADS).boxed())
                 }
             };
-            match items.next().await? {
-                Ok(item) => {
-                    self.after = Some(item.mark.clone());
-                    self.begun = true;
-                    if self.failing.take().is_some() {
+            match entries.next().await? {
+                Ok(entry) => {
+                    self.after = Some(entry.mark.clone());
+                    self.has_begun = true;
+                    if self.failing_since.take().is_some() {
                         self.pauses.reset();
                     }
-                    return Some(Ok(item));
+                    return Some(Ok(entry));
                 }
-                // One that never gave anything is more likely misspelt than away.
+                // A source that never yielded an entry is more likely misspelt than down.
                 Err(e)
-                    if self.begun
+                    if self.has_begun
                         && e.may_pass()
-                        && self.failing.get_or_insert_with(Instant::now).elapsed() < PATIENCE =>
+                        && self.failing_since.get_or_insert_with(Instant::now).elapsed() < RETRY_DEADLINE =>
                 {
                     let pause = self.pauses.next_delay();
-                    tracing::warn!(source = %self.source, error = %e, pause_ms = pause.as_millis(), "the source is read on after a pause");
-                    self.items = None;
+                    tracing::warn!(source = %self.source, error = %e, pause_ms = pause.as_millis(), "reading the source failed; continuing after a pause");
+                    self.entries = None;
                     tokio::time::sleep(pause).await;
                 }
                 Err(e) => {
-                    // What comes behind an error must not be taken for all there was: the mark would pass over the rest.
-                    self.items = Some(stream::empty().boxed());
+                    // Nothing may follow an error: a later mark would skip the entries that failed.
+                    self.entries = Some(stream::empty().boxed());
                     return Some(Err(e));
                 }
             }
@@ -233,37 +224,41 @@ impl Reading {
     }
 }
 
-/// Asks the store for what a list does not say of an object.
-async fn known(item: Item, fetcher: &Fetcher, filter: &Filter) -> Result<Item, SourceError> {
-    let Some(object) = &item.object else { return Ok(item) };
-    if filter.knows_enough(object) || !filter.names(object) {
-        return Ok(item);
+/// Requests the properties of an object that an inventory or manifest does not have.
+async fn complete_entry(
+    entry: SourceEntry,
+    fetcher: &Fetcher,
+    filter: &ObjectFilter,
+) -> Result<SourceEntry, SourceError> {
+    let Some(object) = &entry.object else { return Ok(entry) };
+    if filter.is_decidable(object) || !filter.accepts_key(object) {
+        return Ok(entry);
     }
     let transient = |e: &StoreError| matches!(e, StoreError::Unclear(_));
     match retry::retry_briefly(transient, || fetcher.head(&object.image)).await {
-        Ok(object) => Ok(Item { object: Some(object), ..item }),
-        // The worker says so, and the ledger will have it.
-        Err(StoreError::Missing(_)) => Ok(item),
-        // The object's own, unless nothing else may be read either: an answer to HEAD does not tell.
+        Ok(object) => Ok(SourceEntry { object: Some(object), ..entry }),
+        // The worker will find the same, and record the outcome `missing`.
+        Err(StoreError::Missing(_)) => Ok(entry),
+        // A response to HEAD does not show whether one object is denied or the whole bucket.
         Err(StoreError::Denied(why)) => match fetcher.probe(&object.image.bucket).await {
-            Ok(()) => Ok(item),
+            Ok(()) => Ok(entry),
             Err(store) => Err(StoreError::Down(format!("{why}; {store}")).into()),
         },
         Err(e) => Err(e.into()),
     }
 }
 
-impl Place {
-    /// The list as a file on this machine. One from the store is copied: it may be read for as long as a backfill takes.
+impl ListLocation {
+    /// Opens the inventory or manifest. An object is copied to a temporary file first, since a backfill reads it for hours.
     async fn file(&self, fetcher: &Fetcher) -> Result<File, SourceError> {
-        let failed = |error| SourceError::File { place: self.clone(), error };
+        let failed = |error| SourceError::File { location: self.clone(), error };
         let object = match self {
             Self::File { path, .. } => return File::open(path).map_err(failed),
             Self::Object(object) => object,
         };
         let mut file = tempfile::tempfile().map_err(failed)?;
         let opened = fetcher.open_object(object).await.map_err(|e| match e {
-            StoreError::Missing(why) => self.wrong(why),
+            StoreError::Missing(why) => self.invalid(why),
             other => other.into(),
         })?;
         let (mut body, mut bytes) = (opened.body, 0);
@@ -273,8 +268,8 @@ impl Place {
             file.write_all(&chunk).map_err(failed)?;
         }
         if bytes != opened.length {
-            let cut = format!("{self} was cut short: {bytes} of {} bytes arrived", opened.length);
-            return Err(StoreError::Unclear(cut).into());
+            let truncated = format!("reading {self}: received {bytes} of {} bytes", opened.length);
+            return Err(StoreError::Unclear(truncated).into());
         }
         file.rewind().map_err(failed)?;
         Ok(file)
@@ -284,7 +279,7 @@ impl Place {
         match self {
             Self::Object(object) => match fetcher.head(&object).await {
                 Ok(listed) => Ok(Self::Object(listed.image)),
-                Err(StoreError::Missing(why)) => Err(Self::Object(object).wrong(why)),
+                Err(StoreError::Missing(why)) => Err(Self::Object(object).invalid(why)),
                 Err(e) => Err(e.into()),
             },
             Self::File { path, .. } => {
@@ -294,13 +289,13 @@ impl Place {
                 });
                 match state {
                     Ok(state) => Ok(Self::File { path, state }),
-                    Err(error) => Err(SourceError::File { place: Self::File { path, state: String::new() }, error }),
+                    Err(error) => Err(SourceError::File { location: Self::File { path, state: String::new() }, error }),
                 }
             }
         }
     }
 
-    fn wrong(&self, what: impl Into<String>) -> SourceError {
-        SourceError::List { place: self.clone(), what: what.into() }
+    fn invalid(&self, what: impl Into<String>) -> SourceError {
+        SourceError::Invalid { location: self.clone(), what: what.into() }
     }
 }

@@ -1,6 +1,4 @@
-//! `pixwarden backfill`: an archive → jobs for whatever has no verdict yet.
-
-mod sources;
+//! `pixwarden backfill`: arguments and output of [`crate::backfill`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,75 +13,73 @@ use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
 use super::record::instant;
 use super::signals::{INTERRUPTED, Signals};
-use crate::backfill::{Backfill, Bounds, End, Filter, IN_FLIGHT, Options, Tally};
-use crate::broker::{Publisher, Topology, connect};
+use crate::backfill::source::{BackfillSource, ListLocation, SourceNameError, allowed_buckets};
+use crate::backfill::{Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits};
 use crate::config::Config;
-use crate::job::{Digests, Lane};
-use crate::ledger;
-use crate::objects::Fetcher;
-use crate::screen::packages;
 
-/// How often a bar is drawn, and how often a line is logged where there is none.
-const DRAW: Duration = Duration::from_millis(200);
-const LOG: Duration = Duration::from_secs(60);
+/// How often the progress bar is updated.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
+/// How often progress is logged where there is no bar.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-const COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "published", "end"];
+const SUMMARY_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "published", "end"];
 
-/// Options of `backfill`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is there is compared with the ledger by bucket, key, ETag and the detectors' digests, so the \
-detectors must be the worker's. The same command goes on after an interruption, fills gaps later, and screens all \
-anew once there is another detector."
+    after_help = "Objects are compared with the ledger by bucket, key, ETag and the detectors' digests: configure the same \
+detectors as the workers. The same command continues after an interruption, later publishes only what is new, and with \
+another detector publishes all again."
 )]
-pub struct Arguments {
-    /// s3://BUCKET/PREFIX, or file:///FOLDER within the folder that `objects` names; several are read side by side
+pub struct BackfillArguments {
+    /// s3://BUCKET/PREFIX, or file:///FOLDER in the folder that `objects` names; several are read concurrently
     #[arg(value_name = "SOURCE", required_unless_present_any = ["inventory", "manifest"])]
     sources: Vec<String>,
-    /// The manifest.json of an S3 Inventory in CSV, here or as s3://BUCKET/KEY [repeatable]
+    /// The manifest.json of an S3 Inventory in CSV, as a file or as s3://BUCKET/KEY [repeatable]
     #[arg(long, value_name = "FILE")]
     inventory: Vec<String>,
-    /// JSON lines with "source-ref", as Rekognition takes them, here or as s3://BUCKET/KEY [repeatable]
+    /// JSON lines with "source-ref", as Rekognition reads them, as a file or as s3://BUCKET/KEY [repeatable]
     #[arg(long, value_name = "FILE")]
     manifest: Vec<String>,
-    /// Only keys with this ending, such as .jpg, in capitals or not [repeatable]
+    /// Only keys that end with this text, such as .jpg; upper and lower case are the same [repeatable]
     #[arg(long, value_name = "TEXT")]
     suffix: Vec<String>,
-    /// Only objects of at least so many bytes
+    /// Only objects with at least this many bytes
     #[arg(long, value_name = "N")]
     min_bytes: Option<u64>,
-    /// Only objects of at most so many bytes
+    /// Only objects with at most this many bytes
     #[arg(long, value_name = "N")]
     max_bytes: Option<u64>,
-    /// Only objects written then or later: 2026-11-25, or 2026-11-25T13:00:00Z
+    /// Only objects last modified at or after this time: 2026-11-25, or 2026-11-25T13:00:00Z
     #[arg(long, value_name = "TIME", value_parser = instant)]
     since: Option<OffsetDateTime>,
-    /// Only objects written before then
+    /// Only objects last modified before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     until: Option<OffsetDateTime>,
-    /// Also where the verdict is `missing` or `failed`
+    /// Also publish objects with the outcome `missing` or `failed`
     #[arg(long)]
     retry_failed: bool,
-    /// Jobs published at the most
+    /// Maximum number of jobs to publish
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Only count; nothing is published or written down
+    /// Only count; nothing is published or recorded
     #[arg(long)]
     dry_run: bool,
-    /// Begin anew where an earlier run was interrupted
+    /// Start at the beginning even where an earlier run was interrupted
     #[arg(long)]
     restart: bool,
-    /// Jobs published a second at the most
+    /// Maximum jobs published per second; higher takes more from broker and ledger
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// Jobs that may wait in the lane; while there are more, publishing pauses
+    /// Maximum jobs that wait in the lane; while there are more, publishing pauses
     ///
-    /// Enough keeps the workers busy between two looks; more only fills the broker.
+    /// The depth is read twice per second: enough jobs must wait to keep the workers busy until then. More jobs only take
+    /// memory and disk on the broker.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     depth: u32,
-    /// A published job without a verdict is taken for lost after this: 90s, 15m, 2h or 7d
+    /// A published job without a verdict counts as lost after this time: 90s, 15m, 2h or 7d
     ///
-    /// Less publishes twice what a slow worker has not come to yet. A run that was interrupted longer ago begins anew.
+    /// A shorter time publishes jobs twice that slow workers have not taken yet. A run that was interrupted longer ago
+    /// starts at the beginning.
     #[arg(long, value_name = "AGE", default_value = "1d")]
     again_after: Age,
     /// How the summary is printed
@@ -91,124 +87,116 @@ pub struct Arguments {
     format: Option<Format>,
 }
 
-impl Arguments {
-    fn filter(&self) -> Filter {
-        Filter {
-            suffixes: self.suffix.clone(),
-            min_bytes: self.min_bytes,
-            max_bytes: self.max_bytes,
-            since: self.since,
-            until: self.until,
+impl BackfillArguments {
+    fn sources(&self, config: &Config) -> anyhow::Result<Vec<BackfillSource>> {
+        let objects = config.objects()?;
+        let mut sources = Vec::new();
+        for text in &self.sources {
+            sources.extend(BackfillSource::parse(text, &objects, &config.buckets)?);
+        }
+        sources.extend(self.inventory.iter().map(|text| BackfillSource::Inventory(ListLocation::parse(text))));
+        sources.extend(self.manifest.iter().map(|text| BackfillSource::Manifest(ListLocation::parse(text))));
+        Ok(sources)
+    }
+
+    fn options(&self, sources: Vec<BackfillSource>) -> BackfillOptions {
+        BackfillOptions {
+            sources,
+            filter: ObjectFilter {
+                suffixes: self.suffix.clone(),
+                min_bytes: self.min_bytes,
+                max_bytes: self.max_bytes,
+                since: self.since,
+                until: self.until,
+            },
+            retry_failed: self.retry_failed,
+            limit: self.limit,
+            dry_run: self.dry_run,
+            restart: self.restart,
+            limits: PublishLimits { rate: self.rate, depth: self.depth },
+            again_after: self.again_after.0,
         }
     }
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
-    rate.ok_or_else(|| "it must be a number from 0.001 to 1000000".into())
+    rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
-    let (config, named) = sources::resolve(arguments, config)?;
-    let queue = config.queue()?.clone();
-    let detectors = packages(&config)?;
-    let digests: Digests = detectors.into_iter().map(|detector| (detector.name, detector.digest)).collect();
-    let fetcher = Arc::new(Fetcher::open(&config).await?);
-    let mut sources = Vec::new();
-    for source in named {
-        sources.push(source.pin(&fetcher).await?);
-    }
-    let ledger: Arc<dyn ledger::Ledger> = ledger::open(&config).await?.into();
-    ledger.check_schema().await?;
-    let topology = Topology::new(&config.prefix, config.events.default_queue);
-    if !arguments.dry_run {
-        topology.ensure(&connect(&queue, "backfill").await?, &topology.lane(Lane::Backfill)).await?;
-    }
+/// Whether an error is about the arguments, for the exit status.
+pub(super) fn is_usage_error(error: &anyhow::Error) -> bool {
+    error.is::<SourceNameError>()
+}
 
-    let backfill = Arc::new(Backfill {
-        publisher: Arc::new(Publisher::new(queue.clone(), "backfill", IN_FLIGHT)),
-        ledger: Arc::clone(&ledger),
-        fetcher,
-        queue,
-        topology,
-        digests,
-        options: Options {
-            sources,
-            filter: arguments.filter(),
-            retry_failed: arguments.retry_failed,
-            limit: arguments.limit,
-            dry_run: arguments.dry_run,
-            restart: arguments.restart,
-            bounds: Bounds { rate: arguments.rate, depth: arguments.depth },
-            again_after: arguments.again_after.0,
-        },
-        began: OffsetDateTime::now_utc(),
-        tally: Arc::default(),
-    });
+pub(super) async fn run(arguments: &BackfillArguments, config: &Config) -> anyhow::Result<u8> {
+    let sources = arguments.sources(config)?;
+    let mut config = config.clone();
+    config.buckets = allowed_buckets(&sources, &config.buckets)?;
+    let backfill = Arc::new(Backfill::open(&config, arguments.options(sources)).await?);
     let progress = Progress::new(Unit::Images);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
-        bar.around(|| eprintln!("stopping behind the jobs that are on their way; once more stops at once"));
+        bar.around(|| eprintln!("stopping after the jobs that are being published; a second signal stops at once"));
     });
-    let telling = tokio::spawn(tell(Arc::clone(&backfill), progress.clone()));
+    let showing = tokio::spawn(show_progress(Arc::clone(&backfill), progress.clone()));
     let ended = backfill.run(&stop).await;
-    telling.abort();
+    showing.abort();
     progress.finish();
-    backfill.publisher.close().await;
-    ledger.close().await;
-    summary(arguments, &backfill.tally, ended.as_ref().ok().copied())?;
-    Ok(if ended? == End::Stopped { INTERRUPTED } else { 0 })
+    backfill.close().await;
+    summary(arguments, &backfill.counts, ended.as_ref().ok().copied())?;
+    Ok(if ended? == BackfillEnd::Stopped { INTERRUPTED } else { 0 })
 }
 
-/// Says how far the run is: on a bar, whose end is known once a second listing has counted it, or a line a minute.
-async fn tell(backfill: Arc<Backfill>, progress: Progress) {
+/// Shows progress on a bar, whose end is known once a second listing has counted the entries, or logs a line per minute.
+async fn show_progress(backfill: Arc<Backfill>, progress: Progress) {
     let mut last = 0;
     if progress.is_visible() {
         let (counted, bar) = (Arc::clone(&backfill), progress.clone());
         let _counting = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
-            if let Ok(total) = counted.count().await {
+            if let Ok(total) = counted.count_entries().await {
                 bar.expect(total);
             }
         }));
         loop {
-            tokio::time::sleep(DRAW).await;
-            let met = backfill.tally.met();
-            progress.advance(met - last);
-            last = met;
+            tokio::time::sleep(DRAW_INTERVAL).await;
+            let total = backfill.counts.total();
+            progress.advance(total - last);
+            last = total;
         }
     }
     loop {
-        tokio::time::sleep(LOG).await;
-        let Tally { filtered, screened, waiting, published } = &*backfill.tally;
+        tokio::time::sleep(LOG_INTERVAL).await;
+        let BackfillCounts { filtered, screened, waiting, published } = &backfill.counts;
         let [filtered, screened, waiting, published] =
             [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
-        let met = backfill.tally.met();
-        let a_second = (met - last) / LOG.as_secs();
+        let met = backfill.counts.total();
+        let per_second = (met - last) / LOG_INTERVAL.as_secs();
         last = met;
-        tracing::info!(met, filtered, screened, waiting, published, a_second, "backfilling");
+        tracing::info!(met, filtered, screened, waiting, published, per_second, "backfill progress");
     }
 }
 
-fn summary(arguments: &Arguments, tally: &Tally, end: Option<End>) -> anyhow::Result<()> {
-    let Tally { filtered, screened, waiting, published } = tally;
+fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<BackfillEnd>) -> anyhow::Result<()> {
+    let BackfillCounts { filtered, screened, waiting, published } = counts;
     let [filtered, screened, waiting, published] =
         [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
     let (end, words) = match end {
         _ if arguments.dry_run => ("counted", ""),
-        Some(End::Done) => ("done", ""),
-        Some(End::Limit) => ("limit", "; the limit is reached, the same command goes on from here"),
-        Some(End::Stopped) => ("stopped", "; stopped, the same command goes on from here"),
-        None => ("failed", "; the same command goes on from here"),
+        Some(BackfillEnd::Done) => ("done", ""),
+        Some(BackfillEnd::Limit) => ("limit", "; the limit is reached, the same command continues from here"),
+        Some(BackfillEnd::Stopped) => ("stopped", "; stopped, the same command continues from here"),
+        None => ("failed", "; the same command continues from here"),
     };
-    let values = [json!(tally.met()), json!(filtered), json!(screened), json!(waiting), json!(published), json!(end)];
-    let row: Map<_, _> = COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect();
-    let mut output = Output::new(Format::or_default(arguments.format), &COLUMNS)?;
+    let total = counts.total();
+    let values = [json!(total), json!(filtered), json!(screened), json!(waiting), json!(published), json!(end)];
+    let row: Map<_, _> = SUMMARY_COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect();
+    let mut output = Output::new(Format::or_default(arguments.format), &SUMMARY_COLUMNS)?;
     output.row(&row)?;
     output.finish()?;
     let would = if arguments.dry_run { "would be published" } else { "published" };
     eprintln!(
-        "{} objects: {published} {would}, {screened} have a verdict, {waiting} wait for theirs, {filtered} were not meant{words}",
-        tally.met()
+        "{total} objects: {published} {would}, {screened} have a verdict, {waiting} have a job without a verdict yet, {filtered} excluded{words}"
     );
     Ok(())
 }

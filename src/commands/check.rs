@@ -1,105 +1,133 @@
-//! `pixwarden check`: every dependency is tried, and each failure is told with what to do about it.
+//! `pixwarden check`: tries every dependency and prints how each check ended, with the cause of a failure.
+
+use anyhow::Context;
 
 use crate::broker::{Topology, connect, depth};
 use crate::config::Config;
+use crate::error_text;
 use crate::job::Lane;
 use crate::ledger;
 use crate::objects::Fetcher;
 use crate::screen::Screen;
 
-/// What a check found, in words.
-type Finding = Result<String, String>;
+/// How the check of one dependency ended.
+enum CheckResult {
+    Ok(String),
+    /// The dependency works, but a person should look at this.
+    Warning(String),
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Result<CheckResult>> for CheckResult {
+    fn from(checked: anyhow::Result<CheckResult>) -> Self {
+        checked.unwrap_or_else(Self::Failed)
+    }
+}
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     let topology = Topology::new(&config.prefix, config.events.default_queue);
-    let mut failed = 0u32;
-    let mut tell = |what: &str, finding: Finding| {
-        let (mark, words) = match &finding {
-            Ok(words) if ["nobody listening", "missing: "].iter().any(|sign| words.contains(sign)) => ("look  ", words),
-            Ok(words) => ("ok    ", words),
-            Err(words) => ("FAILED", words),
+    let mut failed = false;
+    let mut report = |dependency: &str, result: CheckResult| {
+        let (mark, words) = match result {
+            CheckResult::Ok(words) => ("ok    ", words),
+            CheckResult::Warning(words) => ("warn  ", words),
+            CheckResult::Failed(error) => {
+                failed = true;
+                ("FAILED", error_text(error.as_ref()))
+            }
         };
-        failed += u32::from(finding.is_err());
-        println!("{mark}  {what:<9}  {}", words.replace('\n', "\n                   "));
+        println!("{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "));
     };
-    tell("queue", queue(config, &topology).await);
-    tell("events", events(config, &topology).await);
-    tell("ledger", ledger(config).await);
-    for (bucket, finding) in objects(config).await {
-        tell("objects", finding.map(|()| format!("the store answers for the bucket \"{bucket}\"")));
+    report("queue", queue(config, &topology).await.into());
+    report("events", events(config, &topology).await.into());
+    report("ledger", ledger(config).await.into());
+    for result in objects(config).await {
+        report("objects", result);
     }
     match Screen::start(config) {
         Ok(screen) => {
-            tell("decoding", Ok(screen.describe_decoding()));
-            screen.describe_detectors().for_each(|words| tell("detector", Ok(words)));
+            report("decoding", decoding(&screen));
+            screen.describe_detectors().for_each(|words| report("detector", CheckResult::Ok(words)));
         }
-        Err(e) => tell("detector", Err(e.to_string())),
+        Err(e) => report("detector", CheckResult::Failed(e.into())),
     }
-    Ok(u8::from(failed > 0))
+    Ok(u8::from(failed))
 }
 
-async fn queue(config: &Config, topology: &Topology) -> Finding {
-    let url = config.queue().map_err(|e| e.to_string())?;
-    let connection = connect(url, "check").await.map_err(|e| e.to_string())?;
-    let mut words = format!("{url} answers");
+async fn queue(config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
+    let url = config.queue()?;
+    let connection = connect(url, "check").await?;
+    let mut words = format!("connected to {url}");
     let mut declared = true;
     for lane in Lane::ALL {
         let queue = topology.lane(lane);
-        words += &match depth(&connection, &queue).await.map_err(|e| e.to_string())? {
-            Some((messages, consumers)) => format!("; {queue}: {messages} waiting, {consumers} consuming"),
+        words += &match depth(&connection, &queue).await? {
+            Some((messages, consumers)) => format!("; {queue}: {messages} messages, {consumers} consumers"),
             None => {
                 declared = false;
-                format!("; {queue} is not declared yet, the first worker does that")
+                format!("; {queue} is not declared yet, the first worker declares it")
             }
         };
     }
     if declared {
-        // Changes nothing any more, and says what a worker's user would not be allowed to do.
-        topology.declare(&connection).await.map_err(|e| e.to_string())?;
+        // Declaring again changes nothing, and fails where the user of a worker lacks a permission.
+        topology.declare(&connection).await?;
     }
-    Ok(words)
+    Ok(CheckResult::Ok(words))
 }
 
-/// Whether a flag would be heard. Other bindings than the default queue's cannot be seen without publishing.
-async fn events(config: &Config, topology: &Topology) -> Finding {
+/// Checks whether events of flagged images are consumed. Only the default queue can be checked: other bindings are not
+/// visible over AMQP without publishing.
+async fn events(config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
     if !config.events.default_queue {
-        return Ok(format!("events.default_queue is off; bind a queue of your own to {}", topology.events()));
+        let exchange = topology.events();
+        return Ok(CheckResult::Ok(format!("events.default_queue is off; bind a queue of your own to {exchange}")));
     }
-    let url = config.queue().map_err(|e| e.to_string())?;
-    let connection = connect(url, "check").await.map_err(|e| e.to_string())?;
+    let connection = connect(config.queue()?, "check").await?;
     let queue = topology.flagged();
-    Ok(match depth(&connection, &queue).await.map_err(|e| e.to_string())? {
-        Some((messages, 0)) if messages > 0 => format!("{queue}: {messages} waiting and nobody listening"),
-        Some((messages, consumers)) => format!("{queue}: {messages} waiting, {consumers} listening"),
-        None => format!("{queue} is not declared yet, the first worker does that"),
+    Ok(match depth(&connection, &queue).await? {
+        Some((messages @ 1.., 0)) => CheckResult::Warning(format!(
+            "{queue}: {messages} messages and no consumer\n  hint: consume the queue, or bind another one and set `events.default_queue = false`"
+        )),
+        Some((messages, consumers)) => CheckResult::Ok(format!("{queue}: {messages} messages, {consumers} consumers")),
+        None => CheckResult::Ok(format!("{queue} is not declared yet, the first worker declares it")),
     })
 }
 
-async fn ledger(config: &Config) -> Finding {
-    let ledger = ledger::open(config).await.map_err(|e| e.to_string())?;
-    ledger.check_schema().await.map_err(|e| e.to_string())?;
-    ledger.ping().await.map_err(|e| e.to_string())?;
-    let lacks = ledger.missing_privileges().await.map_err(|e| e.to_string())?;
-    if !lacks.is_empty() {
-        return Err(format!(
-            "{} answers, but a worker would need {}\n  hint: deploy/postgres/roles.sql grants it; run it again after each `pixwarden migrate`",
+async fn ledger(config: &Config) -> anyhow::Result<CheckResult> {
+    let ledger = ledger::open(config).await?;
+    ledger.check_schema().await?;
+    ledger.ping().await?;
+    let missing = ledger.missing_privileges().await?;
+    if !missing.is_empty() {
+        anyhow::bail!(
+            "{}: a worker needs more permissions: {}\n  hint: deploy/postgres/roles.sql grants them; run it again after each `pixwarden migrate`",
             config.ledger,
-            lacks.join(", ")
-        ));
+            missing.join(", ")
+        );
     }
     let scope = if config.ledger.file().is_some() { "; a file serves one worker" } else { "" };
-    Ok(format!("{} answers and its schema is up to date{scope}", config.ledger))
+    Ok(CheckResult::Ok(format!("connected to {}, the schema is up to date{scope}", config.ledger)))
 }
 
-async fn objects(config: &Config) -> Vec<(String, Result<(), String>)> {
+async fn objects(config: &Config) -> Vec<CheckResult> {
     let fetcher = match Fetcher::open(config).await {
         Ok(fetcher) => fetcher,
-        Err(e) => return vec![(String::new(), Err(e.to_string()))],
+        Err(e) => return vec![CheckResult::Failed(e.into())],
     };
-    let mut findings = Vec::new();
+    let mut results = Vec::new();
     for bucket in fetcher.named_buckets() {
-        let finding = fetcher.probe(&bucket).await.map_err(|e| format!("bucket \"{bucket}\": {e}"));
-        findings.push((bucket, finding));
+        let probed = fetcher.probe(&bucket).await.map_err(anyhow::Error::from);
+        let checked = probed.with_context(|| format!("bucket \"{bucket}\""));
+        results.push(checked.map(|()| CheckResult::Ok(format!("bucket \"{bucket}\" is accessible"))).into());
     }
-    findings
+    results
+}
+
+/// Decoder processes that this kernel cannot confine fully are worth a warning.
+fn decoding(screen: &Screen) -> CheckResult {
+    match screen.decoders().confinement() {
+        Some(layers) if !layers.missing.is_empty() => CheckResult::Warning(screen.describe_decoding()),
+        Some(_) | None => CheckResult::Ok(screen.describe_decoding()),
+    }
 }

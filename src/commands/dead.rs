@@ -1,82 +1,76 @@
-//! `pixwarden dead`: looking at dead letters without taking them away, and sending them back or discarding them.
+//! `pixwarden dead`: arguments and output of [`crate::dead`].
 
-mod letter;
-
-use std::collections::BTreeMap;
-
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::UsageError;
 use super::age::Age;
 use super::output::{Format, Output};
-use crate::broker::{BrokerError, Fate, Publisher, Topology, connect, peek, sift, with_timeout};
 use crate::config::Config;
+use crate::dead::{DeadLetterQueue, SelectedCounts, Selection};
 use crate::job::Lane;
-use letter::Letter;
 
-/// Options of `dead`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct DeadArguments {
     #[command(subcommand)]
-    command: Command,
+    command: DeadCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Print what lies among the dead letters; nothing is consumed
+enum DeadCommand {
+    /// Print the dead letters; none is consumed
     List {
         #[command(flatten)]
-        which: Which,
-        /// Messages at the most; each is held back from others while this runs
+        conditions: Conditions,
+        /// Maximum number of messages to read; other consumers do not see them while this runs
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: usize,
         /// How rows are printed
         #[arg(long, value_enum)]
         format: Option<Format>,
     },
-    /// Print one dead letter whole: its properties, headers and body
+    /// Print one dead letter in full: properties, headers and body
     Show {
-        /// The job's id or the message's
+        /// Id of the job or of the message
         #[arg(value_name = "ID")]
         id: String,
     },
-    /// Send dead letters back to their lane; each keeps its job id and starts its attempts anew
+    /// Send dead letters back to their lane; each keeps its job id, and its attempts count from zero
     Replay {
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
-        how: How,
-        /// The lane for messages that came in none
+        mode: Mode,
+        /// The lane for messages that were published to no lane
         #[arg(long, value_enum)]
         lane: Option<Lane>,
     },
     /// Discard dead letters for ever
     Drop {
         #[command(flatten)]
-        which: Which,
+        conditions: Conditions,
         #[command(flatten)]
-        how: How,
+        mode: Mode,
     },
 }
 
-/// Which dead letters are meant; those that meet every condition.
+/// Conditions on dead letters; those that meet all of them are selected.
 #[derive(Debug, Args)]
-struct Which {
-    /// Those whose reason holds this text
+struct Conditions {
+    /// Dead letters whose reason contains this text
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Those dead for at least so long, such as 90s, 15m, 2h or 7d
+    /// Dead letters that have been dead for at least this long, such as 90s, 15m, 2h or 7d
     #[arg(long, value_name = "AGE")]
     older_than: Option<Age>,
-    /// The ones of these jobs or messages [repeatable]
+    /// Dead letters of this job or message [repeatable]
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-struct How {
-    /// Mean all of them, where no other condition is given
+struct Mode {
+    /// Select all dead letters where no other condition is given
     #[arg(long)]
     all: bool,
     /// Only count
@@ -84,130 +78,77 @@ struct How {
     dry_run: bool,
 }
 
-impl Which {
-    fn takes(&self, letter: &Letter) -> bool {
-        let reason = self.reason.as_ref().is_none_or(|text| letter.reason.as_ref().is_some_and(|r| r.contains(text)));
-        // A letter of unknown age is old enough for no limit.
-        let age = self.older_than.is_none_or(|limit| letter.age().is_some_and(|age| age >= limit.0));
-        reason && age && (self.id.is_empty() || self.id.iter().any(|id| letter.is(id)))
+impl Conditions {
+    fn selection(&self) -> Selection {
+        let Self { reason, older_than, id } = self;
+        Selection { reason: reason.clone(), older_than: older_than.map(|age| age.0), ids: id.clone() }
     }
 
-    /// Refuses to mean everything by accident.
-    fn checked(&self, how: &How) -> anyhow::Result<()> {
-        let some = self.reason.is_some() || self.older_than.is_some() || !self.id.is_empty();
-        if some || how.all || how.dry_run {
-            return Ok(());
+    /// Refuses to select everything by accident.
+    fn checked(&self, mode: &Mode) -> Result<Selection, UsageError> {
+        let selection = self.selection();
+        if selection.is_unconditional() && !mode.all && !mode.dry_run {
+            let what = "no dead letters are selected\n  hint: give --reason, --older-than or --id, or --all; --dry-run counts them first";
+            return Err(UsageError(what.into()));
         }
-        let what = "nothing says which dead letters are meant\n  hint: give --reason, --older-than or --id, or --all; --dry-run counts them first";
-        Err(UsageError(what.into()).into())
+        Ok(selection)
     }
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
-    if let Command::Replay { which, how, .. } | Command::Drop { which, how } = &arguments.command {
-        which.checked(how)?;
-    }
-    let topology = Topology::new(&config.prefix, config.events.default_queue);
-    let connection = connect(config.queue()?, "dead").await?;
-    let dead = topology.dead();
-    topology.ensure(&connection, &dead).await?;
+pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::Result<u8> {
+    let selection = match &arguments.command {
+        DeadCommand::List { conditions, .. } => conditions.selection(),
+        DeadCommand::Replay { conditions, mode, .. } | DeadCommand::Drop { conditions, mode } => {
+            conditions.checked(mode)?
+        }
+        DeadCommand::Show { .. } => Selection::default(),
+    };
+    let queue = DeadLetterQueue::open(config).await?;
     match &arguments.command {
-        Command::List { which, limit, format } => {
-            let (messages, left) = peek(&connection, &dead, *limit).await?;
+        DeadCommand::List { limit, format, .. } => {
+            let (letters, left) = queue.list(&selection, *limit).await?;
             let columns = &["dead_since", "reason", "lane", "job_id", "message_id", "body"];
             let mut output = Output::new(Format::or_default(*format), columns)?;
-            for letter in messages.iter().map(Letter::of).filter(|letter| which.takes(letter)) {
+            for letter in letters {
                 output.row(&letter.row())?;
             }
             output.finish()?;
             if left > 0 {
-                eprintln!("{left} more were not looked at; raise --limit to see them");
+                eprintln!("{left} more messages were not read; raise --limit to see them");
             }
         }
-        Command::Show { id } => {
-            let mut found = 0u32;
-            let show = async |message: &lapin::message::Delivery| {
-                if Letter::of(message).is(id) {
-                    found += 1;
-                    println!("{}", letter::whole(message));
-                }
-                Ok::<_, BrokerError>(Fate::Keep)
-            };
-            sift(&connection, &dead, show).await?;
-            if found == 0 {
+        DeadCommand::Show { id } => {
+            if queue.show(id, |letter| println!("{letter}")).await? == 0 {
                 bail!(
-                    "no dead letter has the job id or message id \"{id}\"\n  hint: `pixwarden dead list` shows those there are"
+                    "no dead letter has the job id or message id \"{id}\"\n  hint: `pixwarden dead list` prints the existing ones"
                 );
             }
         }
-        Command::Replay { which, how, lane } => {
-            let publisher = Publisher::new(config.queue()?.clone(), "replay", 1);
-            let mut tally = Tally::default();
-            let replay = async |message: &lapin::message::Delivery| {
-                let letter = Letter::of(message);
-                if !which.takes(&letter) {
-                    return Ok(Fate::Keep);
-                }
-                let Some(lane) = letter.lane.or(*lane) else {
-                    tally.laneless += 1;
-                    return Ok(Fate::Keep);
-                };
-                tally.count(&letter);
-                if how.dry_run {
-                    return Ok(Fate::Keep);
-                }
-                let exchange = topology.jobs();
-                publisher
-                    .publish(letter::revived(message, &exchange, lane))
-                    .await
-                    .context("replaying a dead letter")?;
-                Ok::<_, anyhow::Error>(Fate::Remove)
-            };
-            let sifted = sift(&connection, &dead, replay).await;
-            publisher.close().await;
-            tally.tell("replayed", how);
-            sifted?;
+        DeadCommand::Replay { mode, lane, .. } => {
+            let mut counts = SelectedCounts::default();
+            let replayed = queue.replay(&selection, *lane, mode.dry_run, &mut counts).await;
+            print_counts(&counts, "replayed", mode);
+            replayed?;
         }
-        Command::Drop { which, how } => {
-            let mut tally = Tally::default();
-            let discard = async |message: &lapin::message::Delivery| {
-                let letter = Letter::of(message);
-                if !which.takes(&letter) {
-                    return Ok::<_, BrokerError>(Fate::Keep);
-                }
-                tally.count(&letter);
-                Ok(if how.dry_run { Fate::Keep } else { Fate::Remove })
-            };
-            let sifted = sift(&connection, &dead, discard).await;
-            tally.tell("dropped", how);
-            sifted?;
+        DeadCommand::Drop { mode, .. } => {
+            let mut counts = SelectedCounts::default();
+            let dropped = queue.discard(&selection, mode.dry_run, &mut counts).await;
+            print_counts(&counts, "dropped", mode);
+            dropped?;
         }
     }
-    with_timeout("closing", connection.close(200, "looked".into())).await?;
+    queue.close().await?;
     Ok(0)
 }
 
-/// How many letters were taken, by the beginning of their reasons.
-#[derive(Default)]
-struct Tally {
-    reasons: BTreeMap<String, u64>,
-    laneless: u64,
-}
-
-impl Tally {
-    fn count(&mut self, letter: &Letter) {
-        *self.reasons.entry(letter.kind()).or_default() += 1;
+fn print_counts(counts: &SelectedCounts, done: &str, mode: &Mode) {
+    let total: u64 = counts.by_reason.values().sum();
+    let would = if mode.dry_run { "would be " } else { "" };
+    eprintln!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
+    for (reason, n) in &counts.by_reason {
+        eprintln!("  {n}  {reason}");
     }
-
-    fn tell(&self, done: &str, how: &How) {
-        let total: u64 = self.reasons.values().sum();
-        let would = if how.dry_run { "would be " } else { "" };
-        eprintln!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
-        for (reason, n) in &self.reasons {
-            eprintln!("  {n}  {reason}");
-        }
-        if self.laneless > 0 {
-            eprintln!("{} came in no lane and stay where they are; --lane says where they should go", self.laneless);
-        }
+    if counts.without_lane > 0 {
+        eprintln!("{} name no lane and stay among the dead letters; give one with --lane", counts.without_lane);
     }
 }

@@ -18,6 +18,7 @@ use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use crate::config::Config;
+use crate::error_text;
 use crate::job::Outcome;
 use crate::ledger::{Ledger, LedgerError};
 use crate::life::CommitQueue;
@@ -139,7 +140,7 @@ async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>)
             }
             Err(e) => {
                 summary.unreadable += 1;
-                progress.around(|| eprintln!("error: {}", printable(&super::error_text(&e))));
+                progress.around(|| eprintln!("error: {}", printable(&error_text(e.as_ref()))));
             }
         }
     }

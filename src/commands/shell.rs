@@ -1,5 +1,4 @@
-//! `pixwarden completions` and `pixwarden man`: what shells and manuals want to know of the command line, from the same
-//! description that reads it.
+//! `pixwarden completions` and `pixwarden man`: shell completions and manual pages, generated from the argument parser.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,6 @@ use clap_complete::Shell;
 
 use super::Cli;
 
-/// Options of `completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "For bash: pixwarden completions bash > ~/.local/share/bash-completion/completions/pixwarden")]
 pub struct Completions {
@@ -19,11 +17,10 @@ pub struct Completions {
     shell: Shell,
 }
 
-/// Options of `man`.
 #[derive(Debug, Args)]
 #[command(after_help = "For one user: pixwarden man ~/.local/share/man/man1, then man pixwarden")]
 pub struct Man {
-    /// The folder the pages go to, one a subcommand
+    /// The folder to write the pages to, one per subcommand
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }
@@ -40,7 +37,7 @@ pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     clap_mangen::generate_to(Cli::command(), folder)
         .with_context(|| format!("writing manual pages into {}", folder.display()))?;
-    eprintln!("the manual is in {}", folder.display());
+    eprintln!("wrote the manual pages to {}", folder.display());
     Ok(0)
 }
 

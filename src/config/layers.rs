@@ -1,5 +1,5 @@
-//! Merging the layers: defaults ← file ← environment ← flags. Later wins, and a key that nobody knows is an error with
-//! the nearest known key.
+//! Merges the layers: defaults ← file ← environment ← flags. A later layer wins. An unknown key is an error that suggests
+//! the most similar known key.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,20 @@ use toml::{Table, Value};
 
 use super::Config;
 
-/// The file read when none is named; it may be absent.
+/// The file to read when none is named; it may be absent.
 const DEFAULT_FILE: &str = "pixwarden.toml";
 
-/// Keys of the tables whose number is free, and which the defaults therefore do not show.
-const LISTS: [(&str, &[&str]); 3] = [
+/// The keys of tables in lists. The defaults do not contain them, since the lists are empty.
+const LIST_KEYS: [(&str, &[&str]); 3] = [
     ("buckets", &["name", "region", "endpoint", "path_style"]),
     ("detectors", &["name", "path", "sha256", "shadow"]),
     ("policy.rules", &["detector", "label", "review_at", "flag_at"]),
 ];
 
-/// What is wrong with the configuration. The process exits with 2.
+/// A suggestion must be at least this similar to the unknown key, of 1.0 (Jaro-Winkler similarity).
+const MIN_SIMILARITY: f64 = 0.75;
+
+/// Why the configuration cannot be used. The process exits with 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -25,31 +28,32 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Why.
+        #[source]
         error: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("{path}, line {line}, is not valid TOML: {what}")]
+    #[error("{path}, line {line}: invalid TOML: {what}")]
     Syntax {
         /// The file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong there. Not the line itself, which may hold a password.
+        /// What is wrong there, without the line itself, which may contain a password.
         what: String,
     },
     /// A key that does not exist.
-    #[error("{origin}: there is no option `{key}`{}", hint(nearest))]
+    #[error("{origin}: unknown option `{key}`{}", hint(nearest))]
     Unknown {
         /// The file.
         origin: String,
         /// The key, with its table.
         key: String,
-        /// The known key that looks most like it.
+        /// The most similar known key.
         nearest: Option<String>,
     },
     /// A value of the wrong type.
-    #[error("the configuration cannot be understood: {0}")]
+    #[error("invalid configuration: {0}")]
     Type(String),
     /// A value that cannot be used.
     #[error("`{option}`: {what}")]
@@ -59,7 +63,7 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         what: String,
     },
-    /// Something this command needs.
+    /// An option that this command needs is not set.
     #[error(
         "`{option}` is not set\n  hint: give --{option} {example}, set PIXWARDEN_{}, or write `{option} = \"…\"` in the configuration file",
         option.to_uppercase()
@@ -67,21 +71,36 @@ pub enum ConfigError {
     Missing {
         /// The option.
         option: String,
-        /// How a value begins.
+        /// The beginning of a value.
         example: String,
     },
+}
+
+impl ConfigError {
+    /// A value that cannot be used.
+    pub(crate) fn invalid(option: &str, what: impl Into<String>) -> Self {
+        Self::Invalid { option: option.to_owned(), what: what.into() }
+    }
+
+    /// Refuses the first of these options whose value is 0.
+    pub(crate) fn refuse_zero(options: &[(&str, u64)]) -> Result<(), Self> {
+        match options.iter().find(|(_, value)| *value == 0) {
+            Some((option, _)) => Err(Self::invalid(option, "must be at least 1")),
+            None => Ok(()),
+        }
+    }
 }
 
 fn hint(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|key| format!("\n  hint: did you mean `{key}`?")).unwrap_or_default()
 }
 
-/// Values given by flags, by their key's path.
+/// Values given by flags.
 #[derive(Debug, Default, Clone)]
 pub struct Overlay {
     /// The file named by `--config`.
     pub file: Option<PathBuf>,
-    /// `("policy.review_at", value)` and so on.
+    /// The path of each key with its value, such as `("policy.review_at", value)`.
     pub values: Vec<(&'static str, Value)>,
 }
 
@@ -136,22 +155,22 @@ pub fn load(overlay: &Overlay, environment: impl Iterator<Item = (String, String
 fn defaults() -> Table {
     match Value::try_from(Config::default()) {
         Ok(Value::Table(table)) => table,
-        // The defaults are constants and every test loads them.
+        // The defaults are constants, and every test loads them.
         other => unreachable!("the defaults are a table: {other:?}"),
     }
 }
 
 /// Every key that is not a table, with its path.
 fn leaves(table: &Table, path: &str) -> Vec<(String, Value)> {
-    let mut found = Vec::new();
+    let mut leaves_so_far = Vec::new();
     for (key, value) in table {
         let path = join(path, key);
         match value {
-            Value::Table(inner) => found.extend(leaves(inner, &path)),
-            leaf => found.push((path, leaf.clone())),
+            Value::Table(inner) => leaves_so_far.extend(leaves(inner, &path)),
+            leaf => leaves_so_far.push((path, leaf.clone())),
         }
     }
-    found
+    leaves_so_far
 }
 
 fn join(path: &str, key: &str) -> String {
@@ -174,7 +193,7 @@ fn refuse_unknown(table: &Table, known: &Table, path: &str, file: &Path) -> Resu
         match (value, default) {
             (Value::Table(inner), Value::Table(known)) => refuse_unknown(inner, known, &here, file)?,
             (Value::Array(items), Value::Array(_)) => {
-                let keys = LISTS.iter().find(|(list, _)| *list == here).map_or(&[][..], |(_, keys)| *keys);
+                let keys = LIST_KEYS.iter().find(|(list, _)| *list == here).map_or(&[][..], |(_, keys)| *keys);
                 for table in items.iter().filter_map(Value::as_table) {
                     if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
                         return Err(unknown(&join(&here, key), keys.iter().map(|key| join(&here, key)).collect()));
@@ -187,16 +206,17 @@ fn refuse_unknown(table: &Table, known: &Table, path: &str, file: &Path) -> Resu
     Ok(())
 }
 
-/// The candidate that looks most like a key, if any looks like it at all.
+/// The candidate that is most similar to a key; `None` where none is similar enough.
 fn nearest(key: &str, candidates: Vec<String>) -> Option<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     candidates
         .into_iter()
         .map(|candidate| {
-            let alike = strsim::jaro_winkler(key, &candidate).max(strsim::jaro_winkler(&last(key), &last(&candidate)));
-            (alike, candidate)
+            let whole = strsim::jaro_winkler(key, &candidate);
+            let similarity = whole.max(strsim::jaro_winkler(&last(key), &last(&candidate)));
+            (similarity, candidate)
         })
-        .filter(|(alike, _)| *alike > 0.75)
+        .filter(|(similarity, _)| *similarity > MIN_SIMILARITY)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
@@ -238,10 +258,10 @@ fn apply_environment(
             continue;
         }
         let Some((_, path, default)) = names.iter().find(|(known, ..)| *known == name) else {
-            // Not an error: orchestrators inject variables of their own, such as PIXWARDEN_PORT for a service.
+            // Not an error: Kubernetes sets such variables for a service of that name, for example PIXWARDEN_PORT.
             let nearest = nearest(&name, names.iter().map(|(known, ..)| known.clone()).collect());
-            let meant = nearest.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-            eprintln!("warning: no option belongs to the variable {name}, it is ignored{meant}");
+            let suggestion = nearest.map(|known| format!("\n  hint: did you mean {known}?")).unwrap_or_default();
+            eprintln!("warning: ignoring the variable {name}: there is no such option{suggestion}");
             continue;
         };
         set(merged, path, typed(&name, &text, default)?);
@@ -255,12 +275,12 @@ pub(super) fn variable(path: &str) -> String {
 }
 
 fn typed(name: &str, text: &str, default: &Value) -> Result<Value, ConfigError> {
-    let wrong =
+    let invalid =
         |kind: &str| ConfigError::Invalid { option: name.to_owned(), what: format!("\"{text}\" is not {kind}") };
     Ok(match default {
-        Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
-        Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-        Value::Boolean(_) => Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?),
+        Value::Integer(_) => Value::Integer(text.parse().map_err(|_| invalid("a whole number"))?),
+        Value::Float(_) => Value::Float(text.parse().map_err(|_| invalid("a number"))?),
+        Value::Boolean(_) => Value::Boolean(text.parse().map_err(|_| invalid("true or false"))?),
         Value::Array(_) => Value::Array(
             text.split(',')
                 .map(str::trim)
@@ -306,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_is_answered_with_the_nearest_key() {
+    fn a_typo_gets_a_suggestion() {
         assert_eq!(nearest_of("que = \"amqp://x\"").as_deref(), Some("queue"));
         assert_eq!(nearest_of("[worker]\natempts = 3").as_deref(), Some("worker.attempts"));
         assert_eq!(nearest_of("max_batch = 3").as_deref(), Some("inference.max_batch"));

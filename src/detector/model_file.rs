@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::onnx_outline::{ExternalFileError, OnnxOutline, external_path};
 use super::{FieldError, PackageError};
-use crate::errors::with_causes;
+use crate::error_text;
 
 /// Where a package's model may be. The first one that exists counts.
 pub(crate) const MODEL_PATHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
@@ -63,7 +63,7 @@ impl ModelFile {
             });
             let sha256 = sha256.map_err(|error| {
                 let (tensor, location) = (&external.tensor, &external.location);
-                let why = with_causes(&error);
+                let why = error_text(&error);
                 let what = format!("the tensor \"{tensor}\" is in the file \"{location}\": {why}");
                 FieldError::new(name, "external_data", what).in_folder(folder)
             })?;

@@ -1,6 +1,6 @@
 //! A parquet file with an image column as Hugging Face writes it: a group `{bytes, path}`, or the bytes alone.
 //!
-//! The file is read row group by row group, of each only the columns needed, a few rows at a time.
+//! Only the needed columns are read, row group by row group, a few rows at a time.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,109 +15,105 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 use serde_json::Value;
 
-use super::dataset::{DatasetError, Label, Said};
+use super::dataset::{DatasetError, LabelSource, LabelValue};
 
-/// Rows held at a time; a batch of large images must not fill the memory.
-const ROWS_AT_A_TIME: usize = 16;
+/// Rows in memory at the same time. Sixteen large images are bounded; a whole row group is not.
+const ROWS_PER_READ: usize = 16;
 
-/// A parquet file whose columns have been found.
-pub struct Columns {
+/// A parquet file with an image column, and the columns to read from it.
+pub struct ParquetImages {
     path: PathBuf,
     file: SerializedFileReader<File>,
-    /// The image column, and the label column behind it where there is one.
-    wanted: Arc<SchemaDescriptor>,
-    truth: Truth,
+    /// The image column, followed by the label column where there is one.
+    columns: Arc<SchemaDescriptor>,
+    label: LabelColumn,
 }
 
-/// How the label column is read.
+/// How values of the label column are read.
 #[derive(Debug, Clone)]
-enum Truth {
-    /// There is none: all rows are this.
+enum LabelColumn {
+    /// There is no label column: all rows have this label.
     All(String),
     /// Numbers are positions in these names.
     Names(Vec<String>),
     /// Numbers are positions in the detector's labels.
-    Labels,
-    /// This value means positive, any other one negative. The names of numbers, where the file has them.
-    Value(String, Option<Vec<String>>),
+    DetectorLabels,
+    /// The first value means positive, any other one negative. The names of numbers follow, where the file has them.
+    PositiveValue(String, Option<Vec<String>>),
 }
 
-/// One row.
 #[derive(Debug, PartialEq)]
-pub struct Labelled {
-    /// For people: the file, the row counted from 0, and the path the row names.
+pub struct ParquetRow {
+    /// The file, the row counted from 0, and the path in the row, for people.
     pub name: String,
-    /// What is said of it; `None` where the row has no label (null, or -1 as in published test splits).
-    pub said: Option<Said>,
-    /// The image's file, or `None` where the row holds no bytes.
+    /// `None` where the row has no label: null, or -1 as in published test splits.
+    pub label: Option<LabelValue>,
+    /// The content of the image file; `None` where the row holds no bytes.
     pub bytes: Option<Bytes>,
 }
 
-/// Rows at a file's end that cannot be read.
+/// Rows at the end of a file that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Lost {
-    /// How many.
+pub struct UnreadableRows {
     pub rows: u64,
-    /// The file and the first of them.
+    /// The file and the first of the rows.
     pub from: String,
-    /// Why.
     pub error: String,
 }
 
-impl Columns {
-    /// Opens a file and finds the image column: the one group with a field `bytes`, or else the one binary column that is
-    /// no text. Of several, the one called `image`.
+impl ParquetImages {
+    /// Opens a file and finds the image column: the only group with a field `bytes`, or else the only binary column that
+    /// is not text. Of several candidates, the column called `image`.
     ///
-    /// Numbers in the label column are positions in the names which Hugging Face's metadata give that column
-    /// (`info.features.NAME.names`), and without such metadata, in the detector's labels.
+    /// Numbers in the label column are positions in the names that the Hugging Face metadata give for the column
+    /// (`info.features.NAME.names`); without such metadata, positions in the detector's labels.
     ///
     /// # Errors
-    /// When the file is not parquet or has no such columns; the message lists those it has.
-    pub fn open(path: &Path, label: &Label) -> Result<Self, DatasetError> {
-        let wrong = |what: String| DatasetError::File { path: path.display().to_string(), what };
-        let file = File::open(path).map_err(|e| wrong(e.to_string()))?;
-        let file = SerializedFileReader::new(file).map_err(|e| wrong(format!("it is not a parquet file: {e}")))?;
+    /// When the file is not parquet or has no such columns; the message lists the columns that it has.
+    pub fn open(path: &Path, label: &LabelSource) -> Result<Self, DatasetError> {
+        let invalid = |what: String| DatasetError::File { path: path.display().to_string(), what };
+        let file = File::open(path).map_err(|e| invalid(e.to_string()))?;
+        let file = SerializedFileReader::new(file).map_err(|e| invalid(format!("not a parquet file: {e}")))?;
         let schema = file.metadata().file_metadata().schema();
         let has = || {
             let names = schema.get_fields().iter().map(|field| format!("\"{}\"", field.name()));
             names.collect::<Vec<_>>().join(", ")
         };
-        let mut wanted = vec![image_column(schema).ok_or_else(|| {
-            wrong(format!(
-                "no column holds images, or several do and none is called \"image\"; its columns are {}",
+        let mut columns = vec![image_column(schema).ok_or_else(|| {
+            invalid(format!(
+                "no column holds images, or several do and none is called \"image\"; the columns are {}",
                 has()
             ))
         })?];
-        let truth = match label {
-            Label::All(word) => Truth::All(word.clone()),
-            Label::Column { name, positive } => {
+        let label = match label {
+            LabelSource::All(word) => LabelColumn::All(word.clone()),
+            LabelSource::Column { name, positive } => {
                 let column = schema.get_fields().iter().find(|field| field.name() == name);
-                let column = column.filter(|column| column.is_primitive() && column.name() != wanted[0].name());
+                let column = column.filter(|column| column.is_primitive() && column.name() != columns[0].name());
                 let column = column
-                    .ok_or_else(|| wrong(format!("no column \"{name}\" holds labels; its columns are {}", has())))?;
-                wanted.push(Arc::clone(column));
+                    .ok_or_else(|| invalid(format!("no column \"{name}\" holds labels; the columns are {}", has())))?;
+                columns.push(Arc::clone(column));
                 let names = class_names(&file, name);
                 match (positive, names) {
-                    (Some(value), names) => Truth::Value(value.clone(), names),
-                    (None, Some(names)) => Truth::Names(names),
-                    (None, None) => Truth::Labels,
+                    (Some(value), names) => LabelColumn::PositiveValue(value.clone(), names),
+                    (None, Some(names)) => LabelColumn::Names(names),
+                    (None, None) => LabelColumn::DetectorLabels,
                 }
             }
         };
-        let wanted = Type::group_type_builder(schema.name()).with_fields(wanted).build();
-        let wanted = wanted.map_err(|e| wrong(e.to_string()))?;
-        let wanted = Arc::new(SchemaDescriptor::new(Arc::new(wanted)));
-        Ok(Self { path: path.to_owned(), file, wanted, truth })
+        let columns = Type::group_type_builder(schema.name()).with_fields(columns).build();
+        let columns = columns.map_err(|e| invalid(e.to_string()))?;
+        let columns = Arc::new(SchemaDescriptor::new(Arc::new(columns)));
+        Ok(Self { path: path.to_owned(), file, columns, label })
     }
 
-    /// How many rows there are.
     #[must_use]
     pub fn rows(&self) -> u64 {
         u64::try_from(self.file.metadata().file_metadata().num_rows()).unwrap_or_default()
     }
 
-    /// Reads the rows in order. After what is lost nothing follows.
-    pub fn read(self) -> impl Iterator<Item = Result<Labelled, Lost>> {
+    /// Reads the rows in order. Nothing follows after unreadable rows.
+    pub fn read(self) -> impl Iterator<Item = Result<ParquetRow, UnreadableRows>> {
         let mut group = 0;
         let mut rows: Option<ReaderIter> = None;
         let mut number = 0;
@@ -135,69 +131,71 @@ impl Columns {
                 }
                 group += 1;
             };
-            let labelled = row.map_err(|e| {
+            let row = row.map_err(|e| {
                 (rows, group) = (None, self.file.num_row_groups());
                 let from = format!("{}, from row {number} on", self.path.display());
-                // A damaged file may have said too few.
-                Lost { rows: self.rows().saturating_sub(number).max(1), from, error: e.to_string() }
+                // The number of rows in a damaged file may be too low.
+                UnreadableRows { rows: self.rows().saturating_sub(number).max(1), from, error: e.to_string() }
             });
-            let labelled = labelled.map(|row| self.labelled(row, number));
+            let row = row.map(|row| self.row(row, number));
             number += 1;
-            Some(labelled)
+            Some(row)
         })
     }
 
     fn group(&self, index: usize) -> Result<ReaderIter, ParquetError> {
         let group = self.file.get_row_group(index)?;
-        TreeBuilder::new().with_batch_size(ROWS_AT_A_TIME).as_iter(Arc::clone(&self.wanted), &*group)
+        TreeBuilder::new().with_batch_size(ROWS_PER_READ).as_iter(Arc::clone(&self.columns), &*group)
     }
 
-    /// Bytes are copied, so that the page they were read from can go.
-    fn labelled(&self, row: Row, number: u64) -> Labelled {
+    /// Copies the bytes, so that the parquet page they were read from is freed.
+    fn row(&self, row: Row, number: u64) -> ParquetRow {
         let mut fields = row.into_columns().into_iter().map(|(_, field)| field);
-        let (bytes, inside) = match fields.next() {
+        let (bytes, inner_path) = match fields.next() {
             Some(Field::Group(group)) => image_of(group),
             Some(Field::Bytes(bytes)) => (Some(Bytes::copy_from_slice(bytes.data())), None),
             _ => (None, None),
         };
-        let inside = inside.map(|path| format!(" ({path})")).unwrap_or_default();
-        let said = match &self.truth {
-            Truth::All(word) => Some(Said::Word(word.clone())),
-            truth => fields.next().and_then(|field| truth.said(&field)),
+        let inner_path = inner_path.map(|path| format!(" ({path})")).unwrap_or_default();
+        let label = match &self.label {
+            LabelColumn::All(name) => Some(LabelValue::Name(name.clone())),
+            column => fields.next().and_then(|field| column.label(&field)),
         };
-        Labelled { name: format!("{}, row {number}{inside}", self.path.display()), said, bytes }
+        ParquetRow { name: format!("{}, row {number}{inner_path}", self.path.display()), label, bytes }
     }
 }
 
-impl Truth {
-    /// What a value says; `None` for no label.
-    fn said(&self, field: &Field) -> Option<Said> {
-        let said = value(field)?;
+impl LabelColumn {
+    /// The label that a value stands for; `None` for no label.
+    fn label(&self, field: &Field) -> Option<LabelValue> {
+        let label = label_value(field)?;
         let name = |names: &[String], index: i64| usize::try_from(index).ok().and_then(|i| names.get(i).cloned());
-        match (self, said) {
-            // A number that has no name is no label either, and is refused as it stands.
-            (Self::Names(names), Said::Index(index)) => {
-                Some(Said::Word(name(names, index).unwrap_or_else(|| index.to_string())))
+        match (self, label) {
+            // A number without a name is kept as a name: it is then refused as an unknown label.
+            (Self::Names(names), LabelValue::Index(index)) => {
+                Some(LabelValue::Name(name(names, index).unwrap_or_else(|| index.to_string())))
             }
-            (Self::Value(positive, names), said) => {
-                let (as_written, as_named) = match said {
-                    Said::Index(index) => (index.to_string(), names.as_deref().and_then(|names| name(names, index))),
-                    Said::Word(word) => (word, None),
-                    Said::Is(is) => (is.to_string(), None),
+            (Self::PositiveValue(positive, names), label) => {
+                let (as_written, as_named) = match label {
+                    LabelValue::Index(index) => {
+                        (index.to_string(), names.as_deref().and_then(|names| name(names, index)))
+                    }
+                    LabelValue::Name(name) => (name, None),
+                    LabelValue::Positive(positive) => (positive.to_string(), None),
                 };
-                Some(Said::Is(as_written == *positive || as_named.as_ref() == Some(positive)))
+                Some(LabelValue::Positive(as_written == *positive || as_named.as_ref() == Some(positive)))
             }
-            (_, said) => Some(said),
+            (_, label) => Some(label),
         }
     }
 }
 
-/// A label column's value. A float or a date is no label.
-fn value(field: &Field) -> Option<Said> {
+/// A value of the label column; `None` for null and -1. A float or a date is kept as a name, which no detector has.
+fn label_value(field: &Field) -> Option<LabelValue> {
     let index = match field {
-        Field::Bool(is) => return Some(Said::Is(*is)),
-        Field::Str(word) => return Some(Said::Word(word.clone())),
-        Field::Bytes(bytes) => return Some(Said::Word(String::from_utf8_lossy(bytes.data()).into_owned())),
+        Field::Bool(positive) => return Some(LabelValue::Positive(*positive)),
+        Field::Str(name) => return Some(LabelValue::Name(name.clone())),
+        Field::Bytes(bytes) => return Some(LabelValue::Name(String::from_utf8_lossy(bytes.data()).into_owned())),
         Field::Byte(n) => i64::from(*n),
         Field::Short(n) => i64::from(*n),
         Field::Int(n) => i64::from(*n),
@@ -207,12 +205,12 @@ fn value(field: &Field) -> Option<Said> {
         Field::UInt(n) => i64::from(*n),
         Field::ULong(n) => i64::try_from(*n).ok()?,
         Field::Null => return None,
-        other => return Some(Said::Word(other.to_string())),
+        other => return Some(LabelValue::Name(other.to_string())),
     };
-    (index != -1).then_some(Said::Index(index))
+    (index != -1).then_some(LabelValue::Index(index))
 }
 
-/// Bytes and path of an image as Hugging Face writes it. Either may be null.
+/// Bytes and path of an image as Hugging Face writes it. Both may be null.
 fn image_of(group: Row) -> (Option<Bytes>, Option<String>) {
     let (mut bytes, mut path) = (None, None);
     for (name, field) in group.into_columns() {
@@ -234,17 +232,17 @@ fn image_column(schema: &Type) -> Option<TypePtr> {
     let is_image = |field: &TypePtr| {
         field.is_group() && field.get_fields().iter().any(|inner| inner.name() == "bytes" && is_bytes(inner))
     };
-    let the_one = |fits: &dyn Fn(&TypePtr) -> bool| {
+    let only = |fits: &dyn Fn(&TypePtr) -> bool| {
         let candidates: Vec<_> = schema.get_fields().iter().filter(|field| fits(field)).collect();
         match candidates[..] {
             [one] => Some(Arc::clone(one)),
             _ => candidates.into_iter().find(|field| field.name() == "image").map(Arc::clone),
         }
     };
-    the_one(&is_image).or_else(|| the_one(&is_bytes))
+    only(&is_image).or_else(|| only(&is_bytes))
 }
 
-/// The names of a class column, from the metadata that Hugging Face's `datasets` writes under the key `huggingface`.
+/// The names of a class column, from the metadata that the library `datasets` writes under the key `huggingface`.
 fn class_names(file: &SerializedFileReader<File>, column: &str) -> Option<Vec<String>> {
     let entries = file.metadata().file_metadata().key_value_metadata()?;
     let text = entries.iter().find(|entry| entry.key == "huggingface")?.value.as_deref()?;
@@ -274,7 +272,7 @@ mod tests {
     /// `(image's bytes, its path, label, kind)`.
     type Given<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>, Option<&'a str>);
 
-    /// Writes the rows, two a row group.
+    /// Writes the rows, two per row group.
     fn write(folder: &Path, metadata: Option<&str>, rows: &[Given<'_>]) -> PathBuf {
         let path = folder.join("part.parquet");
         let metadata = metadata.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]);
@@ -313,12 +311,12 @@ mod tests {
         column.close().unwrap();
     }
 
-    fn column(name: &str, positive: Option<&str>) -> Label {
-        Label::Column { name: name.into(), positive: positive.map(str::to_owned) }
+    fn column(name: &str, positive: Option<&str>) -> LabelSource {
+        LabelSource::Column { name: name.into(), positive: positive.map(str::to_owned) }
     }
 
-    fn said(path: &Path, label: &Label) -> Vec<Option<Said>> {
-        Columns::open(path, label).unwrap().read().map(|row| row.unwrap().said).collect()
+    fn labels(path: &Path, label: &LabelSource) -> Vec<Option<LabelValue>> {
+        ParquetImages::open(path, label).unwrap().read().map(|row| row.unwrap().label).collect()
     }
 
     const ROWS: [Given<'static>; 5] = [
@@ -329,17 +327,17 @@ mod tests {
         (Some("five"), None, None, Some("drawing")),
     ];
 
-    fn word(word: &str) -> Option<Said> {
-        Some(Said::Word(word.into()))
+    fn word(word: &str) -> Option<LabelValue> {
+        Some(LabelValue::Name(word.into()))
     }
 
     #[test]
     fn rows_come_in_order_with_names_and_over_row_groups() {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), None, &ROWS);
-        let columns = Columns::open(&path, &column("label", None)).unwrap();
+        let columns = ParquetImages::open(&path, &column("label", None)).unwrap();
         assert_eq!((columns.rows(), columns.file.num_row_groups()), (5, 3));
-        let rows: Vec<Labelled> = columns.read().map(Result::unwrap).collect();
+        let rows: Vec<ParquetRow> = columns.read().map(Result::unwrap).collect();
         let bytes: Vec<_> = rows.iter().map(|row| row.bytes.as_deref().unwrap_or_default()).collect();
         assert_eq!(bytes, [&b"one"[..], b"two", b"", b"four", b"five"]);
         assert!(rows[2].bytes.is_none());
@@ -351,12 +349,12 @@ mod tests {
     fn numbers_are_positions_unless_the_file_names_them() {
         let folder = tempfile::tempdir().unwrap();
         let label = column("label", None);
-        let index = |i| Some(Said::Index(i));
+        let index = |i| Some(LabelValue::Index(i));
         let path = write(folder.path(), None, &ROWS);
-        assert_eq!(said(&path, &label), [index(0), index(1), index(1), None, None]);
+        assert_eq!(labels(&path, &label), [index(0), index(1), index(1), None, None]);
         let names = r#"{"info": {"features": {"label": {"names": ["fake", "real"], "_type": "ClassLabel"}}}}"#;
         let path = write(folder.path(), Some(names), &ROWS);
-        assert_eq!(said(&path, &label), [word("fake"), word("real"), word("real"), None, None]);
+        assert_eq!(labels(&path, &label), [word("fake"), word("real"), word("real"), None, None]);
     }
 
     #[test]
@@ -365,43 +363,47 @@ mod tests {
         let names = r#"{"info": {"features": {"label": {"names": ["fake", "real"]}}}}"#;
         let path = write(folder.path(), Some(names), &ROWS);
         let kinds = [word("photo"), word("drawing"), None, word("photo"), word("drawing")];
-        assert_eq!(said(&path, &column("kind", None)), kinds);
-        let is = |is| Some(Said::Is(is));
-        assert_eq!(said(&path, &column("kind", Some("drawing"))), [is(false), is(true), None, is(false), is(true)]);
+        assert_eq!(labels(&path, &column("kind", None)), kinds);
+        let is = |is| Some(LabelValue::Positive(is));
+        assert_eq!(labels(&path, &column("kind", Some("drawing"))), [is(false), is(true), None, is(false), is(true)]);
         // By the number as it is written, and by its name.
-        assert_eq!(said(&path, &column("label", Some("1")))[..2], [is(false), is(true)]);
-        assert_eq!(said(&path, &column("label", Some("fake")))[..2], [is(true), is(false)]);
-        assert_eq!(said(&path, &Label::All("by AI".into())), vec![word("by AI"); 5]);
+        assert_eq!(labels(&path, &column("label", Some("1")))[..2], [is(false), is(true)]);
+        assert_eq!(labels(&path, &column("label", Some("fake")))[..2], [is(true), is(false)]);
+        assert_eq!(labels(&path, &LabelSource::All("by AI".into())), vec![word("by AI"); 5]);
     }
 
     #[test]
-    fn a_column_that_is_not_there_is_told_with_those_that_are() {
+    fn a_missing_column_is_reported_with_the_existing_ones() {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), None, &ROWS);
         for name in ["lable", "image"] {
-            let error = Columns::open(&path, &column(name, None)).err().unwrap().to_string();
-            assert!(error.contains(r#"its columns are "caption", "image", "label", "kind""#), "{error}");
+            let error = ParquetImages::open(&path, &column(name, None)).err().unwrap().to_string();
+            assert!(error.contains(r#"the columns are "caption", "image", "label", "kind""#), "{error}");
         }
         let no_parquet = folder.path().join("x");
         std::fs::write(&no_parquet, "hello").unwrap();
         assert!(
-            Columns::open(&no_parquet, &Label::All("x".into())).err().unwrap().to_string().contains("not a parquet")
+            ParquetImages::open(&no_parquet, &LabelSource::All("x".into()))
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("not a parquet")
         );
     }
 
     #[test]
-    fn a_damaged_file_tells_how_many_rows_are_lost() {
+    fn a_damaged_file_reports_how_many_rows_cannot_be_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), None, &ROWS);
-        let columns = Columns::open(&path, &column("label", None)).unwrap();
+        let columns = ParquetImages::open(&path, &column("label", None)).unwrap();
         let second = columns.file.metadata().row_group(1).column(1).clone();
         let mut bytes = std::fs::read(&path).unwrap();
         let start = usize::try_from(second.byte_range().0).unwrap();
         bytes[start..start + 8].fill(0xFF);
         std::fs::write(&path, bytes).unwrap();
-        let rows: Vec<_> = Columns::open(&path, &column("label", None)).unwrap().read().collect();
+        let rows: Vec<_> = ParquetImages::open(&path, &column("label", None)).unwrap().read().collect();
         assert_eq!(rows.len(), 3);
-        let lost = rows[2].as_ref().unwrap_err();
-        assert!(lost.rows == 3 && lost.from.ends_with("part.parquet, from row 2 on"), "{lost:?}");
+        let unreadable = rows[2].as_ref().unwrap_err();
+        assert!(unreadable.rows == 3 && unreadable.from.ends_with("part.parquet, from row 2 on"), "{unreadable:?}");
     }
 }

@@ -1,58 +1,57 @@
-//! Figures over labelled scores. Everything follows from one curve: how many images of either class reach a threshold,
-//! for every threshold at which that number changes.
+//! Figures over labelled scores. All are computed from one curve: the number of images of either class that reach a
+//! threshold, for every threshold at which that number changes.
 
 mod calibration;
 mod thresholds;
 
-pub(super) use calibration::position;
-pub use calibration::{BINS, Bin, Calibration};
-pub use thresholds::{Threshold, recommend, wilson};
+pub(super) use calibration::bin_index;
+pub use calibration::{CALIBRATION_BINS, Calibration, CalibrationBin};
+pub use thresholds::{ThresholdFigures, recommend, wilson_interval};
 
-/// From this score on, an image counts as called positive where accuracy is counted. For two labels under a softmax
-/// that is the likelier label.
-pub const EVEN: f32 = 0.5;
+/// For accuracy, an image counts as classified positive from this score on. With two labels under a softmax this is the
+/// more likely label.
+pub const ACCURACY_THRESHOLD: f32 = 0.5;
 
 /// One image as one detector scored it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scored {
+pub struct ScoredImage {
     /// Probability of the positive class, in `0..=1`.
     pub score: f32,
     /// Whether the image is of the positive class.
     pub positive: bool,
 }
 
-impl Scored {
-    /// Whether the image is called what it is at [`EVEN`].
+impl ScoredImage {
+    /// Whether the image is classified correctly at [`ACCURACY_THRESHOLD`].
     #[must_use]
-    pub fn is_right(self) -> bool {
-        (self.score >= EVEN) == self.positive
+    pub fn is_correct(self) -> bool {
+        (self.score >= ACCURACY_THRESHOLD) == self.positive
     }
 }
 
-/// Images that reach a threshold, by what they are.
+/// Numbers of images that reach a threshold, by class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reached {
-    /// Positive images that reach it.
+pub struct ClassCounts {
     pub positives: u64,
-    /// Negative images that reach it: false alarms.
+    /// Those among them that reach a threshold are false alarms.
     pub negatives: u64,
 }
 
-/// How many images reach each threshold. A threshold is reached by being equal, as in the policy.
+/// The images that reach each threshold. A score equal to the threshold reaches it, as in the policy.
 #[derive(Debug, Clone)]
 pub struct Curve {
-    /// One a distinct score, the highest first; the counts grow.
-    steps: Vec<(f32, Reached)>,
-    total: Reached,
+    /// One step per distinct score, the highest first; the counts grow.
+    steps: Vec<(f32, ClassCounts)>,
+    total: ClassCounts,
 }
 
 impl Curve {
-    /// Sorts the images. Equal scores make one step, so that no order among them is made up.
-    pub fn new(images: impl IntoIterator<Item = Scored>) -> Self {
-        let mut images: Vec<Scored> = images.into_iter().collect();
+    /// Sorts the images. Equal scores make one step, since there is no order among them.
+    pub fn new(images: impl IntoIterator<Item = ScoredImage>) -> Self {
+        let mut images: Vec<ScoredImage> = images.into_iter().collect();
         images.sort_unstable_by(|a, b| b.score.total_cmp(&a.score));
-        let mut total = Reached::default();
-        let mut steps: Vec<(f32, Reached)> = Vec::new();
+        let mut total = ClassCounts::default();
+        let mut steps: Vec<(f32, ClassCounts)> = Vec::new();
         for image in images {
             total.positives += u64::from(image.positive);
             total.negatives += u64::from(!image.positive);
@@ -64,37 +63,37 @@ impl Curve {
         Self { steps, total }
     }
 
-    /// All images, by what they are.
+    /// All images, by class.
     #[must_use]
-    pub fn total(&self) -> Reached {
+    pub fn total(&self) -> ClassCounts {
         self.total
     }
 
     /// The images that reach a threshold.
     #[must_use]
-    pub fn at(&self, threshold: f32) -> Reached {
+    pub fn at(&self, threshold: f32) -> ClassCounts {
         let reaching = self.steps.partition_point(|(score, _)| *score >= threshold);
-        reaching.checked_sub(1).map_or_else(Reached::default, |last| self.steps[last].1)
+        reaching.checked_sub(1).map_or_else(ClassCounts::default, |last| self.steps[last].1)
     }
 
     /// The distinct scores, highest first, each with the images that reach it.
     #[must_use]
-    pub fn steps(&self) -> &[(f32, Reached)] {
+    pub fn steps(&self) -> &[(f32, ClassCounts)] {
         &self.steps
     }
 
-    /// Images that are called what they are at [`EVEN`].
+    /// The images that are classified correctly at [`ACCURACY_THRESHOLD`].
     #[must_use]
-    pub fn right(&self) -> u64 {
-        let called = self.at(EVEN);
-        called.positives + self.total.negatives - called.negatives
+    pub fn correct(&self) -> u64 {
+        let reached = self.at(ACCURACY_THRESHOLD);
+        reached.positives + self.total.negatives - reached.negatives
     }
 
     /// Area under the ROC curve: the probability that a positive image scores higher than a negative one, ties counting
     /// half (the Mann-Whitney statistic). `None` without images of both classes.
     #[must_use]
     pub fn roc_auc(&self) -> Option<f64> {
-        let mut before = Reached::default();
+        let mut before = ClassCounts::default();
         // Twice the number of pairs in the right order, in whole numbers, so that no rounding adds up.
         let mut twice = 0u128;
         for (_, reached) in &self.steps {
@@ -118,53 +117,53 @@ impl Curve {
         let mut before = 0;
         let mut sum = 0.0;
         for (_, reached) in &self.steps {
-            let gained = real(reached.positives - before);
+            let gained = as_f64(reached.positives - before);
             sum += gained * reached.precision().unwrap_or_default();
             before = reached.positives;
         }
-        Some(sum / real(self.total.positives))
+        Some(sum / as_f64(self.total.positives))
     }
 
     /// `(false-positive rate, recall)` from `(0, 0)` to `(1, 1)`. Empty without images of both classes.
     #[must_use]
     pub fn roc(&self) -> Vec<(f64, f64)> {
-        let point = |reached: &Reached| {
+        let point = |reached: &ClassCounts| {
             Some((share(reached.negatives, self.total.negatives)?, share(reached.positives, self.total.positives)?))
         };
         let steps = self.steps.iter().map(|(_, reached)| reached);
-        std::iter::once(&Reached::default()).chain(steps).filter_map(point).collect()
+        std::iter::once(&ClassCounts::default()).chain(steps).filter_map(point).collect()
     }
 
     /// `(recall, precision)` from the highest score down. Empty without a positive image.
     #[must_use]
     pub fn precision_recall(&self) -> Vec<(f64, f64)> {
-        let point = |reached: &Reached| Some((share(reached.positives, self.total.positives)?, reached.precision()?));
+        let point =
+            |reached: &ClassCounts| Some((share(reached.positives, self.total.positives)?, reached.precision()?));
         self.steps.iter().filter_map(|(_, reached)| point(reached)).collect()
     }
 }
 
-impl Reached {
-    /// Both classes together.
+impl ClassCounts {
     #[must_use]
     pub fn images(self) -> u64 {
         self.positives + self.negatives
     }
 
-    /// The share of positives among them; `None` where there is nobody.
+    /// The share of positives; `None` where there is no image.
     #[must_use]
     pub fn precision(self) -> Option<f64> {
         share(self.positives, self.images())
     }
 }
 
-/// `part / whole`; `None` for a whole of nothing.
+/// `part / whole`; `None` where the whole is 0.
 #[must_use]
 pub fn share(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| real(part) / real(whole))
+    (whole > 0).then(|| as_f64(part) / as_f64(whole))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of images stay far below 2^53")]
-fn real(count: u64) -> f64 {
+fn as_f64(count: u64) -> f64 {
     count as f64
 }
 
@@ -174,20 +173,23 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(crate) fn scored(images: &[(f32, bool)]) -> Vec<Scored> {
-        images.iter().map(|(score, positive)| Scored { score: *score, positive: *positive }).collect()
+    pub(crate) fn scored(images: &[(f32, bool)]) -> Vec<ScoredImage> {
+        images.iter().map(|(score, positive)| ScoredImage { score: *score, positive: *positive }).collect()
     }
 
     /// Few distinct scores, so that ties are common.
-    pub(crate) fn images() -> impl Strategy<Value = Vec<Scored>> {
+    pub(crate) fn images() -> impl Strategy<Value = Vec<ScoredImage>> {
         let image = (0u8..=20, any::<bool>());
         proptest::collection::vec(image, 0..60).prop_map(|images| {
-            images.into_iter().map(|(score, positive)| Scored { score: f32::from(score) / 20.0, positive }).collect()
+            images
+                .into_iter()
+                .map(|(score, positive)| ScoredImage { score: f32::from(score) / 20.0, positive })
+                .collect()
         })
     }
 
     /// The definition: over all pairs of a positive and a negative image.
-    fn pairwise_auc(images: &[Scored]) -> Option<f64> {
+    fn pairwise_auc(images: &[ScoredImage]) -> Option<f64> {
         let of = |positive| images.iter().filter(move |image| image.positive == positive);
         let pairs = of(true).flat_map(|p| of(false).map(move |n| (p.score, n.score)));
         let worth = |(p, n): (f32, f32)| {
@@ -219,7 +221,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn the_roc_runs_from_corner_to_corner_and_never_back(images in images()) {
+        fn the_roc_rises_from_corner_to_corner(images in images()) {
             let curve = Curve::new(images);
             let roc = curve.roc();
             if curve.roc_auc().is_none() {
@@ -234,19 +236,19 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn a_threshold_counts_those_that_reach_it(images in images(), threshold in 0.0f32..=1.0) {
+        fn a_threshold_counts_the_images_that_reach_it(images in images(), threshold in 0.0f32..=1.0) {
             let reaching = |positive| {
                 images.iter().filter(|image| image.positive == positive && image.score >= threshold).count() as u64
             };
-            let expected = Reached { positives: reaching(true), negatives: reaching(false) };
+            let expected = ClassCounts { positives: reaching(true), negatives: reaching(false) };
             let curve = Curve::new(images.clone());
             prop_assert_eq!(curve.at(threshold), expected);
-            prop_assert_eq!(curve.right(), images.iter().filter(|image| image.is_right()).count() as u64);
+            prop_assert_eq!(curve.correct(), images.iter().filter(|image| image.is_correct()).count() as u64);
         }
     }
 
     #[test]
-    fn average_precision_of_a_case_done_by_hand() {
+    fn average_precision_of_a_case_computed_by_hand() {
         // By rank: + at 1 (1/1), − at 2, + and − tied at 3 and 4 (2/4), + at 5 (3/5).
         let images = scored(&[(0.9, true), (0.8, false), (0.5, true), (0.5, false), (0.1, true)]);
         let expected = (1.0 + 0.5 + 0.6) / 3.0;
@@ -254,9 +256,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn half_counts_as_called_positive() {
-        let right = |score, positive| Scored { score, positive }.is_right();
-        assert!(right(0.5, true) && !right(0.5, false) && right(0.499_999_97, false));
+    fn a_score_of_one_half_counts_as_positive() {
+        let correct = |score, positive| ScoredImage { score, positive }.is_correct();
+        assert!(correct(0.5, true) && !correct(0.5, false) && correct(0.499_999_97, false));
     }
 
     #[test]

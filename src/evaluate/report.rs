@@ -1,35 +1,35 @@
-//! One page that needs nothing else: figures, curves as inline SVG, the worst mistakes as pictures.
+//! One self-contained HTML page: figures, curves as inline SVG, the worst mistakes as pictures.
 //!
-//! Names and reasons come from anybody, so every text goes through `escape`; and should one be forgotten, the page's
-//! own policy forbids scripts and anything from outside.
+//! Names and reasons are untrusted, so every text goes through `escape`. If one were forgotten, the page's content security
+//! policy would still forbid scripts and external resources.
 
 mod chart;
 mod curves;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::findings::{Findings, Mistake, Unscored};
-use super::metrics::{BINS, Threshold, wilson};
-use super::summary::{Role, Row, Summary};
+use super::metrics::{CALIBRATION_BINS, ThresholdFigures, wilson_interval};
+use super::results::{EvaluationResults, Mistake, UnscoredImages};
+use super::summary::{DatasetSummary, Summary, ThresholdRole};
 use crate::job::exact;
 
 const STYLE: &str = include_str!("report/page.css");
 
-/// What the page says of itself.
+/// What the page's header shows.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts {
-    /// When the evaluation ended.
+pub struct ReportInfo {
     pub made_at: OffsetDateTime,
     /// Pixwarden's version.
     pub version: &'static str,
 }
 
-/// The whole page.
 #[must_use]
-pub fn page(summaries: &[Summary<'_>], findings: &Findings, facts: &Facts) -> String {
-    let made_at = facts.made_at.replace_nanosecond(0).unwrap_or(facts.made_at).format(&Rfc3339).unwrap_or_default();
-    let sections: String = summaries.iter().enumerate().map(|(i, summary)| section(summary, i, findings)).collect();
+pub fn page(summaries: &[Summary<'_>], results: &EvaluationResults, info: &ReportInfo) -> String {
+    let made_at = info.made_at.replace_nanosecond(0).unwrap_or(info.made_at).format(&Rfc3339).unwrap_or_default();
+    let sections: String = summaries.iter().enumerate().map(|(i, summary)| section(summary, i, results)).collect();
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -45,14 +45,14 @@ pub fn page(summaries: &[Summary<'_>], findings: &Findings, facts: &Facts) -> St
 <body>
 <header>
 <h1>Detector evaluation</h1>
-<p>Made by Pixwarden {version} at {made_at}. A score is an indication and never proof.</p>
+<p>Made by Pixwarden {version} at {made_at}. A score is an indication, not proof.</p>
 </header>
 {sections}{unscored}{definitions}
 </body>
 </html>
 "#,
-        version = escape(facts.version),
-        unscored = unscored(findings),
+        version = escape(info.version),
+        unscored = unscored(results),
         definitions = definitions(),
     )
 }
@@ -60,25 +60,10 @@ pub fn page(summaries: &[Summary<'_>], findings: &Findings, facts: &Facts) -> St
 /// A file as a `data:` URI (RFC 2397).
 #[must_use]
 pub fn data_uri(media_type: &str, bytes: &[u8]) -> String {
-    format!("data:{media_type};base64,{}", base64(bytes))
+    format!("data:{media_type};base64,{}", STANDARD.encode(bytes))
 }
 
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let encode = |chunk: &[u8]| {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        let digit = |i: usize| match i <= chunk.len() {
-            true => char::from(ALPHABET[(bits >> (18 - 6 * i) & 63) as usize]),
-            false => '=',
-        };
-        [0, 1, 2, 3].map(digit)
-    };
-    bytes.chunks(3).flat_map(encode).collect()
-}
-
-/// Text for an element or a quoted attribute.
+/// Escapes text for an element or a quoted attribute.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -94,7 +79,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-fn section(summary: &Summary<'_>, index: usize, findings: &Findings) -> String {
+fn section(summary: &Summary<'_>, index: usize, results: &EvaluationResults) -> String {
     let subject = summary.subject;
     let overall = summary.overall();
     let tile = |name: &str, value: String| format!("<div><dt>{name}</dt><dd>{value}</dd></div>\n");
@@ -122,12 +107,12 @@ fn section(summary: &Summary<'_>, index: usize, findings: &Findings) -> String {
         datasets = datasets(summary),
         charts = curves::all(summary),
         thresholds = thresholds(summary),
-        mistakes = mistakes(summary, index, findings),
+        mistakes = mistakes(summary, index, results),
     )
 }
 
 fn datasets(summary: &Summary<'_>) -> String {
-    let row = |row: &Row<'_>| {
+    let row = |row: &DatasetSummary<'_>| {
         let accuracy = row.accuracy();
         format!(
             r#"<tr><th scope="row">{}</th><td>{}</td><td>{}</td><td>{}</td><td class="bar" style="--part:{:.4}">{}</td><td>{}</td></tr>
@@ -135,7 +120,7 @@ fn datasets(summary: &Summary<'_>) -> String {
             escape(row.name),
             grouped(row.images.images()),
             grouped(row.images.positives),
-            grouped(row.right),
+            grouped(row.correct),
             accuracy.unwrap_or_default(),
             fraction(accuracy),
             grouped(row.unscored),
@@ -156,7 +141,7 @@ fn datasets(summary: &Summary<'_>) -> String {
 }
 
 fn thresholds(summary: &Summary<'_>) -> String {
-    let row = |(threshold, roles): &(Threshold, Vec<Role>)| {
+    let row = |(threshold, roles): &(ThresholdFigures, Vec<ThresholdRole>)| {
         let notes = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
         let class = if roles.is_empty() { "" } else { r#" class="marked""# };
         format!(
@@ -197,22 +182,22 @@ fn recommendation(summary: &Summary<'_>) -> String {
         exact(flag_at),
     );
     let negatives = summary.curve.total().negatives;
-    let between = |at: f32| wilson(summary.curve.at(at).negatives, negatives).unwrap_or_default();
-    let rate = |name: &str, at: f32, wanted: f64| {
+    let between = |at: f32| wilson_interval(summary.curve.at(at).negatives, negatives).unwrap_or_default();
+    let rate = |name: &str, at: f32, target: f64| {
         let (low, high) = between(at);
         format!(
-            "<li><code>{name}</code> for a false-positive rate of {wanted}; with 95&nbsp;% confidence it is between {low:.4} and {high:.4} on images like these</li>\n"
+            "<li><code>{name}</code> for a false-positive rate of {target}; on images like these the rate is between {low:.4} and {high:.4} with 95&nbsp;% confidence</li>\n"
         )
     };
     format!(
-        "<p>The lowest thresholds that keep the wanted rates:</p>\n<pre>{}</pre>\n<ul>\n{}{}</ul>\n{caution}<p>They were chosen on these very images, so expect slightly more false alarms on others.</p>\n",
+        "<p>The lowest thresholds that keep these rates:</p>\n<pre>{}</pre>\n<ul>\n{}{}</ul>\n{caution}<p>They were chosen on these images: expect slightly more false alarms on others.</p>\n",
         escape(&rule),
-        rate("review_at", review_at, summary.wanted.review),
-        rate("flag_at", flag_at, summary.wanted.flag),
+        rate("review_at", review_at, summary.target_rates.review),
+        rate("flag_at", flag_at, summary.target_rates.flag),
     )
 }
 
-fn mistakes(summary: &Summary<'_>, index: usize, findings: &Findings) -> String {
+fn mistakes(summary: &Summary<'_>, index: usize, results: &EvaluationResults) -> String {
     let figure = |mistake: &Mistake| {
         let picture = mistake.picture.as_deref().map(|uri| format!(r#"<img src="{}" alt="">"#, escape(uri)));
         let name = escape(&mistake.image);
@@ -220,7 +205,7 @@ fn mistakes(summary: &Summary<'_>, index: usize, findings: &Findings) -> String 
             "<figure>{}<figcaption><b>{:.4}</b> {} <span title=\"{name}\"><bdi>{name}</bdi></span></figcaption></figure>\n",
             picture.unwrap_or_default(),
             mistake.score,
-            escape(&findings.datasets[mistake.dataset]),
+            escape(&results.datasets[mistake.dataset]),
         )
     };
     let gallery = |title: &str, list: &[Mistake]| {
@@ -232,24 +217,24 @@ fn mistakes(summary: &Summary<'_>, index: usize, findings: &Findings) -> String 
         }
     };
     let positive = escape(&summary.subject.positive);
-    let worst = &findings.worst[index];
+    let worst = &results.worst[index];
     gallery(&format!("The worst false alarms: not “{positive}”, highest score"), &worst.false_alarms)
         + &gallery(&format!("The worst misses: “{positive}”, lowest score"), &worst.missed)
 }
 
-fn unscored(findings: &Findings) -> String {
-    if findings.unscored.is_empty() {
+fn unscored(results: &EvaluationResults) -> String {
+    if results.unscored.is_empty() {
         return String::new();
     }
-    let row = |found: &Unscored| {
+    let row = |found: &UnscoredImages| {
         format!(
             "<tr><th scope=\"row\">{}</th><td class=\"note\">{}</td><td class=\"note\">{}</td></tr>\n",
-            escape(&findings.datasets[found.dataset]),
+            escape(&results.datasets[found.dataset]),
             escape(&found.image),
             escape(&found.reason),
         )
     };
-    let images = findings.unscored.iter().map(|found| found.images).sum();
+    let images = results.unscored.iter().map(|found| found.images).sum();
     format!(
         r#"<section>
 <h2>Not scored <small>{} not counted above</small></h2>
@@ -261,7 +246,7 @@ fn unscored(findings: &Findings) -> String {
 </section>
 "#,
         if images == 1 { "1 image".into() } else { format!("{} images", grouped(images)) },
-        findings.unscored.iter().map(row).collect::<String>(),
+        results.unscored.iter().map(row).collect::<String>(),
     )
 }
 
@@ -269,19 +254,19 @@ fn definitions() -> String {
     format!(
         r"<footer>
 <h2>What the figures mean</h2>
-<p><b>Positive</b> images are those of the label looked for; the score is the probability the detector gives it. <b>Accuracy</b> counts a score of at least 0.5 for a positive image, and of less for any other. <b>Precision</b> is the share of positive images among those that reach a threshold, <b>recall</b> the share of positive images that do, the <b>false-positive rate</b> the share of all others that do.</p>
-<p><b>ROC AUC</b> is the probability that a positive image scores higher than another one, ties counting half. <b>Average precision</b> sums precision over the gains in recall, from the highest score down, without interpolation. The <b>expected calibration error</b> is the mean distance between score and share of positive images over {BINS} bins of equal width, weighted by their images.</p>
-<p>Precision, average precision and calibration depend on how many of the images are positive, and usually far fewer are in production than in a test set. Pictures show the first frame as the detector was given it; of an animation the most severe frame counts.</p>
+<p><b>Positive</b> images have the label that is looked for; the score is the probability that the detector gives to this label. <b>Accuracy</b> is the share of correctly classified images: positive ones with a score of at least 0.5, and others with less. <b>Precision</b> is the share of positive images among those that reach a threshold, <b>recall</b> the share of the positive images that reach it, and the <b>false-positive rate</b> the share of the others that reach it.</p>
+<p><b>ROC AUC</b> is the probability that a positive image has a higher score than a negative one; ties count half. <b>Average precision</b> sums precision over the gains in recall, from the highest score down, without interpolation. The <b>expected calibration error</b> is the mean distance between score and share of positive images over {CALIBRATION_BINS} bins of equal width, weighted by the images in each bin.</p>
+<p>Precision, average precision and calibration depend on the share of positive images, which is usually far lower in production than in a test set. Pictures show the first frame as the detector was given it. Of an animation, the frame with the highest score counts.</p>
 </footer>"
     )
 }
 
-/// `0.9707`, or a dash where there is nothing to count.
+/// Four decimals, such as `0.9707`; a dash where there is no value.
 fn fraction(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), |value| format!("{value:.4}"))
 }
 
-/// `9,977`.
+/// Groups the digits: `9,977`.
 fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut grouped = String::new();
@@ -297,16 +282,16 @@ fn grouped(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::summary::tests::{WANTED, findings};
+    use crate::evaluate::summary::tests::{TARGET_RATES, results};
 
     fn made() -> String {
-        let findings = findings();
-        let facts = Facts { made_at: OffsetDateTime::UNIX_EPOCH, version: "1.2.3" };
-        page(&[Summary::new(&findings, 0, WANTED)], &findings, &facts)
+        let results = results();
+        let info = ReportInfo { made_at: OffsetDateTime::UNIX_EPOCH, version: "1.2.3" };
+        page(&[Summary::new(&results, 0, TARGET_RATES)], &results, &info)
     }
 
     #[test]
-    fn what_comes_from_outside_is_text_and_never_markup() {
+    fn untrusted_text_is_never_markup() {
         let page = made();
         for shown in
             ["photos/&lt;script&gt;alert(1)&lt;/script&gt;.jpg", "faces &lt;b&gt;", "&lt;i&gt;cut short&lt;/i&gt;"]
@@ -330,7 +315,7 @@ mod tests {
 
     #[test]
     fn the_page_is_well_formed() {
-        // Every element is closed by its own end tag, but for those that HTML knows to be empty.
+        // Every element is closed by its own end tag, except for HTML's empty elements.
         let page = made();
         let mut open: Vec<&str> = Vec::new();
         for tag in page.split('<').skip(1).filter_map(|rest| rest.split('>').next()) {
@@ -345,11 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
-        // RFC 4648, section 10.
-        for (plain, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(plain.as_bytes()), encoded);
-        }
+    fn a_data_uri_has_the_bytes_in_base64() {
         assert_eq!(data_uri("image/png", &[0xFF, 0xEF]), "data:image/png;base64,/+8=");
     }
 

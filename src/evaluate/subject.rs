@@ -1,34 +1,33 @@
-//! What is evaluated: a detector with the label its rule looks for.
+//! What is evaluated: a detector together with the label that its rule looks for.
 
 use crate::config::{PolicyConfig, RuleConfig};
 use crate::detector::Detector;
 use crate::policy::{PolicyError, usual_label};
 
-/// One detector and its positive class. A detector with rules for several labels is a subject for each of them.
+/// One detector and its positive label. A detector with rules for several labels is one subject per label.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
-    /// The detector's name.
     pub detector: String,
-    /// Its labels, in the order of its outputs.
+    /// The detector's labels, in the order of its outputs.
     pub labels: Vec<String>,
-    /// Which of them is looked for; every other one is negative.
+    /// The label that is looked for; every other one is negative.
     pub positive: String,
-    /// The thresholds of the policy, `review_at` and `flag_at`; none for a shadow detector.
+    /// The policy's `review_at` and `flag_at`; `None` for a shadow detector.
     pub thresholds: Option<(f32, f32)>,
 }
 
-/// The policy with a default rule for every detector that has none and is no shadow. A worker refuses to start without
-/// one, since nothing would judge that detector; here nothing is judged.
+/// The policy with a default rule added for every detector that has no rule and is no shadow. A worker refuses to start
+/// with such a detector, since no rule would judge it; an evaluation needs only its positive label.
 ///
 /// # Errors
-/// When none of the usual labels is among a detector's, and none is configured.
+/// When a detector has none of the usual labels, and `policy.label` is not configured.
 pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Result<PolicyConfig, PolicyError> {
     let mut policy = policy.clone();
     for detector in detectors.iter().filter(|detector| !detector.shadow) {
         if policy.rules.iter().all(|rule| rule.detector != detector.name) {
             policy.rules.push(RuleConfig {
                 detector: detector.name.clone(),
-                label: positive(&policy, detector, detectors)?,
+                label: positive_label(&policy, detector, detectors)?,
                 review_at: policy.review_at,
                 flag_at: policy.flag_at,
             });
@@ -40,7 +39,7 @@ pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Resu
 /// The subjects under a policy in which every detector but the shadows has a rule.
 ///
 /// # Errors
-/// When no label can be found for a shadow detector.
+/// When a shadow detector has none of the usual labels, and `policy.label` is not configured.
 pub fn subjects(policy: &PolicyConfig, detectors: &[Detector]) -> Result<Vec<Subject>, PolicyError> {
     let mut subjects: Vec<Subject> = Vec::new();
     for detector in detectors {
@@ -54,19 +53,20 @@ pub fn subjects(policy: &PolicyConfig, detectors: &[Detector]) -> Result<Vec<Sub
             add(rule.label.clone(), Some((rule.review_at, rule.flag_at)));
         }
         if detector.shadow {
-            add(positive(policy, detector, detectors)?, None);
+            add(positive_label(policy, detector, detectors)?, None);
         }
     }
     Ok(subjects)
 }
 
-/// The label asked for, or else the usual one. A label that some detector has is not asked for of the others; one that
-/// nobody has is kept, so that it is refused.
-fn positive(policy: &PolicyConfig, detector: &Detector, all: &[Detector]) -> Result<String, PolicyError> {
-    let wanted = &policy.label;
-    let meant_for_others = !detector.labels.contains(wanted) && all.iter().any(|other| other.labels.contains(wanted));
-    if !wanted.is_empty() && !meant_for_others {
-        return Ok(wanted.clone());
+/// The configured label, or else a usual one. A configured label that only another detector has does not apply to this
+/// detector. A label that no detector has is kept, so that the policy refuses it.
+fn positive_label(policy: &PolicyConfig, detector: &Detector, all: &[Detector]) -> Result<String, PolicyError> {
+    let configured = &policy.label;
+    let meant_for_others =
+        !detector.labels.contains(configured) && all.iter().any(|other| other.labels.contains(configured));
+    if !configured.is_empty() && !meant_for_others {
+        return Ok(configured.clone());
     }
     usual_label(detector).map(str::to_owned).ok_or_else(|| PolicyError::NoUsualLabel {
         detector: detector.name.clone(),
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn every_detector_gets_a_positive_class() {
+    fn every_detector_gets_a_positive_label() {
         let shadow = Detector { shadow: true, ..detector("s", &["fake", "real"]) };
         let detectors = [detector("a", &["by human", "by AI"]), detector("b", &["cat", "dog"]), shadow];
         let policy = PolicyConfig { label: "dog".into(), ..PolicyConfig::default() };
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_nobody_has_is_not_replaced_by_another() {
+    fn a_label_that_no_detector_has_is_not_replaced_by_another() {
         let detectors = [detector("a", &["by human", "by AI"])];
         let policy = PolicyConfig { label: "by ai".into(), ..PolicyConfig::default() };
         let policy = with_default_rules(&policy, &detectors).unwrap();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detector_of_unusual_labels_asks_for_one() {
+    fn a_detector_without_a_usual_label_needs_a_configured_one() {
         let detectors = [detector("b", &["cat", "dog"])];
         let error = with_default_rules(&PolicyConfig::default(), &detectors).unwrap_err();
         assert!(error.to_string().contains("--label"), "{error}");

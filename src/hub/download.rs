@@ -1,5 +1,5 @@
-//! A repository's files to disk: beneath one folder, resumed where they broke off, checked, and only then under their
-//! own names.
+//! Downloads a repository's files into one folder. An interrupted download is resumed, and a file gets its name only once
+//! its checksum is verified.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -12,37 +12,37 @@ use sha2::{Digest, Sha256};
 
 use super::{Checksum, Hub, HubError, LEAST_BYTES_PER_SECOND, Listing, RemoteFile};
 
-/// A file that is on disk, whole and checked.
+/// A complete and verified file on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
+pub struct FetchedFile {
     /// Relative to the folder.
     pub path: PathBuf,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
 }
 
-/// A folder that downloads go to, and never out of: names and links that lead elsewhere fail.
-pub struct Folder {
+/// The folder of downloads. Names and links that lead out of it fail.
+pub struct DownloadFolder {
     dir: Dir,
-    shown: PathBuf,
+    path: PathBuf,
 }
 
-impl Folder {
-    /// Opens a folder, making it where it is not there.
+impl DownloadFolder {
+    /// Opens a folder; creates it where it does not exist.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the folder cannot be written.
     pub fn open(path: &Path) -> Result<Self, HubError> {
         let disk = |error| HubError::Disk { file: path.display().to_string(), error };
         std::fs::create_dir_all(path).map_err(disk)?;
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(disk)?;
-        Ok(Self { dir, shown: path.to_owned() })
+        Ok(Self { dir, path: path.to_owned() })
     }
 
-    /// Writes a small file at once or not at all.
+    /// Writes a small file completely or not at all.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the folder cannot be written.
     pub fn write(&self, name: &str, content: &str) -> Result<(), HubError> {
         let part = format!("{name}.part");
         let write = || {
@@ -53,19 +53,19 @@ impl Folder {
     }
 
     fn disk(&self, file: &Path, error: io::Error) -> HubError {
-        HubError::Disk { file: self.shown.join(file).display().to_string(), error }
+        HubError::Disk { file: self.path.join(file).display().to_string(), error }
     }
 }
 
-/// The hashes of what has passed, so that nothing has to be read twice.
-struct Hashes {
+/// The hashes of the bytes so far, so that no file is read twice.
+struct DownloadHashes {
     sha256: Sha256,
-    /// Where the hub promises git's.
+    /// Where the listing has git's hash.
     git: Option<Sha1>,
     bytes: u64,
 }
 
-impl Hashes {
+impl DownloadHashes {
     fn new(file: &RemoteFile) -> Self {
         // A git blob's hash begins with its length.
         let git = match file.checksum {
@@ -83,54 +83,54 @@ impl Hashes {
         self.bytes += piece.len() as u64;
     }
 
-    /// The SHA-256, if length and checksum are those promised; else which is not, in words.
+    /// The SHA-256, if length and checksum match the listing; else a message about what does not match.
     fn check(self, file: &RemoteFile) -> Result<String, String> {
         if self.bytes != file.size_bytes {
-            return Err(format!("it has {} bytes, and the hub promises {}", self.bytes, file.size_bytes));
+            return Err(format!("it has {} bytes, but the listing says {}", self.bytes, file.size_bytes));
         }
         let sha256 = hex::encode(self.sha256.finalize());
-        let (Checksum::Sha256(promised) | Checksum::GitBlob(promised)) = &file.checksum;
+        let (Checksum::Sha256(expected) | Checksum::GitBlob(expected)) = &file.checksum;
         let (kind, found) = match self.git {
             Some(git) => ("git's SHA-1", hex::encode(git.finalize())),
             None => ("SHA-256", sha256.clone()),
         };
-        if found == *promised {
+        if found == *expected {
             Ok(sha256)
         } else {
-            Err(format!("its {kind} is {found}, and the hub promises {promised}"))
+            Err(format!("its {kind} is {found}, but the listing says {expected}"))
         }
     }
 }
 
-/// A download under way: what has arrived, and its hashes.
-struct Part {
+/// An unfinished download: the bytes received, and their hashes.
+struct PartialFile {
     file: File,
-    hashes: Hashes,
+    hashes: DownloadHashes,
 }
 
 impl Hub {
-    /// Brings one file into a folder and checks it. `progress` is told of bytes that need not be fetched any more.
+    /// Downloads one file into a folder and verifies it. Calls `progress` with the number of bytes that are newly present.
     ///
     /// # Errors
-    /// When it cannot be had whole. A download that broke off stays as a `.part` for the next time, and what arrived
-    /// wrong is removed.
+    /// When the download fails. An interrupted download stays as a `.part` file for the next attempt; a corrupt one is
+    /// deleted.
     pub fn fetch(
         &self,
         listing: &Listing,
         file: &RemoteFile,
-        folder: &Folder,
+        folder: &DownloadFolder,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Fetched, HubError> {
-        let shown = || folder.shown.join(&file.path).display().to_string();
+    ) -> Result<FetchedFile, HubError> {
+        let shown = || folder.path.join(&file.path).display().to_string();
         let disk = |error| folder.disk(&file.path, error);
-        if let Some(there) = there(folder, file).map_err(disk)? {
+        if let Some(existing) = existing_file(folder, file).map_err(disk)? {
             progress(file.size_bytes);
-            return there.map_err(|_| HubError::InTheWay(shown()));
+            return existing.map_err(|_| HubError::InTheWay(shown()));
         }
-        // Named after its content, so that another revision's beginning is never continued.
+        // The name contains the checksum, so that the part of another revision is never continued.
         let (Checksum::Sha256(digest) | Checksum::GitBlob(digest)) = &file.checksum;
         let part_name = file.path.with_added_extension(&digest[..12]).with_added_extension("part");
-        let mut part = Part::open(folder, file, &part_name).map_err(disk)?;
+        let mut part = PartialFile::open(folder, file, &part_name).map_err(disk)?;
         let mut was_resumed = part.hashes.bytes > 0;
         progress(part.hashes.bytes);
         loop {
@@ -139,33 +139,32 @@ impl Hub {
                 folder.dir.remove_file(&part_name).map_err(disk)?;
             }
             completed?;
-            let Part { file: written, hashes } = part;
+            let PartialFile { file: written, hashes } = part;
             match hashes.check(file) {
                 Ok(sha256) => {
                     let finish =
                         || written.sync_all().and_then(|()| folder.dir.rename(&part_name, &folder.dir, &file.path));
                     finish().map_err(disk)?;
-                    return Ok(Fetched { path: file.path.clone(), sha256 });
+                    return Ok(FetchedFile { path: file.path.clone(), sha256 });
                 }
                 Err(what) => {
                     folder.dir.remove_file(&part_name).map_err(disk)?;
-                    // The fault may have been in what was left of an earlier time.
+                    // The part of an earlier attempt may have been corrupt: the download starts again once.
                     if !std::mem::take(&mut was_resumed) {
                         return Err(HubError::Corrupt { file: shown(), what });
                     }
-                    part = Part::open(folder, file, &part_name).map_err(disk)?;
+                    part = PartialFile::open(folder, file, &part_name).map_err(disk)?;
                 }
             }
         }
     }
 
-    /// Downloads what is missing of a part. Tries that bring something on cost nothing; those in a row that do not end
-    /// it.
+    /// Downloads the rest of a part. Only attempts in a row without a new byte are limited.
     fn complete(
         &self,
         listing: &Listing,
         file: &RemoteFile,
-        part: &mut Part,
+        part: &mut PartialFile,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), HubError> {
         let repository = &listing.repository;
@@ -175,35 +174,35 @@ impl Hub {
         }
         let deadline = Instant::now() + Duration::from_secs(60 + file.size_bytes / LEAST_BYTES_PER_SECOND);
         let mut pauses = crate::retry::Delays::default();
-        let mut tries = 0;
+        let mut attempts = 0;
         while part.hashes.bytes < file.size_bytes {
             let before = part.hashes.bytes;
             let left = deadline.saturating_duration_since(Instant::now());
             let Err(e) = self.attempt(&url, left, file, part, progress) else { continue };
-            let brought_something = part.hashes.bytes > before;
-            tries = if brought_something { 1 } else { tries + 1 };
-            if !e.may_pass() || tries >= self.settings.tries || left.is_zero() {
+            let received_bytes = part.hashes.bytes > before;
+            attempts = if received_bytes { 1 } else { attempts + 1 };
+            if !e.may_pass() || attempts >= self.settings.attempts || left.is_zero() {
                 return Err(e);
             }
-            if brought_something {
+            if received_bytes {
                 pauses.reset();
             }
-            tracing::debug!(error = %e, arrived = part.hashes.bytes, "the download broke off, going on");
+            tracing::debug!(error = %e, received = part.hashes.bytes, "download interrupted, resuming");
             std::thread::sleep(pauses.next_delay());
         }
         Ok(())
     }
 
-    /// One request for what is missing.
+    /// One request for the rest of the file.
     fn attempt(
         &self,
         url: &url::Url,
         left: Duration,
         file: &RemoteFile,
-        part: &mut Part,
+        part: &mut PartialFile,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), HubError> {
-        let broken = |error: String| HubError::Broken { url: url.to_string(), error };
+        let broken = |error: io::Error| HubError::Broken { url: url.to_string(), error: error.into() };
         let shown = file.path.display().to_string();
         let disk = |error| HubError::Disk { file: shown.clone(), error };
         let response = self.get(url, part.hashes.bytes, left)?;
@@ -211,22 +210,22 @@ impl Hub {
             let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
             let wanted = format!("bytes {}-", part.hashes.bytes);
             if !range.is_some_and(|range| range.starts_with(&wanted)) {
-                let what = format!("asked for \"{wanted}\", it answers with {range:?}");
+                let what = format!("requested \"{wanted}\", but the response has the range {range:?}");
                 return Err(HubError::Unexpected { url: url.to_string(), what });
             }
         } else {
-            // The server does not resume, and begins anew.
+            // The server does not support resuming: it sends the file from the beginning.
             part.restart(file).map_err(disk)?;
         }
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
         let mut piece = vec![0; 1 << 16];
         loop {
-            let n = body.read(&mut piece).map_err(|e| broken(e.to_string()))?;
+            let n = body.read(&mut piece).map_err(&broken)?;
             if n == 0 {
                 break;
             }
             if part.hashes.bytes + n as u64 > file.size_bytes {
-                let what = format!("it is longer than the {} bytes that the hub promises", file.size_bytes);
+                let what = format!("it is longer than the {} bytes of the listing", file.size_bytes);
                 return Err(HubError::Corrupt { file: shown, what });
             }
             part.file.write_all(&piece[..n]).map_err(disk)?;
@@ -234,50 +233,51 @@ impl Hub {
             progress(n as u64);
         }
         if part.hashes.bytes < file.size_bytes {
-            return Err(broken(format!("it ended after {} of {} bytes", part.hashes.bytes, file.size_bytes)));
+            let truncated = format!("the response ended after {} of {} bytes", part.hashes.bytes, file.size_bytes);
+            return Err(broken(io::Error::new(io::ErrorKind::UnexpectedEof, truncated)));
         }
         Ok(())
     }
 }
 
-impl Part {
-    /// Opens what an earlier download left, or begins one.
-    fn open(folder: &Folder, file: &RemoteFile, name: &Path) -> io::Result<Self> {
+impl PartialFile {
+    /// Opens the part of an earlier download, or a new one.
+    fn open(folder: &DownloadFolder, file: &RemoteFile, name: &Path) -> io::Result<Self> {
         if let Some(parent) = name.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             folder.dir.create_dir_all(parent)?;
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let mut part = Self { file: folder.dir.open_with(name, &options)?, hashes: Hashes::new(file) };
+        let mut part = Self { file: folder.dir.open_with(name, &options)?, hashes: DownloadHashes::new(file) };
         if part.file.metadata()?.len() > file.size_bytes {
             part.restart(file)?;
         }
-        copy(&mut part.file, &mut part.hashes)?;
+        hash_rest(&mut part.file, &mut part.hashes)?;
         Ok(part)
     }
 
     fn restart(&mut self, file: &RemoteFile) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
-        self.hashes = Hashes::new(file);
+        self.hashes = DownloadHashes::new(file);
         Ok(())
     }
 }
 
-/// What is under the file's own name already: nothing, the file itself, or something else.
-fn there(folder: &Folder, file: &RemoteFile) -> io::Result<Option<Result<Fetched, String>>> {
+/// What exists under the file's name: nothing, the verified file, or other content.
+fn existing_file(folder: &DownloadFolder, file: &RemoteFile) -> io::Result<Option<Result<FetchedFile, String>>> {
     let mut found = match folder.dir.open(&file.path) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    let mut hashes = Hashes::new(file);
-    copy(&mut found, &mut hashes)?;
-    Ok(Some(hashes.check(file).map(|sha256| Fetched { path: file.path.clone(), sha256 })))
+    let mut hashes = DownloadHashes::new(file);
+    hash_rest(&mut found, &mut hashes)?;
+    Ok(Some(hashes.check(file).map(|sha256| FetchedFile { path: file.path.clone(), sha256 })))
 }
 
-/// Reads a file to its end through the hashes.
-fn copy(file: &mut File, hashes: &mut Hashes) -> io::Result<()> {
+/// Adds a file's bytes, to its end, to the hashes.
+fn hash_rest(file: &mut File, hashes: &mut DownloadHashes) -> io::Result<()> {
     let mut piece = vec![0; 1 << 16];
     loop {
         match file.read(&mut piece)? {

@@ -1,4 +1,4 @@
-//! Where the hub is and who asks, from the environment variables that its own client reads.
+//! The hub's address and the token, from the environment variables that the hub's own client reads.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use url::Url;
 
 use super::HubError;
 
-const ENDPOINT: &str = "https://huggingface.co";
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// A secret, which no log shows.
+/// A secret that `Debug` does not print.
 #[derive(Clone)]
 pub(super) struct Token(pub(super) String);
 
@@ -20,46 +20,46 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Where the hub is, who asks, and how patient we are.
+/// The hub's address, the token, and when to give up.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub(super) endpoint: Url,
     pub(super) token: Option<Token>,
-    /// The longest silence within a download.
+    /// The longest time without a byte during a download.
     pub stall: Duration,
-    /// Tries in a row that bring nothing before giving up.
-    pub tries: u32,
+    /// Attempts in a row without a byte after which a download is given up.
+    pub attempts: u32,
 }
 
 impl Settings {
     /// From `HF_ENDPOINT`, `HF_TOKEN` and the token's file in `HF_HOME`, as the hub's own client reads them.
     ///
     /// # Errors
-    /// When the endpoint is no address, or the token's file cannot be read.
+    /// When the endpoint is no http address, or the token's file cannot be read.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HubError> {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into());
         let endpoint = Url::parse(endpoint.trim())
             .ok()
             .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
             .ok_or_else(|| {
-                let words = "HF_ENDPOINT is not an http address\n  hint: it is the hub's own, such as https://hub.example.com; leave it out for the public hub";
+                let words = "HF_ENDPOINT is not an http address\n  hint: set the hub's address, such as https://hub.example.com; leave it unset for the public hub";
                 HubError::Settings(words.into())
             })?;
-        // Addresses are shown in errors, and passwords never.
+        // Error messages contain the address, and must not contain a password.
         if !endpoint.username().is_empty() || endpoint.password().is_some() {
-            let words = "HF_ENDPOINT holds a user or a password, which would be shown\n  hint: leave them out, and set HF_TOKEN";
+            let words = "HF_ENDPOINT contains a user or a password, which error messages would show\n  hint: leave them out, and set HF_TOKEN";
             return Err(HubError::Settings(words.into()));
         }
         let token = match set("HF_TOKEN") {
             Some(token) => Some(token.trim().to_owned()),
             None => token_file(&set)?,
         };
-        // A header cannot hold it, and the client's words on that would show it.
+        // A header cannot contain such a token, and the HTTP client's error would show it.
         if token.as_ref().is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
-            return Err(HubError::Settings("the hub's token holds a character that no token has".into()));
+            return Err(HubError::Settings("the hub's token contains a character that is not printable ASCII".into()));
         }
-        Ok(Self { endpoint, token: token.map(Token), stall: Duration::from_secs(30), tries: 5 })
+        Ok(Self { endpoint, token: token.map(Token), stall: Duration::from_secs(30), attempts: 5 })
     }
 }
 
@@ -72,7 +72,7 @@ fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, H
     match std::fs::read_to_string(&file) {
         Ok(token) => Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty())),
         Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-        Err(e) => Err(HubError::Settings(format!("the hub's token cannot be read from {}: {e}", file.display()))),
+        Err(e) => Err(HubError::Settings(format!("cannot read the hub's token from {}: {e}", file.display()))),
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_found_where_the_hub_s_client_keeps_it() {
+    fn the_token_is_found_where_the_hub_s_client_stores_it() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().to_str().unwrap();
         std::fs::create_dir_all(home.path().join(".cache/huggingface")).unwrap();

@@ -100,7 +100,7 @@ impl Postgres {
             .await
             .map_err(|e| {
                 let text = error_text(&e);
-                let hint = certificates::hint(&text);
+                let hint = certificates::hint(&e);
                 cannot_open(text + hint, e)
             })?;
         Ok(Self { pool })

@@ -5,7 +5,7 @@ use std::time::Instant;
 use time::OffsetDateTime;
 
 use super::health::Dependency;
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
 use crate::screen::ScreenError;
@@ -90,9 +90,9 @@ impl From<ScreenError> for AttemptError {
         match error {
             // The process ends because its session is broken. Another process takes the job.
             ScreenError::SessionBroken { .. } => Self::ShuttingDown,
-            ScreenError::SessionFailed { .. } => Self::Failed(AttemptCause::Session, with_causes(&error)),
+            ScreenError::SessionFailed { .. } => Self::Failed(AttemptCause::Session, error_text(&error)),
             ScreenError::DecoderUnavailable(_) | ScreenError::Undecodable(_) => {
-                Self::Failed(AttemptCause::Decoder, with_causes(&error))
+                Self::Failed(AttemptCause::Decoder, error_text(&error))
             }
         }
     }

@@ -92,7 +92,7 @@ impl S3 {
     {
         let words = one_line(error);
         let SdkError::ServiceError(service) = error else {
-            let hint = certificates::hint(&words);
+            let hint = certificates::hint(error);
             return StoreError::Unclear(words + hint);
         };
         let named = self.named.iter().any(|named| named == bucket);

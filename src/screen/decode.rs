@@ -15,6 +15,7 @@ mod frame;
 mod gif;
 mod jpeg;
 mod memory_budget;
+pub mod options;
 mod png;
 mod pool;
 mod prepare;
@@ -32,7 +33,7 @@ use super::error::Undecodable;
 use super::pixels::Pixels;
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::Geometry;
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::ImageInfo;
 use format::FileFormat;
 use frame::Frame;
@@ -166,7 +167,7 @@ fn decode(
     let mut take = |frame: &Frame| {
         let prepared: Result<Vec<_>, _> =
             geometries.iter().map(|geometry| preparer.prepare(frame, geometry).map(Arc::new)).collect();
-        frames.push(prepared.map_err(|e| Undecodable(with_causes(&e)))?);
+        frames.push(prepared.map_err(|e| Undecodable(error_text(&e)))?);
         Ok(())
     };
     let mut context = DecodeContext { limits, geometries, mode, memory, buffer, take: &mut take };

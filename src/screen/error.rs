@@ -141,15 +141,15 @@ pub(super) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errors::with_causes;
+    use crate::error_text;
 
     #[test]
     fn the_innermost_cause_comes_last() {
         let source = SessionError::RunFailed("Conv node".into());
         let error = ScreenError::SessionFailed { detector: "d".into(), source };
-        assert_eq!(with_causes(&error), "detector d: cannot score the image: the run failed: Conv node");
+        assert_eq!(error_text(&error), "detector d: cannot score the image: the run failed: Conv node");
         let spawn = io::Error::new(io::ErrorKind::NotFound, "no such file");
         let error = DecoderProcessError::Spawn { program: "helper".into(), source: spawn };
-        assert_eq!(with_causes(&ScreenError::from(error)), "cannot start a decoder process: helper: no such file");
+        assert_eq!(error_text(&ScreenError::from(error)), "cannot start a decoder process: helper: no such file");
     }
 }

@@ -7,6 +7,7 @@
 
 mod batch_queue;
 mod onnx;
+pub mod options;
 mod session_thread;
 mod warm_up;
 
@@ -21,7 +22,7 @@ use super::error::{LibraryError, ScreenError, SessionError};
 use super::pixels::Pixels;
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::Lane;
 use crate::telemetry::traces;
 use batch_queue::BatchQueue;
@@ -89,7 +90,7 @@ pub enum InferError {
     },
     /// The configured device cannot be used.
     #[error(
-        "inference.device = \"{device}\" cannot be used: {}\n  hint: install onnxruntime-gpu and its CUDA libraries, or set `inference.device` to \"auto\" or \"cpu\"", with_causes(.error)
+        "inference.device = \"{device}\" cannot be used: {}\n  hint: install onnxruntime-gpu and its CUDA libraries, or set `inference.device` to \"auto\" or \"cpu\"", error_text(.error)
     )]
     Device {
         /// As configured.
@@ -282,11 +283,11 @@ fn make_warm(
     let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
     // Both steps may fail. Without the first the session takes more memory, without the second more time.
     if let Err(e) = session.free_larger_buffers(max_batch, &blank_image(detector, 127)) {
-        let error = with_causes(&e);
+        let error = error_text(&e);
         tracing::warn!(detector = detector.name, error, "memory of larger batches was not freed after warm-up");
     }
     let second_session = session.second_session().unwrap_or_else(|e| {
-        let error = with_causes(&e);
+        let error = error_text(&e);
         tracing::warn!(detector = detector.name, error, "no second set of buffers, batches are not filled during runs");
         None
     });

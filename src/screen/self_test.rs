@@ -12,7 +12,7 @@ use super::error::ScreenError;
 use super::infer::Engine;
 use crate::config::DecodeMode;
 use crate::detector::GoldenImage;
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::Lane;
 
 /// The result of a detector's self-test.
@@ -94,7 +94,7 @@ pub enum SelfTestError {
         deviation: Deviation,
     },
     /// The golden image has no scores.
-    #[error("detector {detector} on {device}: cannot score its golden image: {}\n  hint: {}", with_causes(.error), REPLACE)]
+    #[error("detector {detector} on {device}: cannot score its golden image: {}\n  hint: {}", error_text(.error), REPLACE)]
     NotScored {
         /// The detector's name.
         detector: String,

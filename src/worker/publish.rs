@@ -3,6 +3,8 @@
 //! An event is handed over right after its commit. An event that is not confirmed stays in the outbox. The sweeper takes it
 //! when it is due: after a crash, after an outage of the broker, or after a queue was bound.
 
+pub mod options;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

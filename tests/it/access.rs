@@ -26,7 +26,7 @@ async fn over_tls(host: &str, authorities: &str) -> Lab {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_screens_over_tls_with_an_authority_of_ones_own() {
+async fn a_worker_screens_over_tls_with_a_private_authority() {
     let lab = over_tls("localhost", "TEST_TLS_CA").await;
     let mut worker = lab.started_worker().await;
     lab.put("a.jpg", good_image()).await;
@@ -49,7 +49,7 @@ async fn three_failures(lab: &Lab) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_authority_is_refused_by_all_three_with_what_to_do() {
+async fn an_unknown_authority_is_refused_by_all_three_with_a_hint() {
     let lab = over_tls("localhost", "TEST_TLS_STRANGER").await;
     for words in three_failures(&lab).await {
         assert!(words.contains("UnknownIssuer") && words.contains("SSL_CERT_FILE"), "{words}");
@@ -57,7 +57,7 @@ async fn another_authority_is_refused_by_all_three_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_name_is_refused_by_all_three_with_what_to_do() {
+async fn a_certificate_for_another_name_is_refused_by_all_three_with_a_hint() {
     let lab = over_tls("127.0.0.1", "TEST_TLS_CA").await;
     for words in three_failures(&lab).await {
         assert!(words.contains("not valid for name") && words.contains("hint: use the name"), "{words}");
@@ -65,7 +65,7 @@ async fn another_name_is_refused_by_all_three_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expired_certificate_is_told_as_such() {
+async fn an_expired_certificate_is_reported() {
     let mut lab = over_tls("localhost", "TEST_TLS_CA").await;
     lab.endpoint = format!("https://localhost:{}", service("TEST_S3_EXPIRED_PORT"));
     let said = lab.run(&["check", "--log", "off"]).await;
@@ -81,13 +81,14 @@ async fn check_names_what_a_users_permissions_lack() {
     lab.environment = vec![("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-operator"))];
     let said = lab.run(&["check", "--log", "off"]).await;
     assert_eq!(said.status, 1, "{}", said.stdout);
-    for words in ["ACCESS_REFUSED", "docs/access.md", "a worker would need UPDATE on outbox", "roles.sql"] {
+    for words in ["ACCESS_REFUSED", "docs/access.md", "a worker needs more permissions: UPDATE on outbox", "roles.sql"]
+    {
         assert!(said.stdout.contains(words), "\"{words}\" is missing in:\n{}", said.stdout);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_user_may_do_no_more_than_it_must() {
+async fn each_user_has_only_the_permissions_it_needs() {
     let lab = Lab::new().await;
     let as_role = async |role: &str| sqlx::PgPool::connect(&lab.ledger_as(role)).await.unwrap();
     let (worker, reader) = (as_role("pixwarden_worker").await, as_role("pixwarden_reader").await);
@@ -130,7 +131,7 @@ async fn each_user_may_do_no_more_than_it_must() {
 const CANARY: &str = "c4naryb1rd";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_ever_told() {
+async fn no_secret_is_ever_printed() {
     let lab = Lab::new().await;
     let worker = lab.started_worker().await;
     let port = |name: &str| service(name).parse::<url::Url>().unwrap().port().unwrap();
@@ -181,7 +182,7 @@ async fn no_secret_is_ever_told() {
             }
         }
     }
-    // A line that is not TOML, a value of another type, and a flag that nobody knows.
+    // A line that is not TOML, a value of another type, and an unknown flag.
     for text in [format!("queue = \"amqp://u:{CANARY}@h\nprefix = 1"), format!("queue = [\"amqp://u:{CANARY}@h\"]")] {
         let file = lab.folder.path().join("broken.toml");
         std::fs::write(&file, text).unwrap();

@@ -37,7 +37,7 @@ pub async fn backfill(lab: &Lab, arguments: &[&str]) -> Summary {
     summary(&lab.run(&[&["backfill"][..], arguments].concat()).await.expect_ok())
 }
 
-/// A backfill in a process of its own.
+/// A backfill in a separate process.
 pub fn started(lab: &Lab, arguments: &[&str]) -> Child {
     let mut command = lab.command();
     command.arg("--config").arg(lab.config_of("backfill")).arg("backfill").args(arguments);
@@ -142,7 +142,7 @@ async fn gaps_are_filled_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_run_goes_on_where_it_was_and_loses_nothing() {
+async fn a_run_after_a_killed_one_continues_and_loses_nothing() {
     const OBJECTS: usize = 3_000;
     let lab = with_folder(OBJECTS).await;
     let source = format!("s3://{}/", lab.bucket);
@@ -160,8 +160,8 @@ async fn a_killed_run_goes_on_where_it_was_and_loses_nothing() {
     assert_eq!(lab.count("SELECT count(*) FROM backfill_progress").await, 1, "a mark is left");
     let began = Instant::now();
     let last = lab.run(&["backfill", &source]).await.expect_ok();
-    assert!(last.stderr.contains("going on where an earlier run has stopped"), "{}", last.stderr);
-    assert!(last.stderr.contains("another backfill is at work"), "{}", last.stderr);
+    assert!(last.stderr.contains("continuing where an earlier run stopped"), "{}", last.stderr);
+    assert!(last.stderr.contains("another backfill is running"), "{}", last.stderr);
     assert!(began.elapsed() < Duration::from_secs(40), "a dead run's turn ends: {:?}", began.elapsed());
     assert!(summary(&last).met < OBJECTS as u64, "the first page is not read again: {last:?}", last = summary(&last));
 
@@ -247,7 +247,7 @@ async fn a_limit_and_filters_bound_what_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_failed_or_was_missing_is_tried_again_only_when_asked() {
+async fn failed_and_missing_images_are_published_again_only_on_request() {
     let lab = with_folder(3).await;
     let root = lab.folder.path().join("objects").join(&lab.bucket);
     let source = format!("s3://{}/", lab.bucket);
@@ -281,7 +281,7 @@ async fn what_failed_or_was_missing_is_tried_again_only_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_was_interrupted_long_ago_begins_anew() {
+async fn a_run_that_was_interrupted_long_ago_starts_at_the_beginning() {
     let lab = with_folder(1_200).await;
     let source = format!("s3://{}/", lab.bucket);
     let mut run = started(&lab, &[&source, "--depth", "1100"]);
@@ -294,12 +294,12 @@ async fn a_run_that_was_interrupted_long_ago_begins_anew() {
     let forget =
         "WITH gone AS (DELETE FROM backfill_turn) UPDATE backfill_progress SET kept_at = now() - interval '2 days'";
     sqlx::query(forget).execute(&lab.db).await.unwrap();
-    let anew = backfill(&lab, &[&source, "--limit", "0"]).await;
-    assert_eq!((anew.met, anew.waiting), (1_100, 1_100), "from its first page, and none is published");
+    let again = backfill(&lab, &[&source, "--limit", "0"]).await;
+    assert_eq!((again.met, again.waiting), (1_100, 1_100), "it starts at the first page and publishes nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_meant_is_refused_with_what_to_do() {
+async fn invalid_arguments_are_refused_with_a_hint() {
     let lab = with_folder(1).await;
     let inventory = lab.folder.path().join("manifest.json");
     std::fs::write(&inventory, json!({"fileFormat": "ORC", "fileSchema": "", "files": []}).to_string()).unwrap();
@@ -312,9 +312,9 @@ async fn what_cannot_be_meant_is_refused_with_what_to_do() {
         (vec!["file:///elsewhere"], 2, "is not in"),
         (vec!["s3://gone/", "--bucket", "gone"], 1, "the bucket \"gone\" cannot be opened"),
         (vec!["uploads/x"], 2, "is neither s3://bucket/prefix nor file:///folder"),
-        (vec!["--manifest", "nothing.jsonl"], 1, "nothing.jsonl cannot be read"),
+        (vec!["--manifest", "nothing.jsonl"], 1, "cannot read nothing.jsonl"),
         (vec!["--manifest", list], 1, "line 2:"),
-        (vec!["--inventory", inventory], 1, "hint: have it made in CSV"),
+        (vec!["--inventory", inventory], 1, "hint: configure S3 to write it as CSV"),
         (vec!["s3://x/", "--rate", "0"], 2, "from 0.001"),
         (vec!["s3://x/", "--again-after", "99999999d"], 2, "a hundred years"),
     ] {
@@ -326,7 +326,7 @@ async fn what_cannot_be_meant_is_refused_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_waits_for_a_broker_and_a_ledger_that_are_away() {
+async fn a_run_waits_for_a_broker_and_a_ledger_that_are_down() {
     const OBJECTS: usize = 2_000;
     let lab = with_folder(OBJECTS).await;
     let run = started(&lab, &[&format!("s3://{}/", lab.bucket), "--rate", "200"]);
@@ -348,7 +348,7 @@ async fn a_run_waits_for_a_broker_and_a_ledger_that_are_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_run_says_so_and_leaves_its_turn_to_the_next() {
+async fn an_interrupted_run_releases_its_lock() {
     let lab = with_folder(300).await;
     let source = format!("s3://{}/", lab.bucket);
     let run = started(&lab, &[&source, "--depth", "20"]);
@@ -362,14 +362,14 @@ async fn an_interrupted_run_says_so_and_leaves_its_turn_to_the_next() {
     assert!(interrupted.await.unwrap().success());
     let stopped = ended(run).await;
     assert_eq!(stopped.status, 130, "{}", stopped.stderr);
-    assert!(stopped.stderr.contains("stopped, the same command goes on from here"), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("stopped, the same command continues from here"), "{}", stopped.stderr);
     let rest = lab.run(&["backfill", &source]).await.expect_ok();
-    assert!(!rest.stderr.contains("another backfill is at work"), "{}", rest.stderr);
+    assert!(!rest.stderr.contains("another backfill is running"), "{}", rest.stderr);
     assert_eq!((summary(&rest).waiting, summary(&rest).published), (20, 280));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_in_a_file_keeps_the_same_promises() {
+async fn a_backfill_with_a_sqlite_ledger_works_alike() {
     let mut lab = with_folder(1_200).await;
     lab.ledger_url = format!("sqlite://{}", lab.folder.path().join("ledger.db").display());
     lab.run(&["migrate"]).await.expect_ok();

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::support::{Ended, Lab, control, good_image, judged_fixtures};
 
 /// A world whose batches may take as long as they like, with pictures in a folder.
-async fn desk() -> (Lab, PathBuf) {
+async fn lab_with_images() -> (Lab, PathBuf) {
     let mut lab = Lab::new().await;
     lab.extra = "[inference]\nmax_batch = 6\nmax_run_ms = 600000".into();
     let images = lab.folder.path().join("images");
@@ -62,8 +62,8 @@ fn queues(lab: &Lab) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_part_is_measured_the_figures_agree_and_nothing_is_left() {
-    let (lab, images) = desk().await;
+async fn every_part_is_measured_the_figures_agree_and_nothing_is_left_behind() {
+    let (lab, images) = lab_with_images().await;
     for key in ["archive/a.jpg", "archive/b.jpg"] {
         lab.put(key, good_image()).await;
     }
@@ -124,8 +124,8 @@ async fn every_part_is_measured_the_figures_agree_and_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_measured_is_told_and_costs_no_other_figure() {
-    let (mut lab, images) = desk().await;
+async fn a_service_that_fails_is_reported_and_the_others_are_measured() {
+    let (mut lab, images) = lab_with_images().await;
     let before = queues(&lab);
     let images = images.to_str().unwrap();
     // A worker's user may make no schema, and must not need to.
@@ -149,14 +149,15 @@ async fn what_cannot_be_measured_is_told_and_costs_no_other_figure() {
     assert_eq!(number(&report["bound"]["images_per_s"]), number(&report["pipeline"]["images_per_s"]));
 
     let table = Ended::of(command(&lab, &[images, "--seconds", "0.05", "--format", "table"])).await.expect_ok();
-    for words in ["spread-nhwc on CPU", "not measured: ledger", "bound by: ", "max_batch = ", "a million such images"] {
+    for words in ["spread-nhwc on CPU", "not measured: ledger", "bottleneck: ", "max_batch = ", "a million such images"]
+    {
         assert!(table.stdout.contains(words), "\"{words}\" is missing in:\n{}", table.stdout);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sqlite_ledger_and_its_folder_stay_as_they_were() {
-    let (lab, images) = desk().await;
+async fn a_sqlite_ledger_and_its_folder_are_not_changed() {
+    let (lab, images) = lab_with_images().await;
     let folder = lab.folder.path().join("ledger");
     std::fs::create_dir(&folder).unwrap();
     let file = folder.join("verdicts.db");
@@ -170,17 +171,17 @@ async fn a_sqlite_ledger_and_its_folder_stay_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_to_measure_with_is_an_error_that_says_what_to_do() {
-    let (lab, images) = desk().await;
+async fn a_missing_sample_is_an_error_with_a_hint() {
+    let (lab, images) = lab_with_images().await;
     let empty = lab.folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     std::fs::write(empty.join("notes.txt"), "no image").unwrap();
     std::fs::write(empty.join("cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     let nothing = format!("s3://{}/nothing/", lab.bucket);
     for (path, status, words) in [
-        (empty.to_str().unwrap(), 1, ["1 files look like one, and none can be decoded", "hint: name files"]),
+        (empty.to_str().unwrap(), 1, ["1 files look like images, but none decodes", "hint: name files"]),
         ("nowhere", 1, ["reading nowhere", "No such file"]),
-        (&nothing, 1, ["there is nothing at s3://", "hint: name s3://bucket/key"]),
+        (&nothing, 1, ["no object to fetch at s3://", "hint: name s3://bucket/key"]),
         ("s3://another/a.jpg", 2, ["\"another\" is not allowed", "hint: add it"]),
         ("s3:///a.jpg", 2, ["is not s3://bucket/key", "\"s3:///a.jpg\""]),
     ] {
@@ -198,8 +199,8 @@ async fn nothing_to_measure_with_is_an_error_that_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_in_the_middle_of_commits_it_takes_the_tables_away_again() {
-    let (mut lab, images) = desk().await;
+async fn an_interruption_during_commits_still_drops_the_tables() {
+    let (mut lab, images) = lab_with_images().await;
     lab.extra = "[inference]\nmax_batch = 1".into();
     let before = queues(&lab);
     let image = images.join("good.jpg");

@@ -23,7 +23,7 @@ fn contains(text: &str, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_broker_refuses_us() {
+async fn a_broker_that_refuses_the_login_is_reported() {
     let lab = Lab::new().await;
     let mut url: url::Url = service("TEST_AMQP_URL").parse().unwrap();
     let nowhere = format!("{}nowhere", service("TEST_AMQP_URL").trim_end_matches("%2f"));
@@ -35,7 +35,7 @@ async fn the_broker_refuses_us() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_is_there_with_other_arguments() {
+async fn a_queue_with_other_arguments_is_reported() {
     use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
     use lapin::types::{AMQPValue, FieldTable};
     let lab = Lab::new().await;
@@ -51,7 +51,7 @@ async fn a_queue_is_there_with_other_arguments() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_is_not_usable() {
+async fn an_unusable_ledger_is_reported() {
     let lab = Lab::new().await;
     let mut url: url::Url = lab.ledger_url.parse().unwrap();
     url.set_password(Some("wrong")).unwrap();
@@ -64,7 +64,7 @@ async fn the_ledger_is_not_usable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_or_a_folder_is_not_one() {
+async fn an_invalid_file_or_folder_is_reported() {
     let lab = Lab::new().await;
     let at = |name: &str| format!("sqlite://{}", lab.folder.path().join(name).display());
     for nothing in ["sqlite://", "sqlite://:memory:"] {
@@ -85,7 +85,7 @@ async fn a_file_or_a_folder_is_not_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_is_not_there_is_told_by_check_and_pauses_intake() {
+async fn a_missing_bucket_is_reported_by_check_and_pauses_intake() {
     let mut lab = Lab::new().await;
     let check = lab.run(&["check", "--bucket", "no-such-bucket"]).await;
     assert_eq!(check.status, 1);
@@ -99,11 +99,11 @@ async fn a_bucket_that_is_not_there_is_told_by_check_and_pauses_intake() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     contains(&worker.log(), &["there is no bucket"]);
-    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 0, "nobody's job has failed");
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 0, "no job has failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detector_or_a_policy_is_not_in_order() {
+async fn an_invalid_detector_or_policy_is_reported() {
     let mut lab = Lab::new().await;
     let folder = lab.folder.path().join("no-labels");
     std::fs::create_dir(&folder).unwrap();
@@ -121,14 +121,14 @@ async fn a_detector_or_a_policy_is_not_in_order() {
     lab.extra = "[[policy.rules]]\ndetector = \"spread\"\nlabel = \"by AI\"\nreview_at = 0.5\nflag_at = 0.9".into();
     contains(&refused(&lab, &[], 2).await, &["names the detector \"spread\"", "\"spread-nhwc\""]);
     lab.extra = "[worker]\natempts = 3".into();
-    contains(&refused(&lab, &[], 2).await, &["no option `worker.atempts`", "did you mean `worker.attempts`"]);
+    contains(&refused(&lab, &[], 2).await, &["unknown option `worker.atempts`", "did you mean `worker.attempts`"]);
     lab.extra = String::new();
     lab.bucket = String::new();
     contains(&refused(&lab, &[], 2).await, &["`buckets`", "an entry has no name"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_runtime_or_the_device_cannot_be_had() {
+async fn a_missing_runtime_or_device_refuses_to_start() {
     let lab = Lab::new().await;
     let mut command = lab.command();
     command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").arg("--config").arg(lab.config()).arg("worker");

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pixwarden::hub::{Folder, Hub, Repository, Settings};
+use pixwarden::hub::{DownloadFolder, Hub, Repository, Settings};
 use serde_json::{Value, json};
 use sha1::Digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -278,7 +278,7 @@ async fn a_package_is_fetched_checked_and_ready_to_be_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
+async fn an_interrupted_download_is_resumed() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutOnce(1_000_000)));
     servers.flaw("config.json", Some(Flaw::BusyOnce));
@@ -289,12 +289,12 @@ async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_ended_command_left_is_completed_by_the_next() {
+async fn an_interrupted_command_is_completed_by_the_next() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     let ended = servers.fetch().await;
     assert_eq!(ended.status, 1);
-    contains(&ended.stderr, &["error: ", "model.onnx", "the same command goes on from there"]);
+    contains(&ended.stderr, &["error: ", "model.onnx", "the same command continues from there"]);
     let names = servers.names();
     assert!(!names.contains(&"model.onnx".to_owned()), "{names:?}");
     assert!(names.iter().any(|name| name.starts_with("model.onnx.") && name.ends_with(".part")), "{names:?}");
@@ -310,7 +310,7 @@ async fn what_an_ended_command_left_is_completed_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_does_not_resume_is_asked_anew() {
+async fn a_server_that_does_not_resume_sends_the_whole_file_again() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     assert_eq!(servers.fetch().await.status, 1);
@@ -319,7 +319,7 @@ async fn a_server_that_does_not_resume_is_asked_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_beginning_from_an_earlier_time_is_thrown_away() {
+async fn a_corrupt_part_of_an_earlier_download_is_discarded() {
     let servers = Servers::with_package().await;
     servers.flaw("model.onnx", Some(Flaw::CutAlways(700_000)));
     assert_eq!(servers.fetch().await.status, 1);
@@ -340,7 +340,7 @@ async fn corrupted_bytes_never_look_like_a_file() {
         servers.flaw(name, Some(flaw));
         let ended = servers.fetch().await;
         assert_eq!(ended.status, 1);
-        contains(&ended.stderr, &[name, words, "nothing of it was kept"]);
+        contains(&ended.stderr, &[name, words, "the download was deleted"]);
         assert!(servers.names().iter().all(|other| !other.starts_with(name)), "{:?}", servers.names());
     }
 }
@@ -349,8 +349,8 @@ async fn corrupted_bytes_never_look_like_a_file() {
 async fn a_refusal_says_what_to_do() {
     let servers = Servers::with_package().await;
     for (status, said, words) in [
-        (401, "Invalid credentials", ["refuses (401, \"Invalid credentials\")", "HF_TOKEN"]),
-        (403, "Access to model is restricted", ["refuses (403", "accept the model's terms"]),
+        (401, "Invalid credentials", ["denied access (401, \"Invalid credentials\")", "HF_TOKEN"]),
+        (403, "Access to model is restricted", ["denied access (403", "accept the model's terms"]),
         (404, "Invalid rev id: main", ["404, \"Invalid rev id: main\"", "check owner, name and revision"]),
     ] {
         servers.state.lock().unwrap().refuses = Some((status, said));
@@ -371,7 +371,7 @@ async fn nothing_is_written_outside_the_folder() {
         servers.state.lock().unwrap().hostile = Some(name.into());
         let ended = servers.fetch().await;
         assert_eq!(ended.status, 1, "{name}");
-        contains(&ended.stderr, &["leads out of the folder", "nothing was fetched"]);
+        contains(&ended.stderr, &["leads out of the folder", "nothing was downloaded"]);
         assert!(servers.names().is_empty(), "{name}: {:?}", servers.names());
     }
     // A link within the folder leads nowhere either.
@@ -386,19 +386,19 @@ async fn nothing_is_written_outside_the_folder() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_the_user_s_is_not_overwritten() {
+async fn an_existing_file_is_not_overwritten() {
     let servers = Servers::with_package().await;
     std::fs::create_dir_all(servers.home.path().join("models/name")).unwrap();
     let readme = servers.home.path().join("models/name/README.md");
     std::fs::write(&readme, "mine").unwrap();
     let ended = servers.fetch().await;
     assert_eq!(ended.status, 1);
-    contains(&ended.stderr, &["README.md is there already with other content", "--to"]);
+    contains(&ended.stderr, &["README.md exists with other content", "--to"]);
     assert_eq!(std::fs::read_to_string(readme).unwrap(), "mine");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn weights_in_other_files_come_along() {
+async fn weights_in_other_files_are_downloaded_too() {
     // ModelProto.graph { initializer { name: "w", data_location: EXTERNAL, external_data { "location", "weights.bin" } } }
     let entry = b"\x0a\x08location\x12\x0bweights.bin";
     let tensor = [&b"\x42\x01w\x70\x01\x6a\x17"[..], entry].concat();
@@ -416,7 +416,7 @@ async fn weights_in_other_files_come_along() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn weights_of_pytorch_are_fetched_when_asked_for() {
+async fn weights_of_pytorch_are_downloaded_on_request() {
     let servers = Servers::new().await;
     servers.file("synthetic.pt", vec![3; LARGE]);
     servers.file("README.md", b"# Card".to_vec());
@@ -437,12 +437,12 @@ async fn a_download_that_stalls_ends_with_an_error() {
     let (error, took) = tokio::task::spawn_blocking(move || {
         let mut settings =
             Settings::from_environment(|name| (name == "HF_ENDPOINT").then(|| endpoint.clone())).unwrap();
-        (settings.stall, settings.tries) = (Duration::from_millis(300), 1);
+        (settings.stall, settings.attempts) = (Duration::from_millis(300), 1);
         let hub = Hub::new(settings).unwrap();
         let listing = hub.list(&"hf://owner/name".parse::<Repository>().unwrap()).unwrap();
         let model = listing.files.iter().find(|file| file.path.ends_with("model.onnx")).unwrap();
         let since = Instant::now();
-        let folder = Folder::open(&folder).unwrap();
+        let folder = DownloadFolder::open(&folder).unwrap();
         (hub.fetch(&listing, model, &folder, &mut |_| ()).unwrap_err().to_string(), since.elapsed())
     })
     .await

@@ -18,7 +18,7 @@ fn field<'a>(rows: &'a [Value], name: &str) -> Vec<&'a str> {
     rows.iter().map(|row| row[name].as_str().unwrap_or_default()).collect()
 }
 
-/// Two jobs that failed for want of a good download, and a message that nobody understands.
+/// Two jobs that failed because of broken downloads, and an invalid message.
 async fn with_dead_letters() -> Lab {
     let mut lab = Lab::new().await;
     let direct = lab.endpoint.clone();
@@ -49,7 +49,7 @@ async fn with_dead_letters() -> Lab {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_at_dead_letters_takes_none_away() {
+async fn listing_dead_letters_consumes_none() {
     let lab = with_dead_letters().await;
     for _ in 0..30 {
         let listed = lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok();
@@ -75,7 +75,7 @@ async fn looking_at_dead_letters_takes_none_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replayed_job_keeps_its_id_starts_anew_and_gets_its_verdict() {
+async fn a_replayed_job_keeps_its_id_counts_from_zero_and_gets_its_verdict() {
     let lab = with_dead_letters().await;
     let careless = lab.run(&["dead", "replay"]).await;
     assert_eq!(careless.status, 2, "{}", careless.stderr);
@@ -108,7 +108,7 @@ async fn a_replayed_job_keeps_its_id_starts_anew_and_gets_its_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropped_letters_are_gone_and_others_stay() {
+async fn dropped_letters_are_gone_and_the_others_stay() {
     let lab = with_dead_letters().await;
     let dropped = lab.run(&["dead", "drop", "--id", "job-1", "--id", "odd"]).await.expect_ok();
     assert!(dropped.stderr.contains("2 dead letters dropped"), "{}", dropped.stderr);

@@ -1,18 +1,20 @@
-//! Figures to stdout: tables for people, one row a figure for machines.
+//! Figures to stdout: tables for people, one row per figure for machines.
 
 use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
 use super::super::output::{Format, Output, table};
-use crate::evaluate::findings::Findings;
-use crate::evaluate::metrics::{BINS, Bin, Calibration, Threshold, share, wilson};
-use crate::evaluate::summary::{Role, Row, Summary};
+use crate::evaluate::metrics::{
+    CALIBRATION_BINS, Calibration, CalibrationBin, ThresholdFigures, share, wilson_interval,
+};
+use crate::evaluate::results::EvaluationResults;
+use crate::evaluate::summary::{DatasetSummary, Summary, ThresholdRole};
 use crate::job::exact;
 
-/// Of CSV. `kind` tells the rows apart: dataset, overall, threshold, recommendation, unscored; what a kind has not is
-/// empty.
-const COLUMNS: [&str; 27] = [
+/// The columns of CSV. `kind` is dataset, overall, threshold, recommendation or unscored; columns that a kind does not
+/// have are empty.
+const EVALUATION_COLUMNS: [&str; 27] = [
     "kind",
     "detector",
     "label",
@@ -42,25 +44,23 @@ const COLUMNS: [&str; 27] = [
     "reason",
 ];
 
-/// Fields of one row.
-type Fields = Map<String, Value>;
+type RowFields = Map<String, Value>;
 
-/// Prints everything in the format asked for.
-pub(super) fn print(format: Format, summaries: &[Summary<'_>], findings: &Findings) -> std::io::Result<()> {
+pub(super) fn print(format: Format, summaries: &[Summary<'_>], results: &EvaluationResults) -> std::io::Result<()> {
     if format == Format::Table {
         let blocks: Vec<String> = summaries.iter().map(text).collect();
         return std::io::stdout().write_all(blocks.join("\n").as_bytes());
     }
-    let mut output = Output::new(format, &COLUMNS)?;
+    let mut output = Output::new(format, &EVALUATION_COLUMNS)?;
     for summary in summaries {
-        for row in summary.datasets.iter().map(|row| ("dataset", dataset(row))).chain(rest(summary)) {
+        for row in summary.datasets.iter().map(|row| ("dataset", dataset(row))).chain(overall_rows(summary)) {
             output.row(&of_subject(summary, row))?;
         }
     }
-    for unscored in &findings.unscored {
+    for unscored in &results.unscored {
         output.row(&fields([
             ("kind", json!("unscored")),
-            ("dataset", json!(findings.datasets[unscored.dataset])),
+            ("dataset", json!(results.datasets[unscored.dataset])),
             ("image", json!(unscored.image)),
             ("images", json!(unscored.images)),
             ("reason", json!(unscored.reason)),
@@ -69,39 +69,39 @@ pub(super) fn print(format: Format, summaries: &[Summary<'_>], findings: &Findin
     output.finish()
 }
 
-/// All rows of a subject but those of the datasets.
-fn rest<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'static str, Fields)> + 'a {
+/// The rows of a subject that are not about one dataset.
+fn overall_rows<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'static str, RowFields)> + 'a {
     let thresholds = summary.thresholds.iter().map(|(at, roles)| ("threshold", threshold(at, roles)));
     let recommendation = fields([
-        ("review_fpr", json!(summary.wanted.review)),
+        ("review_fpr", json!(summary.target_rates.review)),
         ("review_at", json!(summary.review_at.map(exact))),
-        ("flag_fpr", json!(summary.wanted.flag)),
+        ("flag_fpr", json!(summary.target_rates.flag)),
         ("flag_at", json!(summary.flag_at.map(exact))),
         ("caution", json!(summary.caution())),
     ]);
     std::iter::once(("overall", overall(summary))).chain(thresholds).chain([("recommendation", recommendation)])
 }
 
-fn of_subject(summary: &Summary<'_>, (kind, row): (&str, Fields)) -> Fields {
+fn of_subject(summary: &Summary<'_>, (kind, row): (&str, RowFields)) -> RowFields {
     let subject = summary.subject;
     let whose =
         fields([("kind", json!(kind)), ("detector", json!(subject.detector)), ("label", json!(subject.positive))]);
     whose.into_iter().chain(row).collect()
 }
 
-fn dataset(row: &Row<'_>) -> Fields {
+fn dataset(row: &DatasetSummary<'_>) -> RowFields {
     fields([
         ("dataset", json!(row.name)),
         ("images", json!(row.images.images())),
         ("positives", json!(row.images.positives)),
         ("negatives", json!(row.images.negatives)),
-        ("correct", json!(row.right)),
+        ("correct", json!(row.correct)),
         ("accuracy", json!(row.accuracy())),
         ("unscored", json!(row.unscored)),
     ])
 }
 
-fn overall(summary: &Summary<'_>) -> Fields {
+fn overall(summary: &Summary<'_>) -> RowFields {
     let mut row = dataset(&summary.overall());
     row.shift_remove("dataset");
     row.extend(fields([
@@ -114,11 +114,11 @@ fn overall(summary: &Summary<'_>) -> Fields {
 }
 
 fn calibration(calibration: &Calibration) -> Value {
-    let bin = |bin: &Bin| json!({"images": bin.images, "mean_score": bin.mean_score(), "share_positive": bin.share_positive()});
+    let bin = |bin: &CalibrationBin| json!({"images": bin.images, "mean_score": bin.mean_score(), "share_positive": bin.share_positive()});
     calibration.bins.iter().map(bin).collect()
 }
 
-fn threshold(threshold: &Threshold, roles: &[Role]) -> Fields {
+fn threshold(threshold: &ThresholdFigures, roles: &[ThresholdRole]) -> RowFields {
     fields([
         ("threshold", exact(threshold.at)),
         ("note", json!((!roles.is_empty()).then(|| note(roles)))),
@@ -130,51 +130,54 @@ fn threshold(threshold: &Threshold, roles: &[Role]) -> Fields {
     ])
 }
 
-fn note(roles: &[Role]) -> String {
+fn note(roles: &[ThresholdRole]) -> String {
     roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn fields<const N: usize>(fields: [(&str, Value); N]) -> Fields {
+fn fields<const N: usize>(fields: [(&str, Value); N]) -> RowFields {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// A subject as people read it.
 fn text(summary: &Summary<'_>) -> String {
     let subject = summary.subject;
-    let mut rows: Vec<Fields> = summary.datasets.iter().map(dataset).collect();
+    let mut rows: Vec<RowFields> = summary.datasets.iter().map(dataset).collect();
     if rows.len() > 1 {
         rows.push(dataset(&summary.overall()));
     }
     let mut text = format!("{}: \"{}\" against any other label\n", subject.detector, subject.positive);
     text += &table(&["dataset", "images", "positives", "correct", "accuracy", "unscored"], &rows);
-    text += "\ncorrect: a score of at least 0.5 for a positive image, of less for any other\n\n";
+    text += "\ncorrect: a score of at least 0.5 for a positive image, a lower score for any other\n\n";
 
     let figure = |value: Option<f64>| value.map_or_else(|| "not defined on these images".into(), |v| format!("{v:.4}"));
     text += &format!("ROC AUC                     {}\n", figure(summary.curve.roc_auc()));
     text += &format!("average precision           {}\n", figure(summary.curve.average_precision()));
-    text += &format!("expected calibration error  {} ({BINS} bins)\n\n", figure(summary.calibration.expected_error()));
+    text += &format!(
+        "expected calibration error  {} ({CALIBRATION_BINS} bins)\n\n",
+        figure(summary.calibration.expected_error())
+    );
 
-    let rows: Vec<Fields> = summary
+    let rows: Vec<RowFields> = summary
         .thresholds
         .iter()
         .map(|(at, roles)| {
             let mut row = threshold(at, roles);
-            // Rounding could move a threshold to the other side of an image.
+            // Printed in full: a rounded threshold could lie on the other side of an image's score.
             row.insert("threshold".into(), json!(at.at.to_string()));
             row
         })
         .collect();
     text += &table(&["threshold", "precision", "recall", "false_positive_rate", "note"], &rows);
     text += "\n";
-    for (name, at, wanted) in
-        [("review_at", summary.review_at, summary.wanted.review), ("flag_at", summary.flag_at, summary.wanted.flag)]
-    {
+    for (name, at, target) in [
+        ("review_at", summary.review_at, summary.target_rates.review),
+        ("flag_at", summary.flag_at, summary.target_rates.flag),
+    ] {
         let Some(at) = at else { continue };
         let (reached, negatives) = (summary.curve.at(at).negatives, summary.curve.total().negatives);
         let rate = share(reached, negatives).unwrap_or_default();
-        let (low, high) = wilson(reached, negatives).unwrap_or_default();
+        let (low, high) = wilson_interval(reached, negatives).unwrap_or_default();
         text += &format!(
-            "{name} = {at}: false-positive rate {rate:.4} here, {low:.4} to {high:.4} with 95 % confidence; wanted {wanted}\n"
+            "{name} = {at}: false-positive rate {rate:.4} here, {low:.4} to {high:.4} with 95 % confidence; limit {target}\n"
         );
     }
     if let Some(caution) = summary.caution() {
@@ -186,20 +189,20 @@ fn text(summary: &Summary<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::summary::tests::{WANTED, findings};
+    use crate::evaluate::summary::tests::{TARGET_RATES, results};
 
     #[test]
     fn the_printed_tables() {
-        let findings = findings();
-        insta::assert_snapshot!(text(&Summary::new(&findings, 0, WANTED)));
+        let results = results();
+        insta::assert_snapshot!(text(&Summary::new(&results, 0, TARGET_RATES)));
     }
 
     #[test]
     fn every_field_of_a_row_has_a_csv_column() {
-        let findings = findings();
-        let summary = Summary::new(&findings, 0, WANTED);
-        for (kind, row) in rest(&summary).chain([("dataset", dataset(&summary.overall()))]) {
-            let missing = row.keys().filter(|key| !COLUMNS.contains(&key.as_str()) && *key != "calibration");
+        let results = results();
+        let summary = Summary::new(&results, 0, TARGET_RATES);
+        for (kind, row) in overall_rows(&summary).chain([("dataset", dataset(&summary.overall()))]) {
+            let missing = row.keys().filter(|key| !EVALUATION_COLUMNS.contains(&key.as_str()) && *key != "calibration");
             assert_eq!(missing.count(), 0, "{kind}: {row:?}");
         }
     }

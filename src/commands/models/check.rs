@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::commands::output::{Format, Output};
 use crate::config::Config;
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::exact;
 use crate::screen::{CheckedDetector, SelfTest, check_detectors};
 
@@ -17,7 +17,7 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
         match checked {
             Ok(checked) => output.row(&row(&checked))?,
             Err(e) => {
-                let error = with_causes(&e);
+                let error = error_text(&e);
                 // A detector that fails has no name yet, so that its folder stands for it.
                 let known = [("name", json!(folder)), ("proved", json!(false)), ("error", json!(error))];
                 output.row(&known.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())?;

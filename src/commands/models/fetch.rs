@@ -8,7 +8,7 @@ use clap::Args;
 use crate::commands::progress::{Progress, Unit};
 use crate::config::{Config, DetectorEntry};
 use crate::detector::{MODEL_PATHS, external_files};
-use crate::hub::{Fetched, Folder, Hub, Listing, RemoteFile, Repository, Settings};
+use crate::hub::{DownloadFolder, FetchedFile, Hub, Listing, RemoteFile, Repository, Settings};
 use crate::screen::packages;
 
 /// The record of what was fetched, in the format of `sha256sum`.
@@ -53,7 +53,8 @@ fn fetch(repository: &Repository, to: &Path, raw: bool, config: &Config) -> anyh
         bail!("{repository} has no weights that models/convert.py can read (*.pt, *.pth, *.bin, *.safetensors)");
     }
 
-    let mut download = PackageDownload { hub: &hub, listing: &listing, folder: Folder::open(to)?, fetched: Vec::new() };
+    let mut download =
+        PackageDownload { hub: &hub, listing: &listing, folder: DownloadFolder::open(to)?, fetched: Vec::new() };
     download.all(&wanted)?;
     if let Some(model) = model.filter(|_| !raw) {
         let weights = weights_of(&listing, to, model)?;
@@ -80,8 +81,8 @@ fn fetch(repository: &Repository, to: &Path, raw: bool, config: &Config) -> anyh
 struct PackageDownload<'a> {
     hub: &'a Hub,
     listing: &'a Listing,
-    folder: Folder,
-    fetched: Vec<Fetched>,
+    folder: DownloadFolder,
+    fetched: Vec<FetchedFile>,
 }
 
 impl PackageDownload<'_> {
@@ -149,7 +150,7 @@ fn weights_of<'a>(listing: &'a Listing, to: &Path, model: &RemoteFile) -> anyhow
 }
 
 /// One line for each file, as `sha256sum -c` reads them.
-fn sums(fetched: &mut [Fetched]) -> String {
+fn sums(fetched: &mut [FetchedFile]) -> String {
     fetched.sort_by(|a, b| a.path.cmp(&b.path));
     fetched.iter().map(|file| format!("{}  {}\n", file.sha256, file.path.display())).collect()
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::super::files;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_scores, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Ledger, NewVerdict};
@@ -135,7 +135,7 @@ impl<'a> Scan<'a> {
                 Err(error @ ScreenError::Undecodable(_)) => {
                     return Ok(unscored(object, Outcome::Undecodable, error.to_string()));
                 }
-                Err(error) => return Ok(unscored(object, Outcome::Failed, with_causes(&error))),
+                Err(error) => return Ok(unscored(object, Outcome::Failed, error_text(&error))),
             },
         };
         let shown = std::mem::take(&mut screened.shown);

@@ -1,25 +1,23 @@
-//! Whether a score of 0.8 is right in eight of ten cases.
+//! Calibration: whether eight of ten images with a score of 0.8 are positive.
 
-use super::{Scored, real, share};
+use super::{ScoredImage, as_f64, share};
 
 /// Bins of equal width over `0..=1`, as many as Guo et al., "On Calibration of Modern Neural Networks" (2017), use.
-pub const BINS: usize = 15;
+pub const CALIBRATION_BINS: usize = 15;
 
 /// The images whose scores fall into one bin.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Bin {
-    /// How many.
+pub struct CalibrationBin {
     pub images: u64,
-    /// How many of them are positive.
     pub positives: u64,
     sum: f64,
 }
 
-impl Bin {
+impl CalibrationBin {
     /// The mean score; `None` in an empty bin.
     #[must_use]
     pub fn mean_score(&self) -> Option<f64> {
-        (self.images > 0).then(|| self.sum / real(self.images))
+        (self.images > 0).then(|| self.sum / as_f64(self.images))
     }
 
     /// The share that is positive; `None` in an empty bin.
@@ -33,15 +31,15 @@ impl Bin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     /// From 0 to 1.
-    pub bins: [Bin; BINS],
+    pub bins: [CalibrationBin; CALIBRATION_BINS],
 }
 
 impl Calibration {
     /// Sorts the images into bins.
-    pub fn new(images: impl IntoIterator<Item = Scored>) -> Self {
-        let mut bins = [Bin::default(); BINS];
+    pub fn new(images: impl IntoIterator<Item = ScoredImage>) -> Self {
+        let mut bins = [CalibrationBin::default(); CALIBRATION_BINS];
         for image in images {
-            let bin = &mut bins[position(image.score, BINS)];
+            let bin = &mut bins[bin_index(image.score, CALIBRATION_BINS)];
             bin.images += 1;
             bin.positives += u64::from(image.positive);
             bin.sum += f64::from(image.score);
@@ -55,14 +53,14 @@ impl Calibration {
     pub fn expected_error(&self) -> Option<f64> {
         let images: u64 = self.bins.iter().map(|bin| bin.images).sum();
         // n_b · |mean − share| is |sum of scores − positives|.
-        let gaps: f64 = self.bins.iter().map(|bin| (bin.sum - real(bin.positives)).abs()).sum();
-        (images > 0).then(|| gaps / real(images))
+        let gaps: f64 = self.bins.iter().map(|bin| (bin.sum - as_f64(bin.positives)).abs()).sum();
+        (images > 0).then(|| gaps / as_f64(images))
     }
 }
 
-/// Which of `bins` bins of equal width a score is in.
-pub(in crate::evaluate) fn position(score: f32, bins: usize) -> usize {
-    let upper = |bin: usize| real(bin as u64 + 1) / real(bins as u64);
+/// The index of the bin that a score falls into, of `bins` bins of equal width.
+pub(in crate::evaluate) fn bin_index(score: f32, bins: usize) -> usize {
+    let upper = |bin: usize| as_f64(bin as u64 + 1) / as_f64(bins as u64);
     (0..bins).find(|bin| f64::from(score) < upper(*bin)).unwrap_or(bins - 1)
 }
 
@@ -73,11 +71,11 @@ mod tests {
 
     #[test]
     fn a_bin_begins_at_its_lower_edge_and_the_last_one_ends_with_1() {
-        assert_eq!([0.0, 0.249_999, 0.25, 0.75, 1.0].map(|score| position(score, 4)), [0, 0, 1, 3, 3]);
+        assert_eq!([0.0, 0.249_999, 0.25, 0.75, 1.0].map(|score| bin_index(score, 4)), [0, 0, 1, 3, 3]);
     }
 
     #[test]
-    fn the_error_of_a_case_done_by_hand() {
+    fn the_error_of_a_case_computed_by_hand() {
         // Two of ten at 0.2 are positive: no error. Of ten at 0.9 only five are, of ten at 0.4 eight: off by 0.4 either
         // way, over two thirds of all images.
         let ten = |score: f32, positives: u8| (0..10).map(move |i| (score, i < positives));

@@ -1,24 +1,22 @@
-//! What a threshold would do, and which one to take for a wanted false-positive rate.
+//! The figures of a threshold, and the threshold to recommend for a false-positive rate.
 
-use super::{Curve, Reached, real, share};
+use super::{ClassCounts, Curve, as_f64, share};
 
-/// What the images do at one threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Threshold {
-    /// Reached by scores from here on.
+pub struct ThresholdFigures {
+    /// ClassCounts by scores from here on.
     pub at: f32,
-    /// Who reaches it.
-    pub reached: Reached,
-    /// The share of positives among those; `None` where nobody does.
+    /// The images that reach it.
+    pub reached: ClassCounts,
+    /// The share of positives among them; `None` where no image reaches it.
     pub precision: Option<f64>,
-    /// The share of all positives that do; `None` without a positive image.
+    /// The share of all positives that reach it; `None` without a positive image.
     pub recall: Option<f64>,
-    /// The share of all negatives that do; `None` without a negative image.
+    /// The share of all negatives that reach it; `None` without a negative image.
     pub false_positive_rate: Option<f64>,
 }
 
-impl Threshold {
-    /// Looks a threshold up.
+impl ThresholdFigures {
     #[must_use]
     pub fn new(curve: &Curve, at: f32) -> Self {
         let (reached, total) = (curve.at(at), curve.total());
@@ -32,26 +30,26 @@ impl Threshold {
     }
 }
 
-/// The lowest threshold at which at most the share `wanted` of the negative images is called positive: the one that
-/// finds most. Of all thresholds that no image tells apart, the one with the fewest decimals.
+/// The lowest threshold that at most the share `max_rate` of the negative images reaches; the lowest one finds the most
+/// positive images. Of thresholds between which there is no score, the one with the fewest decimals.
 ///
-/// `None` where there is no negative image, or where more of them than wanted have the score 1.
+/// `None` where there is no negative image, or where more than that share of them have the score 1.
 #[must_use]
-pub fn recommend(curve: &Curve, wanted: f64) -> Option<f32> {
+pub fn recommend(curve: &Curve, max_rate: f64) -> Option<f32> {
     let negatives = curve.total().negatives;
-    let within = |reached: Reached| share(reached.negatives, negatives).is_some_and(|rate| rate <= wanted);
+    let within = |reached: ClassCounts| share(reached.negatives, negatives).is_some_and(|rate| rate <= max_rate);
     if negatives == 0 {
         return None;
     }
     let steps = curve.steps();
     let allowed = steps.partition_point(|(_, reached)| within(*reached));
     let highest = allowed.checked_sub(1).map_or(1.0, |last| steps[last].0);
-    // Where every score is allowed, so is 0.
+    // Where every score may reach it, the threshold is 0.
     let Some((above, _)) = steps.get(allowed) else { return Some(0.0) };
     (*above < highest).then(|| fewest_decimals(*above, highest))
 }
 
-/// The number in `above < x <= highest` that is shortest to write, the smallest of those.
+/// The number in `above < x <= highest` with the fewest decimals; the smallest of several.
 fn fewest_decimals(above: f32, highest: f32) -> f32 {
     let candidates = (1..=9).map(|decimals| {
         let scale = 10f64.powi(decimals);
@@ -62,14 +60,14 @@ fn fewest_decimals(above: f32, highest: f32) -> f32 {
     candidates.find(|x| above < *x && *x <= highest).unwrap_or(highest)
 }
 
-/// Between what a share of `part` in `whole` may truly be, with 95 % confidence: Wilson's score interval (1927), which
-/// holds for shares near 0 too. `None` for a whole of nothing.
+/// The 95 % confidence interval of the share `part / whole`: Wilson's score interval (1927), which is also valid near 0.
+/// `None` where the whole is 0.
 #[must_use]
-pub fn wilson(part: u64, whole: u64) -> Option<(f64, f64)> {
+pub fn wilson_interval(part: u64, whole: u64) -> Option<(f64, f64)> {
     /// The 97.5 % quantile of the normal distribution.
     const Z: f64 = 1.959_963_984_540_054;
     let p = share(part, whole)?;
-    let n = real(whole);
+    let n = as_f64(whole);
     let centre = p + Z * Z / (2.0 * n);
     let spread = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + Z * Z / n;
@@ -87,7 +85,7 @@ mod tests {
         #[test]
         fn a_higher_threshold_is_reached_by_fewer(images in images(), a in 0.0f32..=1.0, b in 0.0f32..=1.0) {
             let curve = Curve::new(images);
-            let (low, high) = (Threshold::new(&curve, a.min(b)), Threshold::new(&curve, a.max(b)));
+            let (low, high) = (ThresholdFigures::new(&curve, a.min(b)), ThresholdFigures::new(&curve, a.max(b)));
             prop_assert!(low.recall >= high.recall && low.false_positive_rate >= high.false_positive_rate);
         }
 
@@ -95,11 +93,11 @@ mod tests {
         fn a_recommendation_keeps_the_rate_and_no_lower_score_would(images in images(), wanted in 0.0f64..=1.0) {
             let curve = Curve::new(images);
             let Some(threshold) = recommend(&curve, wanted) else {
-                let top = Threshold::new(&curve, 1.0);
+                let top = ThresholdFigures::new(&curve, 1.0);
                 prop_assert!(top.false_positive_rate.is_none_or(|rate| rate > wanted));
                 return Ok(());
             };
-            let rate = |at| Threshold::new(&curve, at).false_positive_rate.unwrap();
+            let rate = |at| ThresholdFigures::new(&curve, at).false_positive_rate.unwrap();
             prop_assert!((0.0..=1.0).contains(&threshold) && rate(threshold) <= wanted);
             for (score, _) in curve.steps().iter().filter(|(score, _)| *score < threshold) {
                 prop_assert!(rate(*score) > wanted);
@@ -118,7 +116,7 @@ mod tests {
     #[test]
     fn a_recommendation_is_short_to_write() {
         let curve = Curve::new(scored(&[(0.912_34, true), (0.873_21, true), (0.811_11, false), (0.1, false)]));
-        // Anything over 0.81111 and up to 0.87321 does the same.
+        // Every threshold above 0.81111 and up to 0.87321 has the same figures.
         assert_eq!(recommend(&curve, 0.0), Some(0.82));
         assert_eq!(recommend(&curve, 0.5), Some(0.2));
         assert_eq!(recommend(&curve, 1.0), Some(0.0));
@@ -126,10 +124,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_kept_is_not_recommended() {
+    fn a_rate_that_no_threshold_keeps_gets_no_recommendation() {
         assert_eq!(recommend(&Curve::new(scored(&[(1.0, false), (0.3, true)])), 0.5), None);
         assert_eq!(recommend(&Curve::new(scored(&[(0.9, true)])), 0.5), None);
-        // A negative image on top: only a threshold that nobody reaches will do.
+        // A negative image has the highest score: only a threshold above all scores keeps the rate.
         assert_eq!(recommend(&Curve::new(scored(&[(0.95, false), (0.3, true)])), 0.5), Some(1.0));
     }
 
@@ -137,8 +135,8 @@ mod tests {
     fn the_interval_is_wilsons() {
         // Newcombe (1998), Statistics in Medicine 17, table I, method 3: 81 of 263, and 0 of 20.
         let close = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() < 5e-5 && (a.1 - b.1).abs() < 5e-5;
-        assert!(close(wilson(81, 263).unwrap(), (0.2553, 0.3662)));
-        assert!(close(wilson(0, 20).unwrap(), (0.0, 0.1611)));
-        assert_eq!(wilson(0, 0), None);
+        assert!(close(wilson_interval(81, 263).unwrap(), (0.2553, 0.3662)));
+        assert!(close(wilson_interval(0, 20).unwrap(), (0.0, 0.1611)));
+        assert_eq!(wilson_interval(0, 0), None);
     }
 }

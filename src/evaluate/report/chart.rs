@@ -1,38 +1,36 @@
-//! A frame for a chart: axes with ticks, and marks placed by value. Colours are the page's.
+//! An SVG chart: axes with ticks, and lines, dots and bars placed by value. The page's style sheet has the colours.
 
 use super::escape;
 
-/// The plot inside the picture, in the picture's own units: where it begins and how large it is.
+/// The position and size of the plot inside the SVG, in its units.
 const LEFT: f64 = 60.0;
 const TOP: f64 = 10.0;
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 230.0;
-/// Points of a line nearer to each other than this are one.
+/// Points of a line that are nearer to each other than this are merged.
 const RESOLUTION: f64 = 0.4;
 
-/// One axis. Values run from 0 to 1; what they stand for is told by the ticks.
+/// One axis. Values run from 0 to 1; the ticks label them.
 pub(super) struct Axis<'a> {
     pub(super) label: &'a str,
-    /// Value and words.
+    /// Value and label.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
 impl<'a> Axis<'a> {
-    /// From 0 to 1 in fifths.
+    /// An axis from 0 to 1 with a tick every 0.2.
     pub(super) fn unit(label: &'a str) -> Self {
         let ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|tick| (tick, format!("{tick}")));
         Self { label, ticks: ticks.to_vec() }
     }
 }
 
-/// A chart that is being drawn.
 pub(super) struct Chart {
     title: String,
     body: String,
 }
 
 impl Chart {
-    /// An empty plot with its axes.
     pub(super) fn new(title: &str, x: &Axis<'_>, y: &Axis<'_>) -> Self {
         let mut body = String::new();
         let (bottom, right) = (TOP + HEIGHT, LEFT + WIDTH);
@@ -67,14 +65,13 @@ impl Chart {
         Self { title: title.to_owned(), body }
     }
 
-    /// A line through points.
     pub(super) fn line(&mut self, class: &str, points: &[(f64, f64)]) {
         let mut path = String::new();
         let mut last: Option<(f64, f64)> = None;
         for (i, point) in points.iter().enumerate() {
-            let (x, y) = place(*point);
+            let (x, y) = to_svg(*point);
             let far = last.is_none_or(|(a, b)| (x - a).abs() + (y - b).abs() >= RESOLUTION);
-            // The last point is where the line ends, however near.
+            // The last point is always drawn, so that the line has its end.
             if far || i + 1 == points.len() {
                 path += &format!("{}{x:.1} {y:.1}", if last.is_none() { 'M' } else { 'L' });
                 last = Some((x, y));
@@ -83,18 +80,18 @@ impl Chart {
         self.body += &format!("<path class=\"line {class}\" d=\"{path}\"/>\n");
     }
 
-    /// A dot of a radius, with words for whoever points at it.
+    /// A dot with a tooltip.
     pub(super) fn dot(&mut self, class: &str, point: (f64, f64), radius: f64, words: &str) {
-        let (x, y) = place(point);
+        let (x, y) = to_svg(point);
         self.body += &format!(
             "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius:.1}\"><title>{}</title></circle>\n",
             escape(words)
         );
     }
 
-    /// A bar from the bottom up, between two values on the x axis.
+    /// A bar between two values on the x axis, with a tooltip.
     pub(super) fn bar(&mut self, class: &str, (from, to): (f64, f64), height: f64, words: &str) {
-        let ((left, top), (right, bottom)) = (place((from, height)), place((to, 0.0)));
+        let ((left, top), (right, bottom)) = (to_svg((from, height)), to_svg((to, 0.0)));
         self.body += &format!(
             "<rect class=\"{class}\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>\n",
             right - left,
@@ -103,7 +100,7 @@ impl Chart {
         );
     }
 
-    /// The picture with its caption, which is markup.
+    /// The figure with its caption; the caption is HTML.
     pub(super) fn finish(self, caption: &str) -> String {
         let (width, height) = (LEFT + WIDTH + 14.0, TOP + HEIGHT + 42.0);
         let title = escape(&self.title);
@@ -114,8 +111,8 @@ impl Chart {
     }
 }
 
-/// From values, 0 to 1, to the picture's units.
-fn place((x, y): (f64, f64)) -> (f64, f64) {
+/// Converts values from 0 to 1 to the SVG's units.
+fn to_svg((x, y): (f64, f64)) -> (f64, f64) {
     (LEFT + x * WIDTH, TOP + (1.0 - y) * HEIGHT)
 }
 
@@ -124,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_many_points_keeps_its_ends_and_grows_no_larger_than_the_picture() {
+    fn a_line_of_many_points_keeps_its_ends_and_its_size_is_bounded() {
         let mut chart = Chart::new("t", &Axis::unit("x"), &Axis::unit("y"));
         let before = chart.body.len();
         let points: Vec<_> = (0..=100_000u32).map(|i| f64::from(i) / 100_000.0).map(|v| (v, v)).collect();

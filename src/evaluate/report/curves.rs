@@ -2,13 +2,12 @@
 
 use super::chart::{Axis, Chart};
 use super::{escape, grouped};
-use crate::evaluate::metrics::{BINS, Scored, Threshold, position, share};
-use crate::evaluate::summary::{Role, Summary};
+use crate::evaluate::metrics::{CALIBRATION_BINS, ScoredImage, ThresholdFigures, bin_index, share};
+use crate::evaluate::summary::{Summary, ThresholdRole};
 
-/// Bars a class in the histogram.
-const BARS: u8 = 20;
+/// Bars per class in the histogram.
+const HISTOGRAM_BARS: u8 = 20;
 
-/// All four.
 pub(super) fn all(summary: &Summary<'_>) -> String {
     [roc(summary), precision_recall(summary), calibration(summary), histogram(summary)].concat()
 }
@@ -17,12 +16,12 @@ fn roc(summary: &Summary<'_>) -> String {
     let mut chart = Chart::new("ROC", &Axis::unit("false-positive rate"), &Axis::unit("recall"));
     chart.line("even", &[(0.0, 0.0), (1.0, 1.0)]);
     chart.line("curve", &summary.curve.roc());
-    for (threshold, role) in marks(summary) {
+    for (threshold, role) in role_marks(summary) {
         if let (Some(x), Some(y)) = (threshold.false_positive_rate, threshold.recall) {
             chart.dot(class(role), (x, y), 4.5, &words(threshold.at, role));
         }
     }
-    chart.finish("Dashed: what guessing would do. <i class=\"key recommended\"></i> recommended and <i class=\"key policy\"></i> configured thresholds.")
+    chart.finish("Dashed: random guessing. <i class=\"key recommended\"></i> recommended and <i class=\"key policy\"></i> configured thresholds.")
 }
 
 fn precision_recall(summary: &Summary<'_>) -> String {
@@ -32,12 +31,12 @@ fn precision_recall(summary: &Summary<'_>) -> String {
         chart.line("even", &[(0.0, share), (1.0, share)]);
     }
     chart.line("curve", &summary.curve.precision_recall());
-    for (threshold, role) in marks(summary) {
+    for (threshold, role) in role_marks(summary) {
         if let (Some(x), Some(y)) = (threshold.recall, threshold.precision) {
             chart.dot(class(role), (x, y), 4.5, &words(threshold.at, role));
         }
     }
-    chart.finish("Dashed: the share of positive images, which is what guessing would do.")
+    chart.finish("Dashed: random guessing, which is the share of positive images.")
 }
 
 fn calibration(summary: &Summary<'_>) -> String {
@@ -51,17 +50,17 @@ fn calibration(summary: &Summary<'_>) -> String {
     for (x, y, images) in dots {
         let part = share(images, all).unwrap_or_default();
         let words = format!("{} images: mean score {x:.4}, share of positive images {y:.4}", grouped(images));
-        // The area follows the number of images.
+        // The dot's area is proportional to the number of images.
         chart.dot("bin", (x, y), 2.5 + 9.0 * part.sqrt(), &words);
     }
-    chart.finish(&format!("{BINS} bins; a dot’s area follows its images. On the dashed line scores are probabilities; below it they promise too much."))
+    chart.finish(&format!("{CALIBRATION_BINS} bins; the area of a dot grows with its images. On the dashed line scores are probabilities; below it they are too high."))
 }
 
-/// Counts on a logarithmic scale: scores pile up at both ends, and what lies between is what thresholds are about.
+/// Counts on a logarithmic scale: most scores lie at both ends, but thresholds are chosen between them.
 fn histogram(summary: &Summary<'_>) -> String {
-    let mut counts = [[0u64; 2]; BARS as usize];
-    for Scored { score, positive } in summary.scored() {
-        counts[position(score, counts.len())][usize::from(positive)] += 1;
+    let mut counts = [[0u64; 2]; HISTOGRAM_BARS as usize];
+    for ScoredImage { score, positive } in summary.scored() {
+        counts[bin_index(score, counts.len())][usize::from(positive)] += 1;
     }
     let largest = counts.iter().flatten().copied().max().unwrap_or_default().max(9);
     let decades = largest.ilog10() + 1;
@@ -71,7 +70,7 @@ fn histogram(summary: &Summary<'_>) -> String {
     let mut chart = Chart::new("Scores", &Axis::unit("score"), &y);
     let positive = &summary.subject.positive;
     for (i, [negatives, positives]) in (0u8..).zip(counts) {
-        let (from, width) = (f64::from(i) / f64::from(BARS), 1.0 / f64::from(BARS));
+        let (from, width) = (f64::from(i) / f64::from(HISTOGRAM_BARS), 1.0 / f64::from(HISTOGRAM_BARS));
         let range = format!("score {from:.2} to {:.2}", from + width);
         let middle = from + width / 2.0;
         let words = format!("{range}: {} not “{positive}”", grouped(negatives));
@@ -90,17 +89,17 @@ fn log10(count: u64) -> f64 {
     (count as f64).log10()
 }
 
-fn marks<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'a Threshold, Role)> {
+fn role_marks<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'a ThresholdFigures, ThresholdRole)> {
     summary.thresholds.iter().flat_map(|(threshold, roles)| roles.iter().map(move |role| (threshold, *role)))
 }
 
-fn class(role: Role) -> &'static str {
+fn class(role: ThresholdRole) -> &'static str {
     match role {
-        Role::PolicyReview | Role::PolicyFlag => "policy",
-        Role::RecommendedReview | Role::RecommendedFlag => "recommended",
+        ThresholdRole::PolicyReview | ThresholdRole::PolicyFlag => "policy",
+        ThresholdRole::RecommendedReview | ThresholdRole::RecommendedFlag => "recommended",
     }
 }
 
-fn words(at: f32, role: Role) -> String {
+fn words(at: f32, role: ThresholdRole) -> String {
     format!("{} = {at}", role.as_str())
 }

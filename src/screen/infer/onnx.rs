@@ -17,7 +17,7 @@ use ort::value::{TensorElementType, ValueType};
 use super::{InferError, ModelSession, Pixels, SessionError, SessionRun};
 use crate::config::{Device, InferenceConfig};
 use crate::detector::{Channels, Detector, Normalisation};
-use crate::errors::with_causes;
+use crate::error_text;
 use input_buffers::InputBuffers;
 
 /// The shared library's name for the system's loader.
@@ -89,7 +89,7 @@ impl OnnxRuntime {
             Device::Auto => match self.on_cuda(detector) {
                 Ok(session) => Ok(session),
                 Err(e) => {
-                    tracing::debug!(detector = detector.name, error = with_causes(&e), "no GPU, using the CPU");
+                    tracing::debug!(detector = detector.name, error = error_text(&e), "no GPU, using the CPU");
                     self.on_cpu(detector)
                 }
             },

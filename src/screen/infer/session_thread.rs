@@ -9,7 +9,7 @@ use super::batch_queue::{BatchQueue, NextStep};
 use super::warm_up::blank_image;
 use super::{ModelSession, largest_warm_batch};
 use crate::detector::{Activation, Detector};
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::screen::error::{ScreenError, SessionError};
 use crate::screen::pixels::Pixels;
 use crate::telemetry::{metrics, traces};
@@ -101,7 +101,7 @@ impl SessionThread<'_> {
             let answered = self.answer(batch);
             self.queue.with(BatchQueue::batch_done);
             if let Err(error) = answered {
-                let reason = format!("a blank image cannot be scored either: {}", with_causes(&error));
+                let reason = format!("a blank image cannot be scored either: {}", error_text(&error));
                 tracing::error!(detector = self.detector.name, reason, "session is broken");
                 let reason = format!("detector {}: its session is broken: {reason}", self.detector.name);
                 self.report_broken.send_replace(Some(reason));

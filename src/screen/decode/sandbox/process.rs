@@ -19,7 +19,7 @@ use super::protocol::{
 };
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
-use crate::errors::with_causes;
+use crate::error_text;
 use crate::job::{ImageInfo, format_name};
 use crate::screen::decode::memory_budget::MemorySource;
 use crate::screen::decode::{DecodeRequest, DecodedImage};
@@ -156,7 +156,7 @@ impl<'a> SupervisedDecoder<'a> {
                 Ok(process) => return Ok(process),
                 Err(error) if since.elapsed() > RESTART_TIMEOUT => return Err(error),
                 Err(error) => {
-                    let error = with_causes(&error);
+                    let error = error_text(&error);
                     tracing::warn!(error, "no decoder process, trying again");
                 }
             }

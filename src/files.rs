@@ -1,4 +1,4 @@
-//! Local files: finding and reading them.
+//! Local files: finding them below paths, in a fixed order, and reading them.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,17 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use walkdir::{DirEntry, WalkDir};
 
-/// Every file below the paths: the paths in the given order, a folder's content by name. A path that cannot be read is an
-/// error that names it. Pipes, devices and links to folders are skipped inside folders, but never as a given path.
-pub(super) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send {
+/// Every file below the paths: the paths in the given order, the files of a folder by name. What cannot be read is an
+/// error item that names its path. Pipes, devices and links to folders are skipped inside folders, but not where they were
+/// given as a path.
+pub(crate) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<PathBuf>> + Send {
     paths.into_iter().flat_map(|path| {
         WalkDir::new(path).sort_by_file_name().into_iter().filter_map(|entry| match entry {
             Ok(entry) if entry.file_type().is_dir() => None,
-            // A given link to a folder is followed. The link itself is not a file.
+            // `WalkDir` follows a link that was given as a path; the link itself is no file.
             Ok(entry) if entry.depth() == 0 && entry.path_is_symlink() && entry.path().is_dir() => None,
             Ok(entry) if entry.depth() > 0 && !leads_to_file(&entry) => {
-                tracing::debug!(path = %entry.path().display(), "skipped, not a file");
+                tracing::debug!(path = %entry.path().display(), "skipped: not a file");
                 None
             }
             Ok(entry) => Some(Ok(entry.into_path())),
@@ -26,7 +27,7 @@ pub(super) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<P
     })
 }
 
-/// A broken link counts as a file, so that its error is reported.
+/// A broken link counts as a file, so that its owner sees an error.
 fn leads_to_file(entry: &DirEntry) -> bool {
     entry.file_type().is_file()
         || (entry.file_type().is_symlink() && entry.path().metadata().map_or(true, |found| found.is_file()))
@@ -40,9 +41,9 @@ fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     }
 }
 
-/// A file's bytes and their SHA-256, read off the runtime's threads; `None` for a file that turns out to be longer than
-/// `limit` bytes, whatever its directory entry says.
-pub(super) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, [u8; 32])>> {
+/// A file's bytes and their SHA-256, read on a blocking thread; `None` for a file with more than `limit` bytes, also
+/// where its directory entry has a smaller length.
+pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, [u8; 32])>> {
     tokio::task::spawn_blocking(move || {
         let read = || {
             let file = std::fs::File::open(&path)?;

@@ -1,13 +1,13 @@
-//! This process and its decoders, as Linux counts what they use.
+//! This process and its decoder processes, and the processor time they have used, from Linux's `/proc`.
 
 use std::fs;
 use std::time::Duration;
 
-/// A tick in which `/proc` counts processor time: USER_HZ, 100 a second on every architecture that we build for.
+/// The unit of processor time in `/proc`: USER_HZ is 100 per second on every architecture that we build for.
 const TICK: Duration = Duration::from_millis(10);
 
-/// This process and its children, which are its decoders.
-pub(super) fn processes() -> Vec<u32> {
+/// The ids of this process and of its children, which are its decoder processes.
+pub(crate) fn processes() -> Vec<u32> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     let children: String = children.collect();
@@ -15,16 +15,16 @@ pub(super) fn processes() -> Vec<u32> {
     std::iter::once(std::process::id()).chain(children).collect()
 }
 
-/// Processor time that these and the decoders before them have used so far, to a hundredth of a second each; `None` where
-/// the system does not tell.
-pub(super) fn processor_time() -> Option<Duration> {
-    // Nothing has children there unless the kernel tells of them (CONFIG_PROC_CHILDREN).
+/// The processor time that this process and its decoder processes have used so far, those that ended included, to a
+/// hundredth of a second each; `None` where the system does not report it.
+pub(crate) fn processor_time() -> Option<Duration> {
+    // The file exists only in a kernel with CONFIG_PROC_CHILDREN.
     fs::metadata("/proc/thread-self/children").ok()?;
     processes().into_iter().map(|pid| used(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).sum()
 }
 
-/// Fields 14 to 17 of proc_pid_stat(5): its own, and that of the children that it has waited for. The second field, a
-/// name, may hold spaces and brackets.
+/// The sum of fields 14 to 17 of proc_pid_stat(5): the process's own time, and that of the children it has waited for. The
+/// second field, a name, may contain spaces and brackets.
 fn used(stat: &str) -> Option<Duration> {
     fields(stat)?.into_iter().try_fold(0, u32::checked_add).map(|ticks| TICK * ticks)
 }

@@ -1,57 +1,54 @@
-//! What an evaluation gathers: a few bytes an image and detector, and more only of the worst mistakes.
+//! The results of an evaluation: a few bytes per image and detector, and more only for the worst mistakes.
 
 use std::sync::Arc;
 
-use super::metrics::Scored;
+use super::metrics::ScoredImage;
 use super::subject::Subject;
 
-/// Everything found so far.
 #[derive(Debug)]
-pub struct Findings {
-    /// Who is evaluated.
+pub struct EvaluationResults {
     pub subjects: Arc<[Subject]>,
-    /// The datasets, in the order in which they were named first.
+    /// The names of the datasets, in the order of their first mention.
     pub datasets: Vec<String>,
     /// `[subject][dataset]`: the scores.
-    pub scored: Vec<Vec<Vec<Scored>>>,
-    /// `[subject]`: the mistakes worth looking at.
-    pub worst: Vec<Worst>,
-    /// Images without scores, in the order in which they came.
-    pub unscored: Vec<Unscored>,
+    pub scored: Vec<Vec<Vec<ScoredImage>>>,
+    /// `[subject]`: the mistakes to show.
+    pub worst: Vec<WorstMistakes>,
+    /// Images without scores, in the order of reading.
+    pub unscored: Vec<UnscoredImages>,
 }
 
 /// An image that could not be scored, or rows that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unscored {
+pub struct UnscoredImages {
     /// Index of the dataset.
     pub dataset: usize,
-    /// Which image, or from which on.
+    /// The image, or the first one of several rows.
     pub image: String,
-    /// Why, in one line.
+    /// One line.
     pub reason: String,
-    /// How many images that is: more than one where the rest of a file cannot be read.
+    /// The number of images: more than one where the rest of a file cannot be read.
     pub images: u64,
 }
 
-/// An image that was called what it is not.
+/// An image on the wrong side of the accuracy threshold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mistake {
     /// Index of the dataset.
     pub dataset: usize,
-    /// Which image.
     pub image: String,
     /// Probability of the positive class.
     pub score: f32,
-    /// What the detector saw, as a `data:` URI.
+    /// The pixels that the detector was given, as a `data:` URI.
     pub picture: Option<String>,
 }
 
-impl Findings {
-    /// Nothing yet. `keep` mistakes of either kind are kept a subject.
+impl EvaluationResults {
+    /// Empty results. Per subject, up to `keep` mistakes of either kind will be kept.
     #[must_use]
     pub fn new(subjects: Arc<[Subject]>, datasets: Vec<String>, keep: usize) -> Self {
         let scored = vec![vec![Vec::new(); datasets.len()]; subjects.len()];
-        let worst = subjects.iter().map(|_| Worst::new(keep)).collect();
+        let worst = subjects.iter().map(|_| WorstMistakes::new(keep)).collect();
         Self { subjects, datasets, scored, worst, unscored: Vec::new() }
     }
 
@@ -61,38 +58,37 @@ impl Findings {
         self.scored.iter().flatten().all(Vec::is_empty)
     }
 
-    /// How many images of a dataset have no score.
     #[must_use]
     pub fn unscored_in(&self, dataset: usize) -> u64 {
         self.unscored.iter().filter(|found| found.dataset == dataset).map(|found| found.images).sum()
     }
 }
 
-/// The mistakes that are farthest off, the worst first; of equals, those that came first.
+/// The mistakes with the largest error, the worst first; of equal ones, those that were read first.
 #[derive(Debug)]
-pub struct Worst {
+pub struct WorstMistakes {
     keep: usize,
-    /// Negative images of the highest scores.
+    /// Negative images with the highest scores.
     pub false_alarms: Vec<Mistake>,
-    /// Positive images of the lowest scores.
+    /// Positive images with the lowest scores.
     pub missed: Vec<Mistake>,
 }
 
-impl Worst {
+impl WorstMistakes {
     fn new(keep: usize) -> Self {
         Self { keep, false_alarms: Vec::new(), missed: Vec::new() }
     }
 
-    /// Takes an image if it is a mistake, and among the worst so far; only then it is made.
-    pub fn offer(&mut self, image: Scored, make: impl FnOnce() -> Mistake) {
-        if image.is_right() {
+    /// Keeps an image if it is a mistake and among the worst so far. Only then `make` is called.
+    pub fn offer(&mut self, image: ScoredImage, make: impl FnOnce() -> Mistake) {
+        if image.is_correct() {
             return;
         }
-        let off = |score: f32| if image.positive { 1.0 - score } else { score };
+        let error = |score: f32| if image.positive { 1.0 - score } else { score };
         let list = if image.positive { &mut self.missed } else { &mut self.false_alarms };
-        let place = list.partition_point(|other| off(other.score) >= off(image.score));
-        if place < self.keep {
-            list.insert(place, make());
+        let index = list.partition_point(|other| error(other.score) >= error(image.score));
+        if index < self.keep {
+            list.insert(index, make());
             list.truncate(self.keep);
         }
     }
@@ -103,8 +99,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_worst_mistakes_are_kept_and_only_they_are_made() {
-        let mut worst = Worst::new(2);
+    fn only_the_worst_mistakes_are_kept_and_pictured() {
+        let mut worst = WorstMistakes::new(2);
         let mut made = 0;
         let offered = [
             (0.6, false),
@@ -117,7 +113,7 @@ mod tests {
             (0.8, true),
         ];
         for (i, (score, positive)) in offered.into_iter().enumerate() {
-            worst.offer(Scored { score, positive }, || {
+            worst.offer(ScoredImage { score, positive }, || {
                 made += 1;
                 Mistake { dataset: 0, image: i.to_string(), score, picture: None }
             });
@@ -127,6 +123,6 @@ mod tests {
             (names(&worst.false_alarms), names(&worst.missed)),
             (vec!["1".into(), "3".into()], vec!["6".into(), "5".into()])
         );
-        assert_eq!(made, 5, "what is right or not bad enough is never made");
+        assert_eq!(made, 5, "correct images and smaller mistakes are not pictured");
     }
 }

@@ -1,0 +1,36 @@
+//! The options of a detector: `[[detectors]]`.
+
+use serde::{Deserialize, Serialize};
+
+/// One model package: a folder, or a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DetectorEntry {
+    /// The folder. A single detector without a rule gets the default rule.
+    Path(String),
+    /// The folder with a name, a pinned model file or the shadow mark.
+    Table(DetectorTable),
+}
+
+/// See [`DetectorEntry::Table`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DetectorTable {
+    /// Empty: the folder's name.
+    pub name: String,
+    /// The folder.
+    pub path: String,
+    /// The model file's SHA-256; empty: not pinned.
+    pub sha256: String,
+    /// The detector's scores are recorded, but not judged.
+    pub shadow: bool,
+}
+
+impl DetectorEntry {
+    pub(crate) fn path(&self) -> &str {
+        match self {
+            Self::Path(path) => path,
+            Self::Table(table) => &table.path,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Screens every labelled image and records the scores. The only file of this module that names the screen.
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::mpsc;
+
+use super::dataset::DatasetError;
+use super::images::{DatasetEntry, DatasetReader, ImageContent, LabelledImage};
+use super::metrics::ScoredImage;
+use super::report;
+use super::results::{EvaluationResults, Mistake, UnscoredImages};
+use crate::config::{Config, ConfigError};
+use crate::error_text;
+use crate::files;
+use crate::job::{Digests, Lane, Outcome};
+use crate::lanes::{Gate, Permit};
+use crate::screen::{Screen, ScreenError, ScreenedImage, decode};
+
+/// Edge of a mistake's picture on the page, in pixels.
+const PICTURE_EDGE: u32 = 128;
+/// Entries that wait in memory between the reader and the screening.
+const READ_AHEAD: usize = 4;
+
+/// Follows the screening while it runs.
+pub(crate) trait EvaluationObserver {
+    /// An image has been scored.
+    fn scored(&self);
+    fn unscored(&self, unscored: &UnscoredImages);
+}
+
+/// A dataset that does not fit is an error in the arguments, also where only a row deep in a file shows it.
+pub(crate) fn invalid_dataset(error: DatasetError) -> ConfigError {
+    ConfigError::Invalid { option: "--dataset".into(), what: error.to_string() }
+}
+
+/// Reads, screens and records every image, in order. With `pictures`, mistakes keep a picture for the page.
+///
+/// # Errors
+/// When a dataset does not fit, or a session failed and no further image would be scored.
+pub(crate) async fn screen_all(
+    reader: DatasetReader,
+    screen: &Screen,
+    config: &Config,
+    results: &mut EvaluationResults,
+    pictures: bool,
+    observer: &impl EvaluationObserver,
+) -> anyhow::Result<()> {
+    let digests = screen.digests(None).unwrap_or_default();
+    let (max_object_bytes, memory) = (config.storage.max_object_bytes, Gate::new(config.storage.memory_bytes));
+    let screener = Screener { screen, digests, max_object_bytes, memory };
+    // Enough to keep decoders and sessions busy.
+    let concurrency = 2 * screen.max_batch() + decode::DecoderPool::thread_count(&config.decode);
+    let (send, mut receive) = mpsc::channel(READ_AHEAD);
+    let reading = tokio::task::spawn_blocking(move || reader.read(|entry| send.blocking_send(entry).is_ok()));
+    let mut screened = stream::poll_fn(|context| receive.poll_recv(context))
+        .map(|entry| async { Ok(screener.screen(entry.map_err(invalid_dataset)?).await?) })
+        .buffered(concurrency);
+    while let Some(entry) = screened.next().await {
+        let entry: anyhow::Result<ScreenedEntry> = entry;
+        match entry? {
+            ScreenedEntry::Scored(image, sight) => {
+                record_scores(results, &image, &sight, pictures);
+                observer.scored();
+            }
+            ScreenedEntry::Unscored(unscored) => {
+                observer.unscored(&unscored);
+                results.unscored.push(unscored);
+            }
+        }
+    }
+    reading.await.context("reading the datasets")
+}
+
+enum ScreenedEntry {
+    Scored(LabelledImage, ScreenedImage),
+    Unscored(UnscoredImages),
+}
+
+struct Screener<'a> {
+    screen: &'a Screen,
+    digests: Digests,
+    max_object_bytes: u64,
+    /// Bounds the bytes of files in memory.
+    memory: Gate,
+}
+
+impl Screener<'_> {
+    /// Screens one image. Fails only where a session failed: then no further image would be scored.
+    async fn screen(&self, entry: DatasetEntry) -> Result<ScreenedEntry, ScreenError> {
+        let image = match entry {
+            DatasetEntry::Image(image) => image,
+            DatasetEntry::Unscored(unscored) => return Ok(ScreenedEntry::Unscored(unscored)),
+        };
+        let unscored = |reason: String| {
+            let (dataset, image) = (image.dataset, image.name.clone());
+            Ok(ScreenedEntry::Unscored(UnscoredImages { dataset, image, reason, images: 1 }))
+        };
+        let (bytes, _permit) = match self.read(&image.content).await {
+            Ok(read) => read,
+            Err(e) => return unscored(format!("{:#}", e.root_cause())),
+        };
+        match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
+            // Scores that are not probabilities.
+            Ok(sight) if sight.judgement.outcome == Outcome::Failed => {
+                unscored(sight.judgement.reason.unwrap_or_default())
+            }
+            Ok(sight) => Ok(ScreenedEntry::Scored(image, sight)),
+            Err(failed @ ScreenError::SessionBroken { .. }) => Err(failed),
+            Err(e) => unscored(error_text(&e)),
+        }
+    }
+
+    /// An image's bytes, and the permit for the memory they take.
+    async fn read(&self, content: &ImageContent) -> anyhow::Result<(Bytes, Permit)> {
+        let limit = self.max_object_bytes;
+        match content {
+            ImageContent::Bytes(bytes) if bytes.len() as u64 > limit => {
+                bail!("the image has {} bytes, the limit is {limit}", bytes.len());
+            }
+            ImageContent::Bytes(bytes) => Ok((bytes.clone(), self.memory.enter(Lane::Live, bytes.len() as u64).await?)),
+            ImageContent::File(path) => {
+                let length = tokio::fs::metadata(path).await?.len();
+                if length > limit {
+                    bail!("the file has {length} bytes, the limit is {limit}");
+                }
+                let permit = self.memory.enter(Lane::Live, length).await?;
+                match files::read(path.clone(), limit).await? {
+                    Some((bytes, _)) => Ok((bytes, permit)),
+                    None => bail!("the file has more bytes than the limit, {limit}"),
+                }
+            }
+        }
+    }
+}
+
+fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: &ScreenedImage, pictures: bool) {
+    let EvaluationResults { subjects, scored, worst, .. } = results;
+    for (index, subject) in subjects.iter().enumerate() {
+        // Of an animation, each detector's own highest frame counts, independently of the other detectors.
+        let scores = sight.frames.iter().filter_map(|frame| frame.get(&subject.detector)?.get(&subject.positive));
+        let Some(score) = scores.copied().reduce(f32::max) else { continue };
+        let image_scored = ScoredImage { score, positive: image.positive[index] };
+        scored[index][image.dataset].push(image_scored);
+        worst[index].offer(image_scored, || Mistake {
+            dataset: image.dataset,
+            image: image.name.clone(),
+            score,
+            picture: if pictures { picture(sight, &subject.detector) } else { None },
+        });
+    }
+}
+
+/// The first frame as the detector was given it, for the page.
+fn picture(sight: &ScreenedImage, detector: &str) -> Option<String> {
+    let (_, pixels) = sight.first_frame.iter().find(|(name, _)| name == detector)?;
+    let picture = decode::encode_picture(pixels, PICTURE_EDGE).ok()?;
+    Some(report::data_uri(picture.media_type, &picture.bytes))
+}

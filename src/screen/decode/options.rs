@@ -1,0 +1,90 @@
+//! The options of decoding: `[decode]`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigError;
+
+/// Where images are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In confined decoder processes, one per decoder thread.
+    Process,
+    /// On threads of the worker's process.
+    Thread,
+}
+
+/// How much of an image is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecodeMode {
+    /// Every pixel.
+    Exact,
+    /// A large JPEG at a half, a quarter or an eighth of its size.
+    Fast,
+}
+
+/// `[decode]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecodeConfig {
+    /// How much of an image is decoded.
+    pub mode: DecodeMode,
+    /// Decoder threads; 0: one per core.
+    pub threads: usize,
+    /// Whether the threads decode, or a process per thread.
+    pub isolation: Isolation,
+    /// Processor time that one image may take in a decoder process. The elapsed time may be three times as long, without
+    /// the wait for memory.
+    pub deadline_ms: u64,
+    /// The decoder process's program, called with the argument `decoder`; empty: this one.
+    pub helper: String,
+    /// An image wider than this is not decoded.
+    pub max_width: u32,
+    /// An image higher than this is not decoded.
+    pub max_height: u32,
+    /// An image of more pixels than this is not decoded.
+    pub max_pixels: u64,
+    /// An image whose decoding needs more memory than this is not decoded.
+    pub max_decoded_bytes: u64,
+    /// Memory for all images being decoded; further ones wait.
+    pub memory_bytes: u64,
+    /// Frames of an animated image that are screened.
+    pub max_frames: u32,
+    /// An animation of more pixels than this, over all its frames, is not decoded.
+    pub max_animation_pixels: u64,
+}
+
+impl Default for DecodeConfig {
+    fn default() -> Self {
+        Self {
+            mode: DecodeMode::Exact,
+            threads: 0,
+            isolation: Isolation::Process,
+            deadline_ms: 10_000,
+            helper: String::new(),
+            max_width: 16_384,
+            max_height: 16_384,
+            max_pixels: 100_000_000,
+            max_decoded_bytes: 512 << 20,
+            memory_bytes: 256 << 20,
+            max_frames: 4,
+            max_animation_pixels: 500_000_000,
+        }
+    }
+}
+
+impl DecodeConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !self.helper.is_empty() && !Path::new(&self.helper).is_absolute() {
+            return Err(ConfigError::invalid("decode.helper", format!("\"{}\" is not an absolute path", self.helper)));
+        }
+        ConfigError::refuse_zero(&[
+            ("decode.deadline_ms", self.deadline_ms),
+            ("decode.memory_bytes", self.memory_bytes),
+            ("decode.max_frames", self.max_frames.into()),
+        ])
+    }
+}

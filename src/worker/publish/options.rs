@@ -1,0 +1,62 @@
+//! The options of publishing: `[events]` and `[outbox]`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigError;
+use crate::job::Outcome;
+
+/// `[events]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsConfig {
+    /// The routing keys that are sent.
+    pub publish: Vec<String>,
+    /// Whether the queue `PREFIX.flagged` is declared and bound to flagged and review.
+    pub default_queue: bool,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self {
+            publish: vec!["image.flagged".into(), "image.review".into(), "image.failed".into()],
+            default_queue: true,
+        }
+    }
+}
+
+/// `[outbox]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxConfig {
+    /// Days a published event is kept.
+    pub keep_days: u32,
+    /// How often unconfirmed events are published again.
+    pub sweep_ms: u64,
+    /// Messages that await their confirmation at the same time.
+    pub in_flight: usize,
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self { keep_days: 7, sweep_ms: 5_000, in_flight: 64 }
+    }
+}
+
+impl EventsConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let known = Outcome::ALL.map(Outcome::routing_key);
+        match self.publish.iter().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(ConfigError::invalid(
+                "events.publish",
+                format!("\"{key}\" is not one of image.flagged, image.review, image.failed, image.passed"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl OutboxConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::refuse_zero(&[("outbox.in_flight", self.in_flight as u64)])
+    }
+}
