@@ -231,7 +231,7 @@ async fn what_fails_and_what_waits_is_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_is_whether_deliveries_are_consumed() {
-    let lab = Lab::new().await;
+    let lab = Lab::with_stoppable_services().await;
     lab.put("k", judged_fixtures().remove(0).bytes).await;
     let job = async |id: &str| lab.job(Lane::Live, json!({"id": id, "image": format!("s3://{}/k", lab.bucket)})).await;
     let gauges = async |worker: &Worker| {
