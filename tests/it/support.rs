@@ -1,7 +1,7 @@
 //! What one test works with: a prefix on the broker, a database, a bucket, the fixtures, and workers as processes.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use pixwarden::broker::{self, Message, Publisher, Topology};
 use pixwarden::config::SecretUrl;
 use pixwarden::job::Lane;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::{Child, Command};
@@ -22,6 +23,8 @@ use uuid::Uuid;
 
 /// How old the broker's counts of a quorum queue may be. `tests/services/instances.py` sets half of it.
 const QUEUE_COUNT_DELAY: Duration = Duration::from_millis(500);
+
+const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
 
 /// A variable that `tests/services/run` exports.
 pub fn service(name: &str) -> String {
@@ -329,6 +332,20 @@ impl Lab {
         broker::depth(&self.connection, queue).await.unwrap().map_or(0, |(messages, _)| messages)
     }
 
+    /// Waits until a queue has this number of ready messages. The broker puts the messages of a connection that has
+    /// ended back a moment later.
+    pub async fn until_waiting(&self, queue: &str, messages: u32) {
+        let since = Instant::now();
+        loop {
+            let found = self.waiting(queue).await;
+            if found == messages {
+                return;
+            }
+            assert!(since.elapsed() < Duration::from_secs(10), "{found} messages instead of {messages} in {queue}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub async fn count(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap()
     }
@@ -599,10 +616,12 @@ pub async fn fault(arguments: &'static [&'static str]) {
     tokio::task::spawn_blocking(move || control(&arguments)).await.unwrap();
 }
 
-/// Images, detectors and the verdicts of the reference implementation. The first test of a run makes them.
+/// Images, detectors and the verdicts of the reference implementation. Making them takes ten seconds, so they are kept
+/// beside the build for as long as the reference implementation stays the same.
 pub fn fixtures() -> PathBuf {
-    let parent = PathBuf::from(service("TEST_SERVICES_STATE")).parent().unwrap().to_owned();
-    let folder = parent.join("fixtures");
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(parent).unwrap();
+    let folder = parent.join(format!("fixtures-{}", reference_digest()));
     // One test makes them while the others wait.
     let lock = std::fs::File::create(parent.join("fixtures.lock")).unwrap();
     lock.lock().unwrap();
@@ -611,13 +630,26 @@ pub fn fixtures() -> PathBuf {
         let made = std::process::Command::new(service("TEST_PYTHON"))
             .args(["-m", "reference", "make"])
             .arg(making.path().join("made"))
-            .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
+            .env("PYTHONPATH", TESTS)
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         std::fs::rename(making.path().join("made"), &folder).unwrap();
     }
     folder
+}
+
+/// A digest of the code that makes the fixtures, and of the versions of the Python packages that it uses.
+fn reference_digest() -> String {
+    let code = std::fs::read_dir(Path::new(TESTS).join("reference")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = code.filter(|path| path.extension().is_some_and(|extension| extension == "py")).collect();
+    files.push(Path::new(TESTS).join("requirements.txt"));
+    files.sort();
+    let mut digest = Sha256::new();
+    for file in files {
+        digest.update(std::fs::read(file).unwrap());
+    }
+    hex::encode(digest.finalize())
 }
 
 /// One fixture and its outcome by the reference implementation.
