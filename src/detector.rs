@@ -285,7 +285,7 @@ mod tests {
         let source =
             PackageSource { folder: package.path(), name: Some("any"), sha256: None, shadow: true, decode_settings };
         let digest = Detector::load(&source).unwrap().digest;
-        assert_eq!(digest, "@PACKAGE@");
+        assert_eq!(digest, "cb4cd1b3ed462222a2f2cc532332c21292b70526bd331175b71340883b776136");
     }
 
     #[test]

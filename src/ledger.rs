@@ -22,10 +22,11 @@ use async_trait::async_trait;
 
 use crate::config::Config;
 
+pub use crate::job::event::Event;
 pub use archive::{Archive, OutboxRow, StoredVerdict, VerdictFilter};
 pub use columns::VERDICT_COLUMNS;
 pub use error::{DatabaseError, LedgerError, OpenError};
-pub use outbox::{Event, HANDOVER_DELAY, Outbox, UnpublishedEvents};
+pub use outbox::{HANDOVER_DELAY, Outbox, UnpublishedEvents};
 pub use postgres::{Postgres, PostgresIndex};
 pub use quarantine::Quarantine;
 pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};

@@ -1,58 +1,55 @@
-//! Pixwarden screens images: jobs from RabbitMQ, objects from S3, scores from ONNX detectors, verdicts in Postgres,
-//! events back to RabbitMQ. A folder may take the place of S3, and a SQLite file that of Postgres.
+//! Pixwarden screens images: jobs come from RabbitMQ, objects from S3, scores from ONNX detectors. Verdicts go to Postgres,
+//! events back to RabbitMQ. A folder can replace S3, and a SQLite file can replace Postgres.
 //!
 //! # The way of a job
 //!
 //! ```text
-//!  queue ─▶ accept ─▶ admit ─▶ blob ─▶ decode ─▶ prepare ─▶ gather ─▶ infer ─▶ judge ─▶ persist ─▶ publish ─▶ settle
-//!           message   the      object  bytes →   resize,    single →  scores   policy   verdict    outbox →   ack, retry,
-//!           → job     gate     → bytes pixels    crop       batch              → word   + event    event      dead letter
+//!  worker   accept ─▶ ┌ life ──────────────────────────────────────────────────────────────┐ ─▶ publish ─▶ settle
+//!           message   │ identify ─▶ admit ─▶ fetch ─▶ screen ────────────▶ judge ─▶ commit │    event       ack, retry
+//!           → job     │ job →       lanes,   object   decode ▶ infer       policy →  verdict│    → broker    or dead
+//!                     │ detectors   gates    → bytes  bytes → pixels →     outcome   + event│                letter
+//!                     └────────────────────────────── scores ──────────────────────────────┘
 //! ```
 //!
-//! The whole way is told by [`worker`], in the straight functions `live`, `answer`, `verdict_on` and `conclude`; how a
-//! worker starts and drains is in `worker/run.rs`.
+//! [`life`] tells a job's way in one function, `JobProcessor::process`. [`worker`] tells a delivery's way around it, in
+//! `Worker::process_delivery`. `scan` takes the same steps for a file. How a worker starts and drains is in `worker/run.rs`.
 //!
 //! # The map, in reading order
 //!
-//! | module | what it is for | what it must never know |
+//! | module | what it is for | what it does not know |
 //! |---|---|---|
-//! | [`job`] | the words: job, lane, outcome, scores, verdict; `job::forms` reads messages | any service |
-//! | [`config`] | defaults ← file ← environment ← flags, resolved and checked once | what the options do |
-//! | [`lanes`] | live before backfill, and backfill never starved | what travels in them |
-//! | `canonical` | the JSON from which digests are made that hold for years | what is digested |
-//! | `errors` | how errors are written for people | what failed |
+//! | [`job`] | the shared terms: job, lane, outcome, scores, verdict, event; `job::forms` parses messages | any service |
+//! | [`config`] | defaults ← file ← environment ← flags, merged and checked once; each stage has its `options` | what an option does |
+//! | [`lanes`] | live before backfill, also at every `Gate`; backfill is never starved | what waits in them |
 //! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
-//! | [`policy`] | rules, checked against the configured detectors; `judge`: scores → outcome | how scores are made |
-//! | [`screen`] | bytes → judgement: `decode` (and prepare, in decoder processes), `infer` (gather, run) | network, broker, database |
-//! | [`evaluate`] | labelled scores → figures and a page; the columns of parquet files | models, services |
-//! | [`broker`] | RabbitMQ: connecting, the topology, publishing that is confirmed | jobs |
-//! | [`ledger`] | what a ledger promises; `postgres` and `sqlite` keep it | why something is stored |
-//! | [`offload`] | blocking reads on a separate thread, as a stream | what is read |
-//! | [`retry`] | when to try again | what is tried |
-//! | [`worker`] | a delivery's life: `accept`, `admit`, `blob`, `health`, `persist`, `publish`, `settle` | formats, models, queries |
-//! | [`backfill`] | an archive → jobs for what has no verdict: listing, comparing, publishing at a pace | formats, models, queries |
-//! | [`hub`] | the Hugging Face Hub: what a repository holds, and its files to disk | detectors |
-//! | [`certificates`] | whom we trust, and what to do about a certificate that is refused | whom it asks |
-//! | [`commands`] | one file a subcommand, thin | |
+//! | [`policy`] | rules checked against the detectors; `judge` makes an outcome from scores | where scores come from |
+//! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
+//! | [`screen`] | bytes to scores: `decode` (in confined processes) and `infer` | network, broker, database |
+//! | [`ledger`] | the database of verdicts: five traits, with `postgres` and `sqlite` behind them | why something is stored |
+//! | [`life`] | an identified job becomes a committed verdict | the broker, HTTP |
+//! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |
+//! | [`worker`] | a delivery's way: `accept`, `publish`, `settle` | formats, models, queries |
+//! | `backfill` | publishes a job for each image of an archive that has no verdict | formats, models, queries |
+//! | `dead` | lists, replays and drops dead letters | printing |
+//! | `evaluate` | labelled images to figures and a page | services |
+//! | `bench` | measures this machine with the detectors | printing |
+//! | [`hub`] | downloads packages from the Hugging Face Hub | detectors |
+//! | [`commands`] | one file per subcommand: arguments in, one call, output | |
+//! | [`telemetry`] | log, metrics as types, health, traces | what caused an event |
 //! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
-//! | [`telemetry`] | log lines, `metrics`, health over `http`, `traces`: functions that say what happened | why it did |
 //!
-//! # What is deliberately absent, and checked by `tests/it/invariants.rs`
+//! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), [`offload`] (a blocking reader
+//! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`.
 //!
-//! - A stage of `screen/` or `worker/` does not import another stage; `screen.rs`, `screen/start.rs` and `screen/self_test.rs`,
-//!   `worker.rs` and `worker/run.rs` put them together. (The exceptions are words: `Frame`, `Pixels`, `Delivery`,
-//!   `Fetching`, `Closed`, `Permit`, `Dependency`.)
-//! - Image decoders are named in `screen/decode` only, what confines a process (`landlock`, `seccompiler`) in
-//!   `screen/decode/sandbox/confine.rs`, `ort` in `screen/infer/onnx`, the S3 SDK in `worker/blob/s3.rs`, memory straight from
-//!   the system (`memmap2`) in `worker/blob/spare.rs`, queries in `ledger/`, `backoff` in `retry.rs`, parquet in
-//!   `evaluate/columns.rs`, HTTP of our own asking in `hub` and `telemetry/traces/export.rs`, HTTP that we answer in
-//!   `telemetry/http.rs`, what counts in `telemetry/metrics.rs`, OpenTelemetry in `telemetry/traces`, paths that
-//!   strangers choose (`cap_std`) in `worker/blob/folder` and `hub/download.rs`, and lapin in `broker`, the stages that
-//!   talk to it (`accept`, `publish`, `settle`), `backfill/pace.rs` and the command `dead`.
-//! - `screen/` names no service at all.
-//! - Memory that a decoder's process shares with the worker: pixels travel over a socket, so that what was looked at
-//!   cannot change any more.
-//! - No job is acknowledged before its outcome is committed: `acker` is used in `settle.rs` only.
+//! # What is deliberately absent, checked by `tests/it/invariants.rs`
+//!
+//! - An import that the test's table of rooms does not list. [`life`] imports neither [`broker`] nor [`worker`]; [`screen`]
+//!   imports no service; nothing but [`commands`] and `bench` imports [`worker`], but for its options.
+//! - A stage that imports another stage of its room. The room's own file puts its stages together.
+//! - A library outside of its place: lapin in [`broker`], the stages that talk to it and `dead`; the S3 SDK in
+//!   `objects/s3.rs`; sqlx in [`ledger`]; ONNX Runtime in `screen/infer/onnx`; image decoders in `screen/decode`.
+//! - Memory shared with a decoder process. Pixels travel over a socket, so that they cannot change after they were checked.
+//! - An acknowledgement before the outcome is committed: only `worker/settle.rs` acknowledges.
 
 mod backfill;
 mod bench;

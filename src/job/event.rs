@@ -5,8 +5,19 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::{Revision, Verdict, event_id, exact, exact_scores, revised_event_id};
-use crate::ledger::Event;
 use crate::telemetry::traces::TraceContext;
+
+/// An event as the outbox stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The same in every delivery of this event.
+    pub id: Uuid,
+    pub routing_key: String,
+    /// The correlation id of the job's message, or else the job id.
+    pub correlation_id: String,
+    /// A CloudEvent as JSON text.
+    pub payload: String,
+}
 
 /// What an event carries over from its job.
 #[derive(Debug, Clone, Copy, Default)]

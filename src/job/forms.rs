@@ -367,7 +367,7 @@ mod tests {
         for (body, says) in [
             ("", "neither JSON nor s3://"),
             ("[]", "neither an object nor a string"),
-            ("{}", "no form of job"),
+            ("{}", "not a job"),
             (r#""https://x/y""#, "is not s3://bucket/key"),
             (r#"{"image": {"bucket": "b"}}"#, "needs `bucket` and `key`"),
             (r#"{"image": 3}"#, "neither a string nor an object"),
@@ -385,7 +385,7 @@ mod tests {
                 r#"{"specversion": "1.0", "type": "io.pixwarden.image.flagged.v1", "data": {"image": "s3://b/k"}}"#,
                 "would loop",
             ),
-            (r#"{"specversion": "1.0", "type": "x", "data": {"specversion": "1.0", "data": {}}}"#, "no form of job"),
+            (r#"{"specversion": "1.0", "type": "x", "data": {"specversion": "1.0", "data": {}}}"#, "not a job"),
         ] {
             assert!(reason(body).contains(says), "{body}: {}", reason(body));
         }

@@ -5,22 +5,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{Event, LedgerError};
 
 /// How long the process that committed an event may try to publish it before the sweeper takes it.
 pub const HANDOVER_DELAY: Duration = Duration::from_secs(30);
-
-/// An event as the outbox stores it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// The same in every delivery of this event.
-    pub id: Uuid,
-    pub routing_key: String,
-    /// The correlation id of the job's message, or else the job id.
-    pub correlation_id: String,
-    /// A CloudEvent as JSON text.
-    pub payload: String,
-}
 
 /// The unpublished events of one routing key; there is at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]

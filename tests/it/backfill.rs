@@ -71,7 +71,10 @@ pub async fn verdicts(lab: &Lab) -> BTreeMap<String, i64> {
 
 /// A world whose objects lie in a folder, where thousands cost nothing.
 pub async fn with_folder(objects: usize) -> Lab {
-    let mut lab = Lab::new().await;
+    fill_folder(Lab::new().await, objects)
+}
+
+fn fill_folder(mut lab: Lab, objects: usize) -> Lab {
     let root = lab.folder.path().join("objects");
     std::fs::create_dir_all(root.join(&lab.bucket)).unwrap();
     for i in 0..objects {
@@ -328,7 +331,7 @@ async fn invalid_arguments_are_refused_with_a_hint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_waits_for_a_broker_and_a_ledger_that_are_down() {
     const OBJECTS: usize = 2_000;
-    let lab = with_folder(OBJECTS).await;
+    let lab = fill_folder(Lab::with_stoppable_services().await, OBJECTS);
     let run = started(&lab, &[&format!("s3://{}/", lab.bucket), "--rate", "200"]);
     let since = Instant::now();
     while lab.count("SELECT count(*) FROM backfill_jobs").await < 200 {
@@ -341,7 +344,7 @@ async fn a_run_waits_for_a_broker_and_a_ledger_that_are_down() {
     assert!(ended.stderr.contains("it is tried again after a pause"), "{}", ended.stderr);
     assert_eq!(summary(&ended).published, OBJECTS as u64);
     // Our own connections are gone; a new world looks.
-    let fresh = Lab::new().await;
+    let fresh = Lab::with_stoppable_services().await;
     let bodies = fresh.drain(&lab.topology.lane(Lane::Backfill)).await;
     let distinct: BTreeSet<String> = bodies.iter().map(|(body, _)| body.to_string()).collect();
     assert_eq!(distinct.len(), OBJECTS, "{} jobs", bodies.len());

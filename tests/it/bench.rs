@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{Ended, Lab, control, good_image, judged_fixtures};
+use crate::support::{Ended, Lab, good_image, judged_fixtures};
 
 /// A world whose batches may take as long as they like, with pictures in a folder.
 async fn lab_with_images() -> (Lab, PathBuf) {
@@ -50,15 +50,14 @@ async fn is_untouched(lab: &Lab, queues_before: &BTreeSet<String>) {
     for query in ["SELECT count(*) FROM verdicts", "SELECT count(*) FROM outbox"] {
         assert_eq!(lab.count(query).await, 0, "{query}");
     }
-    assert_eq!(queues(lab), *queues_before);
+    assert_eq!(queues(lab).await, *queues_before);
     for queue in [lab.topology.lane(pixwarden::job::Lane::Live), lab.topology.dead()] {
         assert_eq!(lab.waiting(&queue).await, 0, "{queue}");
     }
 }
 
-fn queues(lab: &Lab) -> BTreeSet<String> {
-    let listed = control(&["rabbitmq", "list-queues", &lab.prefix]);
-    listed.lines().filter_map(|line| line.split('\t').next()).map(str::to_owned).collect()
+async fn queues(lab: &Lab) -> BTreeSet<String> {
+    lab.queue_counts().await.into_iter().map(|(name, ..)| name).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +66,7 @@ async fn every_part_is_measured_the_figures_agree_and_nothing_is_left_behind() {
     for key in ["archive/a.jpg", "archive/b.jpg"] {
         lab.put(key, good_image()).await;
     }
-    let before = queues(&lab);
+    let before = queues(&lab).await;
     let archive = format!("s3://{}/archive/", lab.bucket);
     let arguments = [images.to_str().unwrap(), &archive, "--ledger", &lab.ledger_url, "--price-per-hour", "0.9"];
     let (report, ended) = bench(&lab, &arguments).await;
@@ -126,7 +125,7 @@ async fn every_part_is_measured_the_figures_agree_and_nothing_is_left_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_fails_is_reported_and_the_others_are_measured() {
     let (mut lab, images) = lab_with_images().await;
-    let before = queues(&lab);
+    let before = queues(&lab).await;
     let images = images.to_str().unwrap();
     // A worker's user may make no schema, and must not need to.
     let (report, ended) = bench(&lab, &[images]).await;
@@ -202,7 +201,7 @@ async fn a_missing_sample_is_an_error_with_a_hint() {
 async fn an_interruption_during_commits_still_drops_the_tables() {
     let (mut lab, images) = lab_with_images().await;
     lab.extra = "[inference]\nmax_batch = 1".into();
-    let before = queues(&lab);
+    let before = queues(&lab).await;
     let image = images.join("good.jpg");
     let arguments = [image.to_str().unwrap(), "--seconds", "3", "--ledger", &lab.ledger_url];
     let child = command(&lab, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

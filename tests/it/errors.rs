@@ -87,12 +87,12 @@ async fn an_invalid_file_or_folder_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_bucket_is_reported_by_check_and_pauses_intake() {
     let mut lab = Lab::new().await;
-    let check = lab.run(&["check", "--bucket", "no-such-bucket"]).await;
+    let check = lab.run(&["check", "--bucket", "it-no-such-bucket"]).await;
     assert_eq!(check.status, 1);
-    contains(&check.stdout, &["FAILED  objects", "no-such-bucket"]);
-    lab.bucket = "no-such-bucket".into();
+    contains(&check.stdout, &["FAILED  objects", "it-no-such-bucket"]);
+    lab.bucket = "it-no-such-bucket".into();
     let worker = lab.started_worker().await;
-    lab.job(pixwarden::job::Lane::Live, serde_json::json!("s3://no-such-bucket/k")).await;
+    lab.job(pixwarden::job::Lane::Live, serde_json::json!("s3://it-no-such-bucket/k")).await;
     let since = std::time::Instant::now();
     while !worker.log().contains("intake is paused") {
         assert!(since.elapsed().as_secs() < 30, "{}", worker.log());

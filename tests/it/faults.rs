@@ -37,7 +37,7 @@ async fn load(lab: &Arc<Lab>, stop: tokio::sync::oneshot::Receiver<()>) -> i64 {
 
 /// Runs a fault under load; afterwards every job has passed at its first attempt.
 async fn under_load(faults: impl AsyncFnOnce(&Lab, &Worker)) {
-    let mut lab = Lab::new().await;
+    let mut lab = Lab::with_stoppable_services().await;
     lab.extra = "[worker]\nreuse_scores = false".into();
     lab.put("k", good_image()).await;
     let mut worker = lab.started_worker().await;
@@ -55,7 +55,7 @@ async fn under_load(faults: impl AsyncFnOnce(&Lab, &Worker)) {
     assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, sent);
     assert!(worker.child.try_wait().unwrap().is_none(), "it is still the same process");
     // The broker's own connections are gone; a new one looks.
-    let fresh = Lab::new().await;
+    let fresh = Lab::with_stoppable_services().await;
     for queue in [lab.topology.dead(), lab.topology.lane(Lane::Live), lab.topology.lane(Lane::Backfill)] {
         assert_eq!(fresh.waiting(&queue).await, 0, "{queue}");
     }

@@ -1,4 +1,4 @@
-//! A TCP proxy of our own before the broker or the database: a network that can go silent.
+//! A TCP proxy in front of the broker or the database: a network that can go silent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,14 +12,14 @@ const PASS: u8 = 0;
 const BLACK_HOLE: u8 = 1;
 const NO_DELIVERIES: u8 = 2;
 
-/// The proxy, and what it does to its connections, later ones included.
+/// The proxy, and how it treats its connections, present and future.
 pub struct Link {
     pub port: u16,
     mode: Arc<AtomicU8>,
 }
 
 impl Link {
-    /// Listens before a service of this machine.
+    /// Listens in front of a service on this machine.
     pub async fn before(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = Self { port: listener.local_addr().unwrap().port(), mode: Arc::default() };
@@ -31,7 +31,7 @@ impl Link {
                     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     let (from_client, to_client) = client.into_split();
                     let (from_server, to_server) = server.into_split();
-                    // A connection that either side closes ends here for both.
+                    // When one side closes its connection, the other side's is closed too.
                     tokio::select! {
                         _ = requests(from_client, to_server, &mode) => {}
                         _ = answers(from_server, to_client, &mode) => {}
@@ -42,12 +42,12 @@ impl Link {
         link
     }
 
-    /// Lets nothing through any more, and closes nothing.
+    /// Stops passing anything on, and keeps the connections open.
     pub fn black_hole(&self) {
         self.mode.store(BLACK_HOLE, Ordering::SeqCst);
     }
 
-    /// Lets everything of AMQP through but deliveries, on the connections there are.
+    /// Passes on everything but AMQP deliveries, on the present connections.
     pub fn swallow_deliveries(&self) {
         self.mode.store(NO_DELIVERIES, Ordering::SeqCst);
     }
@@ -75,13 +75,13 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: &Atomic
     }
 }
 
-/// As [`requests`], and frame by frame once deliveries are to be swallowed: AMQP 0-9-1, section 2.3.5.
+/// As [`requests`], but frame by frame (AMQP 0-9-1, section 2.3.5) while deliveries are not passed on.
 async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: &AtomicU8) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     while mode.load(Ordering::SeqCst) != NO_DELIVERIES {
         let n = tokio::select! {
             n = from.read(&mut buffer) => n?,
-            // Between two answers, so that what follows begins with a frame.
+            // The mode is looked at between two responses, so that what follows begins with a frame.
             () = tokio::time::sleep(Duration::from_millis(50)) => continue,
         };
         if n == 0 {

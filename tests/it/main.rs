@@ -1,9 +1,10 @@
-//! Integration tests against a real RabbitMQ, a real Postgres, real S3 servers and a real ONNX Runtime.
+//! Integration tests with RabbitMQ, Postgres, an S3 server and ONNX Runtime.
 //!
-//! `tests/services/run` starts them and says in `TEST_*` where they are. Each test has a prefix, a database and buckets
-//! of its own; the worker under test is the real binary in a process of its own.
+//! `tests/services/run` starts the services and exports their addresses in `TEST_*` variables. The tests run side by side:
+//! each has a separate prefix, database and bucket, and its workers are separate processes. A test that stops a service
+//! uses [`support::Lab::with_stoppable_services`].
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![expect(clippy::unwrap_used, reason = "a failed test shows the line")]
 
 mod support;
 

@@ -57,7 +57,7 @@ async fn a_key_overwritten_twice_is_a_verdict_a_state() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_is_fetched_as_it_was() {
-    let lab = Lab::with_versions().await;
+    let lab = Lab::new().await;
     let versioning = aws_sdk_s3::types::VersioningConfiguration::builder()
         .status(aws_sdk_s3::types::BucketVersioningStatus::Enabled)
         .build();

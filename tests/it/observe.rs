@@ -231,7 +231,7 @@ async fn failures_and_backlogs_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_ready_while_it_consumes() {
-    let lab = Lab::new().await;
+    let lab = Lab::with_stoppable_services().await;
     lab.put("k", judged_fixtures().remove(0).bytes).await;
     let job = async |id: &str| lab.job(Lane::Live, json!({"id": id, "image": format!("s3://{}/k", lab.bucket)})).await;
     let gauges = async |worker: &Worker| {

@@ -71,7 +71,7 @@ async fn listing_dead_letters_consumes_none() {
     let nobody = lab.run(&["dead", "show", "nobody"]).await;
     assert_eq!(nobody.status, 1);
     assert!(nobody.stderr.contains("no dead letter has the job id or message id \"nobody\""), "{}", nobody.stderr);
-    assert_eq!(lab.waiting(&lab.topology.dead()).await, 3);
+    lab.until_waiting(&lab.topology.dead(), 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,7 @@ async fn a_replayed_job_keeps_its_id_counts_from_zero_and_gets_its_verdict() {
     assert!(careless.stderr.contains("hint: give --reason"), "{}", careless.stderr);
     let counted = lab.run(&["dead", "replay", "--all", "--dry-run"]).await.expect_ok();
     assert!(counted.stderr.contains("3 dead letters would be replayed"), "{}", counted.stderr);
-    assert_eq!(lab.waiting(&lab.topology.dead()).await, 3);
+    lab.until_waiting(&lab.topology.dead(), 3).await;
 
     let replayed = lab.run(&["dead", "replay", "--id", "job-1"]).await.expect_ok();
     assert!(replayed.stderr.contains("1 dead letter replayed\n  1  given up after 2 attempts"), "{}", replayed.stderr);

@@ -1,8 +1,9 @@
-//! One test's world: a prefix on the broker, a database, buckets, the fixtures, and workers as processes.
+//! What one test works with: a prefix on the broker, a database, a bucket, the fixtures, and workers as processes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::config::{Credentials, Region};
@@ -14,14 +15,40 @@ use pixwarden::broker::{self, Message, Publisher, Topology};
 use pixwarden::config::SecretUrl;
 use pixwarden::job::Lane;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
-/// What `tests/services/run` exports.
+/// How old the broker's counts of a quorum queue may be. `tests/services/instances.py` sets half of it.
+const QUEUE_COUNT_DELAY: Duration = Duration::from_millis(500);
+
+const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+
+/// A variable that `tests/services/run` exports.
 pub fn service(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests with `make test`"))
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set\n  hint: run `make test`, or tests/services/run -- COMMAND"))
+}
+
+/// Which instances of the services a lab uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Services {
+    /// All tests use these at the same time. No test stops them.
+    Shared,
+    /// Tests of the group `stoppable` in `.config/nextest.toml` use these one at a time.
+    Stoppable,
+}
+
+impl Services {
+    /// A variable that both sets have, named without its prefix.
+    fn variable(self, name: &str) -> String {
+        match self {
+            Self::Shared => service(&format!("TEST_{name}")),
+            Self::Stoppable => service(&format!("TEST_STOPPABLE_{name}")),
+        }
+    }
 }
 
 pub struct Lab {
@@ -50,38 +77,50 @@ pub struct Lab {
     pub objects: String,
     pub endpoint: String,
     pub region: String,
+    services: Services,
+    /// The queues go with the lab, because the broker spends time on each of them.
+    queues: Arc<Queues>,
 }
 
 impl Lab {
-    /// A world whose worker has the detector `spread-nhwc` and whose store is Garage.
+    /// A lab whose worker has the detector `spread-nhwc`.
     pub async fn new() -> Self {
-        Self::with_store("TEST_S3_ENDPOINT", &service("TEST_S3_REGION")).await
+        Self::on(Services::Shared).await
     }
 
-    /// A world whose store keeps versions, which Garage does not.
-    pub async fn with_versions() -> Self {
-        Self::with_store("TEST_MOTO_ENDPOINT", "us-east-1").await
+    /// A lab whose services the test may stop, restart and freeze with [`fault`]. Such a test belongs to the group
+    /// `stoppable` in `.config/nextest.toml`.
+    pub async fn with_stoppable_services() -> Self {
+        tokio::task::spawn_blocking(|| {
+            for name in ["rabbitmq", "postgres", "s3"] {
+                // A service that runs already is left as it is.
+                control(&[format!("stoppable-{name}").as_str(), "start"]);
+            }
+        })
+        .await
+        .unwrap();
+        Self::on(Services::Stoppable).await
     }
 
-    async fn with_store(endpoint: &str, region: &str) -> Self {
+    async fn on(services: Services) -> Self {
         let name = format!("it-{}", Uuid::new_v4().simple());
-        let amqp = SecretUrl::from(service("TEST_AMQP_URL"));
+        let amqp = SecretUrl::from(services.variable("AMQP_URL"));
         let connection = broker::connect(&amqp, "test").await.unwrap();
         let topology = Topology::new(&name, true);
         topology.declare(&connection).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
 
-        let admin = PgPoolOptions::new().connect(&service("TEST_POSTGRES_URL")).await.unwrap();
+        let admin = PgPoolOptions::new().connect(&services.variable("POSTGRES_URL")).await.unwrap();
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE \"{name}\""))).execute(&admin).await.unwrap();
-        let mut url: url::Url = service("TEST_POSTGRES_URL").parse().unwrap();
+        let mut url: url::Url = services.variable("POSTGRES_URL").parse().unwrap();
         url.set_path(&name);
         let db = PgPoolOptions::new().max_connections(4).connect(url.as_str()).await.unwrap();
 
-        let endpoint = service(endpoint);
-        let s3 = client(&endpoint, region);
-        if endpoint == service("TEST_S3_ENDPOINT") {
+        let (endpoint, region) = (services.variable("S3_ENDPOINT"), service("TEST_S3_REGION"));
+        let s3 = client(&endpoint, &region);
+        if service("TEST_S3_SERVER") == "garage" {
             let bucket = name.clone();
-            tokio::task::spawn_blocking(move || control(&["s3", "make-bucket", &bucket])).await.unwrap();
+            tokio::task::spawn_blocking(move || control(&["objects", "make-bucket", bucket.as_str()])).await.unwrap();
         } else {
             s3.create_bucket().bucket(&name).send().await.unwrap();
         }
@@ -89,12 +128,13 @@ impl Lab {
         let lab = Self {
             publisher: Publisher::new(amqp, "test", 64),
             bucket: name.clone(),
+            queues: Arc::new(Queues { services, name: name.clone() }),
             prefix: name,
             topology,
             connection,
             channel,
             db,
-            queue: service("TEST_AMQP_URL"),
+            queue: services.variable("AMQP_URL"),
             ledger_url: url.to_string(),
             s3,
             folder: tempfile::tempdir().unwrap(),
@@ -105,7 +145,8 @@ impl Lab {
             detectors,
             objects: "s3://".into(),
             endpoint,
-            region: region.to_owned(),
+            region,
+            services,
         };
         lab.grant().await;
         lab.run(&["migrate"]).await.expect_ok();
@@ -113,7 +154,7 @@ impl Lab {
         lab
     }
 
-    /// Gives the roles of `deploy/postgres/roles.sql` what it says, in this world's database.
+    /// Grants the roles of `deploy/postgres/roles.sql` their permissions in this lab's database.
     pub async fn grant(&self) {
         let roles = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/postgres/roles.sql")).unwrap();
         sqlx::raw_sql(AssertSqlSafe(roles)).execute(&self.db).await.unwrap();
@@ -121,23 +162,23 @@ impl Lab {
 
     /// The broker as one of the users of `deploy/rabbitmq/permissions.json`.
     pub fn queue_as(&self, user: &str) -> String {
-        login(&self.queue, user, &service("TEST_AMQP_PASSWORD"))
+        login(&self.queue, user, &self.services.variable("AMQP_PASSWORD"))
     }
 
-    /// The ledger as one of the roles of `deploy/postgres/roles.sql`, where it is Postgres.
+    /// The ledger as one of the roles of `deploy/postgres/roles.sql`, if the ledger is in Postgres.
     pub fn ledger_as(&self, role: &str) -> String {
         if self.ledger_url.starts_with("sqlite:") {
             return self.ledger_url.clone();
         }
-        login(&self.ledger_url, role, &service("TEST_POSTGRES_PASSWORD"))
+        login(&self.ledger_url, role, &self.services.variable("POSTGRES_PASSWORD"))
     }
 
-    /// The configuration file of this world's workers.
+    /// The configuration file of this lab's workers.
     pub fn config(&self) -> PathBuf {
         self.config_of("worker")
     }
 
-    /// The configuration file of a command, with the users that docs/access.md gives it.
+    /// The configuration file of a command, with the users that docs/access.md names for it.
     pub fn config_of(&self, command: &str) -> PathBuf {
         let (user, role) = match command {
             "migrate" => ("nobody", "pixwarden_owner"),
@@ -162,8 +203,8 @@ impl Lab {
             self.endpoint,
             self.extra
         );
-        // The extra lines may continue a table that is there already.
-        // A command that reads it meanwhile finds the old one or the new one whole.
+        // The extra lines may continue the last table. A command that reads the file at the same time finds either the
+        // old content or the new content.
         let fresh = self.folder.path().join(format!("{command}.{}.toml", uuid::Uuid::new_v4()));
         std::fs::write(&fresh, text).unwrap();
         std::fs::rename(fresh, &path).unwrap();
@@ -180,7 +221,7 @@ impl Lab {
             .env("AWS_SECRET_ACCESS_KEY", service("TEST_S3_READ_SECRET_KEY"))
             .env("AWS_REGION", &self.region)
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            // TEST_WITH_DECODE_MODE=fast runs everything in that mode; so does any other option.
+            // TEST_WITH_DECODE_MODE=fast runs all tests in that mode. Other options work in the same way.
             .envs(
                 std::env::vars().filter_map(|(name, value)| {
                     Some((format!("PIXWARDEN_{}", name.strip_prefix("TEST_WITH_")?), value))
@@ -192,14 +233,14 @@ impl Lab {
         command
     }
 
-    /// Runs the binary to its end.
+    /// Runs a command and waits until it ends.
     pub async fn run(&self, arguments: &[&str]) -> Ended {
         let mut command = self.command();
         command.arg("--config").arg(self.config_of(arguments[0])).args(arguments);
         Ended::of(command).await
     }
 
-    /// Starts a worker. Its log goes to a file in the world's folder and is shown when the test fails.
+    /// Starts a worker. Its log is a file in the lab's folder and is shown when the test fails.
     pub fn worker(&self) -> Worker {
         let log = self.folder.path().join("worker.log");
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
@@ -249,7 +290,7 @@ impl Lab {
         self.publish(lane, body.to_string(), BasicProperties::default()).await;
     }
 
-    /// Binds a queue of our own to every event.
+    /// Declares a queue that gets every event.
     pub async fn listen(&self) -> String {
         let queue = format!("listener-{}", self.prefix);
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -262,7 +303,7 @@ impl Lab {
         queue
     }
 
-    /// Takes everything out of a queue: payloads with properties.
+    /// Takes all messages out of a queue: payloads with properties.
     pub async fn drain(&self, queue: &str) -> Vec<(Value, BasicProperties)> {
         let channel = self.connection.create_channel().await.unwrap();
         let mut messages = Vec::new();
@@ -286,20 +327,34 @@ impl Lab {
         (serde_json::from_slice(&message.data).unwrap(), message.properties)
     }
 
-    /// Messages in a queue, ready or not.
+    /// The number of ready messages in a queue.
     pub async fn waiting(&self, queue: &str) -> u32 {
         broker::depth(&self.connection, queue).await.unwrap().map_or(0, |(messages, _)| messages)
+    }
+
+    /// Waits until a queue has this number of ready messages. The broker puts the messages of a connection that has
+    /// ended back a moment later.
+    pub async fn until_waiting(&self, queue: &str, messages: u32) {
+        let since = Instant::now();
+        loop {
+            let found = self.waiting(queue).await;
+            if found == messages {
+                return;
+            }
+            assert!(since.elapsed() < Duration::from_secs(10), "{found} messages instead of {messages} in {queue}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     pub async fn count(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap()
     }
 
-    /// Waits until a query counts at least so many.
+    /// Waits until a query counts at least this number of rows.
     pub async fn until(&self, query: &'static str, at_least: i64, worker: &Worker) {
         let since = Instant::now();
         loop {
-            // Some tests restart the database while they wait.
+            // The query fails while a test restarts the database.
             let found: i64 = sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap_or(-1);
             if found >= at_least {
                 return;
@@ -314,25 +369,33 @@ impl Lab {
         }
     }
 
-    /// Waits until the lanes and delay queues are empty, unacknowledged messages included.
+    /// Waits until the lanes and delay queues are empty and no message of them is unacknowledged.
     pub async fn until_settled(&self, worker: &Worker) {
-        let since = Instant::now();
+        let (since, mut empty_since) = (Instant::now(), None);
         loop {
-            let listed = control(&["rabbitmq", "list-queues", &self.prefix]);
-            let open: Vec<&str> = listed
-                .lines()
-                .filter(|line| {
-                    let cells: Vec<&str> = line.split('\t').collect();
-                    let ours = cells[0].contains(".jobs.") || cells[0].contains(".delay.");
-                    ours && cells[1..3].iter().any(|n| *n != "0")
-                })
+            let counts = self.queue_counts().await;
+            let open: Vec<_> = counts
+                .iter()
+                .filter(|(name, ..)| name.contains(".jobs.") || name.contains(".delay."))
+                .filter(|(_, ready, unacknowledged)| ready + unacknowledged > 0)
                 .collect();
             if open.is_empty() {
-                return;
+                // A message that was published just before is counted after the delay only.
+                if empty_since.get_or_insert_with(Instant::now).elapsed() > QUEUE_COUNT_DELAY {
+                    return;
+                }
+            } else {
+                empty_since = None;
             }
             assert!(since.elapsed() < Duration::from_secs(60), "not settled: {open:?}\n{}", worker.log());
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Name, ready and unacknowledged messages of each queue of this lab, at most [`QUEUE_COUNT_DELAY`] old.
+    pub async fn queue_counts(&self) -> Vec<(String, u64, u64)> {
+        let queues = Arc::clone(&self.queues);
+        tokio::task::spawn_blocking(move || queues.counts()).await.unwrap().unwrap()
     }
 
     /// Waits until every outbox row is published.
@@ -347,11 +410,53 @@ impl Lab {
     }
 }
 
+/// The queues on a broker whose names contain a name. They are deleted with this value.
+struct Queues {
+    services: Services,
+    name: String,
+}
+
+impl Queues {
+    /// Name, ready and unacknowledged messages of each queue, from the broker's management API.
+    fn counts(&self) -> Result<Vec<(String, u64, u64)>, ureq::Error> {
+        let options = "disable_stats=true&enable_queue_totals=true&use_regex=true&page=1&page_size=500";
+        let request = ureq::get(format!("{}?{options}&name={}", self.address(), self.name));
+        let text = request.header("authorization", self.authorization()).call()?.body_mut().read_to_string()?;
+        let listed: Value = serde_json::from_str(&text).unwrap();
+        let queues = listed["items"].as_array().unwrap().iter();
+        Ok(queues
+            .map(|queue| {
+                let count = |name: &str| queue[name].as_u64().unwrap_or_default();
+                let name = queue["name"].as_str().unwrap().to_owned();
+                (name, count("messages_ready"), count("messages_unacknowledged"))
+            })
+            .collect())
+    }
+
+    fn address(&self) -> String {
+        format!("{}/api/queues/%2F", self.services.variable("AMQP_MANAGEMENT_URL"))
+    }
+
+    fn authorization(&self) -> String {
+        self.services.variable("AMQP_MANAGEMENT_AUTHORIZATION")
+    }
+}
+
+impl Drop for Queues {
+    fn drop(&mut self) {
+        // After a test that has failed the broker may be away, and the queues do no harm.
+        for (name, ..) in self.counts().unwrap_or_default() {
+            let request = ureq::delete(format!("{}/{name}", self.address()));
+            drop(request.header("authorization", self.authorization()).call());
+        }
+    }
+}
+
 /// A URL with another user.
 fn login(url: &str, user: &str, password: &str) -> String {
     let mut url: url::Url = url.parse().unwrap();
     url.set_username(user).unwrap();
-    // The URL library leaves a percent sign as it stands.
+    // The URL library does not encode a percent sign.
     url.set_password(Some(&password.replace('%', "%25"))).unwrap();
     url.to_string()
 }
@@ -389,28 +494,28 @@ impl Worker {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
-    /// Whether its whole log holds some words.
+    /// Whether its log contains a text.
     pub fn log_has(&self, words: &str) -> bool {
         std::fs::read_to_string(&self.log).unwrap_or_default().contains(words)
     }
 
-    /// Where it serves metrics and health, once it says so.
+    /// The address at which it serves metrics and health. Waits until the log has it.
     pub async fn address(&self) -> String {
         let since = Instant::now();
         loop {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
             let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            // The last one is of the last start.
+            // Each start logs one such line; the last belongs to the last start.
             let said = lines.rfind(|line| line["message"] == "metrics and health are served");
             if let Some(line) = said {
                 return line["address"].as_str().unwrap().to_owned();
             }
-            assert!(since.elapsed() < Duration::from_secs(30), "it serves nothing:\n{}", self.log());
+            assert!(since.elapsed() < Duration::from_secs(30), "the worker does not serve metrics:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// What it answers: status and body.
+    /// Status and body of its response.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = tokio::net::TcpStream::connect(self.address().await).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n");
@@ -421,7 +526,7 @@ impl Worker {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
-    /// Waits until `/readyz` answers so; returns how long that took.
+    /// Waits until `/readyz` has a status and a text. Returns how long that took.
     pub async fn until_ready_says(&self, status: u16, words: &str) -> Duration {
         let since = Instant::now();
         loop {
@@ -434,25 +539,25 @@ impl Worker {
         }
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits for the end.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub async fn ask_to_end(&self) {
         let pid = self.child.id().unwrap().to_string();
         Command::new("kill").arg(&pid).status().await.unwrap();
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM, waits for the end and returns the exit status.
     pub async fn terminate(&mut self) -> std::process::ExitStatus {
         self.ask_to_end().await;
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
         ended.unwrap_or_else(|_| panic!("the worker does not end:\n{}", self.log())).unwrap()
     }
 
-    /// The most memory it ever had resident.
+    /// The largest resident memory of the process so far.
     pub fn peak_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
@@ -489,7 +594,7 @@ impl Ended {
     }
 }
 
-/// Why a message lies among the dead letters.
+/// The reason in the headers of a dead letter.
 pub fn reason(properties: &BasicProperties) -> String {
     let headers = properties.headers().clone().unwrap_or_default();
     match headers.inner().get("x-pixwarden-reason") {
@@ -498,45 +603,64 @@ pub fn reason(properties: &BasicProperties) -> String {
     }
 }
 
-/// Runs a fault command of the services.
-pub fn control(arguments: &[&str]) -> String {
+/// Runs `tests/services/control`.
+fn control(arguments: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug]) {
     let output = std::process::Command::new(service("TEST_SERVICES")).args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// As [`control`], off the runtime's threads.
+/// Stops, restarts or freezes one of the services of [`Lab::with_stoppable_services`].
 pub async fn fault(arguments: &'static [&'static str]) {
-    tokio::task::spawn_blocking(move || control(arguments)).await.unwrap();
+    let mut arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    arguments[0].insert_str(0, "stoppable-");
+    tokio::task::spawn_blocking(move || control(&arguments)).await.unwrap();
 }
 
-/// Images, detectors and the reference's verdicts on them; made once a run of the services.
+/// Images, detectors and the verdicts of the reference implementation. Making them takes ten seconds, so they are kept
+/// beside the build for as long as the reference implementation stays the same.
 pub fn fixtures() -> PathBuf {
-    let folder = Path::new(&service("TEST_SERVICES_STATE")).parent().unwrap().join("fixtures");
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    std::fs::create_dir_all(parent).unwrap();
+    let folder = parent.join(format!("fixtures-{}", reference_digest()));
+    // One test makes them while the others wait.
+    let lock = std::fs::File::create(parent.join("fixtures.lock")).unwrap();
+    lock.lock().unwrap();
     if !folder.is_dir() {
-        let making = tempfile::tempdir_in(folder.parent().unwrap()).unwrap();
+        let making = tempfile::tempdir_in(parent).unwrap();
         let made = std::process::Command::new(service("TEST_PYTHON"))
             .args(["-m", "reference", "make"])
             .arg(making.path().join("made"))
-            .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
+            .env("PYTHONPATH", TESTS)
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        // Another test may have been faster; its fixtures are the same.
-        drop(std::fs::rename(making.path().join("made"), &folder));
+        std::fs::rename(making.path().join("made"), &folder).unwrap();
     }
     folder
 }
 
-/// One fixture and what the reference makes of it.
+/// A digest of the code that makes the fixtures, and of the versions of the Python packages that it uses.
+fn reference_digest() -> String {
+    let code = std::fs::read_dir(Path::new(TESTS).join("reference")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = code.filter(|path| path.extension().is_some_and(|extension| extension == "py")).collect();
+    files.push(Path::new(TESTS).join("requirements.txt"));
+    files.sort();
+    let mut digest = Sha256::new();
+    for file in files {
+        digest.update(std::fs::read(file).unwrap());
+    }
+    hex::encode(digest.finalize())
+}
+
+/// One fixture and its outcome by the reference implementation.
 #[derive(Clone)]
 pub struct Fixture {
     pub bytes: Vec<u8>,
-    /// Under the detector `spread-nhwc`, with the thresholds 0.5 and 0.9.
+    /// With the detector `spread-nhwc` and the thresholds 0.5 and 0.9.
     pub outcome: String,
 }
 
-/// Every fixture whose outcome does not hang on a threshold.
+/// The fixtures whose scores are not close to a threshold.
 pub fn judged_fixtures() -> Vec<Fixture> {
     let folder = fixtures();
     let expected = std::fs::read_to_string(folder.join("expected.jsonl")).unwrap();
@@ -554,12 +678,12 @@ pub fn judged_fixtures() -> Vec<Fixture> {
         .collect()
 }
 
-/// A good image's bytes.
+/// The bytes of an image that passes.
 pub fn good_image() -> Vec<u8> {
     judged_fixtures().into_iter().find(|fixture| fixture.outcome == "passed").unwrap().bytes
 }
 
-/// Prints a figure; shown with `--no-capture`, and kept where a test's output is.
+/// Prints a figure that the test measured. `--no-capture` shows it.
 pub fn figure(words: &str) {
     println!("figure: {words}");
 }

@@ -1,7 +1,11 @@
 """Private instances of the services that Pixwarden works with, for its tests.
 
-Every instance lives in one folder, listens on the loopback interface alone, and shares nothing with what the machine
-runs already: its own ports, data, passwords and, for RabbitMQ, its own Erlang cookie and port mapper.
+Each instance has a folder, listens on the loopback interface only, and shares nothing with the services that the
+machine runs already: it has separate ports, data and passwords, and RabbitMQ has a separate Erlang cookie and port
+mapper.
+
+Tests run side by side on one set of services. A second set, whose names begin with "stoppable-", is for the tests that
+stop, restart or freeze a service. It is started by the first test that needs it.
 """
 
 import base64
@@ -36,12 +40,15 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools"
 DEPLOY = ROOT / "deploy"
 
-# What a test calls its prefix, its database and its bucket, for all three of them.
+# A test gives its prefix on the broker, its database and its bucket one name, which this matches.
 TEST_NAME = "it-[0-9a-f]{32}"
+
+# The services of the second set.
+STOPPABLE = "stoppable-"
 
 
 def restricted_password():
-    """One whose every second character means something in a URL."""
+    """A password with characters that have a meaning in URLs."""
     return f"p@ss/{secrets.token_hex(8)}:?#%&+"
 
 
@@ -50,7 +57,7 @@ def quoted(password):
 
 
 class PortMapper(Service):
-    """epmd, by which RabbitMQ and its command line tools find each other; the machine's own stays untouched."""
+    """epmd, which RabbitMQ and its command line tools use to find each other. The machine's own epmd is not used."""
 
     name = "epmd"
 
@@ -64,9 +71,11 @@ class RabbitMq(Service):
     PROGRAMS = Path("/usr/lib/rabbitmq/bin")
     USER = "pixwarden"
 
-    def __init__(self, run, port, tls_port, distribution_port, mapper):
-        super().__init__(run, port)
+    def __init__(self, run, mapper, prefix=""):
+        super().__init__(run, prefix)
+        tls_port, management_port, distribution_port = (run.ports.take() for _ in range(3))
         self.tls_port = tls_port
+        self.management_port = management_port
         self.distribution_port = distribution_port
         self.mapper = mapper
         self.password = secrets.token_hex(12)
@@ -83,14 +92,18 @@ class RabbitMq(Service):
             f"ssl_options.certfile = {tls.server}\n"
             f"ssl_options.keyfile = {tls.server_key}\n"
             f"load_definitions = {definitions}\n"
+            f"management.tcp.ip = {LOOPBACK}\n"
+            f"management.tcp.port = {self.management_port}\n"
+            # The counts of queues need no statistics, which would cost processor time.
+            "management_agent.disable_metrics_collector = true\n"
         )
-        # A quorum queue's counts are as old as its last tick, five seconds at worst by default.
+        # The counts of a quorum queue are as old as its last tick. The default is five seconds.
         (self.folder / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 250}]}].\n")
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (self.folder / "environment.conf").touch()
 
     def launch(self):
-        # Erlang would start a port mapper by itself, one that belongs to nobody.
+        # Otherwise Erlang starts a port mapper, which would outlive the broker.
         self.mapper.start()
         super().launch()
 
@@ -100,10 +113,10 @@ class RabbitMq(Service):
     def variables(self):
         return {
             "ERL_EPMD_PORT": str(self.mapper.port),
-            "RABBITMQ_NODENAME": "pixwarden@localhost",
+            "RABBITMQ_NODENAME": f"{self.prefix}pixwarden@localhost",
             "RABBITMQ_DIST_PORT": str(self.distribution_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            # 0 lets the system choose, so any number of command line tools can run at a time.
+            # With 0 the system chooses the port, so that several command line tools can run at the same time.
             "RABBITMQ_CTL_DIST_PORT_MIN": "0",
             "RABBITMQ_CTL_DIST_PORT_MAX": "0",
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "environment.conf"),
@@ -113,7 +126,7 @@ class RabbitMq(Service):
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_LOGS": "-",
-            # The script then becomes the broker instead of waiting for it, and signals reach it.
+            # With this variable the script becomes the broker instead of waiting for it, so that signals reach it.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -124,14 +137,17 @@ class RabbitMq(Service):
         return answer[:1] == b"\x01" and answer[7:] == b"\x00\x0a\x00\x0a"
 
     def exports(self):
+        authorization = base64.b64encode(f"{self.USER}:{self.password}".encode()).decode()
         return {
-            "TEST_AMQP_URL": f"amqp://{self.USER}:{self.password}@{LOOPBACK}:{self.port}/%2f",
-            "TEST_AMQP_TLS_PORT": str(self.tls_port),
-            "TEST_AMQP_PASSWORD": self.restricted_password,
+            "AMQP_URL": f"amqp://{self.USER}:{self.password}@{LOOPBACK}:{self.port}/%2f",
+            "AMQP_TLS_PORT": str(self.tls_port),
+            "AMQP_PASSWORD": self.restricted_password,
+            "AMQP_MANAGEMENT_URL": f"http://{LOOPBACK}:{self.management_port}",
+            "AMQP_MANAGEMENT_AUTHORIZATION": f"Basic {authorization}",
         }
 
     def definitions(self):
-        """The tests' own user, who may do anything, and those of deploy/, for the tests' prefixes instead of ours."""
+        """The tests' own user, who may do everything, and the users of deploy/ for the tests' prefixes."""
         permissions = json.loads((DEPLOY / "rabbitmq" / "permissions.json").read_text())["permissions"]
         for permission in permissions:
             for what in ("configure", "write", "read"):
@@ -185,7 +201,7 @@ class RabbitMq(Service):
 
 
 def rabbitmq_user(name, password, tags):
-    """As definitions have it: the hash is of a salt and the password, behind the salt."""
+    """A user in the format of definitions: the salt, then the hash of salt and password."""
     salt = secrets.token_bytes(4)
     digest = hashlib.sha256(salt + password.encode()).digest()
     return {
@@ -197,7 +213,7 @@ def rabbitmq_user(name, password, tags):
 
 
 class PostgreSql(Service):
-    """PostgreSQL as it is set up for production: a commit is on disk when it returns."""
+    """PostgreSQL with the durability of production: a commit is on disk when it returns."""
 
     name = "postgres"
     # Fast shutdown: open transactions are rolled back and clients disconnected.
@@ -207,8 +223,8 @@ class PostgreSql(Service):
     quick_signal = signal.SIGQUIT
     SUPERUSER = "pixwarden"
 
-    def __init__(self, run, port):
-        super().__init__(run, port)
+    def __init__(self, run, prefix=""):
+        super().__init__(run, prefix)
         self.password = secrets.token_hex(12)
         self.restricted_password = restricted_password()
         self.user = unprivileged_user()
@@ -237,7 +253,7 @@ class PostgreSql(Service):
         )
         if result.returncode != 0:
             raise ServiceError(f"initdb failed:\n{result.stdout}{result.stderr}")
-        # The server wants a key that is its own and nobody else's.
+        # The server accepts no key that another user can read.
         for source, name in ((self.run.certificates.server, "server.crt"), (self.run.certificates.server_key, "server.key")):
             target = self.folder / "data" / name
             shutil.copy(source, target)
@@ -246,7 +262,7 @@ class PostgreSql(Service):
                 shutil.chown(target, self.user)
 
     def set_up(self):
-        """Makes the roles of deploy/; what they may do in a test's database, that test sets up."""
+        """Creates the roles of deploy/. Each test sets up what they may do in its database."""
         roles = (DEPLOY / "postgres" / "roles.sql").read_text()
         for role in ("owner", "worker", "operator", "reader"):
             roles += f"ALTER ROLE pixwarden_{role} PASSWORD '{self.restricted_password}';\n"
@@ -275,26 +291,48 @@ class PostgreSql(Service):
 
     def exports(self):
         return {
-            "TEST_POSTGRES_URL": f"postgres://{self.SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/postgres",
-            "TEST_POSTGRES_PASSWORD": self.restricted_password,
+            "POSTGRES_URL": f"postgres://{self.SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/postgres",
+            "POSTGRES_PASSWORD": self.restricted_password,
         }
 
 
+class Moto(Service):
+    """moto's S3 server, in memory. It keeps versions, and checks signatures and permissions."""
+
+    name = "objects"
+    KIND = "moto"
+    REGION = "us-east-1"
+
+    def prepare(self):
+        policy = (DEPLOY / "s3" / "policy.json").read_text().replace(":::uploads", ":::it-*")
+        (self.folder / "policy.json").write_text(policy)
+
+    def command(self):
+        program = [TOOLS / "venv" / "bin" / "python", ROOT / "tests" / "services" / "moto_s3.py"]
+        return [*program, self.port, self.folder / "keys.json", self.folder / "policy.json"]
+
+    def is_ready(self):
+        return answers_http(self.port, "/moto-api/")
+
+    def exports(self):
+        users = json.loads((self.folder / "keys.json").read_text())
+        return s3_exports(self, users["owner"], users["reader"])
+
+
 class Garage(Service):
-    """Garage, an S3 server that checks signatures and permissions and keeps its objects over a restart."""
+    """Garage, an S3 server that checks signatures and permissions and has no versions."""
 
-    name = "s3"
-    # Its orderly stop serves open connections for ten more seconds, which is not what a test means by stopped.
-    stop_signal = signal.SIGKILL
+    name = "objects"
+    KIND = "garage"
     REGION = "garage"
+    # Its orderly stop serves open connections for ten more seconds.
+    stop_signal = signal.SIGKILL
 
-    def __init__(self, run, port, rpc_port):
-        super().__init__(run, port)
-        self.rpc_port = rpc_port
-        self.access_key = f"GK{secrets.token_hex(12)}"
-        self.secret_key = secrets.token_hex(32)
-        self.read_key = f"GK{secrets.token_hex(12)}"
-        self.read_secret = secrets.token_hex(32)
+    def __init__(self, run):
+        super().__init__(run)
+        self.rpc_port = run.ports.take()
+        self.owner = {"access_key": f"GK{secrets.token_hex(12)}", "secret_key": secrets.token_hex(32)}
+        self.reader = {"access_key": f"GK{secrets.token_hex(12)}", "secret_key": secrets.token_hex(32)}
 
     def prepare(self):
         (self.folder / "garage.toml").write_text(
@@ -320,16 +358,16 @@ api_bind_addr = "{LOOPBACK}:{self.port}"
         return [executable("garage", TOOLS / "garage" / "bin"), "-c", self.folder / "garage.toml"]
 
     def set_up(self):
-        self._control("key", "import", "--yes", "-n", "reader", self.read_key, self.read_secret)
+        self._control("key", "import", "--yes", "-n", "reader", *self.reader.values())
 
     def make_bucket(self, bucket):
-        """A bucket that the tests' key may fill, and the workers' key get from and list, as deploy/s3/policy.json has it.
+        """Creates a bucket in which the owner's key may write, and which the reader's key may read and list.
 
-        Over S3 it would be a name that one key alone knows.
+        A bucket that is created over S3 is visible to one key only.
         """
         self._control("bucket", "create", bucket)
-        self._control("bucket", "allow", "--read", "--write", bucket, "--key", self.access_key)
-        self._control("bucket", "allow", "--read", bucket, "--key", self.read_key)
+        self._control("bucket", "allow", "--read", "--write", bucket, "--key", self.owner["access_key"])
+        self._control("bucket", "allow", "--read", bucket, "--key", self.reader["access_key"])
 
     def _control(self, *arguments):
         command = [*self.program(), *arguments]
@@ -338,94 +376,84 @@ api_bind_addr = "{LOOPBACK}:{self.port}"
             raise ServiceError(f"garage {' '.join(arguments[:2])} failed:\n{result.stderr}")
 
     def variables(self):
-        return {"GARAGE_DEFAULT_ACCESS_KEY": self.access_key, "GARAGE_DEFAULT_SECRET_KEY": self.secret_key}
+        return dict(zip(("GARAGE_DEFAULT_ACCESS_KEY", "GARAGE_DEFAULT_SECRET_KEY"), self.owner.values()))
 
     def is_ready(self):
         return answers_http(self.port, "/")
 
     def exports(self):
-        return {
-            "TEST_S3_ENDPOINT": f"http://{LOOPBACK}:{self.port}",
-            "TEST_S3_REGION": self.REGION,
-            "TEST_S3_ACCESS_KEY": self.access_key,
-            "TEST_S3_SECRET_KEY": self.secret_key,
-            "TEST_S3_READ_ACCESS_KEY": self.read_key,
-            "TEST_S3_READ_SECRET_KEY": self.read_secret,
-        }
+        return s3_exports(self, self.owner, self.reader)
 
 
-class Moto(Service):
-    """moto's S3 server, in memory, where a test needs object versions."""
-
-    name = "moto"
-
-    def command(self):
-        return [executable("moto_server", TOOLS / "venv" / "bin"), "-H", LOOPBACK, "-p", self.port]
-
-    def is_ready(self):
-        return answers_http(self.port, "/moto-api/")
-
-    def exports(self):
-        return {"TEST_MOTO_ENDPOINT": f"http://{LOOPBACK}:{self.port}"}
+def s3_exports(server, owner, reader):
+    return {
+        "S3_SERVER": server.KIND,
+        "S3_REGION": server.REGION,
+        "S3_ACCESS_KEY": owner["access_key"],
+        "S3_SECRET_KEY": owner["secret_key"],
+        "S3_READ_ACCESS_KEY": reader["access_key"],
+        "S3_READ_SECRET_KEY": reader["secret_key"],
+    }
 
 
-class TlsProxy(Service):
-    """TLS before Garage, which speaks none: one port with a good certificate, one with a certificate that has expired."""
+class Front(Service):
+    """What clients of the S3 server connect to. Stopping it stops no server, so the objects survive.
 
-    name = "tls"
+    It has three ports: one without TLS, one with a valid certificate, and one with an expired certificate.
+    """
 
-    def __init__(self, run, port, expired_port, target):
-        super().__init__(run, port)
-        self.expired_port = expired_port
-        self.target = target
+    name = "s3"
+
+    def __init__(self, run, server, prefix=""):
+        super().__init__(run, prefix)
+        self.tls_port, self.expired_port = run.ports.take(), run.ports.take()
+        self.server = server
 
     def command(self):
         tls = self.run.certificates
-        program = [sys.executable, ROOT / "tests" / "services" / "tls_proxy.py", str(self.target.port)]
-        return [*program, f"{self.port}={tls.server}={tls.server_key}", f"{self.expired_port}={tls.expired}={tls.server_key}"]
+        program = [sys.executable, ROOT / "tests" / "services" / "front.py", self.server.port, self.port]
+        return [*program, f"{self.tls_port}={tls.server}={tls.server_key}", f"{self.expired_port}={tls.expired}={tls.server_key}"]
 
     def exports(self):
-        return {"TEST_S3_TLS_PORT": str(self.port), "TEST_S3_EXPIRED_PORT": str(self.expired_port)}
+        return {
+            "S3_ENDPOINT": f"http://{LOOPBACK}:{self.port}",
+            "S3_TLS_PORT": str(self.tls_port),
+            "S3_EXPIRED_PORT": str(self.expired_port),
+        }
 
 
 class Run:
-    """All the services of one run, in its folder."""
+    """All services of one run, in its folder."""
 
-    def __init__(self, folder, check):
-        """`check` is called while something is waited for, and raises where the run is to end."""
+    def __init__(self, folder, check, s3_server):
+        """`check` is called while the run waits for something. It raises when the run is to end."""
         self.folder = folder
         self.state = state_file(folder)
         self.check = check
-        self._ports = ports = Ports()
-        mapper = PortMapper(self, ports.take())
-        garage = Garage(self, ports.take(), ports.take())
-        self.services = [
-            mapper,
-            RabbitMq(self, ports.take(), ports.take(), ports.take(), mapper),
-            Moto(self, ports.take()),
-            PostgreSql(self, ports.take()),
-            garage,
-            TlsProxy(self, ports.take(), ports.take(), garage),
-        ]
+        self.ports = Ports()
+        mapper = PortMapper(self)
+        objects = {server.KIND: server for server in (Moto, Garage)}[s3_server](self)
+        self.started = [mapper, RabbitMq(self, mapper), objects, PostgreSql(self), Front(self, objects)]
+        # These are started when a test needs them.
+        self.stoppable = [RabbitMq(self, mapper, STOPPABLE), PostgreSql(self, STOPPABLE), Front(self, objects, STOPPABLE)]
+        self.services = self.started + self.stoppable
         self.certificates = certificates.Certificates(folder / "certificates")
 
     def start(self):
         self.certificates.make()
-        # RabbitMQ takes longest and is launched early; the others start in its shadow.
-        for service in self.services:
-            service.folder.mkdir()
-            service.prepare()
+        # RabbitMQ takes longest and is launched early. The others start meanwhile.
+        for service in self.started:
             service.launch()
-        for service in self.services:
+        for service in self.started:
             service.await_ready()
-            service.set_up()
 
     def environment(self):
-        """What the tests get."""
+        """The variables for the tests."""
         variables = {STATE_VARIABLE: str(self.state), "TEST_SERVICES": str(ROOT / "tests" / "services" / "control")}
         variables.update(self.certificates.exports())
         for service in self.services:
-            variables.update(service.exports())
+            prefix = "TEST_STOPPABLE_" if service.prefix else "TEST_"
+            variables.update({prefix + name: value for name, value in service.exports().items()})
         return variables
 
     def status(self):
@@ -438,7 +466,7 @@ class Run:
         for service in self.services:
             if service.wanted and not service.is_running():
                 service.wanted = False
-                say(f"{service.name} ended by itself, {service.how_it_ended()}{service.end_of_log()}")
+                say(f"{service.name} ended unexpectedly, {service.how_it_ended()}{service.end_of_log()}")
 
     def end(self):
         for service in self.services:

@@ -1,6 +1,6 @@
 """What the private services have in common: a process, a folder, ports, and a way to start and stop.
 
-Nothing here knows a service by name; those are in instances.py.
+The services themselves are in instances.py.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 
-# Every process that a run starts carries this variable with the run's own value. It tells a test where to send its
-# requests, and tells the run which processes are its own when it ends.
+# Every process that a run starts has this variable, with a value that is different for each run. A test finds there
+# where to send its requests, and the run finds the processes that it has to end.
 STATE_VARIABLE = "TEST_SERVICES_STATE"
 
 _PR_SET_PDEATHSIG = 1
@@ -28,27 +28,27 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class ServiceError(Exception):
-    """A service that could not be found, started, stopped or told something; the text is for people."""
+    """A service could not be found, started, stopped or changed. The text is for people."""
 
 
 def state_file(folder):
-    """What the mark names: a file that says where to send requests."""
+    """The file that the variable names. It holds the address for requests."""
     return folder / "state.json"
 
 
 def die_with_parent(signal_number):
-    """Asks the kernel to send this process a signal when its parent ends, however that happens (prctl(2))."""
+    """Asks the kernel to send this process a signal when its parent ends for any reason (prctl(2))."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal_number))
 
 
 def executable(name, *folders):
-    """The path of a program, looked for in the folders first."""
+    """The path of a program. The folders are searched before the PATH."""
     for folder in folders:
         if os.access(folder / name, os.X_OK):
             return folder / name
     found = shutil.which(name)
     if not found:
-        raise ServiceError(f"{name} is not on this machine\n  hint: tests/services/get installs it")
+        raise ServiceError(f"{name} is not installed\n  hint: tests/services/get installs it")
     return Path(found)
 
 
@@ -56,14 +56,14 @@ def executable(name, *folders):
 
 
 class Ports:
-    """Free ports, held against other runs of these services for as long as the object lives.
+    """Free ports, reserved against other runs of these services for as long as the object lives.
 
-    They lie below the range that Linux takes the ports of outgoing connections from (32768 and up), or a stopped
-    service could find its port taken by some client when it starts again. The lock on a block of ports is a name among
-    the abstract sockets: it vanishes with its holder, and is per network namespace, as ports are.
+    Linux takes the ports of outgoing connections from 32768 and up. The ports here are below, because otherwise a
+    client could have the port of a stopped service when that service starts again. The lock on a block of ports is an
+    abstract socket: it is removed with the process that holds it, and belongs to a network namespace, as ports do.
     """
 
-    BLOCK = 16
+    BLOCK = 32
 
     def __init__(self):
         blocks = range(20000, 32000, self.BLOCK)
@@ -79,7 +79,7 @@ class Ports:
                 self._left = list(block)
                 return
             self._lock.close()
-        raise ServiceError("no sixteen ports in a row are free between 20000 and 32000")
+        raise ServiceError(f"no {self.BLOCK} consecutive ports are free between 20000 and 32000")
 
     def take(self):
         return self._left.pop(0)
@@ -87,7 +87,7 @@ class Ports:
 
 def _is_free(port):
     with socket.socket() as probe:
-        # As servers do: connections of a past one that wait for their end do not make the port taken.
+        # As servers do: old connections in TIME_WAIT do not make the port taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -104,7 +104,7 @@ def descendants(pid):
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name, in parentheses, may hold anything; the parent is the second field after it (proc(5)).
+            # The name, in parentheses, may hold any character. The parent is the second field after it (proc(5)).
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue
@@ -116,12 +116,12 @@ def descendants(pid):
 
 
 def kill_marked(state, grace_s=0):
-    """Kills what still carries this run's mark once the grace is over, until nothing does."""
+    """Kills the processes of this run that still exist after the grace period, and waits until they are gone."""
     mark = f"{STATE_VARIABLE}={state}".encode()
     kill_at = time.monotonic() + grace_s
     while marked := [pid for pid in _processes_with(mark) if pid != os.getpid()]:
         if time.monotonic() > kill_at + 10:
-            raise ServiceError(f"these processes outlive SIGKILL: {marked}")
+            raise ServiceError(f"these processes exist after SIGKILL: {marked}")
         if time.monotonic() >= kill_at:
             for pid in marked:
                 _send(pid, signal.SIGKILL)
@@ -148,26 +148,29 @@ def _send(pid, signal_number):
 
 
 class Service:
-    """One service: a process in the foreground, its folder, its log, and how to tell that it serves."""
+    """One service: a process in the foreground, its folder, its log, and a test whether it serves."""
 
     name = ""
     stop_signal = signal.SIGTERM
-    # Ends it as a crash would, but leaves nothing behind outside its folder.
+    # Ends it like a crash, but leaves nothing outside its folder.
     quick_signal = signal.SIGKILL
     start_limit_s = 60
     stop_limit_s = 30
     user = None
 
-    def __init__(self, run, port):
+    def __init__(self, run, prefix=""):
         self.run = run
-        self.port = port
+        self.prefix = prefix
+        self.name = prefix + self.name
+        self.port = run.ports.take()
         self.folder = run.folder / self.name
         self.log = self.folder / "log"
         self.process = None
         self.wanted = False
+        self.is_set_up = False
 
     def prepare(self):
-        """Makes what the first start needs."""
+        """Creates what the first start needs."""
 
     def command(self):
         raise NotImplementedError
@@ -180,14 +183,14 @@ class Service:
         return accepts_connections(self.port)
 
     def set_up(self):
-        """Does what can only be asked of it once it serves, before the tests begin."""
+        """Does what is possible only when it serves. Called once, after the first start."""
 
     def exports(self):
-        """What the tests get to know about it."""
+        """Variables for the tests, without their prefix."""
         return {}
 
     def environment(self):
-        # Nothing of the caller's environment but the path: a PGHOST or an ERL_FLAGS there must change nothing here.
+        # Only the path of the caller's environment: a PGHOST or an ERL_FLAGS there must change nothing here.
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -205,6 +208,9 @@ class Service:
         """Starts the process and does not wait until it serves."""
         if self.is_running():
             return
+        if not self.folder.exists():
+            self.folder.mkdir()
+            self.prepare()
         command = [str(part) for part in self.command()]
         with open(self.log, "ab") as log:
             try:
@@ -233,6 +239,9 @@ class Service:
                 raise ServiceError(f"{self.name} does not serve {limit} after its start{self.end_of_log()}")
             self.run.check()
             time.sleep(0.05)
+        if not self.is_set_up:
+            self.set_up()
+            self.is_set_up = True
 
     def start(self):
         self.launch()
@@ -242,7 +251,7 @@ class Service:
         self.wanted = False
         if not self.is_running():
             return
-        # A paused process takes notice of no signal but SIGKILL.
+        # A paused process reacts to SIGKILL only.
         self.resume()
         self.process.send_signal(self.stop_signal)
         try:
@@ -256,19 +265,19 @@ class Service:
         self.start()
 
     def kill(self):
-        """Ends it as a crash would; the data stays as it is on disk."""
+        """Ends it like a crash. The data on disk stays."""
         self.end()
         self.await_end()
 
     def pause(self):
-        """Freezes it: its connections stay open and nothing answers."""
-        self._tell_all(signal.SIGSTOP)
+        """Freezes it: its connections stay open, and no request is answered."""
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self):
-        self._tell_all(signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def end(self):
-        """Has it end at once, and does not wait for it."""
+        """Ends it at once and does not wait for it."""
         self.wanted = False
         if self.is_running():
             self.resume()
@@ -283,7 +292,7 @@ class Service:
             self.process.kill()
             self.process.wait()
 
-    def _tell_all(self, signal_number):
+    def _signal_all(self, signal_number):
         if not self.is_running():
             raise ServiceError(f"{self.name} is not running")
         for pid in descendants(self.process.pid):
@@ -306,7 +315,7 @@ def say(message):
 
 
 def unprivileged_user():
-    """Whom PostgreSQL, which refuses to run as root, runs as; nobody in particular where this is not root."""
+    """The user that runs PostgreSQL, which refuses to run as root. None if this process is not root."""
     if os.geteuid() != 0:
         return None
     users = {entry.pw_name for entry in pwd.getpwall()}
@@ -329,7 +338,7 @@ def accepts_connections(port):
 
 
 def exchange(port, request, length):
-    """Sends bytes and returns as many as are asked for, or fewer where the other side says less."""
+    """Sends bytes and returns as many bytes of the response as are asked for, or fewer if the response is shorter."""
     answer = b""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1) as connection:
@@ -342,7 +351,7 @@ def exchange(port, request, length):
 
 
 def answers_http(port, path):
-    """Whether anything answers there, if only to say that it will not."""
+    """Whether an HTTP server responds there, with any status."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         direct.open(f"http://{LOOPBACK}:{port}{path}", timeout=2).close()

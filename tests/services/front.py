@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Ends TLS before a server that speaks none.
+"""Passes connections on to a server that has no TLS and keeps its objects in memory.
 
-    tests/services/tls_proxy.py TARGET_PORT PORT=CERTIFICATE=KEY...
+    tests/services/front.py TARGET_PORT PORT[=CERTIFICATE=KEY]...
+
+A port with a certificate ends TLS. Tests stop this process instead of the server, so that the objects survive.
 """
 
 import asyncio
@@ -17,23 +19,25 @@ async def main(target, *listeners):
             onward_reader, onward_writer = await asyncio.open_connection(LOOPBACK, int(target))
             await asyncio.gather(pipe(reader, onward_writer), pipe(onward_reader, writer))
         except OSError:
-            # Either side may leave at any time; closing the other is all there is to do.
+            # Either side may close its connection at any time. Closing the other side is all there is to do.
             pass
         finally:
             writer.close()
 
     servers = []
     for listener in listeners:
-        port, certificate, key = listener.split("=")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        port, *files = listener.split("=")
+        context = None
+        if files:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*files)
         servers.append(await asyncio.start_server(serve, LOOPBACK, int(port), ssl=context))
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 async def pipe(reader, writer):
     try:
-        while data := await reader.read(65536):
+        while data := await reader.read(262144):
             writer.write(data)
             await writer.drain()
     finally:
