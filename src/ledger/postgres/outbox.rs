@@ -32,7 +32,7 @@ macro_rules! lease_due_events {
 }
 
 const LEASE_EVENTS: &str = lease_due_events!("");
-/// With the planted bug [`Bug::OutboxByIdCursor`].
+/// With the planted bug [`PlantedBug::OutboxByIdCursor`].
 const LEASE_EVENTS_BY_ID_CURSOR: &str = lease_due_events!(
     " AND event_id > (SELECT event_id FROM outbox WHERE published_at IS NOT NULL ORDER BY event_id DESC LIMIT 1)"
 );
