@@ -22,7 +22,7 @@ use crate::telemetry::metrics;
 
 pub use acknowledge::Acknowledger;
 pub use echo::Echo;
-pub use inspect::{Fate, depth, header, peek, sift};
+pub use inspect::{Fate, depth, header, peek, visit_messages};
 pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
 pub use topology::{DELAY_QUEUES, Topology, delay_queue_index};
 
@@ -73,7 +73,7 @@ pub enum BrokerError {
     #[error("the broker refused the request: {}\n  hint: docs/access.md lists the permissions that each command needs", message(.0))]
     Forbidden(lapin::Error),
     /// There is no such queue or exchange.
-    #[error("the broker found nothing: {}", message(.0))]
+    #[error("not found: {}", message(.0))]
     NotFound(lapin::Error),
     #[error(
         "{} \"{}\" exists with another `{}`: the broker has {}, Pixwarden declares {}\n  hint: delete it once it is empty and unused, or choose another `prefix`",
@@ -82,7 +82,7 @@ pub enum BrokerError {
     ArgumentMismatch(Box<ArgumentMismatch>),
     #[error("the broker did not respond within {} s: {request}", RESPONSE_TIMEOUT.as_secs())]
     ResponseTimeout { request: &'static str },
-    #[error("the consumer of {queue} got nothing for a while although {messages} messages wait")]
+    #[error("the consumer of {queue} received no message although {messages} messages wait")]
     ConsumerSilent { queue: String, messages: u32 },
     #[error("the broker cancelled the consumer")]
     ConsumerCancelled,

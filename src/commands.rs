@@ -43,23 +43,23 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Consume jobs, screen, store verdicts and publish events, until SIGTERM
-    Worker(worker::Arguments),
+    Worker(worker::WorkerArguments),
     /// Screen local files and folders; needs no service
-    Scan(scan::Arguments),
+    Scan(scan::ScanArguments),
     /// Measure detectors on labelled images; needs no service
     Evaluate(evaluate::EvaluateArguments),
     /// Publish jobs for images in storage
-    Enqueue(enqueue::Arguments),
+    Enqueue(enqueue::EnqueueArguments),
     /// Publish jobs for the images of an archive that have no verdict yet
     Backfill(backfill::BackfillArguments),
     /// Print the verdicts on a job or an image
-    Show(show::Arguments),
+    Show(show::ShowArguments),
     /// Write verdicts as JSON lines or CSV
-    Export(export::Arguments),
+    Export(export::ExportArguments),
     /// Apply a changed policy to stored scores
-    Rejudge(rejudge::Arguments),
+    Rejudge(rejudge::RejudgeArguments),
     /// Delete old verdicts
-    Prune(prune::Arguments),
+    Prune(prune::PruneArguments),
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
     Bench(bench::BenchArguments),
     /// Update the ledger's schema

@@ -8,14 +8,16 @@ use std::time::Duration;
 use lapin::Connection;
 use lapin::message::Delivery;
 
-use crate::broker::{BrokerError, Fate, Message, PublishError, Publisher, Topology, connect, peek, sift, with_timeout};
+use crate::broker::{
+    BrokerError, Fate, Message, PublishError, Publisher, Topology, connect, peek, visit_messages, with_timeout,
+};
 use crate::config::Config;
 use crate::job::Lane;
 pub(crate) use letter::DeadLetter;
 
 /// Conditions on a dead letter; it is selected where it meets all of them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Selection {
+pub(crate) struct LetterSelection {
     /// The reason contains this text.
     pub reason: Option<String>,
     /// Dead for at least this long.
@@ -24,7 +26,7 @@ pub(crate) struct Selection {
     pub ids: Vec<String>,
 }
 
-impl Selection {
+impl LetterSelection {
     /// Whether there is no condition, so that every dead letter is selected.
     pub(crate) fn is_unconditional(&self) -> bool {
         self.reason.is_none() && self.older_than.is_none() && self.ids.is_empty()
@@ -89,7 +91,7 @@ impl<'a> DeadLetterQueue<'a> {
     /// When the broker does not respond as it should.
     pub(crate) async fn list(
         &self,
-        selection: &Selection,
+        selection: &LetterSelection,
         limit: usize,
     ) -> Result<(Vec<DeadLetter>, u32), BrokerError> {
         let (messages, left) = peek(&self.connection, &self.queue, limit).await?;
@@ -110,7 +112,7 @@ impl<'a> DeadLetterQueue<'a> {
             }
             Ok::<_, BrokerError>(Fate::Keep)
         };
-        sift(&self.connection, &self.queue, show).await?;
+        visit_messages(&self.connection, &self.queue, show).await?;
         Ok(found)
     }
 
@@ -121,7 +123,7 @@ impl<'a> DeadLetterQueue<'a> {
     /// When the broker does not respond as it should, or does not accept a message. `counts` is valid in either case.
     pub(crate) async fn replay(
         &self,
-        selection: &Selection,
+        selection: &LetterSelection,
         lane: Option<Lane>,
         dry_run: bool,
         counts: &mut SelectedCounts,
@@ -145,7 +147,7 @@ impl<'a> DeadLetterQueue<'a> {
             publisher.publish(revived).await?;
             Ok::<_, DeadLetterError>(Fate::Remove)
         };
-        let sifted = sift(&self.connection, &self.queue, replay).await;
+        let sifted = visit_messages(&self.connection, &self.queue, replay).await;
         publisher.close().await;
         Ok(sifted?)
     }
@@ -156,7 +158,7 @@ impl<'a> DeadLetterQueue<'a> {
     /// When the broker does not respond as it should. `counts` is valid in either case.
     pub(crate) async fn discard(
         &self,
-        selection: &Selection,
+        selection: &LetterSelection,
         dry_run: bool,
         counts: &mut SelectedCounts,
     ) -> Result<(), BrokerError> {
@@ -168,7 +170,7 @@ impl<'a> DeadLetterQueue<'a> {
             counts.add(&letter);
             Ok(if dry_run { Fate::Keep } else { Fate::Remove })
         };
-        sift(&self.connection, &self.queue, discard).await
+        visit_messages(&self.connection, &self.queue, discard).await
     }
 
     pub(crate) async fn close(self) -> Result<(), BrokerError> {

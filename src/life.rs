@@ -207,7 +207,7 @@ impl JobProcessor {
             self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?.saturating_sub(1)
         };
         let screened = if deaths >= self.config.worker.deaths {
-            let reason = format!("the worker died {deaths} times while it screened this image alone");
+            let reason = format!("the worker died {deaths} times while it screened this image in quarantine");
             Err(fetched.ends_as(Outcome::Failed, reason))
         } else {
             self.screen_bytes(fetched, bytes).await

@@ -9,7 +9,7 @@ use pixwarden::error_text;
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(status) => ExitCode::from(status),
-        // Whoever read our output has had enough of it; there is nothing to tell them.
+        // The reader of the output has closed the pipe. That is no error to report.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {}", error_text(error.as_ref()));

@@ -1,4 +1,4 @@
-//! A queue of one's own, to measure how fast messages come back: published and confirmed, delivered and acknowledged.
+//! A private queue for `bench`: it measures messages per second, published and confirmed, delivered and acknowledged.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use uuid::Uuid;
 use super::{BrokerError, Message, PublishError, Publisher, connect, with_timeout};
 use crate::config::SecretUrl;
 
-/// Nobody else sees the queue, and it is gone with its connection, however that ends.
+/// A queue that only this connection can use. The broker deletes it with the connection.
 pub struct Echo {
     queue: String,
     publisher: Publisher,
     consuming: Connection,
-    back: Arc<Back>,
+    waiting: Arc<WaitingSenders>,
 }
 
-/// Who waits for which message.
-type Back = Mutex<std::collections::HashMap<String, oneshot::Sender<()>>>;
+/// The senders that wait for their message, by message id.
+type WaitingSenders = Mutex<std::collections::HashMap<String, oneshot::Sender<()>>>;
 
 impl Echo {
-    /// Declares the queue and consumes from it, up to `prefetch` messages at a time. As in a worker, consuming and
-    /// publishing have a connection each, and up to `channels` confirms are waited for at a time.
+    /// Declares the queue and consumes from it, up to `prefetch` messages at the same time. As in a worker, consuming and
+    /// publishing have separate connections, with up to `channels` unconfirmed messages.
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses it.
@@ -40,28 +40,28 @@ impl Echo {
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
         let consumer = with_timeout("consuming", consumer).await?;
-        let back: Arc<Back> = Arc::default();
-        drop(tokio::spawn(acknowledge(consumer, Arc::clone(&back))));
-        Ok(Self { queue, publisher: Publisher::new(url.clone(), "bench", channels), consuming, back })
+        let waiting: Arc<WaitingSenders> = Arc::default();
+        drop(tokio::spawn(acknowledge(consumer, Arc::clone(&waiting))));
+        Ok(Self { queue, publisher: Publisher::new(url.clone(), "bench", channels), consuming, waiting })
     }
 
-    /// Sends a message, and waits until it was confirmed, has come back and was acknowledged.
+    /// Sends a message, and waits until it was confirmed, delivered and acknowledged.
     ///
     /// # Errors
     /// When it does not arrive.
     pub async fn send(&self, body: &str) -> Result<(), PublishError> {
         let id = Uuid::new_v4().simple().to_string();
-        let (tell, back) = oneshot::channel();
-        self.back.lock().await.insert(id.clone(), tell);
+        let (arrived, arrival) = oneshot::channel();
+        self.waiting.lock().await.insert(id.clone(), arrived);
         let properties = BasicProperties::default().with_message_id(id.as_str().into());
         let message = Message { exchange: "", routing_key: &self.queue, payload: body.as_bytes(), properties };
         self.publisher.publish(message).await?;
-        with_timeout("delivering a message", async { Ok(back.await) })
+        with_timeout("delivering a message", async { Ok(arrival.await) })
             .await?
             .map_err(|_| BrokerError::ConnectionClosed.into())
     }
 
-    /// Closes both connections, and with them the queue is gone.
+    /// Closes both connections, and so deletes the queue.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -71,17 +71,17 @@ impl Echo {
     }
 }
 
-/// Acknowledges whatever comes, until nothing does; whoever still waits then is told.
-async fn acknowledge(mut consumer: Consumer, back: Arc<Back>) {
+/// Acknowledges messages until the consumer ends. Senders that still wait then get an error.
+async fn acknowledge(mut consumer: Consumer, waiting: Arc<WaitingSenders>) {
     while let Some(Ok(delivery)) = consumer.next().await {
         if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
             break;
         }
         let id = delivery.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
-        if let Some(tell) = back.lock().await.remove(&id) {
-            // Whoever gave up waiting needs no answer.
-            tell.send(()).unwrap_or(());
+        if let Some(arrived) = waiting.lock().await.remove(&id) {
+            // The sender may have stopped waiting.
+            arrived.send(()).unwrap_or(());
         }
     }
-    back.lock().await.clear();
+    waiting.lock().await.clear();
 }

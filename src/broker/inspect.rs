@@ -7,10 +7,10 @@ use lapin::{BasicProperties, Connection};
 
 use super::{BrokerError, with_timeout};
 
-/// Messages in a queue, and its consumers; `None` when there is no such queue.
+/// The numbers of messages and of consumers of a queue. `None` when there is no such queue.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When the request fails.
 pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, u32)>, BrokerError> {
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -25,10 +25,11 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, 
     }
 }
 
-/// Messages of a queue, for looking only: none is acknowledged, and all are back in the queue when this returns.
+/// The first messages of a queue, and the number of further ones. No message is acknowledged, and all of them are back in the
+/// queue when this returns.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When a request fails.
 pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<(Vec<Delivery>, u32), BrokerError> {
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let (mut seen, mut left) = (Vec::new(), 0);
@@ -38,12 +39,12 @@ pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<
         left = message.message_count;
         seen.push(message.delivery);
     }
-    // Closed, so that every message is back before anybody looks again.
-    with_timeout("closing a channel", channel.close(200, "looked".into())).await?;
+    // Closing the channel returns the messages before this function returns.
+    with_timeout("closing a channel", channel.close(200, "inspected".into())).await?;
     Ok((seen, left))
 }
 
-/// A header as text or number.
+/// A header's value as text, if it is a text or a number.
 #[must_use]
 pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
     match properties.headers().as_ref()?.inner().get(name)? {
@@ -56,28 +57,28 @@ pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
     }
 }
 
-/// What becomes of a message that was looked at.
+/// What happens to an inspected message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It stays where it is.
+    /// The message stays in its queue.
     Keep,
-    /// It leaves the queue: whatever had to be done for it is done.
+    /// The message is removed, because it was handled.
     Remove,
 }
 
-/// Goes once through the messages that are in a queue now, and removes those whose fate that is. A message is removed
-/// only after `decide` has returned, so that an interruption doubles one and never loses one; the rest goes back when
-/// this ends.
+/// Visits each message that is in a queue now, and removes those for which `decide` returns [`Fate::Remove`]. A message is
+/// removed only after `decide` has returned, so that an interruption may double a message and never loses one. The other
+/// messages return to the queue at the end.
 ///
 /// # Errors
-/// When the broker cannot be asked, or the first error of `decide`.
-pub async fn sift<E: From<BrokerError>>(
+/// When a request fails, or the first error of `decide`.
+pub async fn visit_messages<E: From<BrokerError>>(
     connection: &Connection,
     queue: &str,
     mut decide: impl AsyncFnMut(&Delivery) -> Result<Fate, E>,
 ) -> Result<(), E> {
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
-    // What arrives meanwhile, a replayed message that has failed again for one, is for another time.
+    // Messages that arrive from now on are not visited, such as a replayed message that has failed again.
     let mut left = depth(connection, queue).await?.map_or(0, |(messages, _)| messages);
     while left > 0 {
         let got =
@@ -89,7 +90,7 @@ pub async fn sift<E: From<BrokerError>>(
             with_timeout("acknowledging a message", acknowledged).await?;
         }
     }
-    // Closed, so that every message that stays is back before anybody looks again.
-    with_timeout("closing a channel", channel.close(200, "looked".into())).await?;
+    // Closing the channel returns the kept messages before this function returns.
+    with_timeout("closing a channel", channel.close(200, "inspected".into())).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Publishing that is only done when the broker has confirmed and routed.
+//! Publishing. A message counts as published only when the broker has routed and confirmed it.
 
 use std::time::Instant;
 
@@ -14,21 +14,14 @@ use crate::config::SecretUrl;
 use crate::fault_injection::{self, PlantedBug};
 use crate::retry::Delays;
 
-/// Why a message did not arrive.
+/// Why a message was not published.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PublishError {
-    /// No queue is bound where it was sent.
+    /// No queue is bound for the routing key.
     #[error("no queue is bound for \"{routing_key}\" at \"{exchange}\" ({reply})")]
-    Unroutable {
-        /// Where it was sent.
-        exchange: String,
-        /// With which key.
-        routing_key: String,
-        /// The broker's words.
-        reply: String,
-    },
-    /// The broker did not take it, for example as a queue is full.
-    #[error("the broker did not take the message")]
+    Unroutable { exchange: String, routing_key: String, reply: String },
+    /// The broker rejected the message, for example because a queue is full.
+    #[error("the broker rejected the message")]
     Nacked,
     /// The name of an exchange or queue is longer than the protocol allows.
     #[error("the name of an exchange, a queue or a key is longer than 255 bytes")]
@@ -93,45 +86,45 @@ impl MessagePublisher for Publisher {
     }
 }
 
-/// Publishes with confirms and `mandatory`, on a connection of its own: a broker in alarm stops reading from
-/// connections that publish, and acknowledgements must not wait behind that.
+/// Publishes with confirms and `mandatory`, on a separate connection: under a resource alarm the broker stops reading from
+/// connections that publish, and acknowledgements must not wait for that.
 ///
-/// Each channel has one unconfirmed message at a time. lapin gives a returned message to whatever confirm comes next on
-/// its channel, and the broker confirms many at once: with more in flight a lost event would be taken for published,
-/// and a published copy for lost. Many channels make up for it.
+/// Each channel has one unconfirmed message at a time. lapin attaches a returned message to the next confirm on its channel,
+/// and the broker confirms many messages at once. With more in flight, a lost event could count as published, and a
+/// published copy as lost. Many channels give the throughput.
 pub struct Publisher {
     url: SecretUrl,
     name: &'static str,
-    room: Semaphore,
-    link: Mutex<Link>,
+    slots: Semaphore,
+    link: Mutex<PublishingLink>,
 }
 
 #[derive(Default)]
-struct Link {
+struct PublishingLink {
     connection: Option<Connection>,
-    /// Channels of this connection that nobody publishes on now.
+    /// Channels of this connection that are not in use.
     idle: Vec<Channel>,
-    /// Which connection this is, so that a late failure on an old one does not close a new one.
+    /// The number of this connection. A late failure on an old connection must not close a new one.
     generation: u64,
     delays: Delays,
     failed: Option<(Instant, BrokerError)>,
 }
 
 impl Publisher {
-    /// Connects on first use, and again after a loss; up to `channels` messages are on their way at a time.
+    /// Connects on first use, and again after a loss. Up to `channels` messages are unconfirmed at the same time.
     #[must_use]
     pub fn new(url: SecretUrl, name: &'static str, channels: usize) -> Self {
-        Self { url, name, room: Semaphore::new(channels.max(1)), link: Mutex::default() }
+        Self { url, name, slots: Semaphore::new(channels.max(1)), link: Mutex::default() }
     }
 
-    /// Publishes one message and waits until the broker has taken responsibility for it.
+    /// See [`MessagePublisher::publish`].
     ///
     /// # Errors
-    /// When it was returned, refused, or not confirmed in time; it may have arrived nevertheless.
+    /// As there.
     pub async fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         let name = |name: &str| ShortString::try_new(name).map_err(|_| PublishError::Name);
         let (exchange, routing_key) = (name(message.exchange)?, name(message.routing_key)?);
-        let _place = self.room.acquire().await;
+        let _slot = self.slots.acquire().await;
         let (generation, channel) = self.check_out().await?;
         let options = BasicPublishOptions {
             mandatory: !fault_injection::is_planted(PlantedBug::NoMandatory),
@@ -144,7 +137,7 @@ impl Publisher {
         let confirmation = match confirmed.await {
             Ok(confirmation) => confirmation,
             Err(e) => {
-                // A confirm that never came leaves a connection nobody can trust.
+                // After a missing confirm the state of the connection is unknown.
                 self.drop_link(generation).await;
                 return Err(e.into());
             }
@@ -152,7 +145,7 @@ impl Publisher {
         self.check_in(generation, channel).await;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
-            // Confirmed and returned: the broker has dropped it.
+            // Confirmed and returned: the broker could not route the message, and has dropped it.
             Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                 Err(unroutable(message.exchange, &returned))
             }
@@ -160,10 +153,10 @@ impl Publisher {
         }
     }
 
-    /// Connects if there is no connection, and says whether there is one now.
+    /// See [`MessagePublisher::ready`].
     ///
     /// # Errors
-    /// When there is none.
+    /// As there.
     pub async fn ready(&self) -> Result<(), BrokerError> {
         let (generation, channel) = self.check_out().await?;
         self.check_in(generation, channel).await;
@@ -193,7 +186,7 @@ impl Publisher {
         if let Some(connection) = &link.connection {
             return Ok((link.generation, confirming(connection).await?));
         }
-        // While the broker is away, everybody is told at once instead of queueing for a connection.
+        // During an outage callers fail at once instead of queueing for a connection.
         if let Some((until, error)) = &link.failed
             && Instant::now() < *until
         {
@@ -225,7 +218,7 @@ impl Publisher {
         }
     }
 
-    /// Forgets a connection, unless it has been replaced already.
+    /// Drops a connection, unless it was replaced already.
     async fn drop_link(&self, generation: u64) {
         let mut link = self.link.lock().await;
         if link.generation != generation {
@@ -233,7 +226,7 @@ impl Publisher {
         }
         link.idle.clear();
         if let Some(connection) = link.connection.take() {
-            // A silent broker would let this wait; nobody needs its answer.
+            // In the background, because a broker that does not respond would delay this.
             drop(tokio::spawn(async move {
                 if let Err(e) = with_timeout("closing", connection.close(320, "lost".into())).await {
                     tracing::debug!(error = %e, "closing a lost connection failed");

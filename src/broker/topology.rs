@@ -10,7 +10,7 @@ use super::{BrokerError, depth, table, text, with_timeout};
 use crate::job::{Lane, Outcome};
 use crate::retry;
 
-/// An absent limit means 20 on new brokers, and -1 drops messages on old ones: so a number that is never reached.
+/// A limit that is never reached. New brokers use 20 where none is set, and old ones drop messages at -1.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
 /// The delay queues of a lane, shortest first: the suffix of the queue's name, and how long a message stays in it.
@@ -31,7 +31,7 @@ pub fn delay_queue_index(failed_attempts: u32) -> usize {
     DELAY_QUEUES.iter().rposition(|(_, delay)| *delay <= wanted.mul_f64(1.5)).unwrap_or(0)
 }
 
-/// The names of everything Pixwarden declares, and their arguments, valid on RabbitMQ 3.10 and 4.x.
+/// The names and arguments of everything that Pixwarden declares. They are valid on RabbitMQ 3.10 and 4.x.
 #[derive(Debug, Clone)]
 pub struct Topology {
     prefix: String,
@@ -39,13 +39,13 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Names below a prefix; `default_queue` also declares `PREFIX.flagged`.
+    /// `prefix` begins all names. `default_queue` also declares `PREFIX.flagged`.
     #[must_use]
     pub fn new(prefix: &str, default_queue: bool) -> Self {
         Self { prefix: prefix.to_owned(), default_queue }
     }
 
-    /// Where jobs are published, with the lane as the routing key.
+    /// The exchange of jobs. The routing key is the lane.
     #[must_use]
     pub fn jobs(&self) -> String {
         format!("{}.jobs", self.prefix)
@@ -57,7 +57,7 @@ impl Topology {
         format!("{}.jobs.{lane}", self.prefix)
     }
 
-    /// The queue in which a job of a lane waits for its next attempt.
+    /// The queue in which a job waits for its next attempt.
     #[must_use]
     pub fn delay(&self, lane: Lane, index: usize) -> String {
         format!("{}.delay.{lane}.{}", self.prefix, DELAY_QUEUES[index].0)
@@ -69,28 +69,28 @@ impl Topology {
         format!("{}.dead", self.prefix)
     }
 
-    /// Where events are published, with the outcome's routing key.
+    /// The exchange of events. The routing key is the outcome's.
     #[must_use]
     pub fn events(&self) -> String {
         format!("{}.events", self.prefix)
     }
 
-    /// The queue that keeps flags until somebody listens.
+    /// The queue that keeps flagged and review events until a consumer takes them.
     #[must_use]
     pub fn flagged(&self) -> String {
         format!("{}.flagged", self.prefix)
     }
 
-    /// Whether a queue is one of ours, where no reply may go.
+    /// Whether Pixwarden owns a queue. No reply may be sent to such a queue.
     #[must_use]
     pub fn owns(&self, queue: &str) -> bool {
         queue.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// Declares everything. Declaring again what is there already changes nothing.
+    /// Declares everything. Declaring what exists already changes nothing.
     ///
     /// # Errors
-    /// [`BrokerError::Mismatch`] where something is there with other arguments.
+    /// [`BrokerError::ArgumentMismatch`] where something exists with other arguments.
     pub async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
         let channel = with_timeout("opening a channel", connection.create_channel()).await?;
         let dead = self.dead();
@@ -100,7 +100,7 @@ impl Topology {
 
         self.exchange(&channel, &self.jobs(), ExchangeKind::Direct, &[("alternate-exchange", text(&dead))]).await?;
         for lane in Lane::ALL {
-            // At-least-once, so that not even a dead letter is lost; it demands reject-publish.
+            // At-least-once, so that no dead letter is lost. It needs reject-publish.
             let arguments = [
                 ("x-dead-letter-exchange", text(&dead)),
                 ("x-dead-letter-strategy", text("at-least-once")),
@@ -110,7 +110,7 @@ impl Topology {
             self.bind(&channel, &self.lane(lane), &self.jobs(), lane.as_str()).await?;
             for (index, (_, delay)) in DELAY_QUEUES.iter().enumerate() {
                 let delay = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
-                // The time is the queue's: a message's own would block at the queue's head.
+                // The time is set on the queue: a message with its own, longer time would block the head of the queue.
                 let arguments = [
                     ("x-message-ttl", AMQPValue::LongInt(delay)),
                     ("x-dead-letter-exchange", text(&self.jobs())),
@@ -132,8 +132,8 @@ impl Topology {
         with_timeout("closing a channel", channel.close(200, "declared".into())).await
     }
 
-    /// Declares everything unless a queue of it is there, so that whoever only publishes or looks needs no permission
-    /// to declare once the first worker has run: asking for a queue needs none.
+    /// Declares everything unless `queue` exists. A user that only publishes or inspects queues then needs no permission to
+    /// declare once the first worker has run: a passive declaration needs none.
     ///
     /// # Errors
     /// As [`Topology::declare`].

@@ -7,7 +7,7 @@ use super::UsageError;
 use super::age::Age;
 use super::output::{Format, Output};
 use crate::config::Config;
-use crate::dead::{DeadLetterQueue, SelectedCounts, Selection};
+use crate::dead::{DeadLetterQueue, LetterSelection, SelectedCounts};
 use crate::job::Lane;
 
 #[derive(Debug, Args)]
@@ -79,13 +79,13 @@ struct Mode {
 }
 
 impl Conditions {
-    fn selection(&self) -> Selection {
+    fn selection(&self) -> LetterSelection {
         let Self { reason, older_than, id } = self;
-        Selection { reason: reason.clone(), older_than: older_than.map(|age| age.0), ids: id.clone() }
+        LetterSelection { reason: reason.clone(), older_than: older_than.map(|age| age.0), ids: id.clone() }
     }
 
     /// Refuses to select everything by accident.
-    fn checked(&self, mode: &Mode) -> Result<Selection, UsageError> {
+    fn checked(&self, mode: &Mode) -> Result<LetterSelection, UsageError> {
         let selection = self.selection();
         if selection.is_unconditional() && !mode.all && !mode.dry_run {
             let what = "no dead letters are selected\n  hint: give --reason, --older-than or --id, or --all; --dry-run counts them first";
@@ -101,7 +101,7 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
         DeadCommand::Replay { conditions, mode, .. } | DeadCommand::Drop { conditions, mode } => {
             conditions.checked(mode)?
         }
-        DeadCommand::Show { .. } => Selection::default(),
+        DeadCommand::Show { .. } => LetterSelection::default(),
     };
     let queue = DeadLetterQueue::open(config).await?;
     match &arguments.command {

@@ -16,7 +16,7 @@ use crate::job::{ImageRef, Lane};
 const MAX_UNCONFIRMED: usize = 64;
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct EnqueueArguments {
     /// `s3://bucket/key`, or `-` to read one per line from stdin (also as {"source-ref": "s3://…"})
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
@@ -25,7 +25,7 @@ pub struct Arguments {
     lane: Lane,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow::Result<u8> {
     let url = config.queue()?.clone();
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(&url, "enqueue").await?;

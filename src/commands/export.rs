@@ -15,9 +15,9 @@ const PAGE: u32 = 1_000;
 
 /// Options of `export`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ExportArguments {
     #[command(flatten)]
-    selection: record::Selection,
+    selection: record::VerdictSelection,
     /// How verdicts are printed
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
@@ -31,7 +31,7 @@ enum ExportFormat {
     Csv,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow::Result<u8> {
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let format = match arguments.format {

@@ -20,7 +20,7 @@ const BATCH_DELAY: Duration = Duration::from_millis(100);
 
 /// Options of `prune`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct PruneArguments {
     /// Delete verdicts that were decided at least this long ago, such as 90d; those with an unpublished event stay
     #[arg(long, value_name = "AGE")]
     older_than: Age,
@@ -32,7 +32,7 @@ pub struct Arguments {
     dry_run: bool,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let until = OffsetDateTime::now_utc() - arguments.older_than.0;

@@ -58,7 +58,7 @@ pub(super) fn pages(
 
 /// Options that select verdicts; they must meet every condition.
 #[derive(Debug, Args)]
-pub(super) struct Selection {
+pub(super) struct VerdictSelection {
     /// Decided at this time or later: 2026-11-25, or 2026-11-25T13:00:00Z
     #[arg(long, value_name = "TIME", value_parser = instant)]
     since: Option<OffsetDateTime>,
@@ -73,7 +73,7 @@ pub(super) struct Selection {
     scored_by: Option<String>,
 }
 
-impl Selection {
+impl VerdictSelection {
     pub(super) fn filter(&self) -> VerdictFilter {
         VerdictFilter {
             since: self.since,

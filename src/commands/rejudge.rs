@@ -24,9 +24,9 @@ const PAGE: u32 = 500;
 
 /// Options of `rejudge`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct RejudgeArguments {
     #[command(flatten)]
-    selection: record::Selection,
+    selection: record::VerdictSelection,
     /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -35,7 +35,7 @@ pub struct Arguments {
     format: Option<Format>,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
     let (_, policy) = plan(config)?;
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
@@ -45,7 +45,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let now = OffsetDateTime::now_utc();
     filter.until = Some(filter.until.map_or(now, |until| until.min(now)));
     let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
-    let mut summary = Summary::default();
+    let mut summary = RejudgeSummary::default();
     while let Some(page) = pages.try_next().await? {
         let judged_at = ledger.now().await?;
         let changes: Vec<Revise> =
@@ -65,7 +65,7 @@ fn change(
     judged_at: OffsetDateTime,
     policy: &Policy,
     config: &Config,
-    summary: &mut Summary,
+    summary: &mut RejudgeSummary,
 ) -> Option<Revise> {
     let StoredVerdict { verdict, revision } = stored;
     if verdict.policy.sha256 == policy.reference.sha256 {
@@ -95,7 +95,7 @@ fn change(
 }
 
 #[derive(Default)]
-struct Summary {
+struct RejudgeSummary {
     /// Numbers of verdicts by the outcomes before and after.
     transitions: BTreeMap<(Outcome, Outcome), u64>,
     /// Verdicts that this policy had judged before.
@@ -106,8 +106,8 @@ struct Summary {
     overtaken: u64,
 }
 
-impl Summary {
-    fn print(&self, arguments: &Arguments) -> anyhow::Result<()> {
+impl RejudgeSummary {
+    fn print(&self, arguments: &RejudgeArguments) -> anyhow::Result<()> {
         let mut output = Output::new(Format::or_default(arguments.format), &["before", "after", "verdicts"])?;
         for ((before, after), verdicts) in &self.transitions {
             let mut row = Map::new();

@@ -42,7 +42,7 @@ enum FailOn {
     after_help = "With --ledger sqlite://FILE every verdict is stored, and a later scan with the same detectors, policy \
 and limits skips files that have not changed. A ledger in the configuration belongs to the worker and is not used."
 )]
-pub struct Arguments {
+pub struct ScanArguments {
     /// Files and folders. Results are printed in this order
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -64,7 +64,11 @@ pub struct Arguments {
     measure: bool,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<Box<dyn Ledger>>) -> anyhow::Result<u8> {
+pub(super) async fn run(
+    arguments: &ScanArguments,
+    config: &Config,
+    ledger: Option<Box<dyn Ledger>>,
+) -> anyhow::Result<u8> {
     let screen = Screen::start(config)?;
     let (recorder, recording) = match ledger {
         Some(ledger) => {
@@ -89,7 +93,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config, ledger: Option<B
 }
 
 /// Scans files side by side, and reports them in the order of the arguments.
-async fn files_in_order(arguments: &Arguments, config: &Config, scan: &Scan<'_>) -> anyhow::Result<u8> {
+async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<'_>) -> anyhow::Result<u8> {
     let columns: &[&str] = if arguments.measure { &MEASURED } else { &COLUMNS };
     let mut output = Output::new(Format::or_default(arguments.format), columns)?;
     let progress = Progress::new(Unit::Images);
@@ -204,7 +208,7 @@ impl ScanSummary {
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = self.images as f64 / seconds.max(0.001);
-        format!("{words}; {seconds:.1} s, {rate:.0} a second")
+        format!("{words}; {seconds:.1} s, {rate:.0} per second")
     }
 
     fn status(&self, fail_on: Option<FailOn>) -> u8 {

@@ -18,7 +18,7 @@ const COLUMNS: [&str; 8] = ["decided_at", "outcome", "label", "score", "reason",
 
 /// Options of `show`.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct ShowArguments {
     /// The id of a job, or an image as s3://bucket/key
     #[arg(value_name = "JOB_ID|s3://BUCKET/KEY")]
     subject: String,
@@ -27,7 +27,7 @@ pub struct Arguments {
     format: Option<Format>,
 }
 
-pub(super) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &ShowArguments, config: &Config) -> anyhow::Result<u8> {
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let verdicts = match ImageRef::from_uri(&arguments.subject) {

@@ -5,7 +5,7 @@ use crate::config::{Config, Overlay};
 use clap::Args;
 
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct WorkerArguments {
     /// Bring the ledger's schema up to date first
     #[arg(long)]
     migrate: bool,
@@ -37,7 +37,7 @@ pub struct Arguments {
     attempts: Option<u32>,
 }
 
-impl Arguments {
+impl WorkerArguments {
     pub(super) fn overlay(&self, overlay: &mut Overlay) {
         overlay.set("worker.prefetch", self.prefetch.map(i64::from));
         overlay.set("inference.max_batch", self.max_batch.map(i64::from));
@@ -47,7 +47,7 @@ impl Arguments {
     }
 }
 
-pub(super) async fn run(arguments: &Arguments, config: Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &WorkerArguments, config: Config) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
     crate::worker::run(config, arguments.migrate, signals.next()).await?;
     Ok(0)

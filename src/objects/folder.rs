@@ -57,7 +57,7 @@ impl Folder {
             return Err(missing());
         }
         self.root.open_dir(name).map_err(|e| {
-            let words = format!("the bucket \"{name}\" cannot be opened: {e}");
+            let words = format!("cannot open the bucket \"{name}\": {e}");
             match e.kind() {
                 _ if self.named.iter().any(|named| named == name) => StoreError::Down(words),
                 ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => missing(),
@@ -103,7 +103,7 @@ impl ObjectStore for Folder {
         let bucket = bucket.to_owned();
         let opened = self.blocking(move |folder| folder.bucket(&bucket).map(drop));
         match tokio::time::timeout(FIRST_BYTE_TIMEOUT, opened).await.unwrap_or_else(|_| {
-            Err(StoreError::Unclear(format!("the folder did not answer within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
+            Err(StoreError::Unclear(format!("the folder did not respond within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
         }) {
             Ok(()) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
             Err(error) => Err(error),
@@ -113,7 +113,7 @@ impl ObjectStore for Folder {
 
 fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     if image.version_id.is_some() {
-        return Err(StoreError::Missing("a folder keeps no versions of an object".into()));
+        return Err(StoreError::Missing("a folder store has no versions".into()));
     }
     let (file, found) = open_file(bucket, &image.key)?;
     let etag = etag(&found)?;

@@ -110,7 +110,7 @@ impl S3 {
             ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
             // The name came from a job, so the bucket may belong to another store.
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
-                StoreError::Denied(format!("the bucket is not where this store is: {words}"))
+                StoreError::Denied(format!("the bucket is in another region or store: {words}"))
             }
             (
                 "InvalidAccessKeyId"
@@ -220,7 +220,7 @@ impl ObjectStore for S3 {
             Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_))) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                Err(StoreError::Down(format!("the store did not answer within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
+                Err(StoreError::Down(format!("the store did not respond within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
             }
         }
     }

@@ -313,7 +313,7 @@ async fn invalid_arguments_are_refused_with_a_hint() {
         (vec![], 2, "SOURCE"),
         (vec!["s3://other/"], 2, "hint: add it to `buckets`"),
         (vec!["file:///elsewhere"], 2, "is not in"),
-        (vec!["s3://gone/", "--bucket", "gone"], 1, "the bucket \"gone\" cannot be opened"),
+        (vec!["s3://gone/", "--bucket", "gone"], 1, "cannot open the bucket \"gone\""),
         (vec!["uploads/x"], 2, "is neither s3://bucket/prefix nor file:///folder"),
         (vec!["--manifest", "nothing.jsonl"], 1, "cannot read nothing.jsonl"),
         (vec!["--manifest", list], 1, "line 2:"),
@@ -341,7 +341,7 @@ async fn a_run_waits_for_a_broker_and_a_ledger_that_are_down() {
     fault(&["rabbitmq", "restart"]).await;
     fault(&["postgres", "restart"]).await;
     let ended = ended(run).await.expect_ok();
-    assert!(ended.stderr.contains("it is tried again after a pause"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("retrying after a delay"), "{}", ended.stderr);
     assert_eq!(summary(&ended).published, OBJECTS as u64);
     // Our own connections are gone; a new world looks.
     let fresh = Lab::with_stoppable_services().await;

@@ -27,11 +27,11 @@ async fn a_broker_that_refuses_the_login_is_reported() {
     let lab = Lab::new().await;
     let mut url: url::Url = service("TEST_AMQP_URL").parse().unwrap();
     let nowhere = format!("{}nowhere", service("TEST_AMQP_URL").trim_end_matches("%2f"));
-    contains(&refused(&lab, &["--queue", &nowhere], 1).await, &["nowhere", "refuses us", "hint: check user, password"]);
+    contains(&refused(&lab, &["--queue", &nowhere], 1).await, &["nowhere", "refused the login", "hint: check user, password"]);
     url.set_password(Some("wrong")).unwrap();
-    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["refuses us", "ACCESS_REFUSED", "hint:"]);
+    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["refused the login", "ACCESS_REFUSED", "hint:"]);
     url.set_port(Some(1)).unwrap();
-    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["cannot be reached", "127.0.0.1:1"]);
+    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["cannot connect to the broker", "127.0.0.1:1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +94,7 @@ async fn a_missing_bucket_is_reported_by_check_and_pauses_intake() {
     let worker = lab.started_worker().await;
     lab.job(pixwarden::job::Lane::Live, serde_json::json!("s3://it-no-such-bucket/k")).await;
     let since = std::time::Instant::now();
-    while !worker.log().contains("intake is paused") {
+    while !worker.log().contains("intake paused") {
         assert!(since.elapsed().as_secs() < 30, "{}", worker.log());
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
@@ -113,7 +113,7 @@ async fn an_invalid_detector_or_policy_is_reported() {
     let path = folder.to_str().unwrap().to_owned();
     contains(
         &refused(&lab, &["--detector", &path], 2).await,
-        &["no-labels", "`id2label` in config.json", "no labels found"],
+        &["no-labels", "`id2label` in config.json", "there are no labels"],
     );
     contains(&refused(&lab, &["--detector", "/nowhere/at/all"], 2).await, &["/nowhere/at/all", "no such folder"]);
     contains(&refused(&lab, &["--label", "by ai"], 2).await, &["\"by ai\"", "labels of spread-nhwc are", "\"by AI\""]);
@@ -134,6 +134,6 @@ async fn a_missing_runtime_or_device_refuses_to_start() {
     command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").arg("--config").arg(lab.config()).arg("worker");
     let ended = crate::support::Ended::of(command).await;
     assert_eq!(ended.status, 1);
-    contains(&ended.stderr, &["/nowhere/libonnxruntime.so", "cannot be loaded", "ORT_DYLIB_PATH"]);
+    contains(&ended.stderr, &["/nowhere/libonnxruntime.so", "cannot load", "ORT_DYLIB_PATH"]);
     contains(&refused(&lab, &["--device", "cuda"], 1).await, &["device = \"cuda\"", "cannot be used", "hint:"]);
 }

@@ -97,7 +97,7 @@ async fn the_same_job_twice_is_one_verdict_and_one_event() {
     lab.until_published(&worker).await;
     assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1);
     assert_eq!(lab.waiting(&listener).await, 1);
-    assert_eq!(lab.waiting(&lab.topology.flagged()).await, 1, "kept for whoever listens later");
+    assert_eq!(lab.waiting(&lab.topology.flagged()).await, 1, "kept for a later consumer");
     assert_eq!(lab.waiting(&lab.topology.dead()).await, 0);
 }
 

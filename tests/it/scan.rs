@@ -122,7 +122,7 @@ async fn interrupted_scans_are_taken_up_where_they_were_and_repeat_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_scan_looks_at_what_has_changed_and_judges_anew_what_is_judged_otherwise() {
+async fn a_later_scan_screens_what_has_changed_and_judges_the_rest_by_the_new_policy() {
     let mut desk = Desk::new(1).await;
     let total = desk.names().len();
     desk.scan(&[]).await;
@@ -140,7 +140,7 @@ async fn a_later_scan_looks_at_what_has_changed_and_judges_anew_what_is_judged_o
     let third = desk.scan(&[]).await;
     assert!(third.stderr.contains(&format!("; {} unchanged since", total - 1)), "{}", third.stderr);
 
-    // Other thresholds: judged anew, from the scores that are there.
+    // Other thresholds: judged again, from the stored scores.
     desk.lab.extra = String::new();
     let strict = rows(&desk.scan(&["--review-at", "0", "--flag-at", "0"]).await);
     let scored = strict.iter().filter(|row| !row["scores"].is_null()).count();

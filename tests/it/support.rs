@@ -91,6 +91,8 @@ impl Lab {
     /// A lab whose services the test may stop, restart and freeze with [`fault`]. Such a test belongs to the group
     /// `stoppable` in `.config/nextest.toml`.
     pub async fn with_stoppable_services() -> Self {
+        let group = std::env::var("NEXTEST_TEST_GROUP").unwrap_or_default();
+        assert_eq!(group, "stoppable", "name this test in the group `stoppable` of .config/nextest.toml");
         tokio::task::spawn_blocking(|| {
             for name in ["rabbitmq", "postgres", "s3"] {
                 // A service that runs already is left as it is.

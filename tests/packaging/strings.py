@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints every text that Pixwarden shows to people: help, errors, hints, log messages and metric help.
 
-Whoever changes texts reads this list line by line against the rules in CONTRIBUTING.md. Help comes from the binary, the
+A person who changes texts reads this list line by line against the rules in CONTRIBUTING.md. Help comes from the binary, the
 rest from the string literals in the source; texts in tests are left out.
 """
 
