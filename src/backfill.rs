@@ -107,7 +107,7 @@ pub enum BackfillError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("publishing the job for {image}: {error}")]
+    #[error("cannot publish the job for {image}: {error}")]
     Publish {
         image: String,
         #[source]
@@ -423,5 +423,5 @@ impl Backfill {
 }
 
 fn may_pass(error: &LedgerError) -> bool {
-    matches!(error, LedgerError::Down(_))
+    error.may_pass()
 }

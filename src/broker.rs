@@ -88,7 +88,7 @@ pub enum BrokerError {
     ConsumerCancelled,
     #[error("the connection to the broker or a channel is closed")]
     ConnectionClosed,
-    #[error("the broker: {}", message(.0))]
+    #[error("a request to the broker failed: {}", message(.0))]
     Protocol(lapin::Error),
 }
 

@@ -104,10 +104,10 @@ struct Common {
     /// Label of the default rule
     #[arg(long, global = true, value_name = "LABEL")]
     label: Option<String>,
-    /// Review threshold of the default rule; higher sends fewer images to people, and misses more
+    /// Review threshold of the default rule; a higher value sends fewer images to people, and misses more
     #[arg(long, global = true, value_name = "P")]
     review_at: Option<f64>,
-    /// Flagging threshold of the default rule; higher flags fewer images, and misses more
+    /// Flagging threshold of the default rule; a higher value flags fewer images, and misses more
     #[arg(long, global = true, value_name = "P")]
     flag_at: Option<f64>,
     /// Where models run; with cpu or cuda the start fails if that device is not available

@@ -45,7 +45,7 @@ impl LetterSelection {
 pub(crate) enum DeadLetterError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("replaying a dead letter: {0}")]
+    #[error("cannot replay a dead letter: {0}")]
     Publish(#[from] PublishError),
 }
 

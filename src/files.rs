@@ -18,7 +18,7 @@ pub(crate) fn walk(paths: Vec<PathBuf>) -> impl Iterator<Item = anyhow::Result<P
             // `WalkDir` follows a link that was given as a path; the link itself is no file.
             Ok(entry) if entry.depth() == 0 && entry.path_is_symlink() && entry.path().is_dir() => None,
             Ok(entry) if entry.depth() > 0 && !leads_to_file(&entry) => {
-                tracing::debug!(path = %entry.path().display(), "skipped: not a file");
+                tracing::debug!(path = %entry.path().display(), "path skipped, it is not a file");
                 None
             }
             Ok(entry) => Some(Ok(entry.into_path())),
@@ -36,8 +36,8 @@ fn leads_to_file(entry: &DirEntry) -> bool {
 fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     let path = error.path().unwrap_or(Path::new("")).display();
     match error.io_error() {
-        Some(e) => anyhow::anyhow!("reading {path}: {e}"),
-        None => anyhow::anyhow!("reading {path}: {error}"),
+        Some(e) => anyhow::anyhow!("cannot read {path}: {e}"),
+        None => anyhow::anyhow!("cannot read {path}: {error}"),
     }
 }
 
@@ -52,7 +52,7 @@ pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(By
             file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
             Ok::<_, std::io::Error>(bytes)
         };
-        let bytes = read().with_context(|| format!("reading {}", path.display()))?;
+        let bytes = read().with_context(|| format!("cannot read {}", path.display()))?;
         if bytes.len() as u64 > limit {
             return Ok(None);
         }

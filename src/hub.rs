@@ -130,7 +130,7 @@ pub enum HubError {
         said: String,
     },
     /// Any other status.
-    #[error("{url}: the hub responded {status}{said}")]
+    #[error("{url}: the hub responded with {status}{said}")]
     Status {
         /// The requested address.
         url: String,
@@ -172,7 +172,7 @@ pub enum HubError {
     #[error("{0} exists with other content\n  hint: move it away, or choose another folder with --to")]
     InTheWay(String),
     /// The file or folder cannot be written.
-    #[error("writing {file}: {error}")]
+    #[error("cannot write {file}: {error}")]
     Disk {
         /// The file.
         file: String,

@@ -21,7 +21,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e
 pub enum Lane {
     /// Uploads as they arrive.
     Live,
-    /// An archive, screened in the time that live jobs leave.
+    /// Images of an archive; live jobs go first.
     Backfill,
 }
 

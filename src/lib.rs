@@ -11,8 +11,8 @@
 //!                     └────────────────────────────── scores ──────────────────────────────┘
 //! ```
 //!
-//! [`life`] tells a job's way in one function, `JobProcessor::process`. [`worker`] tells a delivery's way around it, in
-//! `Worker::process_delivery`. `scan` takes the same steps for a file. How a worker starts and drains is in `worker/run.rs`.
+//! `JobProcessor::process` in [`life`] contains the whole way of a job. `Worker::process_delivery` in [`worker`] contains the
+//! way of a delivery around it. `scan` takes the same steps for a file. How a worker starts and drains is in `worker/run.rs`.
 //!
 //! # The map, in reading order
 //!
@@ -41,12 +41,12 @@
 //! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), [`offload`] (a blocking reader
 //! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`.
 //!
-//! # What is deliberately absent, checked by `tests/it/invariants.rs`
+//! # What is forbidden, and checked by `tests/it/invariants.rs`
 //!
-//! - An import that the test's table of rooms does not list. [`life`] imports neither [`broker`] nor [`worker`]; [`screen`]
-//!   imports no service; nothing but [`commands`] and `bench` imports [`worker`], but for its options.
-//! - A stage that imports another stage of its room. The room's own file puts its stages together.
-//! - A library outside of its place: lapin in [`broker`], the stages that talk to it and `dead`; the S3 SDK in
+//! - An import that is not in the test's table `ROOMS`. [`life`] imports neither [`broker`] nor [`worker`]. [`screen`]
+//!   imports no service. Only [`commands`] and `bench` import [`worker`]; [`config`] imports its options.
+//! - A stage that imports another stage of its room. Only the room's own file puts its stages together.
+//! - A library outside of its place: lapin in [`broker`], the stages that talk to it, `backfill/pace.rs` and `dead`; the S3 SDK in
 //!   `objects/s3.rs`; sqlx in [`ledger`]; ONNX Runtime in `screen/infer/onnx`; image decoders in `screen/decode`.
 //! - Memory shared with a decoder process. Pixels travel over a socket, so that they cannot change after they were checked.
 //! - An acknowledgement before the outcome is committed: only `worker/settle.rs` acknowledges.

@@ -147,7 +147,7 @@ impl JobProcessor {
 
     /// Waits for admission, then downloads the object.
     async fn fetch<'a>(&self, identified: Identified<'a>) -> Result<(Fetched<'a>, Bytes), Stop> {
-        // A dependency that is known to be broken need not be tried by every job.
+        // Fails at once while a dependency is known to be broken.
         if let Some((dependency, reason)) = self.health.first_broken() {
             return Err(Stop::Failed(AttemptError::Broken(dependency, reason)));
         }
@@ -239,9 +239,13 @@ impl JobProcessor {
         let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
+        let mut revised = None;
         let inserted = loop {
-            let revised_event =
-                |revision: &Revision| self.announced(self.revised_event(request, &entry.verdict, revision));
+            let revised_event = |verdict: &Verdict, revision: &Revision| {
+                let event = self.revised_event(request, verdict, revision);
+                revised = Some(event.clone());
+                self.event_if_published(event)
+            };
             match timed(Stage::Commit, self.commits.commit(&entry, revised_event)).await {
                 Ok(inserted) => break inserted,
                 Err(LedgerError::Refused(reason)) if !was_refused => {
@@ -261,14 +265,16 @@ impl JobProcessor {
         };
         let verdict = entry.verdict;
         let outcome = verdict.judgement.outcome;
+        // The result for the sender, published or not.
+        let event = revised.unwrap_or_else(|| self.event(request, &verdict));
         match inserted {
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
             // The earlier verdict stands.
             Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore,
-            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), new_event: None },
+            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), event, new_event: None },
             Inserted::Written(new_event) => {
                 record_commit(request, &verdict);
-                JobEnd::Committed { verdict: Box::new(verdict), new_event }
+                JobEnd::Committed { verdict: Box::new(verdict), event, new_event }
             }
         }
     }
@@ -298,18 +304,17 @@ impl JobProcessor {
     }
 
     fn with_event(&self, request: &JobRequest, verdict: Verdict) -> NewVerdict {
-        let event = self.announced(self.event(request, &verdict));
+        let event = self.event_if_published(self.event(request, &verdict));
         NewVerdict { verdict, event }
     }
 
-    /// The event, if its routing key is published.
-    fn announced(&self, event: Event) -> Option<Event> {
+    /// The event, if the configuration publishes its routing key.
+    fn event_if_published(&self, event: Event) -> Option<Event> {
         self.config.events.publish.contains(&event.routing_key).then_some(event)
     }
 
     /// The event of a first judgement, whether or not its routing key is published.
-    #[must_use]
-    pub fn event(&self, request: &JobRequest, verdict: &Verdict) -> Event {
+    fn event(&self, request: &JobRequest, verdict: &Verdict) -> Event {
         let trace = traces::context_to_propagate(request.trace.as_ref());
         let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
         event::event(verdict, context, &self.config.prefix)
@@ -349,7 +354,7 @@ fn record_commit(request: &JobRequest, verdict: &Verdict) {
         attempts = verdict.attempts,
         reused = is_reused,
         ms = u64::try_from(took.whole_milliseconds()).unwrap_or(0),
-        "job is done"
+        "job finished"
     );
 }
 

@@ -351,7 +351,7 @@ async fn read_body(
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| e.to_string())?;
         if !buffer.push(&chunk) {
-            return Err(format!("the object is longer than the {length} bytes announced"));
+            return Err(format!("the object is longer than its announced {length} bytes"));
         }
         hasher.update(&chunk);
     }

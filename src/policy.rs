@@ -62,16 +62,14 @@ pub enum PolicyError {
         known: String,
     },
     /// A rule for a shadow detector.
-    #[error(
-        "policy: {detector} has `shadow = true`, so that no rule may judge it\n  hint: remove `shadow` or the rule"
-    )]
+    #[error("policy: {detector} has `shadow = true`, so no rule may judge it\n  hint: remove `shadow` or the rule")]
     Shadow {
         /// The detector.
         detector: String,
     },
     /// A detector that no rule judges.
     #[error(
-        "policy: no rule judges the detector {detector} ({labels}), so that its scores would not count\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
+        "policy: no rule judges the detector {detector} ({labels}), so its scores would be ignored\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
     )]
     Unjudged {
         /// The detector.
@@ -83,7 +81,7 @@ pub enum PolicyError {
     },
     /// No label for the default rule.
     #[error(
-        "policy: none of the labels of {detector} ({labels}) is one that usually should be flagged\n  hint: name the label with --label"
+        "policy: cannot choose a label for the default rule: none of the labels of {detector} ({labels}) is usually flagged\n  hint: name the label with --label"
     )]
     NoUsualLabel {
         /// The detector.

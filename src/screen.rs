@@ -94,7 +94,7 @@ impl Screen {
                 device = engine.device,
                 max_batch = engine.max_batch(),
                 self_test = %self_test,
-                "detector is ready"
+                "detector ready"
             );
             metrics::detector_loaded(&engine.detector.name, &engine.detector.digest, &engine.device);
             metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
@@ -140,7 +140,7 @@ impl Screen {
     pub(crate) fn describe_decoding(&self) -> String {
         match self.decoders.confinement() {
             Some(confinement) => format!("in decoder processes, {confinement}"),
-            None => "on threads of this process, which ends with any decoder that crashes".into(),
+            None => "on threads of this process: if a decoder crashes, the process ends".into(),
         }
     }
 

@@ -52,13 +52,12 @@ impl Worker {
     async fn process_job(&self, delivery: &Delivery, job: Job) -> Settlement {
         let request = self.request(delivery, job);
         let mut end = self.processor.process(&request).await;
-        if let JobEnd::Committed { verdict, new_event } = &mut end {
-            if let Some(event) = new_event {
-                self.publisher.hand_over(event.clone());
+        if let JobEnd::Committed { event, new_event, .. } = &mut end {
+            if let Some(new_event) = new_event.take() {
+                self.publisher.hand_over(new_event);
             }
             if let Some(queue) = delivery.reply_to() {
-                let event = new_event.take().unwrap_or_else(|| self.processor.event(&request, verdict));
-                self.publisher.reply(queue, &event).await;
+                self.publisher.reply(queue, event).await;
             }
         }
         settle::settlement_of(end)

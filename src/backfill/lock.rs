@@ -39,7 +39,7 @@ impl BackfillLock {
             if !logged {
                 tracing::warn!(
                     expires_s = BACKFILL_LEASE_TIMEOUT.as_secs(),
-                    "waiting: another backfill is running on this ledger, or its lock has not expired yet"
+                    "waiting for another backfill on this ledger to end, or for its lock to expire"
                 );
                 logged = true;
             }

@@ -268,7 +268,7 @@ impl ListLocation {
             file.write_all(&chunk).map_err(failed)?;
         }
         if bytes != opened.length {
-            let truncated = format!("reading {self}: received {bytes} of {} bytes", opened.length);
+            let truncated = format!("{self} was cut short: {bytes} of {} bytes arrived", opened.length);
             return Err(StoreError::Unclear(truncated).into());
         }
         file.rewind().map_err(failed)?;

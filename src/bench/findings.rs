@@ -109,7 +109,7 @@ fn processor_share_warning(processor_s: f64, seconds: f64, decoders: usize) -> O
     let share = processor_s / (seconds * as_f64(decoders as u64));
     (share < MIN_PROCESSOR_SHARE).then(|| {
         format!(
-            "the decoders got {:.0} % of the processor time they asked for: another program is running, or the cores are shared or limited; the figures are too low",
+            "the decoders received only {:.0} % of the processor time that they could use: another program is running, or the cores are shared or limited; the figures are too low",
             share * 100.0
         )
     })

@@ -102,7 +102,7 @@ impl StorageTarget {
             while objects.len() < MAX_OBJECTS
                 && let Some(object) = listed.next().await
             {
-                let object = object.with_context(|| format!("listing {path}"))?;
+                let object = object.with_context(|| format!("cannot list {path}"))?;
                 if object.bytes.is_none_or(|bytes| (1..=config.storage.max_object_bytes).contains(&bytes)) {
                     objects.push(object.image);
                 }
@@ -139,7 +139,7 @@ impl StorageTarget {
 
     async fn fetch(&self, image: &ImageRef) -> anyhow::Result<Bytes> {
         let blob = self.fetcher.fetch(image, Lane::Live, &self.gates).await;
-        let bytes = blob.map_err(|e: FetchError| anyhow::anyhow!("fetching {}: {e}", image.uri()))?.bytes;
+        let bytes = blob.map_err(|e: FetchError| anyhow::anyhow!("cannot fetch {}: {e}", image.uri()))?.bytes;
         self.fetched.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
@@ -193,7 +193,7 @@ impl Bench<'_> {
             let commits = commits.clone();
             async move {
                 let Some(entry) = entry else { return Ok(()) };
-                Ok(commits.commit(&entry, |_| None).await.map(drop)?)
+                Ok(commits.commit(&entry, |_, _| None).await.map(drop)?)
             }
         });
         let result = committed.await;

@@ -14,7 +14,7 @@ use super::{BrokerError, with_timeout};
 pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, u32)>, BrokerError> {
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match with_timeout("asking for a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await
+    match with_timeout("inspecting a queue", channel.queue_declare(queue.into(), options, FieldTable::default())).await
     {
         Ok(queue) => {
             with_timeout("closing a channel", channel.close(200, "asked".into())).await?;
@@ -34,7 +34,7 @@ pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     let (mut seen, mut left) = (Vec::new(), 0);
     while seen.len() < limit {
-        let got = with_timeout("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
+        let got = with_timeout("reading a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
         let Some(message) = got.await? else { break };
         left = message.message_count;
         seen.push(message.delivery);
@@ -82,7 +82,7 @@ pub async fn visit_messages<E: From<BrokerError>>(
     let mut left = depth(connection, queue).await?.map_or(0, |(messages, _)| messages);
     while left > 0 {
         let got =
-            with_timeout("getting a message", channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
+            with_timeout("reading a message", channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
         let Some(message) = got else { break };
         left -= 1;
         if decide(&message.delivery).await? == Fate::Remove {

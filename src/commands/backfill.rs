@@ -27,8 +27,8 @@ const SUMMARY_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "p
 #[derive(Debug, Args)]
 #[command(
     after_help = "Objects are compared with the ledger by bucket, key, ETag and the detectors' digests: configure the same \
-detectors as the workers. The same command continues after an interruption, later publishes only what is new, and with \
-another detector publishes all again."
+detectors as the workers. After an interruption, the same command continues where it stopped. A later run publishes jobs only for \
+new images; with another detector it publishes jobs for all images again."
 )]
 pub struct BackfillArguments {
     /// s3://BUCKET/PREFIX, or file:///FOLDER in the folder that `objects` names; several are read concurrently
@@ -40,7 +40,7 @@ pub struct BackfillArguments {
     /// JSON lines with "source-ref", as Rekognition reads them, as a file or as s3://BUCKET/KEY [repeatable]
     #[arg(long, value_name = "FILE")]
     manifest: Vec<String>,
-    /// Only keys that end with this text, such as .jpg; upper and lower case are the same [repeatable]
+    /// Only keys that end with this text, such as .jpg, in upper or lower case [repeatable]
     #[arg(long, value_name = "TEXT")]
     suffix: Vec<String>,
     /// Only objects with at least this many bytes
@@ -55,7 +55,7 @@ pub struct BackfillArguments {
     /// Only objects last modified before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     until: Option<OffsetDateTime>,
-    /// Also publish objects with the outcome `missing` or `failed`
+    /// Also publish jobs for objects with the outcome `missing` or `failed`
     #[arg(long)]
     retry_failed: bool,
     /// Maximum number of jobs to publish
@@ -64,25 +64,25 @@ pub struct BackfillArguments {
     /// Only count; nothing is published or recorded
     #[arg(long)]
     dry_run: bool,
-    /// Start at the beginning even where an earlier run was interrupted
+    /// Start at the beginning even if an earlier run was interrupted
     #[arg(long)]
     restart: bool,
-    /// Maximum jobs published per second; higher takes more from broker and ledger
+    /// Maximum number of jobs published per second; a higher rate loads broker and ledger more
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// Maximum jobs that wait in the lane; while there are more, publishing pauses
+    /// Maximum number of jobs that wait in the lane; publishing pauses while there are more
     ///
-    /// The depth is read twice per second: enough jobs must wait to keep the workers busy until then. More jobs only take
-    /// memory and disk on the broker.
+    /// The depth is read twice per second: enough jobs must wait to keep the workers busy until the next reading. More jobs
+    /// only take memory and disk on the broker.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     depth: u32,
     /// A published job without a verdict counts as lost after this time: 90s, 15m, 2h or 7d
     ///
-    /// A shorter time publishes jobs twice that slow workers have not taken yet. A run that was interrupted longer ago
-    /// starts at the beginning.
+    /// With a shorter time, jobs that slow workers have not received yet are published twice. A run that was interrupted
+    /// longer ago starts at the beginning.
     #[arg(long, value_name = "AGE", default_value = "1d")]
     again_after: Age,
-    /// How the summary is printed
+    /// Output format of the summary
     #[arg(long, value_enum)]
     format: Option<Format>,
 }

@@ -35,7 +35,7 @@ pub struct BenchArguments {
     /// Cost of this machine per hour, in any currency
     #[arg(long, value_name = "PRICE")]
     price_per_hour: Option<f64>,
-    /// How the figures are printed
+    /// Output format
     #[arg(long, value_enum)]
     format: Option<BenchFormat>,
 }

@@ -81,7 +81,7 @@ async fn queue(config: &Config, topology: &Topology) -> anyhow::Result<CheckResu
 async fn events(config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
     if !config.events.default_queue {
         let exchange = topology.events();
-        return Ok(CheckResult::Ok(format!("events.default_queue is off; bind a queue of your own to {exchange}")));
+        return Ok(CheckResult::Ok(format!("events.default_queue is off; bind your queue to {exchange}")));
     }
     let connection = connect(config.queue()?, "check").await?;
     let queue = topology.flagged();
@@ -118,7 +118,7 @@ async fn objects(config: &Config) -> Vec<CheckResult> {
     let mut results = Vec::new();
     for bucket in fetcher.named_buckets() {
         let probed = fetcher.probe(&bucket).await.map_err(anyhow::Error::from);
-        let checked = probed.with_context(|| format!("bucket \"{bucket}\""));
+        let checked = probed.with_context(|| format!("cannot access the bucket \"{bucket}\""));
         results.push(checked.map(|()| CheckResult::Ok(format!("bucket \"{bucket}\" is accessible"))).into());
     }
     results

@@ -22,10 +22,10 @@ enum DeadCommand {
     List {
         #[command(flatten)]
         conditions: Conditions,
-        /// Maximum number of messages to read; other consumers do not see them while this runs
+        /// Maximum number of messages to read; other consumers do not receive them while this runs
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: usize,
-        /// How rows are printed
+        /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
     },
@@ -45,7 +45,7 @@ enum DeadCommand {
         #[arg(long, value_enum)]
         lane: Option<Lane>,
     },
-    /// Discard dead letters for ever
+    /// Discard dead letters permanently
     Drop {
         #[command(flatten)]
         conditions: Conditions,
@@ -70,7 +70,7 @@ struct Conditions {
 
 #[derive(Debug, Args)]
 struct Mode {
-    /// Select all dead letters where no other condition is given
+    /// Select all dead letters if no other condition is given
     #[arg(long)]
     all: bool,
     /// Only count

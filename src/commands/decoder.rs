@@ -15,7 +15,7 @@ pub(super) struct DecoderArguments {
 pub(super) fn run(arguments: &DecoderArguments) -> anyhow::Result<u8> {
     match arguments.attempt {
         None => serve()
-            .context("cannot serve as a decoder process, which a worker starts with a socket as standard input")?,
+            .context("cannot serve as a decoder process\n  hint: this command is for workers, which start it with a socket as standard input")?,
         Some(action) => {
             let Err(refusal) = try_forbidden(action) else { anyhow::bail!("the action was not refused") };
             eprintln!("{refusal}");

@@ -45,7 +45,7 @@ pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow
     let mut publishing = references.map(|image| async { jobs.publish(image?).await }).buffer_unordered(MAX_UNCONFIRMED);
     let mut sent = 0u64;
     while let Some(done) = publishing.next().await {
-        done.with_context(|| format!("{sent} jobs were published before"))?;
+        done.with_context(|| format!("stopped after {sent} published jobs"))?;
         sent += 1;
     }
     drop(publishing);
@@ -58,7 +58,7 @@ pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow
 fn from_stdin() -> impl Stream<Item = anyhow::Result<ImageRef>> {
     let lines = BufReader::new(tokio::io::stdin()).lines();
     stream::unfold((lines, 1u64), |(mut lines, number)| async move {
-        let line = lines.next_line().await.context("reading stdin").transpose()?;
+        let line = lines.next_line().await.context("cannot read stdin").transpose()?;
         Some(((number, line), (lines, number + 1)))
     })
     .filter_map(|(number, line)| async move {
@@ -92,7 +92,7 @@ impl JobPublisher {
     async fn publish(&self, image: ImageRef) -> anyhow::Result<()> {
         let body = json!({"image": {"bucket": image.bucket, "key": image.key}}).to_string();
         let message = Message::json(&self.exchange, self.lane.as_str(), &body);
-        self.publisher.publish(message).await.with_context(|| format!("publishing the job for {}", image.uri()))
+        self.publisher.publish(message).await.with_context(|| format!("cannot publish the job for {}", image.uri()))
     }
 }
 

@@ -36,17 +36,18 @@ pub struct EvaluateArguments {
     /// VALUE as positive and any other value as negative.
     #[arg(long = "dataset", required = true, value_name = "NAME=LABEL:PATH", value_parser = Dataset::parse)]
     datasets: Vec<Dataset>,
-    /// False-positive rate for flagging: the share of the negative images that may reach `flag_at`. Higher flags more
-    /// images, and more of them wrongly
+    /// False-positive rate for flagging: the share of the negative images that may reach `flag_at`. A
+    /// higher rate flags more images, and more of them wrongly
     #[arg(long, value_name = "RATE", default_value_t = 0.01)]
     fpr: f64,
-    /// False-positive rate for review. Higher finds more images, and people review more for nothing [default: 5 × --fpr]
+    /// False-positive rate for review. A higher rate finds more images, and sends more harmless images to people
+    /// [default: 5 × --fpr]
     #[arg(long, value_name = "RATE")]
     review_fpr: Option<f64>,
     /// Write a page with curves, histograms and the worst mistakes to one HTML file
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// How figures are printed
+    /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -75,7 +76,7 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
     if let Some(path) = &arguments.report {
         let info = ReportInfo { made_at: time::OffsetDateTime::now_utc(), version: env!("CARGO_PKG_VERSION") };
         let page = report::page(&summaries, &results, &info);
-        std::fs::write(path, page).with_context(|| format!("writing the report {}", path.display()))?;
+        std::fs::write(path, page).with_context(|| format!("cannot write the report {}", path.display()))?;
     }
     if results.is_empty() {
         eprintln!("error: no image was scored: there is nothing to evaluate");

@@ -18,7 +18,7 @@ const PAGE: u32 = 1_000;
 pub struct ExportArguments {
     #[command(flatten)]
     selection: record::VerdictSelection,
-    /// How verdicts are printed
+    /// Output format
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
 }

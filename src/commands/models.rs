@@ -20,7 +20,7 @@ pub struct ModelsArguments {
 enum ModelsCommand {
     /// Print the configured detectors with their digests, without loading a model
     List {
-        /// The output's format
+        /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
     },
@@ -28,9 +28,9 @@ enum ModelsCommand {
     ///
     /// Uses HF_ENDPOINT, HF_TOKEN and HF_HOME. An interrupted download continues where it stopped.
     Fetch(fetch::FetchArguments),
-    /// Score each configured detector's golden image, and exit with 1 if a score is not the one in its package
+    /// Score each configured detector's golden image, and exit with 1 if a score differs from its package
     Check {
-        /// The output's format
+        /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
     },

@@ -59,16 +59,16 @@ pub(super) fn pages(
 /// Options that select verdicts; they must meet every condition.
 #[derive(Debug, Args)]
 pub(super) struct VerdictSelection {
-    /// Decided at this time or later: 2026-11-25, or 2026-11-25T13:00:00Z
+    /// Only verdicts decided at or after this time: 2026-11-25, or 2026-11-25T13:00:00Z
     #[arg(long, value_name = "TIME", value_parser = instant)]
     since: Option<OffsetDateTime>,
-    /// Decided before this time
+    /// Only verdicts decided before this time
     #[arg(long, value_name = "TIME", value_parser = instant)]
     until: Option<OffsetDateTime>,
-    /// With this outcome [repeatable]
+    /// Only verdicts with this outcome [repeatable]
     #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     outcome: Vec<Outcome>,
-    /// Scored by the detector of this name
+    /// Only verdicts that the detector of this name scored
     #[arg(long, value_name = "NAME")]
     scored_by: Option<String>,
 }

@@ -30,7 +30,7 @@ pub struct RejudgeArguments {
     /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// How rows are printed
+    /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -121,14 +121,14 @@ impl RejudgeSummary {
         let judged: u64 = self.transitions.values().sum();
         let rejudged = if arguments.dry_run { "would be rejudged; nothing was written" } else { "were rejudged" };
         eprintln!(
-            "{judged} verdicts {rejudged}: {changed} with another outcome; this policy had judged {} more before",
+            "{judged} verdicts {rejudged}: {changed} with another outcome; {} more were judged by this policy earlier",
             self.current
         );
         if self.without_rule > 0 {
-            eprintln!("{} verdicts stay as they are: this policy has no rule for their scores", self.without_rule);
+            eprintln!("{} verdicts are unchanged: this policy has no rule for their scores", self.without_rule);
         }
         if self.overtaken > 0 {
-            eprintln!("{} of them stay as they are: another process revised or deleted them meanwhile", self.overtaken);
+            eprintln!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub struct ScanArguments {
     /// Files and folders. Results are printed in this order
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Format of the rows
+    /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Exit with 3 when an image reaches this outcome
@@ -55,7 +55,7 @@ pub struct ScanArguments {
     /// Write the detector's input for each image's first frame to DIR/DETECTOR/SHA256.png
     #[arg(long, value_name = "DIR")]
     save_pixels: Option<PathBuf>,
-    /// Screen one image at a time, and add its time and its peak of memory
+    /// Screen one image at a time, and add its time and peak memory to its row
     ///
     /// Rows gain `millis`, the time from opening the file to its outcome, and `peak_bytes`, the rise of resident memory.
     /// `peak_bytes` is null where the system is not Linux or does not allow resetting the peak. A file may reuse memory of
@@ -72,7 +72,7 @@ pub(super) async fn run(
     let screen = Screen::start(config)?;
     let (recorder, recording) = match ledger {
         Some(ledger) => {
-            ledger.prepare().await.with_context(|| format!("preparing {} to keep verdicts", config.ledger))?;
+            ledger.prepare().await.with_context(|| format!("cannot prepare the ledger {}", config.ledger))?;
             let ledger: Arc<dyn Ledger> = ledger.into();
             // Reports are printed in the order of the files, so no commit may wait for a later one.
             let (commits, writing) = CommitQueue::new(Arc::clone(&ledger), 0);
@@ -101,7 +101,7 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
         bar.around(|| {
-            eprintln!("stopping after the images that are being screened; send the signal again to stop at once");
+            eprintln!("stopping after the images that are being screened; a second signal stops at once");
         });
     });
     // Enough to keep decoders and sessions busy. When measuring, one image at a time.
@@ -139,7 +139,7 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
             }
             // A ledger that is down affects every file. Any other error affects this file.
             Err(e) if e.downcast_ref().is_some_and(LedgerError::may_pass) => {
-                broken = Some(e.context(format!("storing verdicts in {}", config.ledger)));
+                broken = Some(e.context(format!("cannot store verdicts in {}", config.ledger)));
                 break;
             }
             Err(e) => {
@@ -226,9 +226,9 @@ impl ScanSummary {
 fn save(folder: &Path, report: &FileReport) -> anyhow::Result<()> {
     for (detector, pixels) in &report.shown {
         let folder = folder.join(detector);
-        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let file = folder.join(format!("{}.png", hex::encode(report.verdict.sha256.unwrap_or_default())));
-        decode::save_png(&file, pixels).with_context(|| format!("writing {}", file.display()))?;
+        decode::save_png(&file, pixels).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }

@@ -28,15 +28,15 @@ pub struct Man {
 pub(super) fn completions(arguments: &Completions) -> anyhow::Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "pixwarden", &mut script);
-    std::io::stdout().write_all(&script).context("writing the completions")?;
+    std::io::stdout().write_all(&script).context("cannot write the completions")?;
     Ok(0)
 }
 
 pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {
     let folder: &Path = &arguments.folder;
-    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     clap_mangen::generate_to(Cli::command(), folder)
-        .with_context(|| format!("writing manual pages into {}", folder.display()))?;
+        .with_context(|| format!("cannot write the manual pages to {}", folder.display()))?;
     eprintln!("wrote the manual pages to {}", folder.display());
     Ok(0)
 }

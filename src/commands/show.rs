@@ -22,7 +22,7 @@ pub struct ShowArguments {
     /// The id of a job, or an image as s3://bucket/key
     #[arg(value_name = "JOB_ID|s3://BUCKET/KEY")]
     subject: String,
-    /// How rows are printed
+    /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
 }

@@ -15,12 +15,12 @@ pub struct WorkerArguments {
     /// are delivered again after a crash.
     #[arg(long, value_name = "N")]
     prefetch: Option<u16>,
-    /// Most images in one run of a model [default: chosen by warm-up]
+    /// Maximum number of images in one run of a model [default: chosen by warm-up]
     ///
     /// A higher value is faster on a GPU and takes more of its memory. A live job waits for at most one run, on a GPU for two.
     #[arg(long, value_name = "N")]
     max_batch: Option<u32>,
-    /// Downloads at the same time
+    /// Maximum number of downloads at the same time
     ///
     /// A higher value hides the latency of the store, up to about 64. Each download may hold an object in memory.
     #[arg(long, value_name = "N")]

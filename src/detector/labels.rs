@@ -93,7 +93,7 @@ fn distinct(field: &'static str, labels: &[String]) -> Result<(), FieldError> {
     sorted.sort();
     sorted.dedup();
     if sorted.len() != labels.len() {
-        return Err(FieldError::new(FILE, field, "two labels have the same name, so that a rule could mean either"));
+        return Err(FieldError::new(FILE, field, "two labels have the same name, so a rule could mean either"));
     }
     Ok(())
 }

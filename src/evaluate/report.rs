@@ -256,7 +256,7 @@ fn definitions() -> String {
 <h2>What the figures mean</h2>
 <p><b>Positive</b> images have the label that is looked for; the score is the probability that the detector gives to this label. <b>Accuracy</b> is the share of correctly classified images: positive ones with a score of at least 0.5, and others with less. <b>Precision</b> is the share of positive images among those that reach a threshold, <b>recall</b> the share of the positive images that reach it, and the <b>false-positive rate</b> the share of the others that reach it.</p>
 <p><b>ROC AUC</b> is the probability that a positive image has a higher score than a negative one; ties count half. <b>Average precision</b> sums precision over the gains in recall, from the highest score down, without interpolation. The <b>expected calibration error</b> is the mean distance between score and share of positive images over {CALIBRATION_BINS} bins of equal width, weighted by the images in each bin.</p>
-<p>Precision, average precision and calibration depend on the share of positive images, which is usually far lower in production than in a test set. Pictures show the first frame as the detector was given it. Of an animation, the frame with the highest score counts.</p>
+<p>Precision, average precision and calibration depend on the share of positive images, which is usually far lower in production than in a test set. Pictures show the first frame as the detector received it. Of an animation, the frame with the highest score counts.</p>
 </footer>"
     )
 }

@@ -69,7 +69,7 @@ pub(crate) async fn screen_all(
             }
         }
     }
-    reading.await.context("reading the datasets")
+    reading.await.context("the task that reads the datasets panicked")
 }
 
 enum ScreenedEntry {
@@ -127,7 +127,7 @@ impl Screener<'_> {
                 let permit = self.memory.enter(Lane::Live, length).await?;
                 match files::read(path.clone(), limit).await? {
                     Some((bytes, _)) => Ok((bytes, permit)),
-                    None => bail!("the file has more bytes than the limit, {limit}"),
+                    None => bail!("the file has more bytes than the limit of {limit}"),
                 }
             }
         }

@@ -86,7 +86,7 @@ impl DownloadHashes {
     /// The SHA-256, if length and checksum match the listing; else a message about what does not match.
     fn check(self, file: &RemoteFile) -> Result<String, String> {
         if self.bytes != file.size_bytes {
-            return Err(format!("it has {} bytes, but the listing says {}", self.bytes, file.size_bytes));
+            return Err(format!("it has {} bytes, but {} according to the listing", self.bytes, file.size_bytes));
         }
         let sha256 = hex::encode(self.sha256.finalize());
         let (Checksum::Sha256(expected) | Checksum::GitBlob(expected)) = &file.checksum;
@@ -97,7 +97,7 @@ impl DownloadHashes {
         if found == *expected {
             Ok(sha256)
         } else {
-            Err(format!("its {kind} is {found}, but the listing says {expected}"))
+            Err(format!("its {kind} is {found}, but {expected} according to the listing"))
         }
     }
 }

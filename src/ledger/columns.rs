@@ -127,6 +127,7 @@ macro_rules! read_existing {
             },
             outcome: $crate::ledger::columns::parse_outcome(&outcome)?,
             revision: $crate::ledger::columns::revision_number(revision),
+            decided_at: $row.try_get("decided_at")?,
         }
     }};
 }
@@ -140,7 +141,7 @@ pub(super) struct LockedVerdict {
 /// The columns of a [`LockedVerdict`].
 macro_rules! select_locked {
     () => {
-        "SELECT id, bucket, key, version_id, etag, outcome, reason, label, score, revision FROM verdicts"
+        "SELECT id, bucket, key, version_id, etag, outcome, reason, label, score, revision, decided_at FROM verdicts"
     };
 }
 

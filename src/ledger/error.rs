@@ -14,7 +14,7 @@ pub enum LedgerError {
     #[error("the ledger is not available: {0}")]
     Down(#[source] DatabaseError),
     /// A deadlock or a serialization failure. The same call may succeed at once.
-    #[error("the ledger gave up a transaction: {0}")]
+    #[error("the ledger aborted a transaction: {0}")]
     Contended(#[source] DatabaseError),
     /// The database refuses a row because of its values. The same call fails again.
     #[error("the ledger refused the row: {0}")]
@@ -30,7 +30,7 @@ pub enum LedgerError {
         needed: i64,
     },
     /// The ledger cannot be opened as configured, for example because of a wrong password.
-    #[error("the ledger {url} cannot be opened: {error}")]
+    #[error("cannot open the ledger {url}: {error}")]
     CannotOpen {
         /// Without its password.
         url: String,

@@ -152,9 +152,14 @@ impl Ledger for Postgres {
         let down = |text: String| LedgerError::Down(text.into());
         match tokio::time::timeout(MIGRATE_TIMEOUT, schema::migrator(&MIGRATIONS).run(&self.pool)).await {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(LedgerError::Down(DatabaseError::new(format!("migrating the schema: {e}"), e))),
+            Ok(Err(e)) => {
+                return Err(LedgerError::Down(DatabaseError::new(format!("cannot migrate the schema: {e}"), e)));
+            }
             Err(_) => {
-                return Err(down(format!("migrating the schema: no end within {} s", MIGRATE_TIMEOUT.as_secs())));
+                return Err(down(format!(
+                    "cannot migrate the schema: not finished within {} s",
+                    MIGRATE_TIMEOUT.as_secs()
+                )));
             }
         }
         self.build_indexes(&indexes::INDEXES).await?;

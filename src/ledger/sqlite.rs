@@ -119,9 +119,9 @@ impl Ledger for Sqlite {
         };
         match tokio::time::timeout(MIGRATE_TIMEOUT, twice()).await {
             Ok(Ok(())) => Ok(schema::newest(&MIGRATIONS)),
-            Ok(Err(e)) => Err(LedgerError::Down(DatabaseError::new(format!("migrating the schema: {e}"), e))),
+            Ok(Err(e)) => Err(LedgerError::Down(DatabaseError::new(format!("cannot migrate the schema: {e}"), e))),
             Err(_) => Err(LedgerError::Down(
-                format!("migrating the schema: no end within {} s", MIGRATE_TIMEOUT.as_secs()).into(),
+                format!("cannot migrate the schema: not finished within {} s", MIGRATE_TIMEOUT.as_secs()).into(),
             )),
         }
     }

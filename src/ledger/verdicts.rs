@@ -33,6 +33,8 @@ pub struct ExistingVerdict {
     pub image: ImageRef,
     pub outcome: Outcome,
     pub revision: u32,
+    /// When revision 1 was judged.
+    pub decided_at: OffsetDateTime,
 }
 
 impl ExistingVerdict {
@@ -69,8 +71,8 @@ pub struct Revise {
     /// The revision that the new one follows; if the verdict has another one by now, nothing is written.
     pub expected_revision: u32,
     pub cause: RevisionCause,
-    /// From [`Verdicts::now`], called after `expected_revision` was read: then no revision is older than the one
-    /// before it.
+    /// From [`Verdicts::now`], called after `expected_revision` was read, so that the times of revisions never
+    /// go back.
     pub judged_at: OffsetDateTime,
     /// The event of the new revision, where the change is announced.
     pub event: Option<Event>,
@@ -138,7 +140,7 @@ pub trait Verdicts: Send + Sync {
 /// Replaces a `failed` verdict by the verdict of a later delivery for the same object.
 ///
 /// `inserted` is the result of inserting `verdict`, and is returned unless it is a `failed` verdict that can be replaced.
-/// `event` makes the event of the revision, where it is announced.
+/// `event` makes the event of the revision from its new state, where it is announced.
 ///
 /// # Errors
 /// As [`Verdicts::revise`]; also when the verdict was deleted meanwhile, and inserting it will succeed.
@@ -146,7 +148,7 @@ pub async fn replace_failed_verdict(
     ledger: &dyn Verdicts,
     verdict: &Verdict,
     inserted: Inserted,
-    event: impl FnOnce(&Revision) -> Option<Event> + Send,
+    event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
 ) -> Result<Inserted, LedgerError> {
     let existing = match inserted {
         Inserted::Existing(existing)
@@ -159,13 +161,14 @@ pub async fn replace_failed_verdict(
         other => return Ok(other),
     };
     let mut revise = Revise {
-        verdict: verdict.clone(),
+        // The ledger keeps the time of the first judgement, and so does the event.
+        verdict: Verdict { decided_at: existing.decided_at, ..verdict.clone() },
         expected_revision: existing.revision,
         cause: RevisionCause::Replayed,
         judged_at: ledger.now().await?,
         event: None,
     };
-    revise.event = event(&revise.revision());
+    revise.event = event(&revise.verdict, &revise.revision());
     match ledger.revise(&revise).await? {
         Revised::Written { event, .. } => Ok(Inserted::Written(event)),
         Revised::Stale(current) => Ok(Inserted::Existing(current)),
@@ -187,7 +190,12 @@ mod tests {
             version_id: version.map(str::to_owned),
             etag: etag.map(str::to_owned),
         };
-        let existing = ExistingVerdict { image: image(None, Some("e1")), outcome: Outcome::Passed, revision: 1 };
+        let existing = ExistingVerdict {
+            image: image(None, Some("e1")),
+            outcome: Outcome::Passed,
+            revision: 1,
+            decided_at: OffsetDateTime::UNIX_EPOCH,
+        };
         assert!(existing.answers(&image(None, None)));
         assert!(existing.answers(&image(None, Some("e1"))));
         assert!(!existing.answers(&image(None, Some("e2"))));

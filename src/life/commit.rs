@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::fault_injection::{self, PlantedBug};
 use crate::groups::Groups;
-use crate::job::Revision;
+use crate::job::{Revision, Verdict};
 use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
 use crate::telemetry::metrics;
 
@@ -25,8 +25,8 @@ const LINGER_DELAY: Duration = Duration::from_millis(20);
 /// A group of this size does not wait: a further row would save almost nothing.
 const MAX_LINGER: usize = 16;
 
-/// The group size that is worth waiting for, where at most `in_flight` jobs are under way. At most half of them, because the
-/// others may take long.
+/// The number of verdicts that a group waits for, where at most `in_flight` jobs are in progress. At most half of them,
+/// because the others may take long.
 #[must_use]
 pub fn linger_limit(in_flight: usize) -> usize {
     MAX_LINGER.min(in_flight / 2)
@@ -61,7 +61,7 @@ impl CommitQueue {
     pub async fn commit(
         &self,
         new: &NewVerdict,
-        revised_event: impl FnOnce(&Revision) -> Option<Event> + Send,
+        revised_event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
     ) -> Result<Inserted, LedgerError> {
         let mut entry = new.clone();
         let kept_back =
@@ -73,7 +73,13 @@ impl CommitQueue {
             Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
             existing @ Inserted::Existing(_) => existing,
         };
-        replace_failed_verdict(self.ledger.as_ref(), &new.verdict, inserted, revised_event).await
+        let began = Instant::now();
+        let is_new = matches!(inserted, Inserted::Written(_));
+        let inserted = replace_failed_verdict(self.ledger.as_ref(), &new.verdict, inserted, revised_event).await?;
+        if !is_new && matches!(inserted, Inserted::Written(_)) {
+            metrics::transaction_committed(1, began.elapsed());
+        }
+        Ok(inserted)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct JobRequest {
     pub lane: Lane,
     /// Attempts that have failed before.
     pub failed_attempts: u32,
-    /// A process had this job before and did not settle it. It may have died of it.
+    /// A process had this job before and did not settle it. The job may have crashed that process.
     pub is_redelivered: bool,
     pub received_at: OffsetDateTime,
     /// The same instant on the monotonic clock, for durations.
@@ -33,9 +33,9 @@ pub struct JobRequest {
 /// How a job ended for its caller.
 #[derive(Debug)]
 pub enum JobEnd {
-    /// The verdict is committed: now, or by an earlier delivery with the same outcome. `new_event` is the event that was
-    /// committed now.
-    Committed { verdict: Box<Verdict>, new_event: Option<Event> },
+    /// The verdict is committed: now, or by an earlier delivery with the same outcome. `event` is its result for the sender.
+    /// `new_event` is set if an event was committed now, and is what the outbox holds.
+    Committed { verdict: Box<Verdict>, event: Event, new_event: Option<Event> },
     /// An earlier verdict answers the job.
     AnsweredBefore,
     /// The job's id belongs to a job for another image.

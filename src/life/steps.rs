@@ -100,7 +100,7 @@ pub(crate) struct Screened {
     pub frames: Vec<Scores>,
     /// The verdict whose scores were reused.
     pub reused_from: Option<Uuid>,
-    /// What each detector was shown of the first frame.
+    /// The input of each detector for the first frame.
     pub shown: Vec<(String, Arc<Pixels>)>,
 }
 

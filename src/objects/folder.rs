@@ -42,7 +42,7 @@ impl Folder {
             Err(e) => Err(ConfigError::Invalid {
                 option: "objects".into(),
                 what: format!(
-                    "the folder {} cannot be opened: {e}\n  hint: objects = \"file:///folder\" needs a folder whose folders are the buckets",
+                    "cannot open the folder {}: {e}\n  hint: objects = \"file:///folder\" needs a folder whose subfolders are the buckets",
                     root.display()
                 ),
             }),
@@ -172,7 +172,7 @@ fn classify_error(error: &io::Error) -> StoreError {
         }
         // `cap_std` reports a path that leads out in the same way.
         ErrorKind::PermissionDenied => StoreError::Denied(format!("access to the object is denied: {error}")),
-        _ => StoreError::Unclear(format!("the file cannot be read: {error}")),
+        _ => StoreError::Unclear(format!("cannot read the file: {error}")),
     }
 }
 
@@ -188,7 +188,7 @@ fn body(file: File) -> BoxStream<'static, Result<Bytes, StoreError>> {
         match read.await {
             Ok(Ok((chunk, _))) if chunk.is_empty() => Ok(None),
             Ok(Ok((chunk, file))) => Ok(Some((chunk, file))),
-            Ok(Err(e)) => Err(StoreError::Unclear(format!("the file cannot be read: {e}"))),
+            Ok(Err(e)) => Err(StoreError::Unclear(format!("cannot read the file: {e}"))),
             Err(_) => Err(StoreError::Unclear("reading the file panicked".into())),
         }
     })

@@ -125,13 +125,13 @@ impl S3 {
                 | "AccountProblem"
                 | "InvalidSecurity",
                 _,
-            ) => StoreError::Down(format!("the store does not accept our credentials: {words}")),
+            ) => StoreError::Down(format!("the store refused the credentials: {words}")),
             // Garage has no separate codes for an unknown key and a wrong secret, so its message is read.
             (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
-                StoreError::Down(format!("the store does not accept our credentials: {words}"))
+                StoreError::Down(format!("the store refused the credentials: {words}"))
             }
             (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
-            (_, 400) => StoreError::Denied(format!("the store refuses the request: {words}")),
+            (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
             _ => StoreError::Unclear(words),
         }
     }
@@ -188,7 +188,7 @@ impl ObjectStore for S3 {
                     }
                     Err(e) => vec![Err(match this.classify_error(&bucket, &e) {
                         StoreError::Denied(why) => StoreError::Denied(format!(
-                            "the bucket \"{bucket}\" cannot be listed: {why}\n  hint: that needs s3:ListBucket on the bucket"
+                            "cannot list the bucket \"{bucket}\": {why}\n  hint: that needs s3:ListBucket on the bucket"
                         )),
                         other => other,
                     })],

@@ -28,7 +28,7 @@ pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
             label: Some(rule.label.clone()),
             score: Some(score),
         },
-        None => Judgement::unscored(Outcome::Rejected, "no rule judges the detectors that were asked for"),
+        None => Judgement::unscored(Outcome::Rejected, "no rule judges the requested detectors"),
     }
 }
 

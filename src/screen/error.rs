@@ -73,7 +73,7 @@ pub enum DecoderProcessError {
         ending: ProcessEnding,
     },
     /// Every process ended before it had the image, so that the image cannot be at fault.
-    #[error("{count} decoder processes in a row ended before they had the image: {ending}")]
+    #[error("{count} decoder processes in a row ended before they received the image: {ending}")]
     EndedBeforeImage {
         /// How many.
         count: u32,

@@ -117,7 +117,7 @@ pub enum InferError {
         what: String,
     },
     /// The model loads but does not run.
-    #[error("detector {detector}: the model cannot run a single image")]
+    #[error("detector {detector}: cannot run the model on a single image")]
     FirstRun {
         /// The detector's name.
         detector: String,
@@ -288,7 +288,11 @@ fn make_warm(
     }
     let second_session = session.second_session().unwrap_or_else(|e| {
         let error = error_text(&e);
-        tracing::warn!(detector = detector.name, error, "no second set of buffers, batches are not filled during runs");
+        tracing::warn!(
+            detector = detector.name,
+            error,
+            "second set of buffers not allocated, batches are filled only between runs"
+        );
         None
     });
     let warm = WarmSession { activation, max_batch, device: session.device().to_owned(), second_session };

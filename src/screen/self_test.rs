@@ -82,7 +82,7 @@ impl std::fmt::Display for SelfTest {
 pub enum SelfTestError {
     /// The scores are not those of the machine where the package was made.
     #[error(
-        "detector {detector} on {device}: its golden image scores {} for \"{}\", but golden.json has {} (tolerance {})\n  hint: fetch or convert the package again, which replaces model and golden.json together; if the package is as it was made, try --device cpu: where that agrees, the device or its driver computes wrongly",
+        "detector {detector} on {device}: its golden image scores {} for \"{}\", but golden.json has {} (tolerance {})\n  hint: fetch or convert the package again, which replaces model and golden.json together; if the package is unchanged, try --device cpu: if the scores agree there, the device or its driver is at fault",
         .deviation.scored, .deviation.label, .deviation.stored, .deviation.tolerance
     )]
     Deviates {

@@ -19,7 +19,7 @@ pub enum StartError {
     #[error(transparent)]
     Package(#[from] PackageError),
     /// Two packages have the same name.
-    #[error("two detectors are called \"{0}\"\n  hint: give one of them another `name`")]
+    #[error("two detectors have the name \"{0}\"\n  hint: give one of them another `name`")]
     SameName(String),
     /// There is no package at all.
     #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package with --detector DIR", .0.display())]

@@ -40,10 +40,11 @@ pub fn start() {
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::error!("metrics disabled: this process has another recorder");
         }
+        // Here, because a second registration would reset gauges that are in use.
+        ALL.iter().for_each(|metric| metric.register());
+        table::BUILD_INFO.set(ProgramVersion, 1);
         handle
     });
-    ALL.iter().for_each(|metric| metric.register());
-    table::BUILD_INFO.set(ProgramVersion, 1);
 }
 
 /// Whether metrics can be scraped. If not, nothing is polled for them.

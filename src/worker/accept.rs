@@ -3,7 +3,7 @@
 //! The end of a stream, a cancel, a channel error, a lost heartbeat and a silent consumer are all treated alike: a new
 //! connection after a delay. The broker delivers again what was not acknowledged.
 //!
-//! [`Intake`] always holds the present state. A state that is worse than consuming is set before it is entered.
+//! [`Intake`] always holds the present state. The state changes to paused or lost before consuming stops.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -19,7 +19,7 @@ pub struct Delivery {
     pub body: Vec<u8>,
     /// The sender's properties, with our own headers.
     pub properties: BasicProperties,
-    /// A process had this message before and did not settle it. It may have died of it.
+    /// A process had this message before and did not settle it. Its job may have crashed that process.
     pub redelivered: bool,
     pub received_at: OffsetDateTime,
     /// The same instant on the monotonic clock, for durations.

@@ -36,8 +36,14 @@ pub enum WorkerError {
     Screen(#[from] StartError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("{0}; the worker ends so that a new one can take its place, and the broker delivers its jobs again")]
+    #[error(
+        "{0}; the worker ends, and the broker delivers its jobs again\n  hint: start the worker again, or let a supervisor such as systemd or Kubernetes do so"
+    )]
     SessionBroken(String),
+    #[error(
+        "the ledger's user lacks privileges: {}\n  hint: run deploy/postgres/roles.sql again after each `pixwarden migrate`", .0.join(", ")
+    )]
+    MissingPrivileges(Vec<String>),
     #[error("the task \"{0}\" ended unexpectedly")]
     TaskEnded(&'static str),
 }
@@ -58,6 +64,10 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
         ledger.migrate().await.map_err(OpenError::from)?;
     }
     ledger.check_schema().await.map_err(OpenError::from)?;
+    let missing = ledger.missing_privileges().await.map_err(OpenError::from)?;
+    if !missing.is_empty() {
+        return Err(WorkerError::MissingPrivileges(missing));
+    }
     let fetcher = Fetcher::open(&config).await?;
     run_on(config, ledger, fetcher, intake, shutdown).await
 }
@@ -219,7 +229,7 @@ impl RunningWorker {
         tracing::info!(in_flight = self.deliveries.len(), "draining");
         match tokio::time::timeout(self.drain_timeout, self.drain(accepting)).await {
             Ok(()) => tracing::info!("drained"),
-            Err(_) => tracing::warn!("not drained in time, the broker delivers the rest again"),
+            Err(_) => tracing::warn!("not drained in time, the broker delivers unsettled messages again"),
         }
         Ok(())
     }
@@ -292,7 +302,7 @@ fn prefetch(config: &Config, screen: &Screen) -> Result<u16, ConfigError> {
     Err(ConfigError::Invalid {
         option: "worker.prefetch".into(),
         what: format!(
-            "{chosen} would let the sessions wait: 2 × largest batch ({max_batch}) × detectors ({sessions}) + downloads ({downloads}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads"
+            "{chosen} is too low to keep the sessions busy: 2 × largest batch ({max_batch}) × detectors ({sessions}) + downloads ({downloads}) is {least}\n  hint: raise it to {least}, leave it at 0, or lower inference.max_batch or storage.downloads"
         ),
     })
 }

@@ -184,7 +184,7 @@ fn copied_properties(properties: &BasicProperties, headers: &[(&str, AMQPValue)]
     let mut all = FieldTable::default();
     let mut left = MAX_SENDER_HEADER_BYTES;
     for (key, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
-        // The sender's further addresses have got the original already.
+        // The targets in CC and BCC have received the original already.
         if matches!(key.as_str(), "CC" | "BCC") {
             continue;
         }
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_keeps_the_senders_properties_but_those_that_would_lose_it() {
+    fn a_copy_keeps_the_senders_properties_except_those_that_could_make_it_disappear() {
         let mut headers = FieldTable::default();
         headers.insert("traceparent".into(), text("00-1-2-01"));
         headers.insert("CC".into(), text("elsewhere"));

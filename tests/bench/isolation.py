@@ -22,7 +22,7 @@ from PIL import Image
 
 EDGE = 1000
 FIGURES = "{:7.1f} images/s {:7.2f} ms of processor time an image {:6.0f} MB"
-SUMMARY = re.compile(rb"^(\d+) images: .*?([\d.]+) a second", re.MULTILINE)
+SUMMARY = re.compile(rb"^(\d+) images: .*?([\d.]+) per second", re.MULTILINE)
 
 
 def make(folder, count):

@@ -27,7 +27,10 @@ async fn a_broker_that_refuses_the_login_is_reported() {
     let lab = Lab::new().await;
     let mut url: url::Url = service("TEST_AMQP_URL").parse().unwrap();
     let nowhere = format!("{}nowhere", service("TEST_AMQP_URL").trim_end_matches("%2f"));
-    contains(&refused(&lab, &["--queue", &nowhere], 1).await, &["nowhere", "refused the login", "hint: check user, password"]);
+    contains(
+        &refused(&lab, &["--queue", &nowhere], 1).await,
+        &["nowhere", "refused the login", "hint: check user, password"],
+    );
     url.set_password(Some("wrong")).unwrap();
     contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["refused the login", "ACCESS_REFUSED", "hint:"]);
     url.set_port(Some(1)).unwrap();
@@ -57,7 +60,7 @@ async fn an_unusable_ledger_is_reported() {
     url.set_password(Some("wrong")).unwrap();
     contains(
         &refused(&lab, &["--ledger", url.as_str()], 1).await,
-        &["cannot be opened", "password authentication failed"],
+        &["cannot open the ledger", "password authentication failed"],
     );
     sqlx::query("DROP TABLE _sqlx_migrations").execute(&lab.db).await.unwrap();
     contains(&refused(&lab, &[], 1).await, &["schema is at version 0", "hint: run `pixwarden migrate`"]);
@@ -81,7 +84,7 @@ async fn an_invalid_file_or_folder_is_reported() {
         contains(&refused(&lab, &["--objects", wrong], 2).await, &["`objects`", wrong, "hint: buckets are named by"]);
     }
     let nowhere = refused(&lab, &["--objects", "file:///nowhere/at/all"], 2).await;
-    contains(&nowhere, &["/nowhere/at/all cannot be opened", "hint: objects = \"file:///folder\""]);
+    contains(&nowhere, &["cannot open the folder /nowhere/at/all", "hint: objects = \"file:///folder\""]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

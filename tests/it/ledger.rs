@@ -123,7 +123,12 @@ async fn a_verdict_is_written_once_and_read_back_whole() {
 
         // Again, with another outcome: the first stands, and so does its event.
         let late = entry("one", Outcome::Passed);
-        let known = ExistingVerdict { image: first.verdict.image.clone(), outcome: Outcome::Flagged, revision: 1 };
+        let known = ExistingVerdict {
+            image: first.verdict.image.clone(),
+            outcome: Outcome::Flagged,
+            revision: 1,
+            decided_at: first.verdict.decided_at,
+        };
         assert_eq!(ledger.insert(&[late]).await.unwrap(), [Inserted::Existing(known.clone())]);
         assert_eq!(ledger.find_verdict(first.verdict.id).await.unwrap(), Some(known));
         assert_eq!(ledger.read_verdict(first.verdict.id).await.unwrap().unwrap().verdict, first.verdict);
@@ -134,7 +139,8 @@ async fn a_verdict_is_written_once_and_read_back_whole() {
 /// Inserts a verdict, and replaces a `failed` one by it.
 async fn insert_or_replace(ledger: &dyn Ledger, new: &NewVerdict) -> Inserted {
     let inserted = ledger.insert(std::slice::from_ref(new)).await.unwrap().remove(0);
-    let event = |revision: &Revision| {
+    let event = |verdict: &Verdict, revision: &Revision| {
+        assert!(verdict.decided_at <= new.verdict.decided_at, "the event has the time of the first judgement");
         let id = revised_event_id(new.verdict.id, revision.number, revision.judged_at);
         new.event.clone().map(|event| Event { id, ..event })
     };
@@ -278,7 +284,15 @@ async fn a_revision_of_another_state_than_the_expected_one_writes_nothing() {
         for stale in [0, 2] {
             let (_, revised) = revise_to(ledger, &new.verdict, stale, Outcome::Review).await;
             let image = new.verdict.image.clone();
-            assert_eq!(revised, Revised::Stale(ExistingVerdict { image, outcome: Outcome::Flagged, revision: 1 }));
+            assert_eq!(
+                revised,
+                Revised::Stale(ExistingVerdict {
+                    image,
+                    outcome: Outcome::Flagged,
+                    revision: 1,
+                    decided_at: new.verdict.decided_at,
+                })
+            );
         }
         assert_eq!(ledger.read_verdict(new.verdict.id).await.unwrap().unwrap().verdict, new.verdict);
         assert_eq!(subject.count("SELECT count(*) FROM verdict_history").await, 0);

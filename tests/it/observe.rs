@@ -402,7 +402,7 @@ async fn one_trace_leads_from_the_producer_through_the_worker_to_the_consumer() 
     let done = |id: &str| {
         let lines = worker.log();
         let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.rfind(|line| line["message"] == "job is done" && line["job_id"] == id).unwrap()
+        lines.rfind(|line| line["message"] == "job finished" && line["job_id"] == id).unwrap()
     };
     assert_eq!((&done("job")["span"]["name"], &done("job")["span"]["trace_id"]), (&json!("job"), &json!(TRACE)));
     assert_eq!(done("own")["span"]["trace_id"], shown(&own_root.trace_id));

@@ -226,10 +226,10 @@ async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
 
     let missing = scan(&["nowhere", "z/a"]).await;
     assert_eq!((missing.status, missing.stdout.lines().count()), (1, 2), "{}", missing.stdout);
-    assert!(missing.stderr.contains("error: reading nowhere: No such file"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("error: cannot read nowhere: No such file"), "{}", missing.stderr);
     assert!(missing.stderr.contains("1 could not be read"), "{}", missing.stderr);
     let pipe = scan(&["z/pipe"]).await;
-    assert!(pipe.stderr.contains("reading z/pipe: not a file or a folder"), "{}", pipe.stderr);
+    assert!(pipe.stderr.contains("cannot read z/pipe: not a file or a folder"), "{}", pipe.stderr);
 
     let everything = ["--review-at", "0", "--flag-at", "0.99999"];
     let status = async |fail_on: &str| scan(&[&["z", "--fail-on", fail_on][..], &everything].concat()).await.status;

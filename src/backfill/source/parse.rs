@@ -17,10 +17,10 @@ pub enum SourceNameError {
     #[error("\"{0}\" is neither s3://bucket/prefix nor file:///folder")]
     Scheme(String),
     #[error(
-        "{0} is a folder, but `objects` is s3://\n  hint: give --objects file:///FOLDER, whose folders are the buckets, here and to the workers"
+        "{0} is a folder, but `objects` is s3://\n  hint: give --objects file:///FOLDER, whose subfolders are the buckets, here and to the workers"
     )]
     NotAFolderStore(String),
-    #[error("{path} is not in {}\n  hint: `objects` names the folder whose folders are the buckets", root.display())]
+    #[error("{path} is not in {}\n  hint: `objects` names the folder whose subfolders are the buckets", root.display())]
     OutsideStore { path: String, root: PathBuf },
     #[error("{0} is not a plain path in UTF-8")]
     Path(String),
@@ -30,7 +30,7 @@ pub enum SourceNameError {
         #[source]
         error: std::io::Error,
     },
-    #[error("the folder {} has no folder that is an allowed bucket", .0.display())]
+    #[error("no subfolder of {} is an allowed bucket", .0.display())]
     NoBuckets(PathBuf),
     #[error(
         "the bucket \"{0}\" is not allowed, so workers would reject every job\n  hint: add it to `buckets`, here and for the workers"
@@ -168,12 +168,7 @@ mod tests {
         };
         assert_eq!(read("", &[]).unwrap(), [prefix("a", ""), prefix("b", "")]);
         assert_eq!(read("/", &[Bucket::Name("b*".into())]).unwrap(), [prefix("b", "")]);
-        assert!(
-            read("/", &[Bucket::Name("c".into())])
-                .unwrap_err()
-                .to_string()
-                .contains("no folder that is an allowed bucket")
-        );
+        assert!(read("/", &[Bucket::Name("c".into())]).unwrap_err().to_string().contains("is an allowed bucket"));
         assert_eq!(read("/a", &[]).unwrap(), [prefix("a", "")]);
         assert_eq!(read("/a/2024", &[]).unwrap(), [prefix("a", "2024/")]);
         assert_eq!(read("/a/20", &[]).unwrap(), [prefix("a", "20")]);

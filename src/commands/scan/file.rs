@@ -82,7 +82,7 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         let image = path.display().to_string();
-        let file = FileState::of(&path).await.with_context(|| format!("reading {image}"))?;
+        let file = FileState::of(&path).await.with_context(|| format!("cannot read {image}"))?;
         let id = self.job_id(&file);
         if let Some(verdict) = self.find_earlier(&id).await? {
             return Ok(Some(FileReport { image, verdict, unchanged: true, shown: Shown::new(), cost: None }));
@@ -98,7 +98,7 @@ impl<'a> Scan<'a> {
         let (judged, shown) = self.screen(path, &file, id).await?;
         let verdict = judged.into_verdict(record);
         if let Some(recorder) = &self.recorder {
-            recorder.commits.commit(&NewVerdict { verdict: verdict.clone(), event: None }, |_| None).await?;
+            recorder.commits.commit(&NewVerdict { verdict: verdict.clone(), event: None }, |_, _| None).await?;
         }
         Ok(Some(FileReport { image, verdict, unchanged: false, shown, cost: None }))
     }
@@ -123,7 +123,7 @@ impl<'a> Scan<'a> {
         }
         let _memory = self.bytes.enter(Lane::Live, file.bytes).await?;
         let Some((bytes, sha256)) = files::read(path, limit).await? else {
-            let reason = format!("the file has more bytes, the limit is {limit}");
+            let reason = format!("the file has more bytes than the limit of {limit}");
             return Ok(unscored(object, Outcome::Rejected, reason));
         };
         object.bytes = Some(bytes.len() as u64);

@@ -86,8 +86,7 @@ impl ProcessorReader<'_> {
             (Some(size), _) => size,
             (None, Resize::Exact { width, height }) => (width, height),
             (None, _) => {
-                let what =
-                    "`size` keeps the aspect ratio and nothing crops, so that the model's input has no fixed size";
+                let what = "`size` keeps the aspect ratio and nothing crops, so the model's input has no fixed size";
                 return Err(self.fields.refuse("crop_size", what));
             }
         };
@@ -179,13 +178,14 @@ impl ProcessorReader<'_> {
         match stated.or(self.processor.crops) {
             Some(false) => return Ok(None),
             Some(true) if self.processor.quirk == Quirk::ConvNext => {
-                let what = "ConvNext crops by itself, and releases of transformers disagree on a second crop";
+                let what =
+                    "ConvNext crops by itself, and releases of transformers differ in whether they crop a second time";
                 return Err(self.fields.refuse("do_center_crop", what));
             }
             Some(true) => {}
             None if size.is_none() && self.processor.crop.is_none() => return Ok(None),
             None => {
-                let what = "it is missing, and processors and their releases differ in whether `crop_size` counts";
+                let what = "it is missing, and without it some processors ignore `crop_size` and others use it";
                 return Err(self.fields.refuse("do_center_crop", what));
             }
         }
@@ -246,9 +246,7 @@ impl ProcessorReader<'_> {
 
         if self.processor.quirk == Quirk::MobileVit {
             if fields.switch("do_normalize")? == Some(true) {
-                return Err(
-                    fields.refuse("do_normalize", "MobileViT's processor never normalises, even where it is asked to")
-                );
+                return Err(fields.refuse("do_normalize", "MobileViT's processor never normalises; set it to false"));
             }
             let flips = fields.switch("do_flip_channel_order")?.unwrap_or(true);
             return Ok(Normalisation { channels: if flips { Channels::Bgr } else { Channels::Rgb }, ..plain });

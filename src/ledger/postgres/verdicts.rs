@@ -147,7 +147,8 @@ pub(super) async fn replace_history(
 }
 
 async fn find_existing(c: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, ExistingVerdict>, sqlx::Error> {
-    let query = "SELECT id, bucket, key, version_id, etag, outcome, revision FROM verdicts WHERE id = ANY($1)";
+    let query =
+        "SELECT id, bucket, key, version_id, etag, outcome, revision, decided_at FROM verdicts WHERE id = ANY($1)";
     let rows = sqlx::query(query).bind(ids).fetch_all(c).await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read_existing!(row)))).collect()
 }

@@ -136,7 +136,7 @@ async fn insert_one(c: &mut SqliteConnection, new: NewVerdict) -> Result<Inserte
 }
 
 async fn find_existing(c: &mut SqliteConnection, id: Uuid) -> Result<Option<ExistingVerdict>, sqlx::Error> {
-    let query = "SELECT bucket, key, version_id, etag, outcome, revision FROM verdicts WHERE id = $1";
+    let query = "SELECT bucket, key, version_id, etag, outcome, revision, decided_at FROM verdicts WHERE id = $1";
     let row = sqlx::query(query).bind(id.to_string()).fetch_optional(c).await?;
     row.map(|row| Ok(read_existing!(row))).transpose()
 }

@@ -63,7 +63,7 @@ impl Walk<'_> {
             Ok(dir) => self.folder(&dir, path),
             Err(StoreError::Missing(_)) => Ok(()),
             Err(StoreError::Denied(why)) => {
-                Err(StoreError::Denied(format!("the folder {path} cannot be listed: {why}")).into())
+                Err(StoreError::Denied(format!("cannot list the folder {path}: {why}")).into())
             }
             Err(other) => Err(other.into()),
         }
@@ -71,7 +71,7 @@ impl Walk<'_> {
 
     /// Lists a folder whose keys begin with `path`, which is empty or ends with a slash.
     fn folder(&self, dir: &Dir, path: &str) -> Result<(), WalkEnd> {
-        let failed = |e: io::Error| StoreError::Unclear(format!("the folder /{path} cannot be listed: {e}"));
+        let failed = |e: io::Error| StoreError::Unclear(format!("cannot list the folder /{path}: {e}"));
         let mut keys = Vec::new();
         for entry in dir.entries().map_err(failed)? {
             let entry = entry.map_err(failed)?;

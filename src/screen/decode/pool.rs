@@ -78,7 +78,7 @@ impl DecoderPool {
             pool.confinement = confinement?;
         }
         if let Some(confinement) = pool.confinement.as_ref().filter(|confinement| !confinement.missing.is_empty()) {
-            tracing::warn!(%confinement, "decoder processes are confined less than they could be");
+            tracing::warn!(%confinement, "decoder processes started without some sandbox layers");
         }
         Ok(pool)
     }

@@ -20,7 +20,7 @@ const MAX_PASS_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// The image is too long and thin.
-    #[error("over the decode limits: resized to {0}x{1} it would take too much memory")]
+    #[error("over the decode limits: the image resized to {0}x{1} would take too much memory")]
     Shape(u32, u32),
     /// The resizer refuses the sizes. They were checked before, so that this would be a bug.
     #[error("cannot resize the image")]

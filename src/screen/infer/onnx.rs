@@ -190,7 +190,7 @@ fn input_layout(
     let supported = "supported are uint8 [batch, height, width, 3] and float [batch, 3, height, width]";
     let (layout, found, size_fits) = match (ty, shape) {
         (TensorElementType::Uint8, _) if detector.normalisation.channels == Channels::Bgr => {
-            return Err("the model takes bytes and orders their channels itself, but the package asks for blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
+            return Err("the model takes bytes and orders their channels itself, but the package puts blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
         }
         (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => {
             (InputLayout::BytesNhwc, n, fits(h, height) && fits(w, width))

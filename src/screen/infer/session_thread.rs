@@ -102,7 +102,7 @@ impl SessionThread<'_> {
             self.queue.with(BatchQueue::batch_done);
             if let Err(error) = answered {
                 let reason = format!("a blank image cannot be scored either: {}", error_text(&error));
-                tracing::error!(detector = self.detector.name, reason, "session is broken");
+                tracing::error!(detector = self.detector.name, reason, "session broken");
                 let reason = format!("detector {}: its session is broken: {reason}", self.detector.name);
                 self.report_broken.send_replace(Some(reason));
                 return;

@@ -62,7 +62,7 @@ fn landlock() -> Result<String, String> {
     };
     let status = restrict().map_err(|e| e.to_string())?;
     match (status.ruleset, status.landlock) {
-        (RulesetStatus::NotEnforced, _) => Err("this kernel does not have it".into()),
+        (RulesetStatus::NotEnforced, _) => Err("this kernel does not support it".into()),
         (_, LandlockStatus::Available { effective_abi, .. }) => Ok(format!("Landlock (ABI {})", effective_abi as i32)),
         (_, status) => Err(format!("{status:?}")),
     }

@@ -137,7 +137,7 @@ impl<'a> SupervisedDecoder<'a> {
                     (format!("the decoder process failed on the image: {ending}"), ending.is_killed())
                 }
             };
-            tracing::warn!(reason, "decoder process is replaced");
+            tracing::warn!(reason, "decoder process replaced");
             tries += 1;
             if tries == MAX_TRIES && is_killed {
                 return Err(DecoderProcessError::Killed { count: tries }.into());
@@ -157,7 +157,7 @@ impl<'a> SupervisedDecoder<'a> {
                 Err(error) if since.elapsed() > RESTART_TIMEOUT => return Err(error),
                 Err(error) => {
                     let error = error_text(&error);
-                    tracing::warn!(error, "no decoder process, trying again");
+                    tracing::warn!(error, "decoder process not started, retrying after a delay");
                 }
             }
             std::thread::sleep(RESTART_DELAY);
@@ -295,7 +295,7 @@ impl Drop for DecoderProcess {
     fn drop(&mut self) {
         // It holds nothing that a kill could leave half done, and it may not react to anything else any more.
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-            tracing::error!(%error, "cannot end a decoder process");
+            tracing::error!(%error, "decoder process not killed");
         }
     }
 }
