@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn decoders_that_do_not_get_the_cores_cause_a_warning() {
         assert_eq!(processor_share_warning(5.4, 3.0, 2), None);
-        assert!(processor_share_warning(0.9, 3.0, 2).unwrap().contains("got 15 % of"));
+        assert!(processor_share_warning(0.9, 3.0, 2).unwrap().contains("received only 15 % of"));
     }
 
     #[test]
