@@ -11,7 +11,7 @@
 //!                     └────────────────────────────── scores ──────────────────────────────┘
 //! ```
 //!
-//! `JobProcessor::process` in [`life`] contains the whole way of a job. `Worker::process_delivery` in [`worker`] contains the
+//! `JobProcessor::process` in `life` contains the whole way of a job. `Worker::process_delivery` in [`worker`] contains the
 //! way of a delivery around it. `scan` takes the same steps for a file. How a worker starts and drains is in `worker/run.rs`.
 //!
 //! # The map, in reading order
@@ -26,7 +26,7 @@
 //! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
 //! | [`screen`] | bytes to scores: `decode` (in confined processes) and `infer` | network, broker, database |
 //! | [`ledger`] | the database of verdicts: five traits, with `postgres` and `sqlite` behind them | why something is stored |
-//! | [`life`] | an identified job becomes a committed verdict | the broker, HTTP |
+//! | `life` | an identified job becomes a committed verdict | the broker, HTTP |
 //! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |
 //! | [`worker`] | a delivery's way: `accept`, `publish`, `settle` | formats, models, queries |
 //! | `backfill` | publishes a job for each image of an archive that has no verdict | formats, models, queries |
@@ -38,12 +38,12 @@
 //! | [`telemetry`] | log, metrics as types, health, traces | what caused an event |
 //! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
 //!
-//! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), [`offload`] (a blocking reader
+//! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), `offload` (a blocking reader
 //! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`.
 //!
 //! # What is forbidden, and checked by `tests/it/invariants.rs`
 //!
-//! - An import that is not in the test's table `ROOMS`. [`life`] imports neither [`broker`] nor [`worker`]. [`screen`]
+//! - An import that is not in the test's table `ROOMS`. `life` imports neither [`broker`] nor [`worker`]. [`screen`]
 //!   imports no service. Only [`commands`] and `bench` import [`worker`]; [`config`] imports its options.
 //! - A stage that imports another stage of its room. Only the room's own file puts its stages together.
 //! - A library outside of its place: lapin in [`broker`], the stages that talk to it, `backfill/pace.rs` and `dead`; the S3 SDK in
@@ -70,12 +70,12 @@ pub mod hub;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
-pub mod life;
+mod life;
 pub mod objects;
-pub mod offload;
+mod offload;
 pub mod policy;
 mod processes;
-pub mod retry;
+mod retry;
 pub mod screen;
 pub mod telemetry;
 pub mod worker;

@@ -79,7 +79,7 @@ impl JobProcessor {
             // A panic costs one attempt of one job, not the process.
             let error = match AssertUnwindSafe(self.attempt(request)).catch_unwind().await {
                 Ok(Ok(judged) | Err(Stop::Judged(judged))) => return self.commit(request, *judged).await,
-                Ok(Err(Stop::Ended(end))) => return end,
+                Ok(Err(Stop::Ended(end))) => return *end,
                 Ok(Err(Stop::Failed(error))) => error,
                 Err(_) => {
                     AttemptError::Failed(AttemptCause::Panic, "the program panicked while it processed the job".into())
@@ -139,8 +139,8 @@ impl JobProcessor {
         }
         let id = verdict_id(&identified.job_id(None));
         match self.ledger.find_verdict(id).await.map_err(ledger_is_broken)? {
-            Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict)),
-            Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore)),
+            Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
+            Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore.into())),
             _ => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! The life of a delivery: a message from RabbitMQ is read, its job is processed by [`crate::life`], and the delivery is
+//! The life of a delivery: a message from RabbitMQ is read, its job is processed by `life`, and the delivery is
 //! settled by how the job ended. How a worker starts and drains is in `worker/run.rs`.
 
 pub mod accept;

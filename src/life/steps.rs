@@ -23,7 +23,7 @@ pub(super) enum Stop {
     /// The outcome is known early: rejected, missing, undecodable.
     Judged(Box<Judged>),
     /// The job ends without a new verdict.
-    Ended(JobEnd),
+    Ended(Box<JobEnd>),
     Failed(AttemptError),
 }
 
