@@ -362,7 +362,7 @@ impl Lab {
                 return;
             }
             assert!(
-                since.elapsed() < Duration::from_secs(200),
+                since.elapsed() < Duration::from_secs(300),
                 "{found} instead of {at_least} after {:?}: {query}\n{}",
                 since.elapsed(),
                 worker.log()
