@@ -239,14 +239,14 @@ impl JobProcessor {
         let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
-        let mut revised = None;
+        let mut revised_event = None;
         let inserted = loop {
-            let revised_event = |verdict: &Verdict, revision: &Revision| {
-                let event = self.revised_event(request, verdict, revision);
-                revised = Some(event.clone());
+            let event_of_revision = |verdict: &Verdict, revision: &Revision| {
+                let event = self.event(request, verdict, Some(revision));
+                revised_event = Some(event.clone());
                 self.event_if_published(event)
             };
-            match timed(Stage::Commit, self.commits.commit(&entry, revised_event)).await {
+            match timed(Stage::Commit, self.commits.commit(&entry, event_of_revision)).await {
                 Ok(inserted) => break inserted,
                 Err(LedgerError::Refused(reason)) if !was_refused => {
                     // What a database cannot store comes from the sender, most likely in the metadata.
@@ -265,16 +265,14 @@ impl JobProcessor {
         };
         let verdict = entry.verdict;
         let outcome = verdict.judgement.outcome;
-        // The result for the sender, published or not.
-        let event = revised.unwrap_or_else(|| self.event(request, &verdict));
         match inserted {
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
             // The earlier verdict stands.
             Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore,
-            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), event, new_event: None },
+            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None },
             Inserted::Written(new_event) => {
                 record_commit(request, &verdict);
-                JobEnd::Committed { verdict: Box::new(verdict), event, new_event }
+                JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event }
             }
         }
     }
@@ -304,7 +302,7 @@ impl JobProcessor {
     }
 
     fn with_event(&self, request: &JobRequest, verdict: Verdict) -> NewVerdict {
-        let event = self.event_if_published(self.event(request, &verdict));
+        let event = self.event_if_published(self.event(request, &verdict, None));
         NewVerdict { verdict, event }
     }
 
@@ -313,17 +311,15 @@ impl JobProcessor {
         self.config.events.publish.contains(&event.routing_key).then_some(event)
     }
 
-    /// The event of a first judgement, whether or not its routing key is published.
-    fn event(&self, request: &JobRequest, verdict: &Verdict) -> Event {
+    /// A verdict's event, whether or not its routing key is published. `revision` is set for a later judgement.
+    #[must_use]
+    pub fn event(&self, request: &JobRequest, verdict: &Verdict, revision: Option<&Revision>) -> Event {
         let trace = traces::context_to_propagate(request.trace.as_ref());
         let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
-        event::event(verdict, context, &self.config.prefix)
-    }
-
-    fn revised_event(&self, request: &JobRequest, verdict: &Verdict, revision: &Revision) -> Event {
-        let trace = traces::context_to_propagate(request.trace.as_ref());
-        let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
-        event::revised_event(verdict, revision, context, &self.config.prefix)
+        match revision {
+            None => event::event(verdict, context, &self.config.prefix),
+            Some(revision) => event::revised_event(verdict, revision, context, &self.config.prefix),
+        }
     }
 
     /// The end of a job whose last attempt has failed.

@@ -52,12 +52,13 @@ impl Worker {
     async fn process_job(&self, delivery: &Delivery, job: Job) -> Settlement {
         let request = self.request(delivery, job);
         let mut end = self.processor.process(&request).await;
-        if let JobEnd::Committed { event, new_event, .. } = &mut end {
+        if let JobEnd::Committed { verdict, revised_event, new_event } = &mut end {
             if let Some(new_event) = new_event.take() {
                 self.publisher.hand_over(new_event);
             }
             if let Some(queue) = delivery.reply_to() {
-                self.publisher.reply(queue, event).await;
+                let event = revised_event.take().unwrap_or_else(|| self.processor.event(&request, verdict, None));
+                self.publisher.reply(queue, &event).await;
             }
         }
         settle::settlement_of(end)

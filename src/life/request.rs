@@ -33,9 +33,9 @@ pub struct JobRequest {
 /// How a job ended for its caller.
 #[derive(Debug)]
 pub enum JobEnd {
-    /// The verdict is committed: now, or by an earlier delivery with the same outcome. `event` is its result for the sender.
-    /// `new_event` is set if an event was committed now, and is what the outbox holds.
-    Committed { verdict: Box<Verdict>, event: Event, new_event: Option<Event> },
+    /// The verdict is committed: now, or by an earlier delivery with the same outcome. `revised_event` is set
+    /// if it replaced a failed one, and is published or not. `new_event` is the event that the outbox holds since now.
+    Committed { verdict: Box<Verdict>, revised_event: Option<Event>, new_event: Option<Event> },
     /// An earlier verdict answers the job.
     AnsweredBefore,
     /// The job's id belongs to a job for another image.
