@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::canonical::{self, without_negative_zero};
 use crate::config::PolicyConfig;
 use crate::detector::Detector;
-use crate::job::PolicyRef;
+use crate::job::{Digests, PolicyRef};
 
 /// Labels that usually name the class to look for, in the order of preference.
 const USUAL_LABELS: [&str; 10] =
@@ -149,6 +149,12 @@ impl Policy {
         let rules = in_canonical_order(rules);
         let sha256 = canonical::sha256(&canonical_text(&rules));
         Ok(Self { rules, reference: PolicyRef { name: config.name.clone(), sha256 }, is_default })
+    }
+
+    /// The first detector that a rule judges and that is not among these.
+    #[must_use]
+    pub fn first_detector_outside(&self, detectors: &Digests) -> Option<&str> {
+        self.rules.iter().map(|rule| rule.detector.as_str()).find(|name| !detectors.contains_key(*name))
     }
 
     /// The rules as canonical JSON. The policy's digest is the SHA-256 of this text.

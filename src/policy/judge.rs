@@ -7,8 +7,8 @@ use crate::job::{Judgement, Outcome, Scores};
 
 /// Judges one frame's scores. The strongest outcome wins, among equals the highest score.
 ///
-/// Scores that are not probabilities end as [`Outcome::Failed`], and scores that no rule judges as
-/// [`Outcome::Rejected`]; neither ever passes.
+/// Scores that are not probabilities end as [`Outcome::Failed`]. Where a rule finds no score to judge, and no other rule is
+/// reached, the outcome is [`Outcome::Rejected`]. Neither ever passes.
 #[must_use]
 pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
     for (detector, labels) in scores {
@@ -21,15 +21,27 @@ pub fn judge(policy: &Policy, scores: &Scores) -> Judgement {
         let score = *scores.get(&rule.detector)?.get(&rule.label)?;
         Some((apply(rule, score), score, rule))
     });
-    match judged.max_by(|a, b| (a.0, a.1).partial_cmp(&(b.0, b.1)).unwrap_or(Ordering::Equal)) {
-        Some((outcome, score, rule)) => Judgement {
+    let strongest = judged.max_by(|a, b| (a.0, a.1).partial_cmp(&(b.0, b.1)).unwrap_or(Ordering::Equal));
+    match (strongest, missing_detector(policy, scores)) {
+        (None, None) => Judgement::unscored(Outcome::Rejected, "the policy has no rule"),
+        (None | Some((Outcome::Passed, ..)), Some(detector)) => {
+            let reason = format!("there are no scores by the detector \"{detector}\", which the policy judges by");
+            Judgement::unscored(Outcome::Rejected, reason)
+        }
+        (Some((outcome, score, rule)), _) => Judgement {
             outcome,
             reason: reason(outcome, score, rule),
             label: Some(rule.label.clone()),
             score: Some(score),
         },
-        None => Judgement::unscored(Outcome::Rejected, "no rule judges the requested detectors"),
     }
+}
+
+/// The first detector whose score a rule needs and `scores` lack. Without it the policy cannot say that an image passes.
+#[must_use]
+pub fn missing_detector<'p>(policy: &'p Policy, scores: &Scores) -> Option<&'p str> {
+    let has_score = |rule: &Rule| scores.get(&rule.detector).is_some_and(|labels| labels.contains_key(&rule.label));
+    policy.rules.iter().find(|rule| !has_score(rule)).map(|rule| rule.detector.as_str())
 }
 
 /// Judges every frame and returns the index and judgement of the most severe one. Without a frame the outcome is
@@ -123,6 +135,18 @@ mod tests {
         let policy = policy(vec![rule("d", "ai", 0.5, 0.9)]);
         assert_eq!(judge(&policy, &scores(&[("shadow", "ai", 0.0)])).outcome, Outcome::Rejected);
         assert_eq!(judge(&policy, &Scores::new()).outcome, Outcome::Rejected);
+    }
+
+    #[test]
+    fn a_missing_score_never_passes_and_hides_no_other_rule() {
+        let policy = policy(vec![rule("d", "ai", 0.5, 0.9), rule("e", "nude", 0.5, 0.9)]);
+        let only_d = |p: f32| judge(&policy, &scores(&[("d", "ai", p)]));
+        assert_eq!(only_d(0.1).outcome, Outcome::Rejected);
+        assert!(only_d(0.1).reason.unwrap().contains("\"e\""));
+        assert_eq!((only_d(0.6).outcome, only_d(0.95).outcome), (Outcome::Review, Outcome::Flagged));
+        assert_eq!(missing_detector(&policy, &scores(&[("d", "ai", 0.1)])), Some("e"));
+        assert_eq!(missing_detector(&policy, &scores(&[("d", "ai", 0.1), ("e", "other", 0.1)])), Some("e"));
+        assert_eq!(missing_detector(&policy, &scores(&[("d", "ai", 0.1), ("e", "nude", 0.1)])), None);
     }
 
     fn thresholds() -> impl Strategy<Value = (f32, f32)> {
