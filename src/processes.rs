@@ -1,4 +1,4 @@
-//! This process and its decoder processes, and the processor time they have used, from Linux's `/proc`.
+//! This process and its decoder processes: their processor time, from Linux's `/proc`, and an end in time.
 
 use std::fs;
 use std::time::Duration;
@@ -13,6 +13,20 @@ pub(crate) fn processes() -> Vec<u32> {
     let children: String = children.collect();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     std::iter::once(std::process::id()).chain(children).collect()
+}
+
+/// Kills this process after `timeout`, unless it has ended by then.
+pub(crate) fn end_in_time(timeout: Duration) {
+    let ending = std::thread::Builder::new().name("end".into()).spawn(move || {
+        std::thread::sleep(timeout);
+        eprintln!("error: the process did not end within {} s, it is killed", timeout.as_secs());
+        if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
+            eprintln!("error: the process cannot be killed: {error}");
+        }
+    });
+    if let Err(error) = ending {
+        tracing::error!(%error, "cannot start a thread that ends the process in time");
+    }
 }
 
 /// The processor time that this process and its decoder processes have used so far, those that ended included, to a

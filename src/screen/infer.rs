@@ -8,11 +8,13 @@
 mod batch_queue;
 mod onnx;
 pub mod options;
+mod run_watch;
 mod session_thread;
 mod warm_up;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use crate::error_text;
 use crate::job::Lane;
 use crate::telemetry::traces;
 use batch_queue::BatchQueue;
+use run_watch::RunClock;
 use session_thread::{QueuedPixels, SessionThread, SharedQueue};
 use warm_up::{blank_image, warm_up};
 
@@ -148,6 +151,12 @@ pub(crate) struct Engine {
     pub(crate) device: String,
     queue: Arc<SharedQueue>,
     threads: Vec<JoinHandle<()>>,
+    /// Set once a run has hung: its thread never ends.
+    is_hung: Arc<AtomicBool>,
+    /// The reason why a session of this process is broken.
+    broken: watch::Receiver<Option<String>>,
+    /// Ends the watch of the runs when it is dropped.
+    _watch: std::sync::mpsc::Sender<()>,
 }
 
 /// What is known of a session once it is warm.
@@ -182,32 +191,38 @@ impl Engine {
         open: impl FnOnce() -> Result<Box<dyn ModelSession>, InferError> + Send + 'static,
     ) -> Result<Self, InferError> {
         let queue = Arc::new(SharedQueue::new());
+        let clocks: [Arc<RunClock>; 2] = Default::default();
         let (report_warm, warm) = std::sync::mpsc::channel();
         let first = spawn(&detector, {
             let (queue, detector, config) = (Arc::clone(&queue), detector.clone(), config.clone());
-            let report_broken = report_broken.clone();
+            let (report_broken, clock) = (report_broken.clone(), Arc::clone(&clocks[0]));
             move || match open().and_then(|session| make_warm(session, &detector, &config)) {
                 Err(e) => drop(report_warm.send(Err(e))),
                 Ok((session, warm)) => {
                     queue.with(|queue| *queue = BatchQueue::new(warm.max_batch));
                     let activation = warm.activation;
                     drop(report_warm.send(Ok(warm)));
-                    let (queue, detector, report_broken) = (&queue, &detector, &report_broken);
-                    SessionThread { session, activation, queue, detector, report_broken }.run();
+                    let (queue, detector, clock, report_broken) = (&queue, &detector, &clock, &report_broken);
+                    SessionThread { session, activation, queue, detector, clock, report_broken }.run();
                 }
             }
         })?;
         let warm = warm.recv().unwrap_or_else(|_| Err(InferError::Panicked { detector: detector.name.clone() }))?;
         let device = warm.device;
-        let mut engine = Self { detector: detector.clone(), device, queue: Arc::clone(&queue), threads: vec![first] };
+        let mut threads = vec![first];
         if let Some(session) = warm.second_session {
             let activation = warm.activation;
-            engine.threads.push(spawn(&engine.detector, move || {
-                let (queue, detector, report_broken) = (&queue, &detector, &report_broken);
-                SessionThread { session, activation, queue, detector, report_broken }.run();
+            let (queue, detector, report_broken) = (Arc::clone(&queue), detector.clone(), report_broken.clone());
+            let clock = Arc::clone(&clocks[1]);
+            threads.push(spawn(&detector.clone(), move || {
+                let (queue, detector, clock, report_broken) = (&queue, &detector, &clock, &report_broken);
+                SessionThread { session, activation, queue, detector, clock, report_broken }.run();
             })?);
         }
-        Ok(engine)
+        let broken = report_broken.subscribe();
+        let is_hung = Arc::new(AtomicBool::new(false));
+        let watch = watch_runs(&detector, clocks, Arc::clone(&queue), Arc::clone(&is_hung), report_broken)?;
+        Ok(Self { detector, device, queue, threads, is_hung, broken, _watch: watch })
     }
 
     /// The largest batch: what warm-up found best, and less where there was too little memory since.
@@ -229,7 +244,23 @@ impl Engine {
         let (reply, row) = oneshot::channel();
         let item = QueuedPixels { pixels, job: traces::SpanLink::current(), reply };
         self.queue.with(|queue| queue.push(lane, item)).map_err(|_| self.broken())?;
-        row.await.unwrap_or_else(|_| Err(self.broken()))
+        self.reply(row).await
+    }
+
+    /// Waits for an image's scores. A session that hangs never sends them.
+    async fn reply(&self, row: oneshot::Receiver<Result<Vec<f32>, ScreenError>>) -> Result<Vec<f32>, ScreenError> {
+        let mut broken = self.broken.clone();
+        let hangs = async {
+            // An error means that the session's threads have ended, and then the reply is an error too.
+            if broken.wait_for(Option::is_some).await.is_err() || !self.is_hung.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            row = row => row.unwrap_or_else(|_| Err(self.broken())),
+            () = hangs => Err(self.broken()),
+        }
     }
 
     /// Scores images that arrive at the same moment, so that an idle session takes up to `max_batch` of them in one run.
@@ -249,8 +280,7 @@ impl Engine {
             };
             images.into_iter().map(push).collect::<Result<Vec<_>, _>>()
         })?;
-        let answer = |row: oneshot::Receiver<_>| async { row.await.unwrap_or_else(|_| Err(self.broken())) };
-        futures_util::future::try_join_all(rows.into_iter().map(answer)).await
+        futures_util::future::try_join_all(rows.into_iter().map(|row| self.reply(row))).await
     }
 
     fn broken(&self) -> ScreenError {
@@ -261,6 +291,10 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.queue.with(BatchQueue::close);
+        if self.is_hung.load(Ordering::Acquire) {
+            // Waiting for its thread would keep the process alive.
+            return;
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(detector = self.detector.name, "the thread of a session panicked");
@@ -272,6 +306,29 @@ impl Drop for Engine {
 fn spawn(detector: &Detector, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, InferError> {
     let thread = std::thread::Builder::new().name(format!("session-{}", detector.name));
     thread.spawn(body).map_err(|source| InferError::Thread { detector: detector.name.clone(), source })
+}
+
+/// Starts the thread that watches the runs. It ends when the returned sender is dropped.
+fn watch_runs(
+    detector: &Detector,
+    clocks: [Arc<RunClock>; 2],
+    queue: Arc<SharedQueue>,
+    is_hung: Arc<AtomicBool>,
+    report_broken: watch::Sender<Option<String>>,
+) -> Result<std::sync::mpsc::Sender<()>, InferError> {
+    let (sender, closed) = std::sync::mpsc::channel();
+    let name = detector.name.clone();
+    let watching = std::thread::Builder::new().name(format!("watch-{name}")).spawn(move || {
+        run_watch::watch(&clocks, &closed, |took| {
+            let reason = format!("detector {name}: a run has not ended for {} s, its device hangs", took.as_secs());
+            tracing::error!(detector = name, run_s = took.as_secs(), "run does not end, session broken");
+            is_hung.store(true, Ordering::Release);
+            report_broken.send_replace(Some(reason));
+            queue.with(BatchQueue::abandon);
+        });
+    });
+    watching.map_err(|source| InferError::Thread { detector: detector.name.clone(), source })?;
+    Ok(sender)
 }
 
 /// Warms a session up, and makes its second session, if it has one.
@@ -360,7 +417,6 @@ impl ModelSession for PixelSession {
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::policy::tests::detector;

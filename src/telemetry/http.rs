@@ -55,17 +55,27 @@ pub async fn serve(listener: TcpListener, intake: Intake) {
         Ok(address) => tracing::info!(%address, "metrics and health are served"),
         Err(e) => tracing::warn!(error = %e, "metrics and health are served, but the address could not be read"),
     }
+    let for_readiness = intake.clone();
     let readiness = move || {
-        let state = intake.state();
+        let state = for_readiness.state();
         let status = if state == IntakeState::Consuming { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         async move { (status, format!("{state}\n")) }
     };
+    // A task that ends unexpectedly ends the process. So an answer proves that all of them live. A process that hangs while
+    // it ends is not alive.
+    let liveness = move || {
+        let state = intake.state();
+        let is_broken = matches!(state, IntakeState::Broken(_));
+        let answer = if is_broken {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{state}\n"))
+        } else {
+            (StatusCode::OK, "alive\n".into())
+        };
+        async move { answer }
+    };
     let scrape = || async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render()) };
-    let router = Router::new()
-        .route("/metrics", get(scrape))
-        // A task that ends unexpectedly ends the process. So an answer proves that all of them live.
-        .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(readiness));
+    let router =
+        Router::new().route("/metrics", get(scrape)).route("/healthz", get(liveness)).route("/readyz", get(readiness));
     tokio::select! {
         ended = axum::serve(listener, router) => {
             if let Err(e) = ended {

@@ -19,6 +19,8 @@ pub enum IntakeState {
     Lost(String),
     /// The worker finishes what it has and ends.
     Draining,
+    /// The process is about to end because it cannot work any more. The text has the reason.
+    Broken(String),
 }
 
 impl fmt::Display for IntakeState {
@@ -29,6 +31,7 @@ impl fmt::Display for IntakeState {
             Self::Paused(why) => write!(f, "paused: {why}"),
             Self::Lost(why) => write!(f, "broker lost: {why}"),
             Self::Draining => f.write_str("draining"),
+            Self::Broken(why) => write!(f, "broken: {why}"),
         }
     }
 }
@@ -44,10 +47,11 @@ impl Default for Intake {
 }
 
 impl Intake {
-    /// Sets the state. A worker that drains stays in that state.
+    /// Sets the state. A worker that drains or is broken stays in that state.
     pub fn set_state(&self, state: IntakeState) {
         self.0.send_if_modified(|current| {
-            let has_changed = *current != IntakeState::Draining && *current != state;
+            let is_last = matches!(*current, IntakeState::Draining | IntakeState::Broken(_));
+            let has_changed = !is_last && *current != state;
             if has_changed {
                 metrics::set_ready(state == IntakeState::Consuming);
                 *current = state;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 use super::batch_queue::{BatchQueue, NextStep};
+use super::run_watch::RunClock;
 use super::warm_up::blank_image;
 use super::{ModelSession, largest_warm_batch};
 use crate::detector::{Activation, Detector};
@@ -72,6 +73,7 @@ pub(super) struct SessionThread<'a> {
     pub(super) activation: Activation,
     pub(super) queue: &'a SharedQueue,
     pub(super) detector: &'a Detector,
+    pub(super) clock: &'a RunClock,
     /// Takes the reason once the session is broken.
     pub(super) report_broken: &'a watch::Sender<Option<String>>,
 }
@@ -115,7 +117,7 @@ impl SessionThread<'_> {
         let pixels: Vec<_> = batch.iter().map(|item| Arc::clone(&item.pixels)).collect();
         let span = traces::batch_span(&self.detector.name, batch.iter().map(|item| &item.job));
         let began = Instant::now();
-        let run = span.in_scope(|| self.session.run(&pixels));
+        let run = span.in_scope(|| self.clock.measure(|| self.session.run(&pixels)));
         let took = run.as_ref().map_or_else(|_| began.elapsed(), |run| run.took);
         metrics::session_ran(&self.detector.name, pixels.len(), took);
         run.map(|run| run.rows)
@@ -159,7 +161,7 @@ impl SessionThread<'_> {
         match self.run_batch(std::slice::from_ref(&item)) {
             Ok(rows) => self.reply(item, rows.into_iter().next().unwrap_or_default()),
             Err(source) => {
-                self.session.run(&[blank_image(self.detector, 127)])?;
+                self.clock.measure(|| self.session.run(&[blank_image(self.detector, 127)]))?;
                 let error = ScreenError::SessionFailed { detector: self.detector.name.clone(), source };
                 drop(item.reply.send(Err(error)));
             }
