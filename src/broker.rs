@@ -24,7 +24,7 @@ pub use acknowledge::Acknowledger;
 pub use echo::Echo;
 pub use inspect::{Fate, depth, header, peek, visit_messages};
 pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
-pub use topology::{DELAY_QUEUES, Topology, delay_queue_index};
+pub use topology::{DELAY_QUEUES, Topology, delay_queue_index, hold_queue_index};
 
 /// Longest wait for a connection, including TLS and login. Without a limit some failures hang for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

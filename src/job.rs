@@ -70,12 +70,21 @@ impl ImageRef {
         Some(Self { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, etag: None })
     }
 
+    /// The version, where it names one state of the object.
+    #[must_use]
+    pub fn named_version(&self) -> Option<&str> {
+        self.version_id.as_deref().filter(|version| *version != NO_VERSION)
+    }
+
     /// `s3://bucket/key`
     #[must_use]
     pub fn uri(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 }
+
+/// The version id of an object in a bucket that keeps no versions. It names every such object, and so no state of one.
+pub const NO_VERSION: &str = "null";
 
 /// The source of a job's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,8 +118,8 @@ impl Job {
             Identity::Given(id) => return id.clone(),
             Identity::Derived { sequencer } => sequencer.as_deref(),
         };
-        let state = match (&self.image.version_id, self.image.etag.as_deref().or(fetched_etag), sequencer) {
-            (Some(version), _, _) => ("version", version.as_str()),
+        let state = match (self.image.named_version(), self.image.etag.as_deref().or(fetched_etag), sequencer) {
+            (Some(version), _, _) => ("version", version),
             (None, Some(etag), _) => ("etag", etag),
             (None, None, Some(sequencer)) => ("sequencer", sequencer),
             (None, None, None) => ("unknown", ""),
@@ -118,12 +127,18 @@ impl Job {
         derived_id(&serde_json::json!([self.image.bucket, self.image.key, state.0, state.1, digests]))
     }
 
+    /// Whether the sender gave the id.
+    #[must_use]
+    pub const fn has_given_id(&self) -> bool {
+        matches!(self.identity, Identity::Given(_))
+    }
+
     /// Whether the id is known before the object is fetched.
     #[must_use]
     pub fn id_is_known(&self) -> bool {
         match &self.identity {
             Identity::Given(_) => true,
-            Identity::Derived { .. } => self.image.version_id.is_some() || self.image.etag.is_some(),
+            Identity::Derived { .. } => self.image.named_version().is_some() || self.image.etag.is_some(),
         }
     }
 }
@@ -396,7 +411,12 @@ mod tests {
         let announced =
             job(Identity::Derived { sequencer: None }, ImageRef { etag: Some("e1".into()), ..image.clone() });
         assert_eq!(id, announced.id(None, &digests), "an ETag announced or fetched is the same state");
-        assert_eq!(job(Identity::Given("x".into()), image).id(Some("e1"), &digests), "x");
+        let unversioned = |etag: &str| {
+            let image = ImageRef { version_id: Some("null".into()), etag: Some(etag.into()), ..image.clone() };
+            job(Identity::Derived { sequencer: None }, image).id(None, &digests)
+        };
+        assert_ne!(unversioned("e1"), unversioned("e2"), "the version \"null\" is the same for every upload");
+        assert_eq!(job(Identity::Given("x".into()), image.clone()).id(Some("e1"), &digests), "x");
     }
 
     #[test]

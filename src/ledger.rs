@@ -11,6 +11,7 @@ mod archive;
 mod error;
 mod outbox;
 mod postgres;
+mod probe;
 mod quarantine;
 mod reconcile;
 mod schema;
@@ -48,7 +49,7 @@ pub trait Ledger: Verdicts + Outbox + Quarantine + Archive + Reconcile {
     /// Makes the ledger ready for the use by one person: migrates a SQLite file, but only checks the schema of a server.
     async fn prepare(&self) -> Result<(), LedgerError>;
 
-    /// Checks that the ledger accepts writes.
+    /// Checks that the ledger accepts what a worker writes. Nothing of it is kept.
     async fn ping(&self) -> Result<(), LedgerError>;
 
     /// The privileges that a worker needs and the current user does not have, such as `UPDATE on outbox`.

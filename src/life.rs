@@ -5,6 +5,7 @@
 //! [`JobEnd`]: the worker settles its delivery by it.
 
 mod admission;
+mod buckets;
 mod commit;
 mod health;
 mod request;
@@ -22,17 +23,20 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::event::{self, EventContext};
-use crate::job::{Digests, Judgement, Outcome, Revision, Verdict, verdict_id};
-use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict};
-use crate::objects::{FetchError, Fetcher};
+use crate::job::{Judgement, Lane, Outcome, Revision, Verdict, verdict_id};
+use crate::lanes::Gate;
+use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict};
+use crate::objects::{FetchError, Fetcher, StoreError};
 use crate::screen::{Screen, ScreenError};
 use crate::telemetry::{Stage, metrics, timed, traces};
 
 pub use admission::Admission;
+use admission::wait_in_time;
+use buckets::{BucketHolds, Held};
 pub use commit::{CommitQueue, linger_limit};
-pub use health::{Dependency, Health};
+pub use health::{Dependency, Health, Service};
 pub use request::{AttemptCause, AttemptError, JobEnd, JobRequest};
-use steps::{Fetched, Identified, Stop};
+use steps::{Fetched, Identified, Replayed, Stop};
 pub(crate) use steps::{Judged, ObjectFacts, Record, Screened, find_reusable, screen};
 
 /// Everything that a job needs on its way to a verdict. One value serves all jobs of a process.
@@ -44,10 +48,15 @@ pub struct JobProcessor {
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
-    /// Identifies this process among those that have screened a quarantined job.
+    /// Buckets whose jobs wait.
+    buckets: BucketHolds,
+    /// Identifies this process among those that have screened a redelivered job.
     process_id: Uuid,
-    /// Jobs that are screened together hold this lock for reading. A quarantined job holds it for writing.
+    /// Backfill jobs that are screened together hold this lock for reading. A job that is screened alone holds it for
+    /// writing. Live jobs do not hold it.
     screening: RwLock<()>,
+    /// Admits one job at a time to be screened alone.
+    alone: Gate,
     stop: CancellationToken,
 }
 
@@ -68,16 +77,30 @@ impl JobProcessor {
     #[must_use]
     pub fn new(parts: JobProcessorParts) -> Self {
         let JobProcessorParts { config, ledger, fetcher, screen, admission, health, commits, stop } = parts;
-        let (process_id, screening) = (Uuid::new_v4(), RwLock::new(()));
-        Self { config, ledger, fetcher, screen, admission, health, commits, process_id, screening, stop }
+        Self {
+            config,
+            ledger,
+            fetcher,
+            screen,
+            admission,
+            health,
+            commits,
+            buckets: BucketHolds::default(),
+            process_id: Uuid::new_v4(),
+            screening: RwLock::new(()),
+            alone: Gate::new(1),
+            stop,
+        }
     }
 
     /// Processes one job until its verdict is committed, or until it is known why there is none.
     pub async fn process(&self, request: &JobRequest) -> JobEnd {
         traces::record_image(&request.job.image);
         loop {
+            // What this attempt has found out is kept if it fails.
+            let mut progress = Progress::default();
             // A panic costs one attempt of one job, not the process.
-            let error = match AssertUnwindSafe(self.attempt(request)).catch_unwind().await {
+            let error = match AssertUnwindSafe(self.attempt(request, &mut progress)).catch_unwind().await {
                 Ok(Ok(judged) | Err(Stop::Judged(judged))) => return self.commit(request, *judged).await,
                 Ok(Err(Stop::Ended(end))) => return *end,
                 Ok(Err(Stop::Failed(error))) => error,
@@ -87,9 +110,23 @@ impl JobProcessor {
             };
             match error {
                 AttemptError::ShuttingDown => return JobEnd::Interrupted,
-                AttemptError::Broken(dependency, reason) => {
-                    if !self.wait_for_dependency(dependency, &reason, request).await {
+                AttemptError::Held(Held { reason, duration }) => return JobEnd::Held { reason, duration },
+                AttemptError::Paused => {
+                    if !self.resumed(request).await {
                         return JobEnd::Interrupted;
+                    }
+                }
+                AttemptError::Broken(service, reason) => {
+                    self.report_broken(service.clone(), &reason, request);
+                    let outage = match &service {
+                        Service::Store(address) => self.health.store_outage(address),
+                        Service::Ledger => None,
+                    };
+                    match (self.health.first_pausing(), outage) {
+                        // Other stores work, so intake goes on.
+                        (None, Some(outage)) => return JobEnd::Held { reason, duration: outage.since.elapsed() },
+                        _ if !self.resumed(request).await => return JobEnd::Interrupted,
+                        _ => {}
                     }
                 }
                 AttemptError::Failed(cause, reason) => {
@@ -98,46 +135,65 @@ impl JobProcessor {
                     if failed_attempts < self.config.worker.attempts {
                         return JobEnd::AttemptFailed { failed_attempts, reason };
                     }
-                    return self.commit(request, self.given_up(request, failed_attempts, &reason)).await;
+                    return self.commit(request, self.given_up(request, failed_attempts, progress, &reason)).await;
                 }
             }
         }
     }
 
     /// One attempt at a job.
-    async fn attempt(&self, request: &JobRequest) -> Result<Box<Judged>, Stop> {
-        let identified = self.identify(request)?;
-        self.find_earlier_verdict(&identified).await?;
-        let (fetched, bytes) = self.fetch(identified).await?;
+    async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
+        progress.replayed = self.find_replayed(request).await.map_err(ledger_is_broken)?;
+        let identified = self.identify(request, progress.replayed.clone())?;
+        self.end_if_known(&identified).await?;
+        let (fetched, bytes) = self.fetch(identified, progress).await?;
         let screened = self.screen(&fetched, bytes).await?;
         let Fetched { identified, job_id, object, .. } = fetched;
         Ok(Box::new(Judged::by_policy(self.screen.policy(), job_id, identified.detectors, object, screened)))
     }
 
     /// Finds the detectors that screen the job, and refuses a job that names what is not there or not allowed.
-    fn identify<'a>(&self, request: &'a JobRequest) -> Result<Identified<'a>, Stop> {
+    fn identify<'a>(&self, request: &'a JobRequest, replayed: Option<Replayed>) -> Result<Identified<'a>, Stop> {
         let job = &request.job;
-        let (detectors, reason) = match self.screen.digests(job.detectors.as_deref()) {
-            Err(unknown) => (Digests::new(), Some(format!("there is no detector \"{unknown}\""))),
-            Ok(detectors) if !self.fetcher.allows(&job.image.bucket) => {
-                (detectors, Some(format!("the bucket \"{}\" is not allowed", job.image.bucket)))
+        let digests = self.screen.digests(job.detectors.as_deref());
+        let reason = match &digests {
+            Err(unknown) => Some(format!("there is no detector \"{unknown}\"")),
+            Ok(_) if !self.fetcher.allows(&job.image.bucket) => {
+                Some(format!("the bucket \"{}\" is not allowed", job.image.bucket))
             }
-            Ok(detectors) => (detectors, None),
+            // A sender must not choose what the image is judged by.
+            Ok(detectors) => self.screen.policy().first_detector_outside(detectors).map(|detector| {
+                format!("\"detectors\" leaves out \"{detector}\", which the policy judges by; only shadow detectors may be left out")
+            }),
         };
-        let identified = Identified { request, detectors };
+        let identified = Identified { request, detectors: digests.unwrap_or_default(), replayed };
         match reason {
             Some(reason) => Err(identified.ends_as(ObjectFacts::default(), Outcome::Rejected, reason)),
             None => Ok(identified),
         }
     }
 
+    /// The verdict that a replayed dead letter may replace, where the job's id is derived.
+    async fn find_replayed(&self, request: &JobRequest) -> Result<Option<Replayed>, LedgerError> {
+        let Some(job_id) = &request.replayed_id else { return Ok(None) };
+        if request.job.has_given_id() {
+            return Ok(None);
+        }
+        let earlier = self.ledger.find_verdict(verdict_id(job_id)).await?;
+        Ok(earlier.map(|earlier| Replayed { job_id: job_id.clone(), earlier }))
+    }
+
     /// Ends a redelivered job that has its verdict already. Most often only its acknowledgement was lost.
-    async fn find_earlier_verdict(&self, identified: &Identified<'_>) -> Result<(), Stop> {
+    async fn end_if_known(&self, identified: &Identified<'_>) -> Result<(), Stop> {
         let request = identified.request;
-        if !request.is_redelivered || !request.job.id_is_known() {
+        if !request.is_redelivered || !identified.id_is_known() {
             return Ok(());
         }
-        let id = verdict_id(&identified.job_id(None));
+        self.end_if_answered(request, verdict_id(&identified.job_id(None))).await
+    }
+
+    /// Ends a job whose verdict exists.
+    async fn end_if_answered(&self, request: &JobRequest, id: Uuid) -> Result<(), Stop> {
         match self.ledger.find_verdict(id).await.map_err(ledger_is_broken)? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
             Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore.into())),
@@ -146,16 +202,27 @@ impl JobProcessor {
     }
 
     /// Waits for admission, then downloads the object.
-    async fn fetch<'a>(&self, identified: Identified<'a>) -> Result<(Fetched<'a>, Bytes), Stop> {
-        // Fails at once while a dependency is known to be broken.
-        if let Some((dependency, reason)) = self.health.first_broken() {
-            return Err(Stop::Failed(AttemptError::Broken(dependency, reason)));
-        }
+    async fn fetch<'a>(
+        &self,
+        identified: Identified<'a>,
+        progress: &mut Progress,
+    ) -> Result<(Fetched<'a>, Bytes), Stop> {
         let JobRequest { job, lane, .. } = identified.request;
-        let admitted = timed(Stage::Admit, self.admission.enter(*lane)).await;
+        let bucket = &job.image.bucket;
+        // Fails at once while something is known to be broken.
+        self.fail_if_broken(bucket)?;
+        let admitted = timed(Stage::Admit, self.admission.enter(*lane, identified.request.arrived)).await;
+        // A worker that drains, and a broker that waits no longer, both get the delivery back.
         let (permit, object_permit) = admitted.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
         let download = self.fetcher.fetch(&job.image, *lane, &self.admission.downloads);
-        let object = match timed(Stage::Fetch, download).await {
+        let fetched = timed(Stage::Fetch, download).await;
+        let is_answer =
+            !matches!(fetched, Err(FetchError::Denied(_) | FetchError::BucketDown(_) | FetchError::StoreDown(_)));
+        if is_answer {
+            self.buckets.accessible(bucket);
+        }
+        let failed = |reason| Err(Stop::Failed(AttemptError::Failed(AttemptCause::Object, reason)));
+        let object = match fetched {
             Ok(object) => object,
             Err(FetchError::Missing(reason)) => {
                 return Err(identified.ends_as(ObjectFacts::default(), Outcome::Missing, reason));
@@ -164,24 +231,57 @@ impl JobProcessor {
                 let object = ObjectFacts { etag, ..ObjectFacts::default() };
                 return Err(identified.ends_as(object, Outcome::Rejected, reason));
             }
-            Err(FetchError::Failed(reason)) => {
-                return Err(Stop::Failed(AttemptError::Failed(AttemptCause::Object, reason)));
+            Err(FetchError::Unsupported(reason)) => {
+                return Err(identified.ends_as(ObjectFacts::default(), Outcome::Rejected, reason));
+            }
+            Err(FetchError::Failed { reason, etag }) => {
+                progress.object.etag = etag;
+                return failed(reason);
+            }
+            Err(FetchError::Denied(reason)) => {
+                return match self.buckets.refused(bucket, &reason) {
+                    Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
+                    None => failed(reason),
+                };
+            }
+            Err(FetchError::BucketDown(reason)) => {
+                return Err(Stop::Failed(AttemptError::Held(self.buckets.unusable(bucket, &reason))));
             }
             Err(FetchError::StoreDown(reason)) => {
-                return Err(Stop::Failed(AttemptError::Broken(Dependency::Storage, reason)));
+                let store = Service::Store(self.fetcher.address(bucket).to_owned());
+                return Err(Stop::Failed(AttemptError::Broken(store, reason)));
             }
             Err(FetchError::GateClosed(_)) => return Err(Stop::Failed(AttemptError::ShuttingDown)),
         };
         fault_injection::crash_point("fetch");
         let facts = ObjectFacts::of(&object);
+        progress.object = facts.clone();
         let job_id = identified.job_id(facts.etag.as_deref());
         let fetched = Fetched { identified, job_id, object: facts, _permit: permit };
         Ok((fetched, object.into_bytes_with(object_permit)))
     }
 
+    /// Fails while intake is paused, or while the bucket's store is down or the bucket is held.
+    fn fail_if_broken(&self, bucket: &str) -> Result<(), Stop> {
+        if self.health.first_pausing().is_some() {
+            return Err(Stop::Failed(AttemptError::Paused));
+        }
+        let outage = self.health.store_outage(self.fetcher.address(bucket));
+        let outage = outage.map(|outage| Held { reason: outage.reason, duration: outage.since.elapsed() });
+        match outage.or_else(|| self.buckets.check(bucket)) {
+            Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
+            None => Ok(()),
+        }
+    }
+
     /// Takes over the scores of equal content, or screens the image.
     async fn screen(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
         let Fetched { identified, object, .. } = fetched;
+        let is_redelivered = identified.request.is_redelivered;
+        // Only now the id is final.
+        if is_redelivered && !identified.id_is_known() {
+            self.end_if_answered(identified.request, fetched.verdict_id()).await?;
+        }
         if self.config.worker.reuse_scores {
             let found =
                 find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
@@ -189,38 +289,69 @@ impl JobProcessor {
                 return Ok(screened);
             }
         }
-        if identified.request.is_redelivered {
-            return self.screen_in_quarantine(fetched, bytes).await;
+        if is_redelivered {
+            return self.screen_redelivered(fetched, bytes).await;
         }
-        let _together = self.screening.read().await;
+        self.screen_in_company(fetched, bytes).await
+    }
+
+    /// Screens a job beside others.
+    async fn screen_in_company(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let _together = match fetched.identified.request.lane {
+            Lane::Live => None,
+            Lane::Backfill => Some(self.screening.read().await),
+        };
         self.screen_bytes(fetched, bytes).await
     }
 
-    /// Screens a job alone, because a process may have died while it screened it. The ledger counts these processes, before
-    /// the work begins.
-    async fn screen_in_quarantine(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+    /// Screens a job that another process had. Most often that process only returned it, so the job is screened in company;
+    /// but its screening is recorded before it begins. A record that a dead process left behind makes the job a suspect.
+    async fn screen_redelivered(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
         let id = fetched.verdict_id();
-        let _alone = self.screening.write().await;
-        let deaths = if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
-            0
-        } else {
-            self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?.saturating_sub(1)
-        };
+        if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
+            return self.screen_in_company(fetched, bytes).await;
+        }
+        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(ledger_is_broken)? {
+            return self.screen_alone(fetched, bytes).await;
+        }
+        let screened = self.screen_in_company(fetched, bytes).await;
+        self.end_quarantine(id, &screened).await;
+        screened
+    }
+
+    /// Screens a suspect: one at a time, without a backfill job beside it, while live jobs pass. The ledger counts the
+    /// processes that died of it.
+    async fn screen_alone(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let (id, request) = (fetched.verdict_id(), fetched.identified.request);
+        let turn = wait_in_time(request.arrived, self.alone.enter(request.lane, 1)).await;
+        let _turn = turn.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
+        // The wait for its turn may have been long.
+        self.fail_if_broken(&request.job.image.bucket)?;
+        self.end_if_answered(request, id).await?;
+        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?;
+        let deaths = starts.saturating_sub(1);
         let screened = if deaths >= self.config.worker.deaths {
             let reason = format!("the worker died {deaths} times while it screened this image in quarantine");
             Err(fetched.ends_as(Outcome::Failed, reason))
         } else {
+            // Nothing waits for the ledger while the lock is held.
+            let _alone = self.screening.write().await;
             self.screen_bytes(fetched, bytes).await
         };
-        // A broken session ends the process, and that counts as a death. In all other cases the process lives on. If the
-        // record stays because the ledger is broken, a second start by this process is not counted.
-        let process_ends = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
-        if !process_ends && let Err(error) = self.ledger.end_quarantine(id).await {
-            tracing::warn!(%error, "quarantine record was not removed");
-        }
+        self.end_quarantine(id, &screened).await;
         screened
     }
 
+    /// Removes the record of a screening that the process survived. A broken session ends the process, and that counts as
+    /// a death. If the record stays because the ledger is broken, a second start by this process is not counted.
+    async fn end_quarantine(&self, id: Uuid, screened: &Result<Screened, Stop>) {
+        let is_dying = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
+        if !is_dying && let Err(error) = self.ledger.end_quarantine(id).await {
+            tracing::warn!(%error, "quarantine record not removed");
+        }
+    }
+
+    /// Decodes and scores an image.
     async fn screen_bytes(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
         let Fetched { identified, .. } = fetched;
         match screen(&self.screen, identified.request.lane, bytes, &identified.detectors).await {
@@ -246,7 +377,7 @@ impl JobProcessor {
                 revised_event = Some(event.clone());
                 self.event_if_published(event)
             };
-            match timed(Stage::Commit, self.commits.commit(&entry, event_of_revision)).await {
+            match timed(Stage::Commit, self.commits.commit(&entry, &request.job.image, event_of_revision)).await {
                 Ok(inserted) => break inserted,
                 Err(LedgerError::Refused(reason)) if !was_refused => {
                     // What a database cannot store comes from the sender, most likely in the metadata.
@@ -255,9 +386,10 @@ impl JobProcessor {
                     let judgement = Judgement::unscored(Outcome::Failed, reason);
                     entry = self.with_event(request, Verdict { metadata: None, judgement, ..entry.verdict });
                 }
-                Err(LedgerError::Refused(reason)) => return JobEnd::Refused { reason: reason.to_string() },
+                Err(LedgerError::Refused(reason)) => return JobEnd::Unrecorded { reason: reason.to_string() },
                 Err(error) => {
-                    if !self.wait_for_dependency(Dependency::Ledger, &error.to_string(), request).await {
+                    self.report_broken(Service::Ledger, &error.to_string(), request);
+                    if !self.resumed(request).await {
                         return JobEnd::Interrupted;
                     }
                 }
@@ -267,6 +399,14 @@ impl JobProcessor {
         let outcome = verdict.judgement.outcome;
         match inserted {
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
+            Inserted::Existing(earlier) if !answers_state(request, &earlier, &verdict) => {
+                let reason = verdict.judgement.reason.unwrap_or_default();
+                let reason = format!(
+                    "{outcome}: {reason}; the verdict {} ({}) has the same job id and is on another state of the object",
+                    verdict.id, earlier.outcome
+                );
+                JobEnd::Unrecorded { reason }
+            }
             // The earlier verdict stands.
             Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore,
             Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None },
@@ -277,26 +417,36 @@ impl JobProcessor {
         }
     }
 
-    /// Reports a broken dependency and waits until it works again. Returns false when the job's time to wait is over, or the
-    /// process shuts down.
-    async fn wait_for_dependency(&self, dependency: Dependency, reason: &str, request: &JobRequest) -> bool {
-        let probe: health::Probe = match dependency {
-            Dependency::Ledger => {
+    /// Reports a broken service. It is probed until it works again.
+    fn report_broken(&self, service: Service, reason: &str, request: &JobRequest) {
+        let probe: health::Probe = match service {
+            Service::Ledger => {
                 let ledger = Arc::clone(&self.ledger);
                 Box::new(move || {
                     let ledger = Arc::clone(&ledger);
                     async move { ledger.ping().await.map_err(|error| error.to_string()) }.boxed()
                 })
             }
-            Dependency::Storage => {
+            Service::Store(_) => {
                 let (fetcher, bucket) = (Arc::clone(&self.fetcher), request.job.image.bucket.clone());
                 Box::new(move || {
                     let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
-                    async move { fetcher.probe(&bucket).await.map_err(|error| error.to_string()) }.boxed()
+                    async move {
+                        match fetcher.probe(&bucket).await {
+                            // A store that says what is wrong with a bucket works.
+                            Ok(()) | Err(StoreError::BucketDown(_)) => Ok(()),
+                            Err(error) => Err(error.to_string()),
+                        }
+                    }
+                    .boxed()
                 })
             }
         };
-        self.health.report(dependency, reason, probe);
+        self.health.report(service, reason, probe);
+    }
+
+    /// Waits until intake resumes. Returns false when the job's time to wait is over, or the process shuts down.
+    async fn resumed(&self, request: &JobRequest) -> bool {
         let recovered = self.health.recovered(request.deadline);
         self.stop.run_until_cancelled(recovered).await.unwrap_or(false)
     }
@@ -323,13 +473,30 @@ impl JobProcessor {
     }
 
     /// The end of a job whose last attempt has failed.
-    fn given_up(&self, request: &JobRequest, failed_attempts: u32, reason: &str) -> Judged {
+    fn given_up(&self, request: &JobRequest, failed_attempts: u32, progress: Progress, reason: &str) -> Judged {
         let detectors = self.screen.digests(request.job.detectors.as_deref()).unwrap_or_default();
         let attempts = if failed_attempts == 1 { "attempt" } else { "attempts" };
         let reason = format!("given up after {failed_attempts} {attempts}: {reason}");
-        let identified = Identified { request, detectors };
-        identified.judged(ObjectFacts::default(), Outcome::Failed, reason)
+        let identified = Identified { request, detectors, replayed: progress.replayed };
+        identified.judged(progress.object, Outcome::Failed, reason)
     }
+}
+
+/// What an attempt has found out so far.
+#[derive(Default)]
+struct Progress {
+    object: ObjectFacts,
+    replayed: Option<Replayed>,
+}
+
+/// Whether an earlier verdict of the same id answers the state of the object that `verdict` is about. An id that the sender
+/// gave stands for one verdict. A derived id names a state of the object, unless its version and its `ETag` were unknown.
+fn answers_state(request: &JobRequest, earlier: &ExistingVerdict, verdict: &Verdict) -> bool {
+    let (before, now) = (&earlier.image, &verdict.image);
+    let versions = before.named_version().zip(now.named_version());
+    let etags = before.etag.as_deref().zip(now.etag.as_deref());
+    request.job.has_given_id()
+        || versions.or(etags).map_or(earlier.outcome == verdict.judgement.outcome, |(before, now)| before == now)
 }
 
 /// Records a new verdict in metrics, in the job's span and in the log.
@@ -356,5 +523,5 @@ fn record_commit(request: &JobRequest, verdict: &Verdict) {
 
 /// A look-up writes nothing, so the ledger cannot have refused a row.
 fn ledger_is_broken(error: LedgerError) -> Stop {
-    Stop::Failed(AttemptError::Broken(Dependency::Ledger, error.to_string()))
+    Stop::Failed(AttemptError::Broken(Service::Ledger, error.to_string()))
 }

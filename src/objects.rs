@@ -10,7 +10,8 @@ mod folder;
 pub mod options;
 mod s3;
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -88,9 +89,18 @@ pub enum FetchError {
     /// The object is larger than the limit. A derived job id needs its `ETag`.
     #[error("{reason}")]
     TooLarge { reason: String, etag: Option<String> },
-    /// This object failed while the store works. Another attempt may succeed.
+    /// The object is stored in a way that Pixwarden cannot read.
     #[error("{0}")]
-    Failed(String),
+    Unsupported(String),
+    /// Access to this object is denied. One refusal may be the object's fault; many in a row are the bucket's.
+    #[error("{0}")]
+    Denied(String),
+    /// This object failed while the store works. Another attempt may succeed.
+    #[error("{reason}")]
+    Failed { reason: String, etag: Option<String> },
+    /// The bucket is unusable. The job is not at fault.
+    #[error("{0}")]
+    BucketDown(String),
     /// The store is unreachable or unusable. The job is not at fault.
     #[error("{0}")]
     StoreDown(String),
@@ -108,6 +118,12 @@ pub enum StoreError {
     /// Access to this object is denied.
     #[error("{0}")]
     Denied(String),
+    /// The object is stored in a way that Pixwarden cannot read.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The bucket cannot be used as configured; the store can.
+    #[error("{0}")]
+    BucketDown(String),
     /// The store cannot be used as configured.
     #[error("{0}")]
     Down(String),
@@ -159,6 +175,9 @@ pub trait ObjectStore: Send + Sync {
 
     /// Checks whether the store answers requests for a bucket.
     async fn probe(&self, bucket: &str) -> Result<(), StoreError>;
+
+    /// The store that keeps a bucket, by its address. Buckets of one store work or fail together.
+    fn address(&self, bucket: &str) -> &str;
 }
 
 /// Fetches objects from the configured store, within the configured limits.
@@ -167,8 +186,8 @@ pub struct Fetcher {
     allowed: Vec<WildMatch>,
     limits: StorageConfig,
     buffers: BufferPool,
-    /// The bucket that the last object was fetched from.
-    last_good_bucket: Mutex<Option<String>>,
+    /// For each store the bucket that the last object was fetched from.
+    last_good_buckets: Mutex<HashMap<String, String>>,
 }
 
 impl Fetcher {
@@ -202,7 +221,7 @@ impl Fetcher {
             allowed,
             limits: config.storage.clone(),
             buffers: BufferPool::default(),
-            last_good_bucket: Mutex::default(),
+            last_good_buckets: Mutex::default(),
         }
     }
 
@@ -217,16 +236,32 @@ impl Fetcher {
         self.allowed.iter().map(ToString::to_string).filter(|pattern| !pattern.contains('*'))
     }
 
-    /// Checks whether the store works: with this bucket if it is allowed by its full name, otherwise with the bucket of
-    /// the last good fetch. A bucket name invented by a job proves nothing about the store.
+    /// The store that keeps a bucket, by its address.
+    #[must_use]
+    pub fn address(&self, bucket: &str) -> &str {
+        self.store.address(bucket)
+    }
+
+    /// The addresses of all stores that jobs may name buckets of.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<String> {
+        self.allowed.iter().map(|pattern| self.store.address(&pattern.to_string()).to_owned()).collect()
+    }
+
+    /// Checks whether the store of a bucket works: with this bucket if it is allowed by its full name, otherwise with the
+    /// bucket of the last good fetch from this store. A bucket name invented by a job proves nothing about the store.
     ///
     /// # Errors
     /// Why the store does not work.
     pub async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         let named = self.named_buckets().any(|name| name == bucket);
-        let last_good = self.last_good_bucket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last_good = self.last_good_buckets().get(self.store.address(bucket)).cloned();
         let probed = if named { bucket } else { last_good.as_deref().unwrap_or(bucket) };
         self.store.probe(probed).await
+    }
+
+    fn last_good_buckets(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.last_good_buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists objects, as [`ObjectStore::list`] does.
@@ -267,21 +302,26 @@ impl Fetcher {
         let _download = gates.downloads.enter(lane, 1).await?;
         let mut is_second_try = false;
         loop {
-            let cause = match self.try_fetch(image, lane, gates).await {
+            let (reason, etag) = match self.try_fetch(image, lane, gates).await {
                 Ok(object) => {
                     metrics::object_fetched(object.bytes.len() as u64);
                     traces::record_number("pixwarden.image.bytes", object.bytes.len() as u64);
-                    *self.last_good_bucket.lock().unwrap_or_else(PoisonError::into_inner) = Some(image.bucket.clone());
+                    let address = self.store.address(&image.bucket).to_owned();
+                    self.last_good_buckets().insert(address, image.bucket.clone());
                     return Ok(object);
                 }
                 Err(TryError::Clear(error)) => return Err(error),
-                Err(TryError::Unclear(cause)) => cause,
+                Err(TryError::Unclear { reason, etag }) => (reason, etag),
             };
-            if let Err(store) = self.probe(&image.bucket).await {
-                return Err(FetchError::StoreDown(format!("{cause}; {store}")));
+            match self.probe(&image.bucket).await {
+                Ok(()) => {}
+                Err(StoreError::BucketDown(bucket)) => {
+                    return Err(FetchError::BucketDown(format!("{reason}; {bucket}")));
+                }
+                Err(store) => return Err(FetchError::StoreDown(format!("{reason}; {store}"))),
             }
             if is_second_try {
-                return Err(FetchError::Failed(cause));
+                return Err(FetchError::Failed { reason, etag });
             }
             is_second_try = true;
         }
@@ -290,9 +330,10 @@ impl Fetcher {
     /// One try under one deadline.
     async fn try_fetch(&self, image: &ImageRef, lane: Lane, gates: &DownloadGates) -> Result<FetchedObject, TryError> {
         let deadline = Duration::from_millis(self.limits.deadline_ms);
-        let late = |_| TryError::Unclear(format!("the object did not arrive within {} ms", deadline.as_millis()));
+        let late = || format!("the object did not arrive within {} ms", deadline.as_millis());
         let began = Instant::now();
-        let object = tokio::time::timeout(deadline, self.store.open(image)).await.map_err(late)??;
+        let opened = tokio::time::timeout(deadline, self.store.open(image)).await;
+        let object = opened.map_err(|_| TryError::Unclear { reason: late(), etag: None })??;
         let left = deadline.saturating_sub(began.elapsed());
         let max = self.limits.max_object_bytes;
         if object.length > max {
@@ -302,7 +343,9 @@ impl Fetcher {
         // The time spent waiting for memory does not count against the store.
         let memory = gates.bytes.enter(lane, object.length).await.map_err(FetchError::from)?;
         let body = read_body(object.body, object.length, &self.buffers);
-        let (bytes, sha256) = tokio::time::timeout(left, body).await.map_err(late)?.map_err(TryError::Unclear)?;
+        let arrived = tokio::time::timeout(left, body).await.unwrap_or_else(|_| Err(late()));
+        let unclear = |reason| TryError::Unclear { reason, etag: object.etag.clone() };
+        let (bytes, sha256) = arrived.map_err(unclear)?;
         Ok(FetchedObject { bytes, sha256, etag: object.etag, version_id: object.version_id, memory })
     }
 }
@@ -311,8 +354,8 @@ impl Fetcher {
 enum TryError {
     /// It is known whose fault it is.
     Clear(FetchError),
-    /// The fault is the object's or the store's.
-    Unclear(String),
+    /// The fault is the object's or the store's. The `ETag` is known if the store announced the object.
+    Unclear { reason: String, etag: Option<String> },
 }
 
 impl From<FetchError> for TryError {
@@ -325,9 +368,11 @@ impl From<StoreError> for TryError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Missing(reason) => Self::Clear(FetchError::Missing(reason)),
-            StoreError::Denied(reason) => Self::Clear(FetchError::Failed(reason)),
+            StoreError::Denied(reason) => Self::Clear(FetchError::Denied(reason)),
+            StoreError::Unsupported(reason) => Self::Clear(FetchError::Unsupported(reason)),
+            StoreError::BucketDown(reason) => Self::Clear(FetchError::BucketDown(reason)),
             StoreError::Down(reason) => Self::Clear(FetchError::StoreDown(reason)),
-            StoreError::Unclear(reason) => Self::Unclear(reason),
+            StoreError::Unclear(reason) => Self::Unclear { reason, etag: None },
         }
     }
 }

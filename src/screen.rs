@@ -218,17 +218,21 @@ impl Screen {
 
 #[cfg(test)]
 impl Screen {
-    /// A screen with one detector and without a model: `outputs` makes the scores of the labels "by human" and "by AI" from
-    /// the first pixel. `None` fails the run.
+    /// A screen without models, with the detector "fake" and those that the configured rules name: `outputs` makes the scores
+    /// of the labels "by human" and "by AI" from the first pixel. `None` fails the run.
     pub(crate) fn with_fake_session(config: &Config, outputs: fn([u8; 3]) -> Option<Vec<f32>>) -> Self {
-        let detector = Detector {
+        let mut names = vec!["fake"];
+        names.extend(config.policy.rules.iter().map(|rule| rule.detector.as_str()).filter(|name| *name != "fake"));
+        let detectors = names.into_iter().map(|name| Detector {
             activation: Some(crate::detector::Activation::Identity),
-            ..crate::policy::tests::detector("fake", &["by human", "by AI"])
-        };
-        let policy = Policy::resolve(&config.policy, std::slice::from_ref(&detector), true).unwrap();
+            ..crate::policy::tests::detector(name, &["by human", "by AI"])
+        });
+        let detectors: Vec<_> = detectors.collect();
+        let policy = Policy::resolve(&config.policy, &detectors, true).unwrap();
         let (report_broken, broken) = watch::channel(None);
-        let engine = Engine::with_fake_session(detector, &config.inference, report_broken, outputs);
-        Self { engines: vec![engine], decoders: DecoderPool::start(&config.decode).unwrap(), policy, broken }
+        let engine = |detector| Engine::with_fake_session(detector, &config.inference, report_broken.clone(), outputs);
+        let engines = detectors.into_iter().map(engine).collect();
+        Self { engines, decoders: DecoderPool::start(&config.decode).unwrap(), policy, broken }
     }
 }
 

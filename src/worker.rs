@@ -13,8 +13,8 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use crate::fault_injection::{self, PlantedBug};
+use crate::job::Job;
 use crate::job::forms::{self, Malformed, Reading};
-use crate::job::{Identity, Job};
 use crate::life::{JobEnd, JobProcessor, JobRequest};
 use crate::telemetry::{Stage, timed};
 
@@ -64,15 +64,12 @@ impl Worker {
         settle::settlement_of(end)
     }
 
-    fn request(&self, delivery: &Delivery, mut job: Job) -> JobRequest {
-        // A replayed dead letter keeps the id that it failed under.
-        if let Some(id) = delivery.job_id() {
-            job.identity = Identity::Given(id);
-        }
+    fn request(&self, delivery: &Delivery, job: Job) -> JobRequest {
         let max_hold = Duration::from_millis(self.processor.config.worker.hold_ms);
         JobRequest {
             job,
             lane: delivery.lane,
+            replayed_id: delivery.job_id(),
             failed_attempts: delivery.failed_attempts(),
             is_redelivered: delivery.redelivered,
             received_at: delivery.received_at,

@@ -79,7 +79,7 @@ pub enum SourceError {
 impl SourceError {
     /// Whether a retry may succeed.
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Down(_) | StoreError::Unclear(_)))
+        matches!(self, Self::Store(StoreError::Down(_) | StoreError::BucketDown(_) | StoreError::Unclear(_)))
     }
 }
 

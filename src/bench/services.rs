@@ -193,7 +193,7 @@ impl Bench<'_> {
             let commits = commits.clone();
             async move {
                 let Some(entry) = entry else { return Ok(()) };
-                Ok(commits.commit(&entry, |_, _| None).await.map(drop)?)
+                Ok(commits.commit(&entry, &entry.verdict.image, |_, _| None).await.map(drop)?)
             }
         });
         let result = committed.await;

@@ -31,6 +31,18 @@ pub fn delay_queue_index(failed_attempts: u32) -> usize {
     DELAY_QUEUES.iter().rposition(|(_, delay)| *delay <= wanted.mul_f64(1.5)).unwrap_or(0)
 }
 
+/// The delay queue for a job whose store or bucket has been broken for `outage`. A short outage delays a job by seconds. In
+/// a long one the jobs must not circulate all the time.
+#[must_use]
+pub fn hold_queue_index(outage: Duration) -> usize {
+    match outage.as_secs() {
+        0..5 => 0,
+        5..60 => 1,
+        60..600 => 2,
+        _ => 3,
+    }
+}
+
 /// The names and arguments of everything that Pixwarden declares. They are valid on RabbitMQ 3.10 and 4.x.
 #[derive(Debug, Clone)]
 pub struct Topology {

@@ -188,13 +188,12 @@ impl Ledger for Postgres {
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
-        let read_only: bool = self
-            .run(RESPONSE_TIMEOUT, |c| {
-                let query = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool";
-                Box::pin(sqlx::query_scalar(query).fetch_one(c))
-            })
-            .await?;
-        if read_only { Err(LedgerError::Down("the server is read-only".into())) } else { Ok(()) }
+        let written = self.run(RESPONSE_TIMEOUT, |c| Box::pin(verdicts::write_and_take_back(c))).await;
+        // A ledger that refuses this row refuses every row.
+        written.map_err(|error| match error {
+            LedgerError::Refused(error) => LedgerError::Down(error),
+            other => other,
+        })
     }
 
     async fn missing_privileges(&self) -> Result<Vec<String>, LedgerError> {

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::types::time::OffsetDateTime;
-use sqlx::{Connection, Row, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
@@ -144,8 +144,12 @@ impl Ledger for Sqlite {
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
-        // Taking the write lock fails on a read-only file, as a write does.
-        self.run(|c| Box::pin(async move { c.begin_with(BEGIN).await?.rollback().await })).await
+        let written = self.run(|c| Box::pin(verdicts::write_and_take_back(c))).await;
+        // A ledger that refuses this row refuses every row.
+        written.map_err(|error| match error {
+            LedgerError::Refused(error) => LedgerError::Down(error),
+            other => other,
+        })
     }
 
     async fn close(&self) {

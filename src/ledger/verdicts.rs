@@ -43,13 +43,10 @@ impl ExistingVerdict {
     pub fn answers(&self, image: &ImageRef) -> bool {
         let agrees =
             |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || found.is_none() || wanted == found;
-        self.is_on_object(image)
+        self.image.bucket == image.bucket
+            && self.image.key == image.key
             && agrees(&image.version_id, &self.image.version_id)
             && agrees(&image.etag, &self.image.etag)
-    }
-
-    fn is_on_object(&self, image: &ImageRef) -> bool {
-        self.image.bucket == image.bucket && self.image.key == image.key
     }
 }
 
@@ -137,7 +134,8 @@ pub trait Verdicts: Send + Sync {
     async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError>;
 }
 
-/// Replaces a `failed` verdict by the verdict of a later delivery for the same object.
+/// Replaces a `failed` verdict by the verdict of a later delivery, if the failed one answers a job for `named`: the image as
+/// the job names it. A `failed` verdict on another version of the key stays.
 ///
 /// `inserted` is the result of inserting `verdict`, and is returned unless it is a `failed` verdict that can be replaced.
 /// `event` makes the event of the revision from its new state, where it is announced.
@@ -147,6 +145,7 @@ pub trait Verdicts: Send + Sync {
 pub async fn replace_failed_verdict(
     ledger: &dyn Verdicts,
     verdict: &Verdict,
+    named: &ImageRef,
     inserted: Inserted,
     event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
 ) -> Result<Inserted, LedgerError> {
@@ -154,7 +153,7 @@ pub async fn replace_failed_verdict(
         Inserted::Existing(existing)
             if existing.outcome == Outcome::Failed
                 && verdict.judgement.outcome != Outcome::Failed
-                && existing.is_on_object(&verdict.image) =>
+                && existing.answers(named) =>
         {
             existing
         }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::fault_injection::{self, PlantedBug};
 use crate::groups::Groups;
-use crate::job::{Revision, Verdict};
+use crate::job::{ImageRef, Revision, Verdict};
 use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
 use crate::telemetry::metrics;
 
@@ -53,14 +53,15 @@ impl CommitQueue {
         (Self { ledger: Arc::clone(&ledger), entries }, write_groups(ledger, groups))
     }
 
-    /// Commits one verdict with its event, in a group with others that are ready. A `failed` verdict on the same object is
-    /// replaced, with the event that `revised_event` makes.
+    /// Commits one verdict with its event, in a group with others that are ready. A `failed` verdict that answers a job for
+    /// `named`, the image as its job names it, is replaced, with the event that `revised_event` makes.
     ///
     /// # Errors
     /// When the ledger is down, or refuses this row.
     pub async fn commit(
         &self,
         new: &NewVerdict,
+        named: &ImageRef,
         revised_event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
     ) -> Result<Inserted, LedgerError> {
         let mut entry = new.clone();
@@ -75,7 +76,8 @@ impl CommitQueue {
         };
         let began = Instant::now();
         let is_new = matches!(inserted, Inserted::Written(_));
-        let inserted = replace_failed_verdict(self.ledger.as_ref(), &new.verdict, inserted, revised_event).await?;
+        let inserted =
+            replace_failed_verdict(self.ledger.as_ref(), &new.verdict, named, inserted, revised_event).await?;
         if !is_new && matches!(inserted, Inserted::Written(_)) {
             metrics::transaction_committed(1, began.elapsed());
         }

@@ -1,10 +1,11 @@
 //! What a caller gives for a job, and how a job can end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use super::health::Dependency;
+use super::buckets::Held;
+use super::health::Service;
 use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
@@ -17,9 +18,11 @@ use crate::telemetry::traces::TraceContext;
 pub struct JobRequest {
     pub job: Job,
     pub lane: Lane,
+    /// For a replayed dead letter: the id of the verdict that it was written for.
+    pub replayed_id: Option<String>,
     /// Attempts that have failed before.
     pub failed_attempts: u32,
-    /// A process had this job before and did not settle it. The job may have crashed that process.
+    /// A process had this job before and did not settle it: it returned the job, lost the broker, or died.
     pub is_redelivered: bool,
     pub received_at: OffsetDateTime,
     /// The same instant on the monotonic clock, for durations.
@@ -44,15 +47,22 @@ pub enum JobEnd {
     AttemptFailed { failed_attempts: u32, reason: String },
     /// The process shuts down, or a dependency was broken for too long. The job itself was not tried.
     Interrupted,
-    /// The ledger refuses every row for this job.
-    Refused { reason: String },
+    /// The store or the bucket has been broken for this long, while others work. The job itself was not tried.
+    Held { reason: String, duration: Duration },
+    /// The ledger keeps no row for this job: it refuses every row, or it has one of the same id for another state of the
+    /// object.
+    Unrecorded { reason: String },
 }
 
 /// Why an attempt has no verdict.
 #[derive(Debug)]
 pub enum AttemptError {
-    /// Something that every job needs is broken. This does not count as a failed attempt.
-    Broken(Dependency, String),
+    /// Something that many jobs need is broken. This does not count as a failed attempt.
+    Broken(Service, String),
+    /// Intake is paused because something is broken. This does not count as a failed attempt.
+    Paused,
+    /// The store is known to be down, or the bucket is held. This does not count as a failed attempt.
+    Held(Held),
     /// This attempt failed. Another one may succeed.
     Failed(AttemptCause, String),
     /// The process drains, or has to end.

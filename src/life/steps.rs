@@ -12,7 +12,7 @@ use super::request::{AttemptError, JobEnd, JobRequest};
 use crate::config::DecodeConfig;
 use crate::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
 use crate::lanes::Permit;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{ExistingVerdict, Ledger, LedgerError};
 use crate::objects::FetchedObject;
 use crate::policy::{Policy, judge};
 use crate::screen::pixels::Pixels;
@@ -31,12 +31,34 @@ pub(super) enum Stop {
 pub(super) struct Identified<'a> {
     pub request: &'a JobRequest,
     pub detectors: Digests,
+    pub replayed: Option<Replayed>,
+}
+
+/// The verdict that a dead letter was written for, and that its replay may replace.
+#[derive(Debug, Clone)]
+pub(super) struct Replayed {
+    pub job_id: String,
+    pub earlier: ExistingVerdict,
 }
 
 impl Identified<'_> {
-    /// The job's id. A derived id depends on the `ETag` that the object was fetched with.
+    /// The job's id. A derived id depends on the `ETag` that the object was fetched with. A replay keeps the id of its
+    /// `failed` verdict. If that was replaced before, the replay keeps the id only for the same state of the object.
     pub(super) fn job_id(&self, fetched_etag: Option<&str>) -> String {
-        self.request.job.id(fetched_etag, &self.detectors)
+        match &self.replayed {
+            Some(Replayed { job_id, earlier })
+                if earlier.outcome == Outcome::Failed
+                    || (fetched_etag.is_some() && earlier.image.etag.as_deref() == fetched_etag) =>
+            {
+                job_id.clone()
+            }
+            _ => self.request.job.id(fetched_etag, &self.detectors),
+        }
+    }
+
+    /// Whether the id is known before the object is fetched.
+    pub(super) fn id_is_known(&self) -> bool {
+        self.replayed.is_none() && self.request.job.id_is_known()
     }
 
     /// An outcome without scores.

@@ -19,7 +19,7 @@ use futures_util::stream::{self, BoxStream};
 
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::config::ConfigError;
-use crate::job::ImageRef;
+use crate::job::{ImageRef, NO_VERSION};
 
 /// Bytes per read.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -59,7 +59,7 @@ impl Folder {
         self.root.open_dir(name).map_err(|e| {
             let words = format!("cannot open the bucket \"{name}\": {e}");
             match e.kind() {
-                _ if self.named.iter().any(|named| named == name) => StoreError::Down(words),
+                _ if self.named.iter().any(|named| named == name) => StoreError::BucketDown(words),
                 ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => missing(),
                 // `cap_std` reports a link that leads out in the same way.
                 ErrorKind::PermissionDenied => StoreError::Denied(words),
@@ -109,10 +109,15 @@ impl ObjectStore for Folder {
             Err(error) => Err(error),
         }
     }
+
+    fn address(&self, _bucket: &str) -> &str {
+        "the folder"
+    }
 }
 
 fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
-    if image.version_id.is_some() {
+    // Stores say "null" for an object without a version.
+    if image.version_id.as_ref().is_some_and(|version| version != NO_VERSION) {
         return Err(StoreError::Missing("a folder store has no versions".into()));
     }
     let (file, found) = open_file(bucket, &image.key)?;
@@ -293,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_bucket_is_the_operators_fault_if_the_configuration_names_it() {
         let (_root, folder) = folder();
-        assert!(matches!(folder.open(&image("gone", "k")).await, Err(StoreError::Down(_))));
+        assert!(matches!(folder.open(&image("gone", "k")).await, Err(StoreError::BucketDown(_))));
         for made_up in ["made-up", &"long".repeat(100), "in-no-bucket"] {
             assert!(matches!(folder.open(&image(made_up, "k")).await, Err(StoreError::Missing(_))), "{made_up}");
         }

@@ -20,15 +20,23 @@ use wildmatch::WildMatch;
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, PROBE_KEY, StoreError};
 use crate::certificates;
 use crate::config::{Bucket, Config};
-use crate::job::ImageRef;
+use crate::job::{ImageRef, NO_VERSION};
 
 /// A cheap handle: clones share their clients.
 #[derive(Clone)]
 pub(super) struct S3 {
     /// One client for each bucket table, in order, and last the client for all other buckets.
-    clients: Arc<[(WildMatch, Client)]>,
+    clients: Arc<[BucketClient]>,
     /// Buckets allowed by their full name.
     named: Arc<[String]>,
+}
+
+/// The client for the buckets of some names.
+struct BucketClient {
+    pattern: WildMatch,
+    client: Client,
+    /// Endpoint and region: the store that the client talks to.
+    address: String,
 }
 
 impl S3 {
@@ -49,7 +57,7 @@ impl S3 {
             .retry_config(RetryConfig::standard().with_initial_backoff(Duration::from_millis(50)))
             .load()
             .await;
-        let client = |region: &str, endpoint: &str, path_style: bool| {
+        let client = |pattern: &str, region: &str, endpoint: &str, path_style: bool| {
             let mut builder = aws_sdk_s3::config::Builder::from(&shared)
                 .force_path_style(path_style)
                 // Other stores than AWS reject the newer checksum headers.
@@ -64,7 +72,11 @@ impl S3 {
                 // Stores without regions still need one in the signature.
                 builder = builder.region(Region::new("us-east-1"));
             }
-            Client::from_conf(builder.build())
+            let address = match endpoint {
+                "" => format!("the default endpoint, region \"{region}\""),
+                endpoint => format!("{endpoint}, region \"{region}\""),
+            };
+            BucketClient { pattern: WildMatch::new(pattern), client: Client::from_conf(builder.build()), address }
         };
         let or = |own: &str, general: &str| if own.is_empty() { general.to_owned() } else { own.to_owned() };
         let mut clients = Vec::new();
@@ -72,17 +84,21 @@ impl S3 {
             if let Bucket::Table(table) = bucket {
                 let (region, endpoint) = (or(&table.region, &storage.region), or(&table.endpoint, &storage.endpoint));
                 let path_style = table.path_style || storage.path_style;
-                clients.push((WildMatch::new(&table.name), client(&region, &endpoint, path_style)));
+                clients.push(client(&table.name, &region, &endpoint, path_style));
             }
         }
-        clients.push((WildMatch::new("*"), client(&storage.region, &storage.endpoint, storage.path_style)));
+        clients.push(client("*", &storage.region, &storage.endpoint, storage.path_style));
         Self { clients: clients.into(), named: named.into() }
     }
 
     fn client(&self, bucket: &str) -> &Client {
-        let found = self.clients.iter().find(|(pattern, _)| pattern.matches(bucket));
+        &self.bucket_client(bucket).client
+    }
+
+    fn bucket_client(&self, bucket: &str) -> &BucketClient {
+        let found = self.clients.iter().find(|client| client.pattern.matches(bucket));
         // The last pattern matches everything.
-        &found.unwrap_or(&self.clients[self.clients.len() - 1]).1
+        found.unwrap_or(&self.clients[self.clients.len() - 1])
     }
 
     /// Maps an error of a request for something in `bucket` to what it means.
@@ -99,7 +115,7 @@ impl S3 {
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
         let message = service.err().message().unwrap_or_default();
         match (code, status) {
-            ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{bucket}\"")),
+            ("NoSuchBucket", _) if named => StoreError::BucketDown(format!("there is no bucket \"{bucket}\"")),
             // The bucket is allowed by a wildcard only, so its name came from the job.
             ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
@@ -112,6 +128,9 @@ impl S3 {
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
                 StoreError::Denied(format!("the bucket is in another region or store: {words}"))
             }
+            ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
+                StoreError::BucketDown(format!("the bucket \"{bucket}\" is in another region or store: {words}"))
+            }
             (
                 "InvalidAccessKeyId"
                 | "SignatureDoesNotMatch"
@@ -119,8 +138,6 @@ impl S3 {
                 | "InvalidToken"
                 | "TokenRefreshRequired"
                 | "RequestTimeTooSkewed"
-                | "PermanentRedirect"
-                | "AuthorizationHeaderMalformed"
                 | "NotSignedUp"
                 | "AccountProblem"
                 | "InvalidSecurity",
@@ -130,6 +147,10 @@ impl S3 {
             (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
                 StoreError::Down(format!("the store refused the credentials: {words}"))
             }
+            // S3 has no code of its own for this, so its message is read.
+            ("InvalidRequest", 400) if message.contains("Server Side Encryption") => StoreError::Unsupported(
+                "the object is encrypted with its owner's key (SSE-C), which Pixwarden does not have".into(),
+            ),
             (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
             (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
             _ => StoreError::Unclear(words),
@@ -159,6 +180,15 @@ impl ObjectStore for S3 {
             return Err(changed());
         }
         let version_id = answer.version_id().map(str::to_owned);
+        // A store without versions ignores the parameter, and returns whatever it has.
+        if let Some(wanted) = &image.version_id
+            && wanted != version_id.as_deref().unwrap_or(NO_VERSION)
+        {
+            return Err(StoreError::Missing(match &version_id {
+                Some(found) => format!("the store returned the version \"{found}\" instead of \"{wanted}\""),
+                None => format!("the store returned an object without a version instead of the version \"{wanted}\""),
+            }));
+        }
         let body = stream::unfold(answer.body, |mut body| async move {
             let chunk = body.next().await?;
             Some((chunk.map_err(|e| StoreError::Unclear(one_line(&e))), body))
@@ -217,12 +247,16 @@ impl ObjectStore for S3 {
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         let image = ImageRef { bucket: bucket.into(), key: PROBE_KEY.into(), version_id: None, etag: None };
         match tokio::time::timeout(FIRST_BYTE_TIMEOUT, self.open(&image)).await {
-            Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_))) => Ok(()),
+            Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_) | StoreError::Unsupported(_))) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 Err(StoreError::Down(format!("the store did not respond within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
             }
         }
+    }
+
+    fn address(&self, bucket: &str) -> &str {
+        &self.bucket_client(bucket).address
     }
 }
 
@@ -275,4 +309,80 @@ fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
         next = error.source();
     }
     words.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::config::Credentials;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A store that gives every request the same response.
+    async fn store_responding(response: &'static str) -> S3 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        drop(tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 8192];
+                stream.read(&mut request).await.unwrap();
+                stream.write_all(response.replace('\n', "\r\n").as_bytes()).await.unwrap();
+            }
+        }));
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(&endpoint)
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("key", "secret", None, None, "tests"))
+            .retry_config(RetryConfig::disabled())
+            .force_path_style(true)
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build();
+        let client =
+            BucketClient { pattern: WildMatch::new("*"), client: Client::from_conf(config), address: endpoint };
+        S3 { clients: [client].into(), named: ["named".to_owned()].into() }
+    }
+
+    async fn open(store: &S3, bucket: &str, version: Option<&str>) -> Result<OpenedObject, StoreError> {
+        let version_id = version.map(str::to_owned);
+        store.open(&ImageRef { bucket: bucket.into(), key: "k".into(), version_id, etag: None }).await
+    }
+
+    #[tokio::test]
+    async fn a_version_that_the_store_does_not_return_is_missing() {
+        let plain = "HTTP/1.1 200 OK\ncontent-length: 1\netag: \"e\"\nconnection: close\n\nx";
+        let store = store_responding(plain).await;
+        assert!(matches!(open(&store, "b", Some("v1")).await, Err(StoreError::Missing(why)) if why.contains("\"v1\"")));
+        assert!(open(&store, "b", Some("null")).await.is_ok(), "a bucket without versions says \"null\"");
+        assert!(open(&store, "b", None).await.is_ok());
+        let versioned = "HTTP/1.1 200 OK\ncontent-length: 1\nx-amz-version-id: v2\nconnection: close\n\nx";
+        let store = store_responding(versioned).await;
+        assert!(open(&store, "b", Some("v2")).await.is_ok());
+        for other in ["v1", "null"] {
+            assert!(matches!(open(&store, "b", Some(other)).await, Err(StoreError::Missing(_))), "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_are_blamed_on_the_object_the_bucket_or_the_store() {
+        let error = |status: &str, code: &str, message: &str| -> &'static str {
+            let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+            let head = format!("HTTP/1.1 {status}\ncontent-type: application/xml\nconnection: close");
+            Box::leak(format!("{head}\ncontent-length: {}\n\n{body}", body.len()).into_boxed_str())
+        };
+        let encrypted = "The object was stored using a form of Server Side Encryption. The correct parameters must be \
+                         provided to retrieve the object.";
+        let found =
+            open(&store_responding(error("400 Bad Request", "InvalidRequest", encrypted)).await, "b", None).await;
+        assert!(matches!(&found, Err(StoreError::Unsupported(why)) if why.contains("SSE-C")), "{:?}", found.err());
+
+        let no_bucket = store_responding(error("404 Not Found", "NoSuchBucket", "no such bucket")).await;
+        assert!(matches!(open(&no_bucket, "named", None).await, Err(StoreError::BucketDown(_))));
+        assert!(matches!(open(&no_bucket, "made-up", None).await, Err(StoreError::Missing(_))));
+
+        let denied = store_responding(error("403 Forbidden", "AccessDenied", "denied")).await;
+        assert!(matches!(open(&denied, "named", None).await, Err(StoreError::Denied(_))));
+        let credentials = store_responding(error("403 Forbidden", "InvalidAccessKeyId", "unknown key")).await;
+        assert!(matches!(open(&credentials, "named", None).await, Err(StoreError::Down(_))));
+    }
 }

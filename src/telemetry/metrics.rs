@@ -126,6 +126,16 @@ pub fn set_intake_paused(dependency: DependencyLabel, is_paused: bool) {
     table::INTAKE_PAUSED.set(dependency, u8::from(is_paused));
 }
 
+/// Sets the number of object stores that are down.
+pub fn set_stores_down(stores: usize) {
+    table::STORES_DOWN.set((), typed::number(stores as u64));
+}
+
+/// Sets the number of buckets whose jobs wait.
+pub fn set_buckets_held(buckets: usize) {
+    table::BUCKETS_HELD.set((), typed::number(buckets as u64));
+}
+
 pub fn delivery_settled(lane: Lane, settlement: SettlementLabel) {
     table::DELIVERIES.add((lane, settlement), 1);
 }

@@ -74,12 +74,12 @@ impl Acceptor {
     }
 
     /// Passes deliveries to `take` until the worker drains, and reconnects as often as needed. `in_flight` returns the number
-    /// of unsettled deliveries. Returns the connection on which the remaining deliveries are settled.
+    /// of unsettled deliveries of a lane. Returns the connection on which the remaining deliveries are settled.
     pub async fn run(
         mut self,
         first: Connection,
         take: impl Fn(Delivery),
-        in_flight: impl Fn() -> usize,
+        in_flight: impl Fn(Lane) -> usize,
     ) -> Option<DrainingConnection> {
         let mut connection = Some(first);
         let mut delays = Delays::default();
@@ -117,7 +117,7 @@ impl Acceptor {
         &mut self,
         connection: &Connection,
         take: &impl Fn(Delivery),
-        in_flight: &impl Fn() -> usize,
+        in_flight: &impl Fn(Lane) -> usize,
     ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
         let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
         tokio::select! {
@@ -131,7 +131,7 @@ impl Acceptor {
         &mut self,
         connection: &Connection,
         take: &impl Fn(Delivery),
-        in_flight: &impl Fn() -> usize,
+        in_flight: &impl Fn(Lane) -> usize,
     ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
         let mut channels = Vec::new();
         for lane in Lane::ALL {
@@ -162,7 +162,7 @@ impl Acceptor {
         connection: &Connection,
         channels: &[(Lane, Channel)],
         take: &impl Fn(Delivery),
-        in_flight: &impl Fn() -> usize,
+        in_flight: &impl Fn(Lane) -> usize,
     ) -> Result<(), BrokerError> {
         let mut consumers = Vec::new();
         for (lane, channel) in channels {
@@ -188,7 +188,7 @@ impl Acceptor {
                 _ = check.tick() => {
                     check_open(connection, channels)?;
                     for (lane, last) in Lane::ALL.into_iter().zip(&mut last) {
-                        if last.elapsed() > SILENT_CONSUMER_TIMEOUT && in_flight() < usize::from(self.prefetch) {
+                        if last.elapsed() > SILENT_CONSUMER_TIMEOUT && in_flight(lane) < usize::from(self.prefetch) {
                             self.check_not_silent(connection, lane).await?;
                             *last = Instant::now();
                         }

@@ -17,10 +17,12 @@ use super::settle::Settler;
 use super::{Delivery, Worker};
 use crate::broker::{BrokerError, MessagePublisher, Publisher, Topology};
 use crate::config::{Config, ConfigError};
+use crate::job::Lane;
 use crate::lanes::Gate;
 use crate::ledger::{self, Ledger, OpenError};
 use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcessorParts};
 use crate::objects::{DownloadGates, Fetcher};
+use crate::processes;
 use crate::screen::{Screen, StartError, decode};
 use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::{http, metrics, traces};
@@ -93,7 +95,7 @@ pub async fn run_on(
         object_memory_bytes: config.storage.memory_bytes,
     });
     let stop = CancellationToken::new();
-    let health = Health::default();
+    let health = Health::new(fetcher.addresses());
     let acceptor = Acceptor {
         url: queue.clone(),
         topology: topology.clone(),
@@ -138,7 +140,8 @@ pub(super) struct RunningWorker {
     worker: Arc<Worker>,
     ledger: Arc<dyn Ledger>,
     publisher: Arc<dyn MessagePublisher>,
-    deliveries: TaskTracker,
+    /// The tasks of unsettled deliveries, by lane.
+    deliveries: LaneTrackers,
     committing: JoinHandle<()>,
     publishing: JoinHandle<()>,
     /// Stops intake, and the jobs that wait for a broken dependency.
@@ -184,7 +187,7 @@ impl RunningWorker {
             worker: Arc::new(Worker { processor, publisher: events, settler }),
             ledger,
             publisher,
-            deliveries: TaskTracker::new(),
+            deliveries: LaneTrackers::default(),
             committing: tokio::spawn(committing),
             publishing: tokio::spawn(publishing),
             stop,
@@ -200,14 +203,14 @@ impl RunningWorker {
             let worker = Arc::clone(&worker);
             let (lane, tag, parent) = (delivery.lane, delivery.tag(), delivery.trace());
             let task = async move { worker.process_delivery(delivery).await };
-            drop(deliveries.spawn(traces::in_job_span(lane, tag, parent, task)));
+            drop(deliveries.of(lane).spawn(traces::in_job_span(lane, tag, parent, task)));
         }
     }
 
-    /// The number of deliveries that are not settled.
-    pub(super) fn in_flight(&self) -> impl Fn() -> usize + Send + use<> {
+    /// The number of deliveries of a lane that are not settled.
+    pub(super) fn in_flight(&self) -> impl Fn(Lane) -> usize + Send + use<> {
         let deliveries = self.deliveries.clone();
-        move || deliveries.len()
+        move |lane| deliveries.of(lane).len()
     }
 
     /// Runs until `shutdown` resolves, then drains. `accepting` is the task that feeds [`RunningWorker::intake`]; it ends
@@ -220,7 +223,14 @@ impl RunningWorker {
     ) -> Result<(), WorkerError> {
         tokio::select! {
             () = shutdown => {}
-            reason = self.worker.processor.screen.session_broken() => return Err(WorkerError::SessionBroken(reason)),
+            reason = self.worker.processor.screen.session_broken() => {
+                intake.set_state(IntakeState::Broken(reason.clone()));
+                // The session may hang, and with it whatever the process does when it ends. A test's process goes on.
+                if !cfg!(test) {
+                    processes::end_in_time(END_TIMEOUT);
+                }
+                return Err(WorkerError::SessionBroken(reason));
+            }
             _ = &mut accepting => return Err(WorkerError::TaskEnded("accept")),
             _ = &mut self.committing => return Err(WorkerError::TaskEnded("commit")),
             _ = &mut self.publishing => return Err(WorkerError::TaskEnded("publish")),
@@ -238,7 +248,6 @@ impl RunningWorker {
         self.stop.cancel();
         self.worker.processor.admission.close();
         let connection = accepting.await.ok().flatten();
-        self.deliveries.close();
         self.deliveries.wait().await;
         // The tasks end when the last sender to them is dropped. Sessions and decoders end with the screen.
         drop(self.worker);
@@ -253,6 +262,38 @@ impl RunningWorker {
         self.ledger.close().await;
     }
 }
+
+/// The tasks of each lane. The watchdog for silent consumers asks for one lane: a full lane must not hide that the other
+/// one gets nothing.
+#[derive(Clone, Default)]
+struct LaneTrackers {
+    live: TaskTracker,
+    backfill: TaskTracker,
+}
+
+impl LaneTrackers {
+    fn of(&self, lane: Lane) -> &TaskTracker {
+        match lane {
+            Lane::Live => &self.live,
+            Lane::Backfill => &self.backfill,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.live.len() + self.backfill.len()
+    }
+
+    /// Waits until every task has ended. No further task may be started.
+    async fn wait(&self) {
+        for tracker in [&self.live, &self.backfill] {
+            tracker.close();
+            tracker.wait().await;
+        }
+    }
+}
+
+/// Longest that the process takes to end once a session is broken.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Deliveries per lane beyond those that keep the sessions busy: they are being committed, or wait for it.
 const COMMITTING_DELIVERIES: usize = 64;

@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Delivery;
 use crate::broker::{
     ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER, Topology,
-    delay_queue_index, text,
+    delay_queue_index, hold_queue_index, text,
 };
 use crate::fault_injection;
 use crate::job::Outcome;
@@ -44,6 +44,9 @@ pub enum Settlement {
     Ignore,
     /// The job returns later, from a delay queue.
     Retry { failed_attempts: u32, reason: String },
+    /// The job returns later, from a delay queue, because its store or bucket has been broken for this long. This is no
+    /// failed attempt.
+    Hold { reason: String, duration: Duration },
     /// The message goes to the dead letters.
     DeadLetter {
         reason: String,
@@ -63,6 +66,7 @@ impl Settlement {
             Self::Ack => SettlementLabel::Done,
             Self::Ignore => SettlementLabel::Ignored,
             Self::Retry { .. } => SettlementLabel::Retried,
+            Self::Hold { .. } => SettlementLabel::Held,
             Self::DeadLetter { .. } => SettlementLabel::DeadLettered,
             Self::Split(_) => SettlementLabel::Split,
             Self::Return => SettlementLabel::Returned,
@@ -84,8 +88,9 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
             job_id: None,
         },
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
+        JobEnd::Held { reason, duration } => Settlement::Hold { reason, duration },
         JobEnd::Interrupted => Settlement::Return,
-        JobEnd::Refused { reason } => Settlement::DeadLetter { reason, job_id: None },
+        JobEnd::Unrecorded { reason } => Settlement::DeadLetter { reason, job_id: None },
     }
 }
 
@@ -113,6 +118,12 @@ impl Settler {
                     (ATTEMPT_HEADER, AMQPValue::LongUInt(*failed_attempts)),
                     (REASON_HEADER, text(&shortened(reason))),
                 ];
+                self.publish_copy(&delivery, "", &queue, &headers).await
+            }
+            Settlement::Hold { reason, duration } => {
+                let queue = self.topology.delay(delivery.lane, hold_queue_index(*duration));
+                tracing::debug!(reason, queue, "store or bucket broken, job waits in a delay queue");
+                let headers = [(REASON_HEADER, text(&shortened(reason)))];
                 self.publish_copy(&delivery, "", &queue, &headers).await
             }
             Settlement::DeadLetter { reason, job_id } => {

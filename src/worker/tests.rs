@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use futures_util::stream::{self, BoxStream};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,13 +26,13 @@ use crate::broker::{
     ATTEMPT_HEADER, Acknowledger, BrokerError, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
     Topology, header, text,
 };
-use crate::config::{Bucket, Config, Isolation};
+use crate::config::{Bucket, Config, Isolation, RuleConfig};
 use crate::job::{ImageRef, Lane, Outcome, Verdict, verdict_id};
 use crate::ledger::{Ledger, MissingFile, Sqlite};
 use crate::life::Health;
 use crate::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::screen::Screen;
-use crate::telemetry::intake::Intake;
+use crate::telemetry::intake::{Intake, IntakeState};
 
 /// How a fake delivery was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,20 +120,27 @@ enum Stored {
     Panics,
 }
 
+/// Two stores: one keeps the bucket "far", the other one all others.
 #[derive(Default)]
 struct FakeStore {
     objects: Mutex<BTreeMap<String, Stored>>,
     is_down: Mutex<bool>,
+    far_is_down: Mutex<bool>,
     opened: AtomicUsize,
+}
+
+impl FakeStore {
+    fn check(&self, bucket: &str) -> Result<(), StoreError> {
+        let is_down = if bucket == "far" { &self.far_is_down } else { &self.is_down };
+        if *is_down.lock().unwrap() { Err(StoreError::Down("connection refused".into())) } else { Ok(()) }
+    }
 }
 
 #[async_trait]
 impl ObjectStore for Arc<FakeStore> {
     async fn open(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
         self.opened.fetch_add(1, Ordering::SeqCst);
-        if *self.is_down.lock().unwrap() {
-            return Err(StoreError::Down("connection refused".into()));
-        }
+        self.check(&image.bucket)?;
         let stored = self.objects.lock().unwrap().get(&image.key).cloned();
         match stored {
             None => Err(StoreError::Missing("there is no such object".into())),
@@ -140,7 +148,7 @@ impl ObjectStore for Arc<FakeStore> {
             Some(Stored::Panics) => panic!("the store panics over {}", image.key),
             Some(Stored::Bytes(bytes)) => Ok(OpenedObject {
                 length: bytes.len() as u64,
-                etag: Some(format!("etag-of-{}", image.key)),
+                etag: Some(hex::encode(&Sha256::digest(&bytes)[..8])),
                 version_id: None,
                 body: stream::iter([Ok(Bytes::from(bytes))]).boxed(),
             }),
@@ -155,12 +163,17 @@ impl ObjectStore for Arc<FakeStore> {
         Ok(ListedObject { image: image.clone(), bytes: None, modified: None })
     }
 
-    async fn probe(&self, _bucket: &str) -> Result<(), StoreError> {
-        if *self.is_down.lock().unwrap() { Err(StoreError::Down("connection refused".into())) } else { Ok(()) }
+    async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
+        self.check(bucket)
+    }
+
+    fn address(&self, bucket: &str) -> &str {
+        if bucket == "far" { "the far store" } else { "the store" }
     }
 }
 
 /// A PNG of one colour. The fake session gives red / 255 as the score, fails for pure green, and gives NaN for pure blue.
+/// For the colour 1, 2, 3 it waits until [`release_session`] is called.
 fn png(red: u8, green: u8, blue: u8) -> Stored {
     let image = image::RgbImage::from_pixel(8, 8, image::Rgb([red, green, blue]));
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -172,8 +185,23 @@ fn fake_outputs(pixel: [u8; 3]) -> Option<Vec<f32>> {
     match pixel {
         [0, 255, 0] => None,
         [0, 0, 255] => Some(vec![f32::NAN, f32::NAN]),
+        [1, 2, 3] => {
+            let mut is_released = IS_RELEASED.lock().unwrap();
+            while !*is_released {
+                is_released = RELEASED.wait(is_released).unwrap();
+            }
+            Some(vec![1.0, 0.0])
+        }
         [red, ..] => Some(vec![1.0 - f32::from(red) / 255.0, f32::from(red) / 255.0]),
     }
+}
+
+static IS_RELEASED: Mutex<bool> = Mutex::new(false);
+static RELEASED: Condvar = Condvar::new();
+
+fn release_session() {
+    *IS_RELEASED.lock().unwrap() = true;
+    RELEASED.notify_all();
 }
 
 /// A worker with everything around it.
@@ -183,6 +211,8 @@ struct World {
     ledger: Arc<dyn Ledger>,
     ledger_file: std::path::PathBuf,
     deliveries: mpsc::UnboundedSender<Delivery>,
+    in_flight: Box<dyn Fn(Lane) -> usize + Send>,
+    intake: Intake,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), WorkerError>>,
     _folder: tempfile::TempDir,
@@ -208,19 +238,20 @@ impl World {
         let (broker, store) = (Arc::new(FakeBroker::default()), Arc::new(FakeStore::default()));
         let publisher: Arc<dyn MessagePublisher> = broker.clone();
         let stop = CancellationToken::new();
+        let fetcher = Fetcher::on(Box::new(Arc::clone(&store)), &config);
         let running = RunningWorker::start(WorkerParts {
             ledger: Arc::clone(&ledger),
-            fetcher: Fetcher::on(Box::new(Arc::clone(&store)), &config),
+            health: Health::new(fetcher.addresses()),
+            fetcher,
             screen: Screen::with_fake_session(&config, fake_outputs),
             config: Arc::new(config),
             publisher,
             topology: topology(),
-            health: Health::default(),
             prefetch: 100,
             stop: stop.clone(),
         });
         let (deliveries, mut received) = mpsc::unbounded_channel();
-        let take = running.intake();
+        let (take, in_flight, intake) = (running.intake(), Box::new(running.in_flight()), Intake::default());
         let accepting = tokio::spawn(async move {
             while let Some(Some(delivery)) = stop.run_until_cancelled(received.recv()).await {
                 take(delivery);
@@ -228,9 +259,9 @@ impl World {
             None
         });
         let (shutdown, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(running.run(accepting, Intake::default(), async { drop(stopped.await) }));
+        let running = tokio::spawn(running.run(accepting, intake.clone(), async { drop(stopped.await) }));
         let shutdown = Some(shutdown);
-        Self { broker, store, ledger, ledger_file, deliveries, shutdown, running, _folder: folder }
+        Self { broker, store, ledger, ledger_file, deliveries, in_flight, intake, shutdown, running, _folder: folder }
     }
 
     fn put(&self, key: &str, stored: Stored) {
@@ -240,9 +271,9 @@ impl World {
     /// Delivers a message. The receiver gets its settlement.
     fn deliver(&self, message: TestMessage) -> mpsc::UnboundedReceiver<Settled> {
         let (settled, settlement) = mpsc::unbounded_channel();
-        let TestMessage { body, properties, redelivered } = message;
+        let TestMessage { body, properties, redelivered, lane } = message;
         let acknowledger = Box::new(FakeAcknowledger(settled));
-        let delivery = Delivery::new(Lane::Live, body.into_bytes(), properties, redelivered, acknowledger);
+        let delivery = Delivery::new(lane, body.into_bytes(), properties, redelivered, acknowledger);
         self.deliveries.send(delivery).unwrap();
         settlement
     }
@@ -284,15 +315,17 @@ async fn settled(settlement: &mut mpsc::UnboundedReceiver<Settled>) -> Settled {
 }
 
 /// A message to the worker.
-#[derive(Default)]
 struct TestMessage {
     body: String,
     properties: BasicProperties,
     redelivered: bool,
+    lane: Lane,
 }
 
+/// A message in the live lane.
 fn message(body: impl ToString) -> TestMessage {
-    TestMessage { body: body.to_string(), ..TestMessage::default() }
+    let properties = BasicProperties::default();
+    TestMessage { body: body.to_string(), properties, redelivered: false, lane: Lane::Live }
 }
 
 /// A job whose id is its key.
@@ -319,6 +352,10 @@ impl TestMessage {
 
     fn redelivered(self) -> Self {
         Self { redelivered: true, ..self }
+    }
+
+    fn backfill(self) -> Self {
+        Self { lane: Lane::Backfill, ..self }
     }
 }
 
@@ -455,8 +492,7 @@ async fn one_id_for_two_images_is_dead_lettered_and_the_first_verdict_stands() {
 #[tokio::test]
 async fn a_row_that_the_ledger_refuses_fails_alone() {
     let world = World::new().await;
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&world.ledger_file);
-    let direct = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let direct = world.direct().await;
     let trigger = "CREATE TRIGGER poison BEFORE INSERT ON verdicts WHEN NEW.metadata LIKE '%poison%'
                    BEGIN SELECT RAISE(ABORT, 'poison'); END";
     sqlx::query(trigger).execute(&direct).await.unwrap();
@@ -591,4 +627,272 @@ fn headers_of_the_fakes_are_read_as_lapin_writes_them() {
     headers.insert("n".into(), AMQPValue::LongUInt(3));
     let properties = BasicProperties::default().with_headers(headers);
     assert_eq!(header(&properties, "n"), Some("3".into()));
+}
+
+/// The message of an image without an id.
+fn nameless(key: &str) -> TestMessage {
+    message(format!("s3://uploads/{key}"))
+}
+
+impl World {
+    async fn until(&self, what: &str, mut is_true: impl AsyncFnMut() -> bool) {
+        for _ in 0..20_000 {
+            if is_true().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("never happened: {what}");
+    }
+
+    /// How often the screening of a job was begun alone, where its screening is recorded.
+    async fn starts_alone(&self, job_id: &str) -> Option<i64> {
+        let query = sqlx::query_scalar("SELECT starts FROM suspects WHERE id = $1");
+        let direct = self.direct().await;
+        let starts = query.bind(verdict_id(job_id).to_string()).fetch_optional(&direct).await.unwrap();
+        direct.close().await;
+        starts
+    }
+
+    /// The ledger's file, opened beside the worker.
+    async fn direct(&self) -> sqlx::SqlitePool {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&self.ledger_file);
+        sqlx::SqlitePool::connect_with(options).await.unwrap()
+    }
+
+    fn dead_letters(&self) -> Vec<Published> {
+        self.broker.published_to("pixwarden.dead")
+    }
+}
+
+#[tokio::test]
+async fn a_job_without_an_id_never_vanishes_behind_the_row_of_an_earlier_state() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    // The object is not there yet. Then it is uploaded, but access to it is denied.
+    world.settle(nameless("late")).await;
+    world.put("late", Stored::Denied);
+    world.settle(nameless("late")).await;
+    let letters = world.dead_letters();
+    assert_eq!(letters.len(), 1, "a failure that has no row has a dead letter");
+    let reason = letters[0].header(REASON_HEADER).unwrap();
+    assert!(reason.contains("access denied") && reason.contains("missing"), "{reason}");
+    assert_eq!(letters[0].header(JOB_ID_HEADER), None, "a replay must not meet the same row again");
+
+    // A failed job was replayed and passed. Then the object was overwritten, and access to it is denied.
+    world.put("replayed", Stored::Denied);
+    world.settle(nameless("replayed")).await;
+    let id = world.dead_letters()[1].header(JOB_ID_HEADER).unwrap();
+    world.put("replayed", png(0, 0, 0));
+    let replay = || nameless("replayed").with_header(JOB_ID_HEADER, text(&id));
+    world.settle(replay()).await;
+    assert_eq!(world.verdict(&id).await.unwrap().judgement.outcome, Outcome::Passed);
+    world.put("replayed", Stored::Denied);
+    world.settle(nameless("replayed")).await;
+    assert_eq!(world.dead_letters().len(), 3);
+    assert_eq!(world.dead_letters()[2].header(JOB_ID_HEADER), None);
+
+    // A second replay of the same letter finds another image: it gets a verdict of its own.
+    world.put("replayed", png(250, 0, 0));
+    world.settle(replay()).await;
+    assert_eq!(world.events(4).await.last().unwrap().body["data"]["outcome"], "flagged");
+    assert_eq!(world.verdict(&id).await.unwrap().judgement.outcome, Outcome::Passed, "the first verdict stands");
+}
+
+#[tokio::test]
+async fn a_job_that_is_given_up_keeps_what_was_found() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("image", png(0, 255, 0));
+    world.settle(nameless("image")).await;
+    let id = world.dead_letters()[0].header(JOB_ID_HEADER).unwrap();
+    let verdict = world.verdict(&id).await.unwrap();
+    assert_eq!(verdict.judgement.outcome, Outcome::Failed);
+    assert!(verdict.sha256.is_some() && verdict.image.etag.is_some() && verdict.bytes.is_some(), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_failed_verdict_is_not_replaced_by_one_on_another_version() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    let job = |version: &str| {
+        message(json!({"id": "job", "image": {"bucket": "uploads", "key": "image", "version_id": version}}))
+    };
+    world.put("image", Stored::Denied);
+    world.settle(job("v1")).await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("v2")).await;
+    assert!(world.dead_letters()[1].header(REASON_HEADER).unwrap().starts_with("id_conflict"));
+    let verdict = world.verdict("job").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.image.version_id.as_deref()), (Outcome::Failed, Some("v1")));
+    world.settle(job("v1")).await;
+    assert_eq!(world.verdict("job").await.unwrap().judgement.outcome, Outcome::Passed);
+}
+
+#[tokio::test]
+async fn a_sender_cannot_leave_out_a_detector_that_the_policy_judges_by() {
+    let world = World::with(|config| {
+        let rule = |detector: &str| RuleConfig {
+            detector: detector.into(),
+            label: "by AI".into(),
+            review_at: 0.5,
+            flag_at: 0.9,
+        };
+        config.policy.rules = vec![rule("fake"), rule("second")];
+    })
+    .await;
+    world.put("image", png(0, 0, 0));
+    let job =
+        |id: &str, detectors: Value| message(json!({"id": id, "image": "s3://uploads/image", "detectors": detectors}));
+    world.settle(job("one", json!(["fake"]))).await;
+    let judgement = world.verdict("one").await.unwrap().judgement;
+    assert_eq!(judgement.outcome, Outcome::Rejected);
+    assert!(judgement.reason.unwrap().contains("leaves out \"second\""));
+    world.settle(job("both", json!(["second", "fake"]))).await;
+    assert_eq!(world.verdict("both").await.unwrap().judgement.outcome, Outcome::Passed);
+}
+
+#[tokio::test]
+async fn many_refusals_in_a_row_hold_the_bucket_and_cost_no_further_attempt() {
+    let world = World::new().await;
+    for n in 0..20 {
+        world.put(&format!("denied-{n}"), Stored::Denied);
+        assert_eq!(world.settle(job(&format!("denied-{n}"))).await, Settled::Acknowledged);
+    }
+    let copies = world.broker.published_to("");
+    assert_eq!(copies.len(), 20);
+    let attempts: Vec<_> = copies.iter().map(|copy| copy.header(ATTEMPT_HEADER)).collect();
+    assert!(attempts[..19].iter().all(|attempt| attempt.as_deref() == Some("1")), "{attempts:?}");
+    assert_eq!(attempts[19], None, "the bucket is at fault now");
+    assert!(copies[19].routing_key.starts_with("pixwarden.delay.live."), "{}", copies[19].routing_key);
+
+    // The grant is back. One of the jobs that come in is tried, and releases the others.
+    for n in 0..20 {
+        world.put(&format!("denied-{n}"), png(0, 0, 0));
+    }
+    world
+        .until("a job passes", async || {
+            world.settle(job("denied-0")).await;
+            world.verdict("denied-0").await.is_some()
+        })
+        .await;
+    world.settle(job("denied-1")).await;
+    assert!(world.verdict("denied-1").await.is_some());
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_holds_only_its_own_jobs_unless_every_store_is_down() {
+    let world = World::with(|config| {
+        config.buckets.push(Bucket::Name("far".into()));
+        config.worker.attempts = 1;
+    })
+    .await;
+    world.put("image", png(0, 0, 0));
+    *world.store.far_is_down.lock().unwrap() = true;
+    let far = |id: &str| message(json!({"id": id, "image": "s3://far/image"}));
+    for n in 0..3 {
+        assert_eq!(world.settle(far(&format!("far-{n}"))).await, Settled::Acknowledged);
+    }
+    let copies = world.broker.published_to("");
+    assert_eq!(copies.len(), 3);
+    assert!(copies.iter().all(|copy| copy.routing_key == "pixwarden.delay.live.1s"), "{copies:?}");
+    assert!(copies.iter().all(|copy| copy.header(ATTEMPT_HEADER).is_none()));
+    world.settle(job("image")).await;
+    assert_eq!(world.verdict("image").await.unwrap().judgement.outcome, Outcome::Passed);
+
+    // Now no store works, so intake pauses and the delivery is held in memory.
+    *world.store.is_down.lock().unwrap() = true;
+    let mut held = world.deliver(job("second"));
+    let opened = world.store.opened.load(Ordering::SeqCst);
+    world.until("the store is asked", async || world.store.opened.load(Ordering::SeqCst) > opened).await;
+    assert!(held.try_recv().is_err());
+    world.put("second", png(0, 0, 0));
+    *world.store.is_down.lock().unwrap() = false;
+    assert_eq!(settled(&mut held).await, Settled::Acknowledged);
+    *world.store.far_is_down.lock().unwrap() = false;
+    world
+        .until("the far store works again", async || {
+            world.settle(far("far-0")).await;
+            world.verdict("far-0").await.is_some()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn deliveries_in_flight_are_counted_by_lane() {
+    let world = World::new().await;
+    *world.store.is_down.lock().unwrap() = true;
+    let _held = world.deliver(job("image").backfill());
+    world.until("the delivery is in flight", async || (world.in_flight)(Lane::Backfill) == 1).await;
+    assert_eq!((world.in_flight)(Lane::Live), 0);
+}
+
+#[tokio::test]
+async fn a_first_redelivery_is_recorded_and_screened_in_company() {
+    let world = World::new().await;
+    world.put("slow", png(1, 2, 3));
+    world.put("returned", png(0, 0, 0));
+    let mut slow = world.deliver(job("slow").backfill());
+    world.until("the session runs", async || world.store.opened.load(Ordering::SeqCst) == 1).await;
+    let mut returned = world.deliver(job("returned").backfill().redelivered());
+    world
+        .until("its screening is recorded while another job is screened", async || {
+            world.starts_alone("returned").await == Some(0)
+        })
+        .await;
+    assert!(slow.try_recv().is_err());
+    release_session();
+    assert_eq!(settled(&mut slow).await, Settled::Acknowledged);
+    assert_eq!(settled(&mut returned).await, Settled::Acknowledged);
+    assert_eq!(world.starts_alone("returned").await, None, "the record is gone");
+}
+
+#[tokio::test]
+async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass() {
+    let world = World::new().await;
+    world.put("suspect", png(1, 2, 3));
+    world.put("text", Stored::Bytes(b"not an image".to_vec()));
+    let dead_process = Uuid::new_v4();
+    assert!(world.ledger.begin_in_company(verdict_id("suspect"), dead_process).await.unwrap());
+    let mut suspect = world.deliver(job("suspect").backfill().redelivered());
+    world.until("its screening is recorded", async || world.starts_alone("suspect").await == Some(1)).await;
+    // The record is written just before the lock is taken; the session then waits.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let message = |id: &str| message(json!({"id": id, "image": "s3://uploads/text"}));
+    let mut backfill = world.deliver(message("backfill").backfill());
+    world.until("the backfill job is fetched", async || world.store.opened.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(world.settle(message("live")).await, Settled::Acknowledged);
+    assert!(suspect.try_recv().is_err() && backfill.try_recv().is_err());
+    release_session();
+    assert_eq!(settled(&mut suspect).await, Settled::Acknowledged);
+    assert_eq!(settled(&mut backfill).await, Settled::Acknowledged);
+}
+
+#[tokio::test]
+async fn a_suspect_that_was_answered_while_it_waited_is_not_screened_again() {
+    let world = World::new().await;
+    for key in ["first", "second"] {
+        world.put(key, png(1, 2, 3));
+        assert!(world.ledger.begin_in_company(verdict_id(key), Uuid::new_v4()).await.unwrap());
+    }
+    let mut first = world.deliver(job("first").backfill().redelivered());
+    world.until("the first is fetched", async || world.store.opened.load(Ordering::SeqCst) == 1).await;
+    let mut second = world.deliver(job("second").backfill().redelivered());
+    world.until("the second is fetched", async || world.store.opened.load(Ordering::SeqCst) == 2).await;
+    // Another process answers the second job meanwhile.
+    let text = message(json!({"id": "second", "image": "s3://uploads/second"}));
+    world.put("second", Stored::Bytes(b"not an image".to_vec()));
+    assert_eq!(world.settle(text).await, Settled::Acknowledged);
+    release_session();
+    assert_eq!(settled(&mut first).await, Settled::Acknowledged);
+    assert_eq!(settled(&mut second).await, Settled::Acknowledged);
+    assert_eq!(world.verdict("second").await.unwrap().judgement.outcome, Outcome::Undecodable);
+    assert_eq!(world.starts_alone("second").await, Some(0), "it was not begun alone");
+}
+
+#[tokio::test]
+async fn a_run_that_never_ends_ends_the_process_and_says_so() {
+    let mut world = World::new().await;
+    world.put("hangs", png(1, 2, 3));
+    let _never = world.deliver(job("hangs"));
+    let ended = tokio::time::timeout(Duration::from_secs(30), &mut world.running).await.unwrap().unwrap();
+    assert!(matches!(&ended, Err(WorkerError::SessionBroken(why)) if why.contains("has not ended")), "{ended:?}");
+    assert!(matches!(world.intake.state(), IntakeState::Broken(_)), "{}", world.intake.state());
 }

@@ -234,3 +234,22 @@ fn encoded(text: &str) -> String {
     let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
     bytes.join(", ")
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_answers_reads_and_refuses_writes_is_down_until_it_accepts_them() {
+    let mut lab = Lab::new().await;
+    lab.environment = vec![("PIXWARDEN_LEDGER", lab.ledger_as("pixwarden_worker"))];
+    lab.put("k", good_image()).await;
+    let mut worker = lab.started_worker().await;
+    sqlx::query("REVOKE INSERT ON verdicts FROM pixwarden_worker").execute(&lab.db).await.unwrap();
+    lab.job(Lane::Live, json!({"image": format!("s3://{}/k", lab.bucket)})).await;
+    worker.until_ready_says(503, "paused: ledger").await;
+    // Several probes. One that only read would resume intake.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(worker.log().matches("dependency broken").count(), 1, "{}", worker.log());
+    assert!(!worker.log_has("dependency recovered"), "{}", worker.log());
+    sqlx::query("GRANT INSERT ON verdicts TO pixwarden_worker").execute(&lab.db).await.unwrap();
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed' AND attempts = 1", 1, &worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1, "no probe is kept");
+    assert!(worker.terminate().await.success());
+}

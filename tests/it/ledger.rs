@@ -144,7 +144,7 @@ async fn insert_or_replace(ledger: &dyn Ledger, new: &NewVerdict) -> Inserted {
         let id = revised_event_id(new.verdict.id, revision.number, revision.judged_at);
         new.event.clone().map(|event| Event { id, ..event })
     };
-    replace_failed_verdict(ledger, &new.verdict, inserted, event).await.unwrap()
+    replace_failed_verdict(ledger, &new.verdict, &new.verdict.image, inserted, event).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

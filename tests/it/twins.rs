@@ -189,5 +189,5 @@ async fn no_job_reads_a_file_outside_of_its_bucket() {
     let mut all: Vec<_> = cases.iter().map(|(id, ..)| json!(id)).collect();
     all.sort_by_key(ToString::to_string);
     assert_eq!(told, all, "its outbox works as well");
-    assert!(!worker.log().contains("intake paused"), "names that jobs make up say nothing of the store");
+    assert!(!worker.log().contains("dependency broken"), "names that jobs make up say nothing of the store");
 }

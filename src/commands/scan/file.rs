@@ -98,7 +98,8 @@ impl<'a> Scan<'a> {
         let (judged, shown) = self.screen(path, &file, id).await?;
         let verdict = judged.into_verdict(record);
         if let Some(recorder) = &self.recorder {
-            recorder.commits.commit(&NewVerdict { verdict: verdict.clone(), event: None }, |_, _| None).await?;
+            let new = NewVerdict { verdict: verdict.clone(), event: None };
+            recorder.commits.commit(&new, &verdict.image, |_, _| None).await?;
         }
         Ok(Some(FileReport { image, verdict, unchanged: false, shown, cost: None }))
     }

@@ -8,6 +8,19 @@ use crate::ledger::{LedgerError, Quarantine};
 
 #[async_trait]
 impl Quarantine for Postgres {
+    async fn begin_in_company(&self, verdict: Uuid, process: Uuid) -> Result<bool, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            // The update changes nothing: without it an existing row would not be returned.
+            let query = sqlx::query_scalar(
+                "INSERT INTO suspects (id, starts, process) VALUES ($1, 0, $2)
+                 ON CONFLICT (id) DO UPDATE SET starts = suspects.starts
+                 RETURNING process = $2",
+            );
+            Box::pin(query.bind(verdict).bind(process).fetch_one(c))
+        })
+        .await
+    }
+
     async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError> {
         let starts: i32 = self
             .run(RESPONSE_TIMEOUT, move |c| {

@@ -12,6 +12,7 @@ use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
 use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
 use crate::job::{Digests, RevisionCause};
 use crate::ledger::columns::{LockedVerdict, reusable_scores};
+use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
     DatabaseError, Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableScores, Revise,
     Revised, Verdicts,
@@ -90,6 +91,22 @@ impl Verdicts for Postgres {
         };
         retry::retry_briefly(is_contended, attempt).await
     }
+}
+
+/// Writes a verdict with its event and takes both back. What is committed is an empty change of another table, so that the
+/// log on the disk is written too.
+pub(super) async fn write_and_take_back(c: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let NewVerdict { verdict, event } = probe_verdict();
+    let columns = ColumnArrays::of([&verdict].into_iter());
+    let events = EventArrays::of(event.iter().map(|event| (verdict.id, event)));
+    let mut transaction = c.begin().await?;
+    let mut taken_back = transaction.begin().await?;
+    columns.insert(&mut taken_back, &events, HANDOVER_DELAY).await?;
+    taken_back.rollback().await?;
+    let insert = "INSERT INTO suspects (id, starts, process) VALUES ($1, 1, $1)";
+    sqlx::query(insert).bind(verdict.id).execute(&mut *transaction).await?;
+    sqlx::query("DELETE FROM suspects WHERE id = $1").bind(verdict.id).execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sqlx::Error> {

@@ -8,6 +8,19 @@ use crate::ledger::{LedgerError, Quarantine};
 
 #[async_trait]
 impl Quarantine for Sqlite {
+    async fn begin_in_company(&self, verdict: Uuid, process: Uuid) -> Result<bool, LedgerError> {
+        self.run(move |c| {
+            // The update changes nothing: without it an existing row would not be returned.
+            let query = sqlx::query_scalar(
+                "INSERT INTO suspects (id, starts, process, started_at) VALUES ($1, 0, $2, $3)
+                 ON CONFLICT (id) DO UPDATE SET starts = suspects.starts
+                 RETURNING process = $2",
+            );
+            Box::pin(query.bind(verdict.to_string()).bind(process.to_string()).bind(now()).fetch_one(c))
+        })
+        .await
+    }
+
     async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError> {
         self.run(move |c| {
             let query = sqlx::query_scalar(

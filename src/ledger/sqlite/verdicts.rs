@@ -8,9 +8,10 @@ use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::outbox::insert_outbox_row;
-use super::{BEGIN, Sqlite, read_verdict_row, stamp};
+use super::{BEGIN, Sqlite, now, read_verdict_row, stamp};
 use crate::job::{Digests, RevisionCause};
 use crate::ledger::columns::{LockedVerdict, VerdictRow, reusable_scores, to_json};
+use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
     Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableScores, Revise, Revised,
     Verdicts,
@@ -120,6 +121,21 @@ impl Verdicts for Sqlite {
         })
         .await
     }
+}
+
+/// Writes a verdict with its event and takes both back. What is committed is an empty change of another table, so that the
+/// file is written too.
+pub(super) async fn write_and_take_back(c: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let new = probe_verdict();
+    let id = new.verdict.id.to_string();
+    let mut transaction = c.begin_with(BEGIN).await?;
+    let mut taken_back = transaction.begin().await?;
+    insert_one(&mut taken_back, new).await?;
+    taken_back.rollback().await?;
+    let insert = "INSERT INTO suspects (id, starts, process, started_at) VALUES ($1, 1, $1, $2)";
+    sqlx::query(insert).bind(&id).bind(now()).execute(&mut *transaction).await?;
+    sqlx::query("DELETE FROM suspects WHERE id = $1").bind(&id).execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 /// Inserts one verdict and its event, or reads back the verdict that exists.

@@ -147,6 +147,8 @@ closed_label! {
         Ignored = "ignored",
         /// It went to a delay queue.
         Retried = "retried",
+        /// It went to a delay queue because its store or bucket is broken.
+        Held = "held",
         /// It went to the dead letters.
         DeadLettered = "dead_lettered",
         /// Each of its records became a message.

@@ -41,6 +41,11 @@ table! {
     READY: Gauge<()> = Gauge::new("pixwarden_ready", "1 while the worker consumes deliveries, like /readyz");
     INTAKE_PAUSED: Gauge<DependencyLabel> =
         Gauge::new("pixwarden_intake_paused", "1 while intake is paused because this dependency is broken");
+    STORES_DOWN: Gauge<()> =
+        Gauge::new("pixwarden_stores_down", "Object stores that are down; the jobs for their buckets wait");
+    BUCKETS_HELD: Gauge<()> = Gauge::new(
+        "pixwarden_buckets_held", "Buckets whose jobs wait because the bucket is missing or refuses access",
+    );
     DELIVERIES: Counter<(Lane, SettlementLabel)> =
         Counter::new("pixwarden_deliveries_total", "Settled deliveries, by lane and settlement");
     JOBS: Counter<(Lane, Outcome)> = Counter::new("pixwarden_jobs_total", "Committed verdicts, by lane and outcome");

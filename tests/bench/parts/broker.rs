@@ -227,6 +227,10 @@ impl Verdicts for Slate {
 
 #[async_trait]
 impl Quarantine for Slate {
+    async fn begin_in_company(&self, _verdict: Uuid, _process: Uuid) -> Result<bool, LedgerError> {
+        Ok(true)
+    }
+
     async fn begin_quarantine(&self, _verdict: Uuid, _process: Uuid) -> Result<u32, LedgerError> {
         Ok(1)
     }
