@@ -8,7 +8,9 @@ mod admission;
 mod buckets;
 mod commit;
 mod health;
+mod outages;
 mod request;
+mod screening;
 mod steps;
 
 use std::panic::AssertUnwindSafe;
@@ -21,21 +23,20 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::fault_injection::{self, PlantedBug};
+use crate::fault_injection;
 use crate::job::event::{self, EventContext};
-use crate::job::{Judgement, Lane, Outcome, Revision, Verdict, verdict_id};
+use crate::job::{Judgement, Outcome, Revision, Verdict, verdict_id};
 use crate::lanes::Gate;
-use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict};
-use crate::objects::{FetchError, Fetcher, StoreError};
-use crate::screen::{Screen, ScreenError};
+use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
+use crate::objects::{FetchError, Fetcher};
+use crate::screen::Screen;
 use crate::telemetry::{Stage, metrics, timed, traces};
 
 pub use admission::Admission;
-use admission::wait_in_time;
-use buckets::{BucketHolds, Held};
+use buckets::BucketHolds;
 pub use commit::{CommitQueue, linger_limit};
 pub use health::{Dependency, Health, Service};
-pub use request::{AttemptCause, AttemptError, JobEnd, JobRequest};
+pub use request::{AttemptCause, AttemptError, Held, JobEnd, JobRequest};
 use steps::{Fetched, Identified, Replayed, Stop};
 pub(crate) use steps::{Judged, ObjectFacts, Record, Screened, find_reusable, screen};
 
@@ -110,7 +111,7 @@ impl JobProcessor {
             };
             match error {
                 AttemptError::ShuttingDown => return JobEnd::Interrupted,
-                AttemptError::Held(Held { reason, duration }) => return JobEnd::Held { reason, duration },
+                AttemptError::Held(held) => return JobEnd::Held(held),
                 AttemptError::Paused => {
                     if !self.resumed(request).await {
                         return JobEnd::Interrupted;
@@ -124,7 +125,7 @@ impl JobProcessor {
                     };
                     match (self.health.first_pausing(), outage) {
                         // Other stores work, so intake goes on.
-                        (None, Some(outage)) => return JobEnd::Held { reason, duration: outage.since.elapsed() },
+                        (None, Some(outage)) => return JobEnd::Held(Held { reason, duration: outage.since.elapsed() }),
                         _ if !self.resumed(request).await => return JobEnd::Interrupted,
                         _ => {}
                     }
@@ -196,7 +197,7 @@ impl JobProcessor {
     async fn end_if_answered(&self, request: &JobRequest, id: Uuid) -> Result<(), Stop> {
         match self.ledger.find_verdict(id).await.map_err(ledger_is_broken)? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
-            Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore.into())),
+            Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore(id).into())),
             _ => Ok(()),
         }
     }
@@ -261,110 +262,6 @@ impl JobProcessor {
         Ok((fetched, object.into_bytes_with(object_permit)))
     }
 
-    /// Fails while intake is paused, or while the bucket's store is down or the bucket is held.
-    fn fail_if_broken(&self, bucket: &str) -> Result<(), Stop> {
-        if self.health.first_pausing().is_some() {
-            return Err(Stop::Failed(AttemptError::Paused));
-        }
-        let outage = self.health.store_outage(self.fetcher.address(bucket));
-        let outage = outage.map(|outage| Held { reason: outage.reason, duration: outage.since.elapsed() });
-        match outage.or_else(|| self.buckets.check(bucket)) {
-            Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes over the scores of equal content, or screens the image.
-    async fn screen(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
-        let Fetched { identified, object, .. } = fetched;
-        let is_redelivered = identified.request.is_redelivered;
-        // Only now the id is final.
-        if is_redelivered && !identified.id_is_known() {
-            self.end_if_answered(identified.request, fetched.verdict_id()).await?;
-        }
-        if self.config.worker.reuse_scores {
-            let found =
-                find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
-            if let Some(screened) = found.await.map_err(ledger_is_broken)? {
-                return Ok(screened);
-            }
-        }
-        if is_redelivered {
-            return self.screen_redelivered(fetched, bytes).await;
-        }
-        self.screen_in_company(fetched, bytes).await
-    }
-
-    /// Screens a job beside others.
-    async fn screen_in_company(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
-        let _together = match fetched.identified.request.lane {
-            Lane::Live => None,
-            Lane::Backfill => Some(self.screening.read().await),
-        };
-        self.screen_bytes(fetched, bytes).await
-    }
-
-    /// Screens a job that another process had. Most often that process only returned it, so the job is screened in company;
-    /// but its screening is recorded before it begins. A record that a dead process left behind makes the job a suspect.
-    async fn screen_redelivered(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
-        let id = fetched.verdict_id();
-        if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
-            return self.screen_in_company(fetched, bytes).await;
-        }
-        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(ledger_is_broken)? {
-            return self.screen_alone(fetched, bytes).await;
-        }
-        let screened = self.screen_in_company(fetched, bytes).await;
-        self.end_quarantine(id, &screened).await;
-        screened
-    }
-
-    /// Screens a suspect: one at a time, without a backfill job beside it, while live jobs pass. The ledger counts the
-    /// processes that died of it.
-    async fn screen_alone(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
-        let (id, request) = (fetched.verdict_id(), fetched.identified.request);
-        let turn = wait_in_time(request.arrived, self.alone.enter(request.lane, 1)).await;
-        let _turn = turn.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
-        // The wait for its turn may have been long.
-        self.fail_if_broken(&request.job.image.bucket)?;
-        self.end_if_answered(request, id).await?;
-        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?;
-        let deaths = starts.saturating_sub(1);
-        let screened = if deaths >= self.config.worker.deaths {
-            let reason = format!("the worker died {deaths} times while it screened this image in quarantine");
-            Err(fetched.ends_as(Outcome::Failed, reason))
-        } else {
-            // Nothing waits for the ledger while the lock is held.
-            let _alone = self.screening.write().await;
-            self.screen_bytes(fetched, bytes).await
-        };
-        self.end_quarantine(id, &screened).await;
-        screened
-    }
-
-    /// Removes the record of a screening that the process survived. A broken session ends the process, and that counts as
-    /// a death. If the record stays because the ledger is broken, a second start by this process is not counted.
-    async fn end_quarantine(&self, id: Uuid, screened: &Result<Screened, Stop>) {
-        let is_dying = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
-        if !is_dying && let Err(error) = self.ledger.end_quarantine(id).await {
-            tracing::warn!(%error, "quarantine record not removed");
-        }
-    }
-
-    /// Decodes and scores an image.
-    async fn screen_bytes(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
-        let Fetched { identified, .. } = fetched;
-        match screen(&self.screen, identified.request.lane, bytes, &identified.detectors).await {
-            Ok(screened) => Ok(screened),
-            Err(error @ ScreenError::Undecodable(_)) => {
-                let is_bug = fault_injection::is_planted(PlantedBug::ErrorIsPassed);
-                let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
-                Err(fetched.ends_as(outcome, error.to_string()))
-            }
-            Err(error) => Err(Stop::Failed(AttemptError::from(error))),
-        }
-    }
-
     /// Commits a verdict with its event.
     async fn commit(&self, request: &JobRequest, judged: Judged) -> JobEnd {
         let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
@@ -408,47 +305,23 @@ impl JobProcessor {
                 JobEnd::Unrecorded { reason }
             }
             // The earlier verdict stands.
-            Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore,
+            Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore(verdict.id),
             Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None },
             Inserted::Written(new_event) => {
-                record_commit(request, &verdict);
+                record_commit(request, &verdict, self.earlier_verdict(request, &verdict).await);
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event }
             }
         }
     }
 
-    /// Reports a broken service. It is probed until it works again.
-    fn report_broken(&self, service: Service, reason: &str, request: &JobRequest) {
-        let probe: health::Probe = match service {
-            Service::Ledger => {
-                let ledger = Arc::clone(&self.ledger);
-                Box::new(move || {
-                    let ledger = Arc::clone(&ledger);
-                    async move { ledger.ping().await.map_err(|error| error.to_string()) }.boxed()
-                })
-            }
-            Service::Store(_) => {
-                let (fetcher, bucket) = (Arc::clone(&self.fetcher), request.job.image.bucket.clone());
-                Box::new(move || {
-                    let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
-                    async move {
-                        match fetcher.probe(&bucket).await {
-                            // A store that says what is wrong with a bucket works.
-                            Ok(()) | Err(StoreError::BucketDown(_)) => Ok(()),
-                            Err(error) => Err(error.to_string()),
-                        }
-                    }
-                    .boxed()
-                })
-            }
-        };
-        self.health.report(service, reason, probe);
-    }
-
-    /// Waits until intake resumes. Returns false when the job's time to wait is over, or the process shuts down.
-    async fn resumed(&self, request: &JobRequest) -> bool {
-        let recovered = self.health.recovered(request.deadline);
-        self.stop.run_until_cancelled(recovered).await.unwrap_or(false)
+    /// Another verdict on the image of a redelivered job. It may be that of the same job: an id that depends on what the
+    /// store answers is another one if the store answers differently.
+    async fn earlier_verdict(&self, request: &JobRequest, verdict: &Verdict) -> Option<Uuid> {
+        if !request.is_redelivered || request.job.id_is_known() {
+            return None;
+        }
+        let found = self.ledger.verdicts_on_image(&verdict.image, 2).await.ok()?;
+        found.into_iter().map(|stored| stored.verdict.id).find(|id| *id != verdict.id)
     }
 
     fn with_event(&self, request: &JobRequest, verdict: Verdict) -> NewVerdict {
@@ -469,6 +342,19 @@ impl JobProcessor {
         match revision {
             None => event::event(verdict, context, &self.config.prefix),
             Some(revision) => event::revised_event(verdict, revision, context, &self.config.prefix),
+        }
+    }
+
+    /// The event of a verdict that the ledger has, as it is now. None if the ledger cannot be read.
+    pub async fn stored_event(&self, request: &JobRequest, id: Uuid) -> Option<Event> {
+        match self.ledger.read_verdict(id).await {
+            Ok(stored) => stored.map(|StoredVerdict { verdict, revision }| {
+                self.event(request, &verdict, (revision.number > 1).then_some(&revision))
+            }),
+            Err(error) => {
+                tracing::info!(%error, verdict = %id, "earlier verdict not read");
+                None
+            }
         }
     }
 
@@ -500,7 +386,7 @@ fn answers_state(request: &JobRequest, earlier: &ExistingVerdict, verdict: &Verd
 }
 
 /// Records a new verdict in metrics, in the job's span and in the log.
-fn record_commit(request: &JobRequest, verdict: &Verdict) {
+fn record_commit(request: &JobRequest, verdict: &Verdict, earlier: Option<Uuid>) {
     let outcome = verdict.judgement.outcome;
     let is_reused = verdict.reused_from.is_some();
     traces::record_text("pixwarden.job_id", &verdict.job_id);
@@ -516,6 +402,7 @@ fn record_commit(request: &JobRequest, verdict: &Verdict) {
         lane = %verdict.lane,
         attempts = verdict.attempts,
         reused = is_reused,
+        earlier_verdict = earlier.map(tracing::field::display),
         ms = u64::try_from(took.whole_milliseconds()).unwrap_or(0),
         "job finished"
     );

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::request::Held;
 use crate::retry::Delays;
 use crate::telemetry::metrics;
 
@@ -33,13 +34,6 @@ struct Hold {
     since: Instant,
     delays: Delays,
     next_try: Instant,
-}
-
-/// Why and for how long the jobs of a bucket wait already.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    pub reason: String,
-    pub duration: Duration,
 }
 
 impl BucketHolds {

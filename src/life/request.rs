@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::buckets::Held;
 use super::health::Service;
 use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
@@ -39,19 +39,26 @@ pub enum JobEnd {
     /// The verdict is committed: now, or by an earlier delivery with the same outcome. `revised_event` is set
     /// if it replaced a failed one, and is published or not. `new_event` is the event that the outbox holds since now.
     Committed { verdict: Box<Verdict>, revised_event: Option<Event>, new_event: Option<Event> },
-    /// An earlier verdict answers the job.
-    AnsweredBefore,
+    /// The earlier verdict of this id answers the job.
+    AnsweredBefore(Uuid),
     /// The job's id belongs to a job for another image.
     IdConflict,
     /// The attempt failed. A later one may succeed.
     AttemptFailed { failed_attempts: u32, reason: String },
     /// The process shuts down, or a dependency was broken for too long. The job itself was not tried.
     Interrupted,
-    /// The store or the bucket has been broken for this long, while others work. The job itself was not tried.
-    Held { reason: String, duration: Duration },
+    /// The store or the bucket is broken while others work. The job itself was not tried.
+    Held(Held),
     /// The ledger keeps no row for this job: it refuses every row, or it has one of the same id for another state of the
     /// object.
     Unrecorded { reason: String },
+}
+
+/// Why and for how long the jobs of a store or a bucket wait already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub reason: String,
+    pub duration: Duration,
 }
 
 /// Why an attempt has no verdict.

@@ -18,7 +18,7 @@ use crate::broker::{
 };
 use crate::fault_injection;
 use crate::job::Outcome;
-use crate::life::JobEnd;
+use crate::life::{Held, JobEnd};
 use crate::telemetry::metrics::labels::SettlementLabel;
 use crate::telemetry::{metrics, traces};
 
@@ -82,13 +82,13 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
             reason: verdict.judgement.reason.unwrap_or_default(),
             job_id: Some(verdict.job_id),
         },
-        JobEnd::Committed { .. } | JobEnd::AnsweredBefore => Settlement::Ack,
+        JobEnd::Committed { .. } | JobEnd::AnsweredBefore(_) => Settlement::Ack,
         JobEnd::IdConflict => Settlement::DeadLetter {
             reason: "id_conflict: the job's id belongs to a job for another image".into(),
             job_id: None,
         },
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
-        JobEnd::Held { reason, duration } => Settlement::Hold { reason, duration },
+        JobEnd::Held(Held { reason, duration }) => Settlement::Hold { reason, duration },
         JobEnd::Interrupted => Settlement::Return,
         JobEnd::Unrecorded { reason } => Settlement::DeadLetter { reason, job_id: None },
     }

@@ -286,6 +286,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "ledger",
             "life",
             "objects",
+            "processes",
             "retry",
             "screen",
             "telemetry",
@@ -345,7 +346,7 @@ fn rooms_import_only_what_the_map_allows() {
 const STAGES: &[(&str, &[&str], &[&str])] = &[
     ("worker", &["run"], &["delivery", "options"]),
     ("screen", &["start", "self_test"], &["error", "pixels"]),
-    ("life", &[], &["health", "request"]),
+    ("life", &["outages", "screening"], &["health", "request"]),
     ("objects", &[], &["options"]),
     (
         "ledger",

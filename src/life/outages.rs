@@ -1,0 +1,60 @@
+//! What a job does about a broken dependency: it fails at once where one is known, reports what it meets, and waits.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
+use super::JobProcessor;
+use super::health::{Probe, Service};
+use super::request::{AttemptError, Held, JobRequest};
+use super::steps::Stop;
+use crate::objects::StoreError;
+
+impl JobProcessor {
+    /// Fails while intake is paused, or while the bucket's store is down or the bucket is held.
+    pub(super) fn fail_if_broken(&self, bucket: &str) -> Result<(), Stop> {
+        if self.health.first_pausing().is_some() {
+            return Err(Stop::Failed(AttemptError::Paused));
+        }
+        let outage = self.health.store_outage(self.fetcher.address(bucket));
+        let outage = outage.map(|outage| Held { reason: outage.reason, duration: outage.since.elapsed() });
+        match outage.or_else(|| self.buckets.check(bucket)) {
+            Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
+            None => Ok(()),
+        }
+    }
+
+    /// Reports a broken service. It is probed until it works again.
+    pub(super) fn report_broken(&self, service: Service, reason: &str, request: &JobRequest) {
+        let probe: Probe = match service {
+            Service::Ledger => {
+                let ledger = Arc::clone(&self.ledger);
+                Box::new(move || {
+                    let ledger = Arc::clone(&ledger);
+                    async move { ledger.ping().await.map_err(|error| error.to_string()) }.boxed()
+                })
+            }
+            Service::Store(_) => {
+                let (fetcher, bucket) = (Arc::clone(&self.fetcher), request.job.image.bucket.clone());
+                Box::new(move || {
+                    let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
+                    async move {
+                        match fetcher.probe(&bucket).await {
+                            // A store that says what is wrong with a bucket works.
+                            Ok(()) | Err(StoreError::BucketDown(_)) => Ok(()),
+                            Err(error) => Err(error.to_string()),
+                        }
+                    }
+                    .boxed()
+                })
+            }
+        };
+        self.health.report(service, reason, probe);
+    }
+
+    /// Waits until intake resumes. Returns false when the job's time to wait is over, or the process shuts down.
+    pub(super) async fn resumed(&self, request: &JobRequest) -> bool {
+        let recovered = self.health.recovered(request.deadline);
+        self.stop.run_until_cancelled(recovered).await.unwrap_or(false)
+    }
+}

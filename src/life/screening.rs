@@ -1,0 +1,107 @@
+//! How a fetched image is screened: in company, or alone if a process may have died of it.
+//!
+//! `docs/decisions/0001-quarantine.md` says why.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::admission::wait_in_time;
+use super::request::AttemptError;
+use super::steps::{Fetched, Screened, Stop, find_reusable, screen};
+use super::{JobProcessor, ledger_is_broken};
+use crate::fault_injection::{self, PlantedBug};
+use crate::job::{Lane, Outcome};
+use crate::screen::ScreenError;
+
+impl JobProcessor {
+    /// Takes over the scores of equal content, or screens the image.
+    pub(super) async fn screen(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let Fetched { identified, object, .. } = fetched;
+        let is_redelivered = identified.request.is_redelivered;
+        // Only now the id is final.
+        if is_redelivered && !identified.id_is_known() {
+            self.end_if_answered(identified.request, fetched.verdict_id()).await?;
+        }
+        if self.config.worker.reuse_scores {
+            let found =
+                find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
+            if let Some(screened) = found.await.map_err(ledger_is_broken)? {
+                return Ok(screened);
+            }
+        }
+        if is_redelivered {
+            return self.screen_redelivered(fetched, bytes).await;
+        }
+        self.screen_in_company(fetched, bytes).await
+    }
+
+    /// Screens a job beside others.
+    async fn screen_in_company(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let _together = match fetched.identified.request.lane {
+            Lane::Live => None,
+            Lane::Backfill => Some(self.screening.read().await),
+        };
+        self.screen_bytes(fetched, bytes).await
+    }
+
+    /// Screens a job that another process had. Most often that process only returned it, so the job is screened in company;
+    /// but its screening is recorded before it begins. A record that a dead process left behind makes the job a suspect.
+    async fn screen_redelivered(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let id = fetched.verdict_id();
+        if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
+            return self.screen_in_company(fetched, bytes).await;
+        }
+        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(ledger_is_broken)? {
+            return self.screen_alone(fetched, bytes).await;
+        }
+        let screened = self.screen_in_company(fetched, bytes).await;
+        self.end_quarantine(id, &screened).await;
+        screened
+    }
+
+    /// Screens a suspect: one at a time, without a backfill job beside it, while live jobs pass. The ledger counts the
+    /// processes that died of it.
+    async fn screen_alone(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let (id, request) = (fetched.verdict_id(), fetched.identified.request);
+        let turn = wait_in_time(request.arrived, self.alone.enter(request.lane, 1)).await;
+        let _turn = turn.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
+        // The wait for its turn may have been long.
+        self.fail_if_broken(&request.job.image.bucket)?;
+        self.end_if_answered(request, id).await?;
+        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?;
+        let deaths = starts.saturating_sub(1);
+        let screened = if deaths >= self.config.worker.deaths {
+            let reason = format!("the worker died {deaths} times while it screened this image in quarantine");
+            Err(fetched.ends_as(Outcome::Failed, reason))
+        } else {
+            // Nothing waits for the ledger while the lock is held.
+            let _alone = self.screening.write().await;
+            self.screen_bytes(fetched, bytes).await
+        };
+        self.end_quarantine(id, &screened).await;
+        screened
+    }
+
+    /// Removes the record of a screening that the process survived. A broken session ends the process, and that counts as
+    /// a death. If the record stays because the ledger is broken, a second start by this process is not counted.
+    async fn end_quarantine(&self, id: Uuid, screened: &Result<Screened, Stop>) {
+        let is_dying = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
+        if !is_dying && let Err(error) = self.ledger.end_quarantine(id).await {
+            tracing::warn!(%error, "quarantine record not removed");
+        }
+    }
+
+    /// Decodes and scores an image.
+    async fn screen_bytes(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+        let Fetched { identified, .. } = fetched;
+        match screen(&self.screen, identified.request.lane, bytes, &identified.detectors).await {
+            Ok(screened) => Ok(screened),
+            Err(error @ ScreenError::Undecodable(_)) => {
+                let is_bug = fault_injection::is_planted(PlantedBug::ErrorIsPassed);
+                let outcome = if is_bug { Outcome::Passed } else { Outcome::Undecodable };
+                Err(fetched.ends_as(outcome, error.to_string()))
+            }
+            Err(error) => Err(Stop::Failed(AttemptError::from(error))),
+        }
+    }
+}
