@@ -5,6 +5,7 @@ use std::pin::pin;
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt;
 
+use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
@@ -21,6 +22,8 @@ pub struct ExportArguments {
     /// Output format
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

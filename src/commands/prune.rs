@@ -8,6 +8,7 @@ use clap::Args;
 use time::OffsetDateTime;
 
 use super::age::Age;
+use super::options::LedgerOption;
 use super::record::outcome;
 use crate::config::Config;
 use crate::job::Outcome;
@@ -30,6 +31,8 @@ pub struct PruneArguments {
     /// Print the number, and delete nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {

@@ -10,9 +10,10 @@ use futures_util::TryStreamExt;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
 
+use super::options::{LedgerOption, ThresholdOptions};
 use super::output::{Format, Output};
 use super::record;
-use crate::config::Config;
+use crate::config::{Config, Overlay};
 use crate::job::event::{self, EventContext};
 use crate::job::{Outcome, RevisionCause, Verdict};
 use crate::ledger::{self, Revise, StoredVerdict};
@@ -33,6 +34,17 @@ pub struct RejudgeArguments {
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    ledger: LedgerOption,
+    #[command(flatten)]
+    thresholds: ThresholdOptions,
+}
+
+impl RejudgeArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.ledger.set(overlay);
+        self.thresholds.set(overlay);
+    }
 }
 
 pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
