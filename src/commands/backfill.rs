@@ -9,13 +9,14 @@ use serde_json::{Map, json};
 use time::OffsetDateTime;
 
 use super::age::Age;
+use super::options::{DetectorOption, ServiceOptions};
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
 use super::record::instant;
 use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::source::{BackfillSource, ListLocation, SourceNameError, allowed_buckets};
 use crate::backfill::{Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits, PublishOptions};
-use crate::config::Config;
+use crate::config::{Config, Overlay};
 
 /// How often the progress bar is updated.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -85,9 +86,18 @@ pub struct BackfillArguments {
     /// Output format of the summary
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    services: ServiceOptions,
+    #[command(flatten)]
+    detector: DetectorOption,
 }
 
 impl BackfillArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.services.set(overlay);
+        self.detector.set(overlay);
+    }
+
     fn sources(&self, config: &Config) -> anyhow::Result<Vec<BackfillSource>> {
         let objects = config.objects()?;
         let mut sources = Vec::new();

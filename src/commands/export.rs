@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::age::Age;
+use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection, instant};
 use crate::config::Config;
@@ -47,6 +48,8 @@ pub struct ExportArguments {
     /// Output format
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

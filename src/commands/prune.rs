@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::UsageError;
 use super::age::Age;
+use super::options::LedgerOption;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
 use crate::ledger::{self, Ledger, VerdictFilter};
@@ -39,6 +40,8 @@ pub struct PruneArguments {
     /// Delete without asking; required where there is no terminal to ask on
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 impl PruneArguments {

@@ -91,8 +91,7 @@ impl VerdictSelection {
     }
 }
 
-/// Options that select verdicts by what they found. Not for commands that have options of these names for the
-/// configuration.
+/// Options that select verdicts by what they found.
 #[derive(Debug, Args)]
 pub(super) struct FindingSelection {
     /// Only verdicts that the detector of this name scored
