@@ -58,8 +58,14 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How much earlier the server gives up a statement than this program.
 const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
-/// How often the server looks, during a statement, whether this program is still connected.
-const CLIENT_CHECK_INTERVAL: &str = "5s";
+/// Settings of each session, for servers that have them.
+const SESSION_SETTINGS: [(&str, &str); 2] = [
+    // How often the server looks, during a statement, whether this program is still connected. Since PostgreSQL 14, and not
+    // on every operating system.
+    ("client_connection_check_interval", "5s"),
+    // Statements read few rows. Compiling one takes longer than running it.
+    ("jit", "off"),
+];
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// For commits, look-ups and the sweeper. More connections would only contend for the same rows.
@@ -168,10 +174,12 @@ impl Postgres {
 /// together with its connection, which this program no longer counts.
 async fn begin_session(c: &mut PgConnection) -> Result<(), sqlx::Error> {
     set_statement_timeout(c, RESPONSE_TIMEOUT).await?;
-    // Since PostgreSQL 14: a server that does not have the setting finds no row. Not on every operating system.
-    let query = "SELECT set_config(name, $1, false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
-    if let Err(error) = sqlx::query(query).bind(CLIENT_CHECK_INTERVAL).execute(c).await {
-        tracing::debug!(error = %error_text(&error), "the server does not check whether this program is still connected");
+    for (setting, value) in SESSION_SETTINGS {
+        // A server that does not have the setting finds no row.
+        let query = sqlx::query("SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1");
+        if let Err(error) = query.bind(setting).bind(value).execute(&mut *c).await {
+            tracing::debug!(setting, error = %error_text(&error), "the server does not accept a setting of the session");
+        }
     }
     Ok(())
 }

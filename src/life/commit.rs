@@ -204,9 +204,30 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, G
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::{MissingFile, Sqlite};
 
     #[test]
     fn a_group_never_waits_for_more_than_can_come() {
         assert_eq!([0, 1, 4, 18, 80].map(linger_limit), [0, 0, 2, 9, 16]);
+    }
+
+    #[tokio::test]
+    async fn many_rows_that_are_refused_in_a_row_are_the_ledgers_matter_and_a_few_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
+        let unclear = UnclearRows::default();
+        let row = |n| [Uuid::from_u128(n)];
+        for n in [1, 1, 1, 1, 2, 3] {
+            assert!(!unclear.are_the_ledgers(&ledger, row(n)).await, "{n}");
+        }
+        assert!(unclear.are_the_ledgers(&ledger, row(4)).await, "nothing was accepted in between");
+        unclear.a_row_was_accepted();
+        assert!(!unclear.are_the_ledgers(&ledger, row(4)).await);
+        assert!(unclear.are_the_ledgers(&ledger, (10..30).map(Uuid::from_u128)).await, "a whole group");
+
+        // A ledger that does not take a probe either.
+        unclear.a_row_was_accepted();
+        ledger.close().await;
+        assert!(unclear.are_the_ledgers(&ledger, row(1)).await);
     }
 }

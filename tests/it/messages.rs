@@ -164,17 +164,22 @@ async fn a_reply_is_sent_whatever_the_outcome_but_never_to_our_own_queues() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_listener_waits_in_the_outbox_and_holds_up_nothing() {
     let mut lab = Lab::new().await;
-    lab.extra = "[outbox]\nsweep_ms = 200".into();
+    lab.extra = "[outbox]\nsweep_ms = 200\n[events]\npublish = [\"image.passed\", \"image.failed\"]".into();
+    lab.put("good", good_image()).await;
     lab.put("junk", b"not an image".to_vec()).await;
     let worker = lab.started_worker().await;
-    // image.failed has no queue until somebody binds one.
-    lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/junk", lab.bucket)})).await;
+    // image.passed has no queue until somebody binds one.
+    for key in ["good", "junk"] {
+        lab.job(Lane::Live, json!({"id": key, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+    }
+    let (event, _) = lab.next(&lab.topology.unscreened()).await;
+    assert_eq!(event["data"]["outcome"], "undecodable");
     lab.until("SELECT count(*) FROM outbox WHERE last_error LIKE '%no queue is bound%'", 1, &worker).await;
     lab.until_settled(&worker).await;
     let listener = lab.listen().await;
     sqlx::query("UPDATE outbox SET due_at = now()").execute(&lab.db).await.unwrap();
     let (event, _) = lab.next(&listener).await;
-    assert_eq!(event["data"]["outcome"], "undecodable");
+    assert_eq!(event["data"]["outcome"], "passed");
     lab.until_published(&worker).await;
 }
 
