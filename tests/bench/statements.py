@@ -7,7 +7,7 @@ A database of its own is filled with verdicts as growth.sql makes them. Then the
 auto_explain in every session and generic plans forced, because that is what a prepared statement ends with. The server
 sends each plan to its client, whose log this program reads: so these are the statements of the program itself, and no
 copies. A page must cost the same at the beginning and at the end: the last column is the quotient of the pages that were
-read.
+read. At the end a worker runs beside half a million events that no queue takes, and screens a few images that are flagged.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 HERE = Path(__file__).parent
-MODEL = HERE.parent.parent / "models" / "cifake-32"
+MODELS = HERE.parent.parent / "models"
+SAMPLE = MODELS / "samples" / "baseline.jpg"
 # Rows that are filled in by one call (growth.sql says why not all of them).
 FILLED = 250_000
 # Rows that each have an event for a routing key that no queue takes.
@@ -103,7 +104,7 @@ class Ledger:
         self.config = folder / "pixwarden.toml"
         self.config.write_text(
             f'queue = "{os.environ["TEST_AMQP_URL"]}"\nledger = "{self.url}"\nobjects = "s3://"\nbuckets = ["uploads"]\n'
-            f'prefix = "statements"\n[[detectors]]\nname = "synthetic-2.0"\npath = "{MODEL}"\n'
+            f'prefix = "statements"\n[[detectors]]\nname = "synthetic-2.0"\npath = "{MODELS / "cifake-32"}"\n'
             f'[storage]\nendpoint = "{os.environ["TEST_S3_ENDPOINT"]}"\npath_style = true\n'
             '[metrics]\nlisten = "127.0.0.1:0"\n'
             '[[policy.rules]]\ndetector = "synthetic-2.0"\nlabel = "by AI"\nreview_at = 0.5\nflag_at = 0.95\n[events]\npublish = ["image.flagged", "image.review", "image.failed", "image.passed"]\n'
@@ -120,9 +121,9 @@ class Ledger:
         for setting, value in SETTINGS.items():
             self.connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
 
-    def command(self, *arguments):
+    def command(self, *arguments, config=None):
         log = ["--log", "warn,sqlx::postgres::notice=info", "--log-format", "json"]
-        return [self.options.pixwarden, "--config", str(self.config), *log, *arguments]
+        return [self.options.pixwarden, "--config", str(config or self.config), *log, *arguments]
 
     def environment(self):
         return {
@@ -143,14 +144,35 @@ class Ledger:
             sys.exit(f"{arguments} ended with {ended.returncode}: {said or ended.stderr[-2000:]}")
         return ended.stderr
 
-    def work(self, seconds):
-        """A worker for some seconds."""
+    def work(self, images):
+        """A worker that screens images, all of which are flagged. Returns its log, and the longest time from the decision on
+        an image to the confirmation of its event, in seconds."""
+        bucket = self.folder / "objects" / "uploads"
+        bucket.mkdir(parents=True)
+        image = SAMPLE.read_bytes()
+        for n in range(images):
+            # What follows a JPEG's end changes its digest, and no pixel.
+            (bucket / f"{n}.jpg").write_bytes(image + str(n).encode())
+        config = self.folder / "worker.toml"
+        text = self.config.read_text().replace('prefix = "statements"', 'prefix = "worker"')
+        text = text.replace('objects = "s3://"', f'objects = "file://{bucket.parent}"').replace("0.95", "0.0").replace("0.5", "0.0")
+        config.write_text(text)
         worker = subprocess.Popen(
-            self.command("worker"), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            self.command("worker", config=config), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        time.sleep(seconds)
+        # First the sweeper meets the events that nobody takes.
+        time.sleep(15)
+        for n in range(images):
+            subprocess.run(self.command("enqueue", f"s3://uploads/{n}.jpg", config=config), env=self.environment(), check=True)
+        time.sleep(25)
         worker.send_signal(signal.SIGTERM)
-        return worker.communicate(timeout=60)[1]
+        log = worker.communicate(timeout=60)[1]
+        query = """SELECT count(*), max(extract(epoch FROM published_at - decided_at)) FROM outbox JOIN verdicts ON id = verdict_id
+                   WHERE routing_key = 'image.flagged' AND job_id <> id::text AND published_at IS NOT NULL"""
+        published, seconds = self.connection.execute(query).fetchone()
+        if published != images:
+            sys.exit(f"{published} of {images} flagged events were published")
+        return log, seconds
 
     def inventory(self, objects):
         """An S3 Inventory of objects that have a verdict."""
@@ -208,10 +230,11 @@ def main():
             f" FROM generate_series(1, {UNHEARD})"
         )
         ledger.connection.execute("ANALYZE outbox")
-        # A worker whose queues are all bound, but for image.passed.
-        statements.read("worker", ledger.work(40))
+        log, seconds = ledger.work(images=20)
+        statements.read("worker", log)
         left = ledger.connection.execute("SELECT count(*) FILTER (WHERE tries > 0) FROM outbox WHERE published_at IS NULL")
-        print(f"events without a queue that were leased within 40 s: {left.fetchone()[0]:,} of {UNHEARD:,}")
+        print(f"events that no queue takes and that were leased in 40 s: {left.fetchone()[0]:,} of {UNHEARD:,}")
+        print(f"longest time from a decision to its confirmed event beside them: {seconds:.2f} s")
         ledger.connection.close()
     statements.print()
 

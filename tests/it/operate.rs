@@ -302,7 +302,7 @@ async fn prune_deletes_only_what_is_selected_and_only_on_request() {
         (["--label", "by AI"], 8),
         (["--detector", "another"], 8),
         (["--outcome", "flagged"], 8),
-        (["--since", "2026-01-01"], 8),
+        (["--until", "2001-01-01"], 8),
         (["--bucket", "uploads"], 4),
         (["--detector", "spread-nhwc"], 0),
     ] {
