@@ -4,19 +4,26 @@
 //! used again: sqlx sets no TCP user timeout, so that a connection to a peer that died silently would stay in the pool
 //! for ever.
 
-/// The columns of a `VerdictRow`. JSON and UUIDs are selected as text under the names of their columns, so that `ORDER BY
-/// id` would mean the text: write `verdicts.id`.
-macro_rules! select_verdicts {
+/// The columns of a `VerdictRow`, without FROM. JSON and UUIDs are selected as text under the names of their columns, so that
+/// `ORDER BY id` would mean the text: write `verdicts.id`.
+macro_rules! select_columns {
     () => {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, selected),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at FROM verdicts"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at"
         )
     };
 }
 
-/// One column of [`select_verdicts`].
+/// As [`select_columns`], from the whole table.
+macro_rules! select_verdicts {
+    () => {
+        concat!(select_columns!(), " FROM verdicts")
+    };
+}
+
+/// One column of [`select_columns`].
 macro_rules! selected {
     (($number:literal, $name:ident, $type:ty, $transport:tt, uuid, $replay:ident)) => {
         concat!(stringify!($name), "::text AS ", stringify!($name))
@@ -59,12 +66,13 @@ const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How much earlier the server gives up a statement than this program.
 const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
 /// Settings of each session, for servers that have them.
-const SESSION_SETTINGS: [(&str, &str); 2] = [
+const SESSION_SETTINGS: [(&str, &str); 3] = [
     // How often the server looks, during a statement, whether this program is still connected. Since PostgreSQL 14, and not
     // on every operating system.
     ("client_connection_check_interval", "5s"),
-    // Statements read few rows. Compiling one takes longer than running it.
+    // Statements read few rows. Compiling one takes longer than running it, and so does starting a parallel worker.
     ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
 ];
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -8,7 +8,7 @@ use pixwarden::job::{
     event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex, PrunedPage,
+    Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex, PrunedPage,
     Revise, Revised, Sqlite, UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;

@@ -80,7 +80,7 @@ impl Archive for Postgres {
             Box::pin(async move {
                 let mut parts = Parts::new(&filter, from);
                 let next = if parts.are_ranges() { None } else { parts.shorten(&mut *c).await? };
-                let rows = parts.rows(c, select_verdicts!(), limit).await?;
+                let rows = parts.rows(c, select_columns!(), limit).await?;
                 let verdicts = rows.iter().map(read_verdict_row).collect::<Result<_, _>>()?;
                 Ok(VerdictPage { verdicts, next }.cut(&filter, limit))
             })
@@ -131,13 +131,14 @@ async fn delete_prunable(
     let mut transaction = c.begin().await?;
     let mut parts = Parts::new(&filter, from);
     let window = parts.shorten(&mut transaction).await?;
-    let places = parts.lock(&mut transaction, limit).await?;
+    let places = parts.places(&mut transaction, limit).await?;
     let next = match places.last() {
         Some(last) if places.len() >= limit as usize => Some(Position::behind(last.at, last.id)),
         _ => window,
     };
     let ids: Vec<Uuid> = places.into_iter().map(|place| place.id).collect();
-    // Nobody can add an event meanwhile: each revision locks its verdict first.
+    // Nobody can add an event after this: each revision locks its verdict first.
+    let ids = parts.lock(&mut transaction, &ids).await?;
     let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + WITHOUT_UNPUBLISHED_EVENT + " RETURNING id";
     let gone: Vec<Uuid> =
         sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;

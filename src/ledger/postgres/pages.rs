@@ -2,18 +2,23 @@
 //! large table, and however few verdicts are selected.
 //!
 //! A part begins at a [`Position`] and never uses OFFSET over what was read before. A condition that no index answers is
-//! tried on at most [`WINDOW`] rows. Conditions on the order are comparisons of rows, and those on other columns cannot
-//! be looked up in an index: then one index fits, also in the generic plans of prepared statements, and Postgres never
-//! sorts the table or walks through rows that another index would have left out.
+//! tried on at most [`WINDOW`] rows. Conditions on the order are comparisons of rows, which only one index answers. Other
+//! conditions are outside of a subquery with a LIMIT: beside the order, Postgres would expect few rows of them, and rather
+//! read and sort the whole table. So the generic plans of prepared statements are good, too. `tests/bench/statements.py`
+//! measures all of them.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+use uuid::Uuid;
 
 use crate::job::Outcome;
 use crate::ledger::{Position, VerdictFilter};
 
 /// Rows on which the conditions are tried in one part.
-pub(super) const WINDOW: u32 = 10_000;
+const WINDOW: u32 = 10_000;
+/// The LIMIT of the subquery, which only shows Postgres that the part is small: it has room for verdicts that are committed
+/// after the part was measured.
+const SUBQUERY_LIMIT: u32 = 2 * WINDOW;
 
 /// Parts of the selected verdicts.
 pub(super) struct Parts<'f> {
@@ -34,15 +39,14 @@ enum Branch {
     Revised,
 }
 
-/// What a statement does with the rows of a part.
+/// A statement over the selected rows of a part.
 struct Statement<'a> {
-    /// `SELECT ... FROM verdicts`
+    /// `SELECT ...`, without FROM.
     select: &'a str,
-    conditions: &'a [&'a str],
-    /// After ORDER BY; `None` also leaves out ORDER BY.
+    /// One more condition.
+    condition: Option<&'a str>,
+    /// With it, the rows are ordered.
     limit: Option<u32>,
-    /// The end, such as `FOR UPDATE`.
-    tail: &'a str,
 }
 
 impl<'f> Parts<'f> {
@@ -72,11 +76,9 @@ impl<'f> Parts<'f> {
     pub(super) async fn shorten(&mut self, c: &mut PgConnection) -> Result<Option<Position>, sqlx::Error> {
         let mut end = None;
         for branch in &self.branches {
-            let time = branch.time();
-            let select = format!("SELECT {time} AS at, id FROM verdicts");
-            let tail = format!("OFFSET {WINDOW}");
-            let statement = Statement { select: &select, conditions: &[], limit: Some(1), tail: &tail };
-            let mut query = self.query(*branch, Selected::Range, &statement);
+            let mut query = QueryBuilder::new(format!("SELECT {} AS at, id FROM verdicts", branch.time()));
+            branch.push_range(&mut query, self.from, self.to);
+            query.push(format_args!(" ORDER BY {} LIMIT 1 OFFSET {WINDOW}", branch.order()));
             if let Some(row) = query.build().fetch_optional(&mut *c).await? {
                 let place = Position { at: row.try_get("at")?, id: row.try_get("id")? };
                 end = Some(end.map_or(place, |end: Position| end.min(place)));
@@ -90,34 +92,32 @@ impl<'f> Parts<'f> {
 
     /// The selected rows of this part, in no order over all branches, and of each branch at most `limit`.
     pub(super) async fn rows(&self, c: &mut PgConnection, select: &str, limit: u32) -> Result<Vec<PgRow>, sqlx::Error> {
-        self.fetch(c, &Statement { select, conditions: &[], limit: Some(limit), tail: "" }).await
+        self.fetch(c, &Statement { select, condition: None, limit: Some(limit) }).await
     }
 
-    /// The places of the first selected rows of this part, locked until the transaction ends. Rows that others have locked
-    /// are left out.
-    pub(super) async fn lock(&self, c: &mut PgConnection, limit: u32) -> Result<Vec<Position>, sqlx::Error> {
-        let statement = Statement {
-            select: "SELECT decided_at, id FROM verdicts",
-            conditions: &[],
-            limit: Some(limit),
-            tail: "FOR UPDATE SKIP LOCKED",
-        };
+    /// The places of the first selected rows of this part.
+    pub(super) async fn places(&self, c: &mut PgConnection, limit: u32) -> Result<Vec<Position>, sqlx::Error> {
+        let rows = self.rows(c, "SELECT decided_at, id", limit).await?;
         let place = |row: &PgRow| Ok(Position { at: row.try_get("decided_at")?, id: row.try_get("id")? });
-        let mut places: Vec<Position> =
-            self.fetch(c, &statement).await?.iter().map(place).collect::<Result<_, sqlx::Error>>()?;
+        let mut places: Vec<Position> = rows.iter().map(place).collect::<Result<_, sqlx::Error>>()?;
         places.sort_unstable();
         places.truncate(limit as usize);
         Ok(places)
     }
 
+    /// Locks those of some rows that are still selected, until the transaction ends. Rows that others have locked are left
+    /// out.
+    pub(super) async fn lock(&self, c: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+        let mut query = QueryBuilder::new("SELECT id FROM verdicts WHERE id = ANY(");
+        query.push_bind(ids.to_vec()).push(")");
+        push_filter(&mut query, self.filter, None);
+        query.push(" FOR UPDATE SKIP LOCKED");
+        query.build_query_scalar().fetch_all(c).await
+    }
+
     /// Counts the selected rows of this part that meet one more condition.
     pub(super) async fn count(&self, c: &mut PgConnection, condition: &str) -> Result<u64, sqlx::Error> {
-        let statement = Statement {
-            select: "SELECT count(*) AS found FROM verdicts",
-            conditions: &[condition],
-            limit: None,
-            tail: "",
-        };
+        let statement = Statement { select: "SELECT count(*) AS found", condition: Some(condition), limit: None };
         let mut found = 0;
         for row in self.fetch(c, &statement).await? {
             found += u64::try_from(row.try_get::<i64, _>("found")?).unwrap_or(0);
@@ -128,36 +128,31 @@ impl<'f> Parts<'f> {
     async fn fetch(&self, c: &mut PgConnection, statement: &Statement<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut rows = Vec::new();
         for branch in &self.branches {
-            rows.extend(self.query(*branch, Selected::Filter, statement).build().fetch_all(&mut *c).await?);
+            rows.extend(self.query(*branch, statement).build().fetch_all(&mut *c).await?);
         }
         Ok(rows)
     }
 
-    fn query(&self, branch: Branch, selected: Selected, statement: &Statement<'_>) -> QueryBuilder<Postgres> {
+    fn query(&self, branch: Branch, statement: &Statement<'_>) -> QueryBuilder<Postgres> {
         let mut query = QueryBuilder::new(statement.select);
-        branch.push_range(&mut query, self.from, self.to);
-        if selected == Selected::Filter {
-            push_filter(&mut query, self.filter, branch);
+        if self.are_ranges() {
+            query.push(" FROM verdicts");
+            branch.push_range(&mut query, self.from, self.to);
+        } else {
+            query.push(" FROM (SELECT * FROM verdicts");
+            branch.push_range(&mut query, self.from, self.to);
+            query.push(format_args!(" ORDER BY {} LIMIT {SUBQUERY_LIMIT}) AS verdicts WHERE true", branch.order()));
+            push_filter(&mut query, self.filter, Some(branch));
         }
-        for condition in statement.conditions {
+        if let Some(condition) = statement.condition {
             query.push(" AND ").push(condition);
         }
         if let Some(limit) = statement.limit {
             // As a number in the text, because a plan for an unknown LIMIT may read the whole table.
             query.push(format_args!(" ORDER BY {} LIMIT {limit}", branch.order()));
         }
-        query.push(format_args!(" {}", statement.tail));
         query
     }
-}
-
-/// Which conditions a statement has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Selected {
-    /// Only those on the order.
-    Range,
-    /// All of the filter.
-    Filter,
 }
 
 impl Branch {
@@ -202,13 +197,13 @@ impl Branch {
     }
 }
 
-/// The conditions that no index answers. They are written so that none is tried for them.
-fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &VerdictFilter, branch: Branch) {
-    if !filter.outcomes.is_empty() && !matches!(branch, Branch::Outcome(_)) {
+/// The conditions that are not on the order of a branch, or without a branch all but those on time.
+fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &VerdictFilter, branch: Option<Branch>) {
+    if !filter.outcomes.is_empty() && !matches!(branch, Some(Branch::Outcome(_))) {
         let words: Vec<&'static str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
         query.push(" AND outcome = ANY(").push_bind(words).push(")");
     }
-    if matches!(branch, Branch::Revised) {
+    if matches!(branch, Some(Branch::Revised)) {
         for (operator, time) in [(">=", filter.since), ("<", filter.until)] {
             if let Some(time) = time {
                 query.push(format_args!(" AND decided_at {operator} ")).push_bind(time);
