@@ -304,11 +304,7 @@ impl JobsForGaps {
     ///
     /// # Errors
     /// When a detector or the broker cannot be used.
-    pub async fn open(
-        ledger: Arc<dyn Ledger>,
-        config: &Config,
-        options: PublishOptions,
-    ) -> anyhow::Result<Self> {
+    pub async fn open(ledger: Arc<dyn Ledger>, config: &Config, options: PublishOptions) -> anyhow::Result<Self> {
         Self::on(ledger, config, digests(config)?, options).await
     }
 

@@ -195,22 +195,21 @@ impl Topology {
 
     /// A bounded queue for events. One that an earlier release declared without a bound is used as it is: it may hold events.
     /// Returns the channel for what follows, because the broker closes a channel whose declaration it refuses.
-    async fn event_queue(
-        &self,
-        connection: &Connection,
-        channel: Channel,
-        name: &str,
-    ) -> Result<Channel, BrokerError> {
-        let bound = [
-            ("x-max-length-bytes", AMQPValue::LongInt(MAX_EVENT_QUEUE_BYTES)),
-            ("x-overflow", text("reject-publish")),
-        ];
+    async fn event_queue(&self, connection: &Connection, channel: Channel, name: &str) -> Result<Channel, BrokerError> {
+        let bound =
+            [("x-max-length-bytes", AMQPValue::LongInt(MAX_EVENT_QUEUE_BYTES)), ("x-overflow", text("reject-publish"))];
         match self.queue(&channel, name, &bound).await {
             Ok(()) => Ok(channel),
-            Err(BrokerError::ArgumentMismatch(mismatch)) if bound.iter().any(|(name, _)| *name == mismatch.argument) => {
+            Err(BrokerError::ArgumentMismatch(mismatch))
+                if bound.iter().any(|(name, _)| *name == mismatch.argument) =>
+            {
                 let channel = with_timeout("opening a channel", connection.create_channel()).await?;
                 self.queue(&channel, name, &[]).await?;
-                tracing::warn!(queue = name, hint = unbounded_hint(name), "the queue was declared without a bound and is used as it is");
+                tracing::warn!(
+                    queue = name,
+                    hint = unbounded_hint(name),
+                    "the queue was declared without a bound and is used as it is"
+                );
                 Ok(channel)
             }
             Err(error) => Err(error),

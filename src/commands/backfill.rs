@@ -15,7 +15,9 @@ use super::progress::{Progress, Unit};
 use super::record::instant;
 use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::source::{BackfillSource, ListLocation, SourceNameError, allowed_buckets};
-use crate::backfill::{Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits, PublishOptions};
+use crate::backfill::{
+    Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits, PublishOptions,
+};
 use crate::config::{Config, Overlay};
 
 /// How often the progress bar is updated.

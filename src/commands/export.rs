@@ -123,7 +123,10 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     eprintln!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
     eprintln!("next: {option} {next}");
     if end.is_early {
-        eprintln!("  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them", lag.as_secs());
+        eprintln!(
+            "  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them",
+            lag.as_secs()
+        );
     }
     Ok(0)
 }

@@ -242,7 +242,11 @@ impl RejudgeSummary {
             self.current
         );
         if self.lacking > 0 {
-            let hint = if arguments.enqueue { "" } else { "\n  hint: --enqueue publishes jobs that screen their images again" };
+            let hint = if arguments.enqueue {
+                ""
+            } else {
+                "\n  hint: --enqueue publishes jobs that screen their images again"
+            };
             eprintln!("{} verdicts are unchanged: they have no score for a rule of this policy{hint}", self.lacking);
         }
         if let Some(BackfillCounts { screened, waiting, published, .. }) = &self.enqueued {

@@ -327,8 +327,8 @@ fn refusal_of(code: &str) -> Refusal {
         // 42P01), insufficient resources (a full disk is 53100), object not in prerequisite state (a lock is 55P03),
         // operator intervention (a statement timeout is 57014), system error, snapshot failure, configuration file error.
         (
-            "08" | "0A" | "25" | "26" | "28" | "2D" | "3B" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "72"
-            | "F0",
+            "08" | "0A" | "25" | "26" | "28" | "2D" | "3B" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58"
+            | "72" | "F0",
             _,
         ) => Refusal::Ledger,
         // Among them triggered action exception (09), errors of functions (21, 2F, 38, 39), P0001 of RAISE, and the internal

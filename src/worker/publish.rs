@@ -81,7 +81,8 @@ impl EventPublisher {
             blocked: Arc::clone(&blocked),
         };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
-        let sweeper = Sweeper { publisher, ledger: Arc::clone(&ledger), events: swept_sender, blocked, stop: stop.clone() };
+        let sweeper =
+            Sweeper { publisher, ledger: Arc::clone(&ledger), events: swept_sender, blocked, stop: stop.clone() };
         let tasks = async move {
             tokio::join!(
                 sender_task.run(WaitingEvents { fresh, swept, fresh_in_row: 0 }, in_flight),

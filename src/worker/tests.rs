@@ -582,7 +582,8 @@ async fn a_backlog_that_nobody_takes_is_not_tried_event_by_event_and_delays_no_o
     world.settle(job("fake")).await;
     assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
     // One batch was leased before the first event came back. Without a pause each sweep would lease all.
-    let leased: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox WHERE tries > 0").fetch_one(&direct).await.unwrap();
+    let leased: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM outbox WHERE tries > 0").fetch_one(&direct).await.unwrap();
     assert!(leased <= 510, "{leased} of 5000 events were leased");
     let returned = world.broker.returned.load(Ordering::SeqCst);
     assert!(returned < 20, "{returned} events were tried");

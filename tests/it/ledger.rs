@@ -8,8 +8,8 @@ use pixwarden::job::{
     event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex, PrunedPage,
-    Revise, Revised, Sqlite, UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
+    Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex,
+    PrunedPage, Revise, Revised, Sqlite, UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
@@ -793,7 +793,8 @@ async fn verdicts_are_selected_by_every_condition_page_by_page() {
         }
         ledger.insert(&entries).await.unwrap();
         let expected = |condition: &dyn Fn(&Verdict) -> bool| {
-            let mut chosen: Vec<_> = entries.iter().map(|new| &new.verdict).filter(|verdict| condition(verdict)).collect();
+            let mut chosen: Vec<_> =
+                entries.iter().map(|new| &new.verdict).filter(|verdict| condition(verdict)).collect();
             chosen.sort_by_key(|verdict| (verdict.decided_at, verdict.id));
             chosen.into_iter().map(|verdict| verdict.job_id.clone()).collect::<Vec<_>>()
         };
@@ -818,7 +819,9 @@ async fn verdicts_are_selected_by_every_condition_page_by_page() {
             (in_buckets(&["up*", "archive"]), &|_| true),
             (in_buckets(&["*loads"]), &|v| v.image.bucket != "archive"),
             (VerdictFilter { key_prefix: Some("ä%/".into()), ..all.clone() }, &|v| v.image.key.starts_with("ä%/")),
-            (VerdictFilter { labels: vec!["by AI".into(), "x".into()], ..all.clone() }, &|v| v.judgement.label.is_some()),
+            (VerdictFilter { labels: vec!["by AI".into(), "x".into()], ..all.clone() }, &|v| {
+                v.judgement.label.is_some()
+            }),
             (VerdictFilter { detector: Some("e".into()), ..by(&[Outcome::Flagged]) }, &|v| {
                 v.detectors.contains_key("e") && v.judgement.outcome == Outcome::Flagged
             }),
@@ -861,13 +864,14 @@ async fn a_row_that_a_trigger_refuses_is_told_from_a_ledger_that_is_down() {
                  IF new.bytes = 13 THEN RAISE EXCEPTION 'no thirteen'; END IF; RETURN new; END $$;",
         )
         .await;
-    postgres
-        .execute("CREATE TRIGGER refuse BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION refuse()")
-        .await;
+    postgres.execute("CREATE TRIGGER refuse BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION refuse()").await;
     let mut unlucky = entry("unlucky", Outcome::Passed);
     unlucky.verdict.bytes = Some(13);
     let refused = ledger.insert(&[new.clone(), unlucky]).await;
-    assert!(matches!(&refused, Err(LedgerError::RefusedUnclear(why)) if why.to_string() == "no thirteen"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LedgerError::RefusedUnclear(why)) if why.to_string() == "no thirteen"),
+        "{refused:?}"
+    );
     ledger.insert(&[new]).await.unwrap();
 
     postgres.execute("ALTER TABLE verdicts RENAME TO elsewhere").await;

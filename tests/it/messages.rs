@@ -205,7 +205,8 @@ async fn a_queue_for_events_that_was_declared_without_a_bound_is_used_as_it_is()
     topology.declare(&lab.connection).await.unwrap();
     let exchange = topology.events();
     for routing_key in ["image.flagged", "image.review", "image.failed", "image.noted", "image.cleared"] {
-        let message = Message { exchange: &exchange, routing_key, payload: b"{}", properties: BasicProperties::default() };
+        let message =
+            Message { exchange: &exchange, routing_key, payload: b"{}", properties: BasicProperties::default() };
         lab.publisher.publish(message).await.unwrap();
     }
     for (queue, messages) in [(topology.flagged(), 2), (topology.unscreened(), 1), (topology.updates(), 2)] {

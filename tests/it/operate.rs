@@ -184,8 +184,9 @@ async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
     let moments: Vec<_> = times.iter().map(|at| OffsetDateTime::parse(at, &Rfc3339).unwrap()).collect();
     assert!(moments.is_sorted(), "{times:?}");
 
-    let count =
-        async |arguments: &[&str]| rows(&lab.run(&[&["export", "--lag", "0s"][..], arguments].concat()).await.expect_ok()).len();
+    let count = async |arguments: &[&str]| {
+        rows(&lab.run(&[&["export", "--lag", "0s"][..], arguments].concat()).await.expect_ok()).len()
+    };
     let wanted = expected.values().filter(|outcome| *outcome == "flagged" || *outcome == "review").count();
     assert_eq!(count(&["--outcome", "flagged", "--outcome", "review"]).await, wanted);
     assert_eq!(count(&["--detector", "spread-nhwc"]).await, expected.len());
@@ -194,7 +195,8 @@ async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
         assert_eq!(count(&nothing).await, 0, "{nothing:?}");
     }
     assert_eq!(count(&["--bucket", "another", "--bucket", "it-*", "--key-prefix", "0"]).await, expected.len());
-    let scored = expected.values().filter(|outcome| ["passed", "review", "flagged"].contains(&outcome.as_str())).count();
+    let scored =
+        expected.values().filter(|outcome| ["passed", "review", "flagged"].contains(&outcome.as_str())).count();
     assert_eq!(count(&["--label", "by AI"]).await, scored);
     let middle = times[times.len() / 2];
     let (before, after) = (count(&["--until", middle]).await, count(&["--since", middle]).await);
@@ -291,7 +293,11 @@ async fn prune_deletes_only_what_is_selected_and_only_on_request() {
     let old = ["prune", "--older-than", "90d"];
     let refused = lab.run(&old).await;
     assert_eq!((refused.status, count().await), (2, 10), "{}", refused.stderr);
-    assert!(refused.stderr.contains("hint: count them with --dry-run, then delete them with --yes"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("hint: count them with --dry-run, then delete them with --yes"),
+        "{}",
+        refused.stderr
+    );
     assert_eq!(lab.run(&["prune", "--yes"]).await.status, 2, "without an age");
 
     let dry = lab.run(&[&old[..], &["--dry-run", "--bucket", "up*"]].concat()).await.expect_ok();
@@ -322,11 +328,14 @@ async fn a_verdict_without_a_score_for_a_new_rule_never_passes_and_is_screened_a
             format!("[[policy.rules]]\ndetector = {name:?}\nlabel = \"by AI\"\nreview_at = 0.05\nflag_at = 0.9\n")
         })
         .concat();
-    let unchanged = "SELECT count(*) FROM verdicts WHERE outcome = 'passed' AND revision = 1 AND policy->>'sha256' = 'earlier'";
+    let unchanged =
+        "SELECT count(*) FROM verdicts WHERE outcome = 'passed' AND revision = 1 AND policy->>'sha256' = 'earlier'";
     let rejudged = lab.run(&["rejudge"]).await.expect_ok();
     assert!(rejudged.stderr.contains("0 verdicts were rejudged"), "{}", rejudged.stderr);
     assert!(
-        rejudged.stderr.contains("3 verdicts are unchanged: they have no score for a rule of this policy\n  hint: --enqueue"),
+        rejudged
+            .stderr
+            .contains("3 verdicts are unchanged: they have no score for a rule of this policy\n  hint: --enqueue"),
         "{}",
         rejudged.stderr
     );
@@ -341,7 +350,9 @@ async fn a_verdict_without_a_score_for_a_new_rule_never_passes_and_is_screened_a
     assert!(again.stderr.contains("1 jobs published; 2 images have a job"), "{}", again.stderr);
     let mut keys: Vec<String> = Vec::new();
     for (body, _) in lab.drain(&lane).await {
-        keys.push(format!("{}/{} {}", body["image"]["bucket"], body["image"]["key"], body["image"]["etag"]).replace('"', ""));
+        keys.push(
+            format!("{}/{} {}", body["image"]["bucket"], body["image"]["key"], body["image"]["etag"]).replace('"', ""),
+        );
     }
     keys.sort_unstable();
     assert_eq!(keys, ["archive/k/1 e1", "archive/k/3 e3", "uploads/k/2 e2"]);

@@ -140,12 +140,10 @@ async fn delete_prunable(
     // Nobody can add an event after this: each revision locks its verdict first.
     let ids = parts.lock(&mut transaction, &ids).await?;
     let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + WITHOUT_UNPUBLISHED_EVENT + " RETURNING id";
-    let gone: Vec<Uuid> =
-        sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
-    for query in [
-        "DELETE FROM outbox WHERE verdict_id = ANY($1)",
-        "DELETE FROM verdict_history WHERE verdict_id = ANY($1)",
-    ] {
+    let gone: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
+    for query in
+        ["DELETE FROM outbox WHERE verdict_id = ANY($1)", "DELETE FROM verdict_history WHERE verdict_id = ANY($1)"]
+    {
         sqlx::query(query).bind(&gone).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;

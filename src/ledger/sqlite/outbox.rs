@@ -26,10 +26,7 @@ const KEYS: &str = "WITH RECURSIVE known AS (
 #[async_trait]
 impl Outbox for Sqlite {
     async fn unpublished_keys(&self) -> Result<Vec<String>, LedgerError> {
-        self.run(|c| {
-            Box::pin(sqlx::query_scalar(KEYS).fetch_all(c))
-        })
-        .await
+        self.run(|c| Box::pin(sqlx::query_scalar(KEYS).fetch_all(c))).await
     }
 
     async fn lease_events(&self, routing_key: &str, limit: u32) -> Result<Vec<Event>, LedgerError> {
@@ -39,7 +36,8 @@ impl Outbox for Sqlite {
                 let mut transaction = c.begin_with(BEGIN).await?;
                 let due = "SELECT event_id, routing_key, correlation_id, payload, tries FROM outbox
                            WHERE published_at IS NULL AND routing_key = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3";
-                let rows = sqlx::query(due).bind(routing_key).bind(now()).bind(limit).fetch_all(&mut *transaction).await?;
+                let rows =
+                    sqlx::query(due).bind(routing_key).bind(now()).bind(limit).fetch_all(&mut *transaction).await?;
                 let mut events = Vec::with_capacity(rows.len());
                 for row in rows {
                     let id: String = row.try_get("event_id")?;
@@ -106,8 +104,7 @@ impl Outbox for Sqlite {
     async fn count_unpublished(&self) -> Result<Vec<UnpublishedEvents>, LedgerError> {
         self.run(|c| {
             Box::pin(async move {
-                let keys: Vec<String> =
-                    sqlx::query_scalar(KEYS).fetch_all(&mut *c).await?;
+                let keys: Vec<String> = sqlx::query_scalar(KEYS).fetch_all(&mut *c).await?;
                 let query = "SELECT $1 AS routing_key, count(*) AS events, min(created_at) AS oldest
                              FROM (SELECT created_at FROM outbox WHERE published_at IS NULL AND routing_key = $1
                                    ORDER BY due_at LIMIT $2)";

@@ -313,12 +313,7 @@ impl Archive for Slate {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
 
-    async fn delete_prunable(
-        &self,
-        _: &VerdictFilter,
-        _: Option<Position>,
-        _: u32,
-    ) -> Result<PrunedPage, LedgerError> {
+    async fn delete_prunable(&self, _: &VerdictFilter, _: Option<Position>, _: u32) -> Result<PrunedPage, LedgerError> {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
 
