@@ -135,7 +135,7 @@ impl<'f> Parts<'f> {
 
     fn query(&self, branch: Branch, statement: &Statement<'_>) -> QueryBuilder<Postgres> {
         let mut query = QueryBuilder::new(statement.select);
-        if self.are_ranges() {
+        if self.are_ranges() && statement.limit.is_some() {
             query.push(" FROM verdicts");
             branch.push_range(&mut query, self.from, self.to);
         } else {
