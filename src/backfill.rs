@@ -32,8 +32,7 @@ use crate::retry;
 use crate::screen::packages;
 pub use filter::ObjectFilter;
 use lock::BackfillLock;
-pub use pace::PublishLimits;
-use pace::PublishPace;
+pub use pace::{PublishLimits, PublishPace};
 use source::{BackfillSource, SourceEntry, SourceError};
 
 /// How long broker, ledger or store may be down before a run ends.
@@ -50,14 +49,19 @@ pub struct BackfillOptions {
     /// Read concurrently.
     pub sources: Vec<BackfillSource>,
     pub filter: ObjectFilter,
+    /// Start at the beginning even where an interrupted run has left a mark.
+    pub restart: bool,
+    pub publish: PublishOptions,
+}
+
+#[derive(Debug, Clone)]
+pub struct PublishOptions {
     /// Whether objects with the outcome `missing` or `failed` are published again.
     pub retry_failed: bool,
     /// Maximum number of jobs to publish.
     pub limit: Option<u64>,
     /// Only count.
     pub dry_run: bool,
-    /// Start at the beginning even where an interrupted run has left a mark.
-    pub restart: bool,
     pub limits: PublishLimits,
     /// A published job without a verdict counts as lost after this time.
     pub again_after: Duration,
@@ -123,15 +127,23 @@ pub enum BackfillError {
 
 /// One run over all sources.
 pub struct Backfill {
-    ledger: Arc<dyn Ledger>,
     fetcher: Arc<Fetcher>,
+    sources: Vec<BackfillSource>,
+    filter: ObjectFilter,
+    restart: bool,
+    jobs: JobsForGaps,
+}
+
+/// Publishes jobs for objects that have no verdict from the current detectors.
+pub struct JobsForGaps {
+    ledger: Arc<dyn Ledger>,
     publisher: Arc<Publisher>,
     /// The broker's URL, for reading the depth of the lane.
     queue: SecretUrl,
     topology: Topology,
     /// The digests of the current detectors.
     digests: Digests,
-    options: BackfillOptions,
+    options: PublishOptions,
     /// The start of the run: jobs that it has published itself never count as lost.
     started_at: OffsetDateTime,
     pub counts: BackfillCounts,
@@ -150,37 +162,29 @@ impl Backfill {
     /// # Errors
     /// When a detector, the ledger, the store, a source or the broker cannot be used.
     pub async fn open(config: &Config, options: BackfillOptions) -> anyhow::Result<Self> {
-        let queue = config.queue()?.clone();
-        let detectors = packages(config)?;
-        let digests: Digests = detectors.into_iter().map(|detector| (detector.name, detector.digest)).collect();
+        config.queue()?;
+        // Before the store is asked, because a wrong detector is a mistake in the configuration.
+        let digests = digests(config)?;
         let fetcher = Arc::new(Fetcher::open(config).await?);
-        let mut options = options;
-        for source in &mut options.sources {
+        let BackfillOptions { mut sources, filter, restart, publish } = options;
+        for source in &mut sources {
             *source = source.clone().pin(&fetcher).await?;
         }
         let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
         ledger.check_schema().await?;
-        let topology = Topology::new(&config.prefix, config.events.default_queue);
-        if !options.dry_run {
-            topology.ensure(&connect(&queue, "backfill").await?, &topology.lane(Lane::Backfill)).await?;
-        }
-        Ok(Self {
-            publisher: Arc::new(Publisher::new(queue.clone(), "backfill", MAX_UNCONFIRMED)),
-            ledger,
-            fetcher,
-            queue,
-            topology,
-            digests,
-            options,
-            started_at: OffsetDateTime::now_utc(),
-            counts: BackfillCounts::default(),
-        })
+        let jobs = JobsForGaps::on(ledger, config, digests, publish).await?;
+        Ok(Self { fetcher, sources, filter, restart, jobs })
+    }
+
+    /// The objects so far.
+    #[must_use]
+    pub const fn counts(&self) -> &BackfillCounts {
+        &self.jobs.counts
     }
 
     /// Closes the connections to broker and ledger.
     pub async fn close(&self) {
-        self.publisher.close().await;
-        self.ledger.close().await;
+        self.jobs.close().await;
     }
 
     /// Reads every source to its end, and publishes what has no verdict.
@@ -189,15 +193,7 @@ impl Backfill {
     /// When store, ledger or broker refuse, or are down for longer than a few minutes. Jobs that were published stay
     /// published.
     pub async fn run(&self, stop: &CancellationToken) -> Result<BackfillEnd, BackfillError> {
-        if self.options.dry_run {
-            return self.pages(stop).await;
-        }
-        let Some(lock) = BackfillLock::acquire(Arc::clone(&self.ledger), stop).await? else {
-            return Ok(BackfillEnd::Stopped);
-        };
-        let ended = lock.lost.run_until_cancelled(self.pages(stop)).await.unwrap_or(Err(BackfillError::LockLost));
-        lock.release().await;
-        ended
+        self.jobs.alone(stop, self.pages(stop)).await
     }
 
     /// The number of entries in the sources from where this run begins. Takes as long as listing them.
@@ -206,7 +202,7 @@ impl Backfill {
     /// When a source cannot be read.
     pub async fn count_entries(&self) -> Result<u64, BackfillError> {
         let mut entries = 0;
-        for source in &self.options.sources {
+        for source in &self.sources {
             let mut source_entries = source.entries(&self.fetcher, self.mark(source).await?);
             while let Some(entry) = source_entries.next().await {
                 entry?;
@@ -218,21 +214,20 @@ impl Backfill {
 
     async fn pages(&self, stop: &CancellationToken) -> Result<BackfillEnd, BackfillError> {
         let mut sources = Vec::new();
-        for (number, source) in self.options.sources.iter().enumerate() {
+        for (number, source) in self.sources.iter().enumerate() {
             let mark = self.mark(source).await?;
             if let Some(mark) = &mark {
                 tracing::info!(%source, after = mark, "continuing where an earlier run stopped; --restart starts at the beginning");
             }
-            sources.push(source.objects(&self.fetcher, &self.options.filter, mark).map(move |entry| (number, entry)));
+            sources.push(source.objects(&self.fetcher, &self.filter, mark).map(move |entry| (number, entry)));
         }
         let pages = stream::select_all(sources).chunks(OBJECTS_PER_PAGE);
         let mut pages = pin!(pages.take_until(stop.cancelled()));
-        let lane = self.topology.lane(Lane::Backfill);
-        let mut pace = PublishPace::new(self.queue.clone(), lane, self.options.limits);
+        let mut pace = self.jobs.pace();
         let mut number = 0;
         while let Some(page) = pages.next().await {
-            if number % PAGES_PER_CLEANUP == 0 && !self.options.dry_run {
-                self.delete_answered_jobs().await?;
+            if number % PAGES_PER_CLEANUP == 0 && !self.jobs.options.dry_run {
+                self.jobs.delete_answered_jobs().await?;
             }
             number += 1;
             if let Some(end) = self.page(page, &mut pace, stop).await? {
@@ -242,7 +237,7 @@ impl Backfill {
         if stop.is_cancelled() {
             return Ok(BackfillEnd::Stopped);
         }
-        for source in &self.options.sources {
+        for source in &self.sources {
             self.keep_mark(source, None).await?;
         }
         Ok(BackfillEnd::Done)
@@ -260,23 +255,131 @@ impl Backfill {
             match entry {
                 Ok(SourceEntry { mark, object }) => {
                     marks.insert(source, mark);
-                    match object.filter(|object| self.options.filter.accepts(object)) {
+                    match object.filter(|object| self.filter.accepts(object)) {
                         Some(ListedObject { image, .. }) => objects.push(image),
-                        None => add(&self.counts.filtered, 1),
+                        None => add(&self.counts().filtered, 1),
                     }
                 }
                 // Nothing follows an error of its source; entries of the other sources are still processed.
                 Err(e) => failed = Some(e),
             }
         }
-        let jobs = self.new_jobs(objects).await?;
-        if let Some(end) = self.publish(jobs, pace, stop).await? {
+        if let Some(end) = self.jobs.fill(objects, pace, stop).await? {
             return Ok(Some(end));
         }
         for (source, mark) in marks {
-            self.keep_mark(&self.options.sources[source], Some(&mark)).await?;
+            self.keep_mark(&self.sources[source], Some(&mark)).await?;
         }
         failed.map_or(Ok(None), |e| Err(e.into()))
+    }
+
+    /// The mark at which an earlier run over this source, with the same filter and detectors, has stopped. An old mark is
+    /// ignored: many objects may have been stored in front of it since.
+    async fn mark(&self, source: &BackfillSource) -> Result<Option<String>, BackfillError> {
+        if self.jobs.options.dry_run || self.restart {
+            return Ok(None);
+        }
+        let id = self.progress_id(source);
+        let kept = self.jobs.ledger.backfill_progress(&id).await?;
+        let since = self.jobs.lost_before();
+        Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
+    }
+
+    async fn keep_mark(&self, source: &BackfillSource, mark: Option<&str>) -> Result<(), BackfillError> {
+        if self.jobs.options.dry_run {
+            return Ok(());
+        }
+        let id = self.progress_id(source);
+        self.jobs.retrying(async || self.jobs.ledger.save_backfill_progress(&id, mark).await).await
+    }
+
+    fn progress_id(&self, source: &BackfillSource) -> String {
+        let JobsForGaps { options: PublishOptions { retry_failed, .. }, digests, .. } = &self.jobs;
+        job::derived_id(&json!(["backfill", source.identity(), self.filter, retry_failed, digests]))
+    }
+}
+
+impl JobsForGaps {
+    /// Opens the broker. The current detectors are those of the configuration.
+    ///
+    /// # Errors
+    /// When a detector or the broker cannot be used.
+    pub async fn open(ledger: Arc<dyn Ledger>, config: &Config, options: PublishOptions) -> anyhow::Result<Self> {
+        Self::on(ledger, config, digests(config)?, options).await
+    }
+
+    async fn on(
+        ledger: Arc<dyn Ledger>,
+        config: &Config,
+        digests: Digests,
+        options: PublishOptions,
+    ) -> anyhow::Result<Self> {
+        let queue = config.queue()?.clone();
+        let topology = Topology::new(&config.prefix, config.events.default_queue);
+        if !options.dry_run {
+            topology.ensure(&connect(&queue, "backfill").await?, &topology.lane(Lane::Backfill)).await?;
+        }
+        Ok(Self {
+            publisher: Arc::new(Publisher::new(queue.clone(), "backfill", MAX_UNCONFIRMED)),
+            ledger,
+            queue,
+            topology,
+            digests,
+            options,
+            started_at: OffsetDateTime::now_utc(),
+            counts: BackfillCounts::default(),
+        })
+    }
+
+    /// Closes the connections to broker and ledger.
+    pub async fn close(&self) {
+        self.publisher.close().await;
+        self.ledger.close().await;
+    }
+
+    /// Runs `work` while no other process publishes such jobs; a dry run needs not wait.
+    ///
+    /// # Errors
+    /// Those of `work`; also when the lock cannot be acquired, or is lost.
+    pub async fn alone(
+        &self,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<BackfillEnd, BackfillError>>,
+    ) -> Result<BackfillEnd, BackfillError> {
+        if self.options.dry_run {
+            return work.await;
+        }
+        let Some(lock) = BackfillLock::acquire(Arc::clone(&self.ledger), stop).await? else {
+            return Ok(BackfillEnd::Stopped);
+        };
+        let ended = lock.lost.run_until_cancelled(work).await.unwrap_or(Err(BackfillError::LockLost));
+        lock.release().await;
+        ended
+    }
+
+    /// The pace for all calls of [`JobsForGaps::fill`] in one run.
+    pub fn pace(&self) -> PublishPace {
+        PublishPace::new(self.queue.clone(), self.topology.lane(Lane::Backfill), self.options.limits)
+    }
+
+    /// Publishes jobs for the objects that have neither a verdict nor a published job. Returns `Some` where the run ends
+    /// here.
+    ///
+    /// # Errors
+    /// When ledger or broker refuse, or are down for longer than a few minutes.
+    pub async fn fill(
+        &self,
+        objects: Vec<ImageRef>,
+        pace: &mut PublishPace,
+        stop: &CancellationToken,
+    ) -> Result<Option<BackfillEnd>, BackfillError> {
+        let jobs = self.new_jobs(objects).await?;
+        self.publish(jobs, pace, stop).await
+    }
+
+    /// Published jobs without a verdict count as lost if they are older.
+    fn lost_before(&self) -> OffsetDateTime {
+        self.started_at - self.options.again_after
     }
 
     /// The jobs for the objects that have neither a verdict nor a published job.
@@ -291,7 +394,7 @@ impl Backfill {
                 Some(job) => jobs.push(job),
             }
         }
-        let since = self.started_at - self.options.again_after;
+        let since = self.lost_before();
         let ids: Vec<Uuid> = ids.into_iter().collect();
         let waiting: HashSet<Uuid> =
             self.retrying(async || self.ledger.pending_jobs(&ids, since).await).await?.into_iter().collect();
@@ -388,38 +491,17 @@ impl Backfill {
     }
 
     async fn delete_answered_jobs(&self) -> Result<(), BackfillError> {
-        let before = self.started_at - self.options.again_after;
+        let before = self.lost_before();
         self.retrying(async || self.ledger.delete_answered_jobs(before).await).await.map(drop)
-    }
-
-    /// The mark at which an earlier run over this source, with the same filter and detectors, has stopped. An old mark is
-    /// ignored: many objects may have been stored in front of it since.
-    async fn mark(&self, source: &BackfillSource) -> Result<Option<String>, BackfillError> {
-        if self.options.dry_run || self.options.restart {
-            return Ok(None);
-        }
-        let id = self.progress_id(source);
-        let kept = self.ledger.backfill_progress(&id).await?;
-        let since = self.started_at - self.options.again_after;
-        Ok(kept.filter(|(_, kept_at)| *kept_at > since).map(|(mark, _)| mark))
-    }
-
-    async fn keep_mark(&self, source: &BackfillSource, mark: Option<&str>) -> Result<(), BackfillError> {
-        if self.options.dry_run {
-            return Ok(());
-        }
-        let id = self.progress_id(source);
-        self.retrying(async || self.ledger.save_backfill_progress(&id, mark).await).await
-    }
-
-    fn progress_id(&self, source: &BackfillSource) -> String {
-        let BackfillOptions { filter, retry_failed, .. } = &self.options;
-        job::derived_id(&json!(["backfill", source.identity(), filter, retry_failed, self.digests]))
     }
 
     async fn retrying<T>(&self, operation: impl AsyncFnMut() -> Result<T, LedgerError>) -> Result<T, BackfillError> {
         Ok(retry::retry_patiently(RETRY_DEADLINE, may_pass, operation).await?)
     }
+}
+
+fn digests(config: &Config) -> anyhow::Result<Digests> {
+    Ok(packages(config)?.into_iter().map(|detector| (detector.name, detector.digest)).collect())
 }
 
 fn may_pass(error: &LedgerError) -> bool {

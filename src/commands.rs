@@ -11,6 +11,7 @@ mod evaluate;
 pub mod export;
 pub mod migrate;
 pub mod models;
+mod options;
 mod output;
 mod progress;
 pub mod prune;
@@ -22,9 +23,9 @@ pub mod show;
 mod signals;
 pub mod worker;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Device, LogFormat, Overlay, load};
+use crate::config::{Config, ConfigError, Overlay, load};
 use crate::hub::HubError;
 use crate::screen::StartError;
 use crate::worker::WorkerError;
@@ -35,7 +36,7 @@ use crate::{files, processes};
 #[command(name = "pixwarden", version, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
-    common: Common,
+    every: options::EveryCommand,
     #[command(subcommand)]
     command: Command,
 }
@@ -63,13 +64,13 @@ enum Command {
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
     Bench(bench::BenchArguments),
     /// Update the ledger's schema
-    Migrate,
+    Migrate(migrate::MigrateArguments),
     /// List dead-lettered messages, send them back or discard them
     Dead(dead::DeadArguments),
     /// List, check or fetch detectors
     Models(models::ModelsArguments),
     /// Try every configured dependency and print what is wrong with each
-    Check,
+    Check(check::CheckArguments),
     /// Print completions for a shell
     Completions(shell::Completions),
     /// Write the manual pages
@@ -79,63 +80,26 @@ enum Command {
     Decoder(decoder::DecoderArguments),
 }
 
-/// Options of every command. Each is also an option of the configuration file and a variable `PIXWARDEN_…`.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Options of every command")]
-struct Common {
-    /// Configuration file [default: pixwarden.toml, if there is one]
-    #[arg(long, global = true, value_name = "FILE", env = "PIXWARDEN_CONFIG")]
-    config: Option<std::path::PathBuf>,
-    /// Broker, amqp://user:password@host:5672/vhost
-    #[arg(long, global = true, value_name = "URL")]
-    queue: Option<String>,
-    /// Database of the verdicts, postgres://user:password@host/database or sqlite://FILE
-    #[arg(long, global = true, value_name = "URL")]
-    ledger: Option<String>,
-    /// Object store of the images, s3:// or file:///FOLDER
-    #[arg(long, global = true, value_name = "URL")]
-    objects: Option<String>,
-    /// A bucket that jobs may name; "*" stands for any characters [repeatable]
-    #[arg(long, global = true, value_name = "NAME")]
-    bucket: Vec<String>,
-    /// A model package; without one, the bundled detector [repeatable]
-    #[arg(long, global = true, value_name = "DIR")]
-    detector: Vec<String>,
-    /// Label of the default rule
-    #[arg(long, global = true, value_name = "LABEL")]
-    label: Option<String>,
-    /// Review threshold of the default rule; a higher value sends fewer images to people, and misses more
-    #[arg(long, global = true, value_name = "P")]
-    review_at: Option<f64>,
-    /// Flagging threshold of the default rule; a higher value flags fewer images, and misses more
-    #[arg(long, global = true, value_name = "P")]
-    flag_at: Option<f64>,
-    /// Where models run; with cpu or cuda the start fails if that device is not available
-    #[arg(long, global = true, value_name = "DEVICE", value_enum)]
-    device: Option<Device>,
-    /// Log filter, such as info or pixwarden=debug
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
-    /// Format of log lines
-    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
-    log_format: Option<LogFormat>,
-}
-
-impl Common {
-    fn overlay(&self) -> Overlay {
-        let mut overlay = Overlay { file: self.config.clone(), values: Vec::new() };
-        overlay.set("queue", self.queue.clone());
-        overlay.set("ledger", self.ledger.clone());
-        overlay.set("objects", self.objects.clone());
-        overlay.set_list("buckets", &self.bucket);
-        overlay.set_list("detectors", &self.detector);
-        overlay.set("policy.label", self.label.clone());
-        overlay.set("policy.review_at", self.review_at);
-        overlay.set("policy.flag_at", self.flag_at);
-        overlay.set("inference.device", self.device.map(choice_name));
-        overlay.set("log.filter", self.log.clone());
-        overlay.set("log.format", self.log_format.map(choice_name));
-        overlay
+impl Command {
+    /// Adds the flags of the command to the configuration's last layer.
+    fn overlay(&self, overlay: &mut Overlay) {
+        match self {
+            Self::Worker(arguments) => arguments.overlay(overlay),
+            Self::Scan(arguments) => arguments.overlay(overlay),
+            Self::Evaluate(arguments) => arguments.screening.set(overlay),
+            Self::Enqueue(arguments) => arguments.queue.set(overlay),
+            Self::Backfill(arguments) => arguments.overlay(overlay),
+            Self::Show(arguments) => arguments.ledger.set(overlay),
+            Self::Export(arguments) => arguments.ledger.set(overlay),
+            Self::Rejudge(arguments) => arguments.overlay(overlay),
+            Self::Prune(arguments) => arguments.ledger.set(overlay),
+            Self::Bench(arguments) => arguments.overlay(overlay),
+            Self::Migrate(arguments) => arguments.ledger.set(overlay),
+            Self::Dead(arguments) => arguments.queue.set(overlay),
+            Self::Models(arguments) => arguments.overlay(overlay),
+            Self::Check(arguments) => arguments.overlay(overlay),
+            Self::Completions(_) | Self::Man(_) | Self::Decoder(_) => {}
+        }
     }
 }
 
@@ -143,11 +107,6 @@ impl Common {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
-
-/// The name of a choice in the configuration file.
-fn choice_name(choice: impl clap::ValueEnum) -> String {
-    choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-}
 
 /// Runs a command line and returns the process's exit status.
 ///
@@ -161,10 +120,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Decoder(arguments) => return decoder::run(arguments),
         _ => {}
     }
-    let mut overlay = cli.common.overlay();
-    if let Command::Worker(arguments) = &cli.command {
-        arguments.overlay(&mut overlay);
-    }
+    let mut overlay = cli.every.overlay();
+    cli.command.overlay(&mut overlay);
     // A variable that is not UTF-8 is not an option.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = load(&overlay, variables)?;
@@ -182,13 +139,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
 async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Worker(arguments) => worker::run(arguments, config).await,
-        Command::Scan(arguments) => {
-            let ledger = match &cli.common.ledger {
-                Some(_) => Some(crate::ledger::open_or_create(&config).await?),
-                None => None,
-            };
-            scan::run(arguments, &config, ledger).await
-        }
+        Command::Scan(arguments) => scan::run(arguments, &config).await,
         Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
         Command::Bench(arguments) => bench::run(arguments, &config).await,
         Command::Enqueue(arguments) => enqueue::run(arguments, &config).await,
@@ -197,10 +148,10 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Export(arguments) => export::run(arguments, &config).await,
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
         Command::Prune(arguments) => prune::run(arguments, &config).await,
-        Command::Migrate => migrate::run(&config).await,
+        Command::Migrate(_) => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
-        Command::Check => check::run(&config).await,
+        Command::Check(_) => check::run(&config).await,
         Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }

@@ -24,10 +24,10 @@ use async_trait::async_trait;
 use crate::config::Config;
 
 pub use crate::job::event::Event;
-pub use archive::{Archive, OutboxRow, StoredVerdict, VerdictFilter};
+pub use archive::{Archive, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
 pub use columns::VERDICT_COLUMNS;
 pub use error::{DatabaseError, LedgerError, OpenError};
-pub use outbox::{HANDOVER_DELAY, Outbox, UnpublishedEvents};
+pub use outbox::{HANDOVER_DELAY, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 pub use postgres::{Postgres, PostgresIndex};
 pub use quarantine::Quarantine;
 pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};

@@ -275,6 +275,7 @@ impl Fetcher {
     /// # Errors
     /// As the store classifies them.
     pub async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
+        check_bucket(image)?;
         self.store.head(image).await
     }
 
@@ -283,6 +284,7 @@ impl Fetcher {
     /// # Errors
     /// As the store classifies them.
     pub async fn open_object(&self, image: &ImageRef) -> Result<OpenedObject, StoreError> {
+        check_bucket(image)?;
         self.store.open(image).await
     }
 
@@ -377,11 +379,19 @@ impl From<StoreError> for TryError {
     }
 }
 
+/// A list of images may name anything as a bucket.
+fn check_bucket(image: &ImageRef) -> Result<(), StoreError> {
+    if is_bucket(&image.bucket) {
+        return Ok(());
+    }
+    Err(StoreError::Missing(format!("\"{}\" is no name of a bucket", image.bucket)))
+}
+
 /// Whether a bucket can have this name. Other characters are refused even where every bucket is allowed: an S3 client
 /// could take such a name for another kind of address.
 #[must_use]
 pub fn is_bucket(name: &str) -> bool {
-    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    !["", ".", ".."].contains(&name) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 /// Reads a body up to its announced length and hashes it on the way. The length is checked because a body cut short has
@@ -410,6 +420,16 @@ async fn read_body(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_leads_out_of_a_folder_is_no_bucket() {
+        for name in ["uploads", "a.b", "..a", "A_b-1"] {
+            assert!(is_bucket(name), "{name}");
+        }
+        for name in ["", ".", "..", "a/b", "a:b", "ü"] {
+            assert!(!is_bucket(name), "{name}");
+        }
+    }
 
     fn body(chunks: &[&'static [u8]]) -> BoxStream<'static, Result<Bytes, StoreError>> {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();

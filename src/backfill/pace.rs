@@ -25,7 +25,7 @@ pub struct PublishLimits {
 }
 
 /// Decides when jobs may be published to a lane.
-pub(super) struct PublishPace {
+pub struct PublishPace {
     url: SecretUrl,
     queue: String,
     limits: PublishLimits,

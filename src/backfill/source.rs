@@ -2,6 +2,7 @@
 //! object a mark, behind which a later run can continue.
 
 mod inventory;
+mod lines;
 mod manifest;
 mod parse;
 
@@ -68,6 +69,16 @@ pub enum SourceError {
     #[error("cannot read {location}: {error}")]
     File {
         location: ListLocation,
+        #[source]
+        error: std::io::Error,
+    },
+    /// The root file system may be read-only, as in a container.
+    #[error(
+        "cannot copy {location} to a temporary file in {}: {error}\n  hint: name a folder that can be written with the variable TMPDIR, or mount one there", folder.display()
+    )]
+    TemporaryFile {
+        location: ListLocation,
+        folder: PathBuf,
         #[source]
         error: std::io::Error,
     },
@@ -256,7 +267,11 @@ impl ListLocation {
             Self::File { path, .. } => return File::open(path).map_err(failed),
             Self::Object(object) => object,
         };
-        let mut file = tempfile::tempfile().map_err(failed)?;
+        let mut file = tempfile::tempfile().map_err(|error| SourceError::TemporaryFile {
+            location: self.clone(),
+            folder: std::env::temp_dir(),
+            error,
+        })?;
         let opened = fetcher.open_object(object).await.map_err(|e| match e {
             StoreError::Missing(why) => self.invalid(why),
             other => other.into(),

@@ -43,6 +43,10 @@ pub fn hold_queue_index(outage: Duration) -> usize {
     }
 }
 
+/// The most bytes in a default queue for events. A queue that nobody consumes must not fill the broker's disk: what does not
+/// fit is rejected, and waits in the outbox. An event has one to two kilobytes.
+const MAX_EVENT_QUEUE_BYTES: i32 = 1 << 30;
+
 /// The names and arguments of everything that Pixwarden declares. They are valid on RabbitMQ 3.10 and 4.x.
 #[derive(Debug, Clone)]
 pub struct Topology {
@@ -51,7 +55,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// `prefix` begins all names. `default_queue` also declares `PREFIX.flagged`.
+    /// `prefix` begins all names. `default_queue` also declares the default queues for events.
     #[must_use]
     pub fn new(prefix: &str, default_queue: bool) -> Self {
         Self { prefix: prefix.to_owned(), default_queue }
@@ -91,6 +95,27 @@ impl Topology {
     #[must_use]
     pub fn flagged(&self) -> String {
         format!("{}.flagged", self.prefix)
+    }
+
+    /// The queue that keeps the events of images that could not be screened until a consumer takes them.
+    #[must_use]
+    pub fn unscreened(&self) -> String {
+        format!("{}.unscreened", self.prefix)
+    }
+
+    /// The queue that keeps events which add to an outcome or take it back, until a consumer takes them.
+    #[must_use]
+    pub fn updates(&self) -> String {
+        format!("{}.updates", self.prefix)
+    }
+
+    /// The default queues for events, each with the routing keys that are bound to it.
+    fn event_queues(&self) -> [(String, Vec<&'static str>); 3] {
+        [
+            (self.flagged(), vec![Outcome::Flagged.routing_key(), Outcome::Review.routing_key()]),
+            (self.unscreened(), vec![Outcome::Failed.routing_key()]),
+            (self.updates(), vec!["image.noted", "image.cleared"]),
+        ]
     }
 
     /// Whether Pixwarden owns a queue. No reply may be sent to such a queue.
@@ -135,10 +160,13 @@ impl Topology {
         }
 
         self.exchange(&channel, &self.events(), ExchangeKind::Topic, &[]).await?;
+        let mut channel = channel;
         if self.default_queue {
-            self.queue(&channel, &self.flagged(), &[]).await?;
-            for outcome in [Outcome::Flagged, Outcome::Review] {
-                self.bind(&channel, &self.flagged(), &self.events(), outcome.routing_key()).await?;
+            for (queue, keys) in self.event_queues() {
+                channel = self.event_queue(connection, channel, &queue).await?;
+                for key in keys {
+                    self.bind(&channel, &queue, &self.events(), key).await?;
+                }
             }
         }
         with_timeout("closing a channel", channel.close(200, "declared".into())).await
@@ -177,6 +205,29 @@ impl Topology {
         with_timeout("declaring a queue", channel.queue_declare(name.into(), options, table)).await.map(drop)
     }
 
+    /// A bounded queue for events. One that an earlier release declared without a bound is used as it is: it may hold events.
+    /// Returns the channel for what follows, because the broker closes a channel whose declaration it refuses.
+    async fn event_queue(&self, connection: &Connection, channel: Channel, name: &str) -> Result<Channel, BrokerError> {
+        let bound =
+            [("x-max-length-bytes", AMQPValue::LongInt(MAX_EVENT_QUEUE_BYTES)), ("x-overflow", text("reject-publish"))];
+        match self.queue(&channel, name, &bound).await {
+            Ok(()) => Ok(channel),
+            Err(BrokerError::ArgumentMismatch(mismatch))
+                if bound.iter().any(|(name, _)| *name == mismatch.argument) =>
+            {
+                let channel = with_timeout("opening a channel", connection.create_channel()).await?;
+                self.queue(&channel, name, &[]).await?;
+                tracing::warn!(
+                    queue = name,
+                    hint = unbounded_hint(name),
+                    "the queue was declared without a bound and is used as it is"
+                );
+                Ok(channel)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn bind(&self, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
         let options = QueueBindOptions::default();
         let request = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
@@ -184,9 +235,27 @@ impl Topology {
     }
 }
 
+/// How an operator bounds a queue that exists.
+fn unbounded_hint(queue: &str) -> String {
+    let pattern = queue.replace('.', "\\.");
+    format!(
+        "set a policy: rabbitmqctl set_policy --apply-to queues {queue} '^{pattern}$' \
+         '{{\"max-length-bytes\":{MAX_EVENT_QUEUE_BYTES},\"overflow\":\"reject-publish\"}}'"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hint_for_a_queue_without_a_bound_is_a_whole_command() {
+        assert_eq!(
+            unbounded_hint("pixwarden.flagged"),
+            "set a policy: rabbitmqctl set_policy --apply-to queues pixwarden.flagged '^pixwarden\\.flagged$' \
+             '{\"max-length-bytes\":1073741824,\"overflow\":\"reject-publish\"}'"
+        );
+    }
 
     #[test]
     fn delays_grow_with_failures_and_are_spread() {

@@ -9,13 +9,16 @@ use serde_json::{Map, json};
 use time::OffsetDateTime;
 
 use super::age::Age;
+use super::options::{DetectorOption, ServiceOptions};
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
 use super::record::instant;
 use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::source::{BackfillSource, ListLocation, SourceNameError, allowed_buckets};
-use crate::backfill::{Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits};
-use crate::config::Config;
+use crate::backfill::{
+    Backfill, BackfillCounts, BackfillEnd, BackfillOptions, ObjectFilter, PublishLimits, PublishOptions,
+};
+use crate::config::{Config, Overlay};
 
 /// How often the progress bar is updated.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -85,9 +88,18 @@ pub struct BackfillArguments {
     /// Output format of the summary
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    services: ServiceOptions,
+    #[command(flatten)]
+    detector: DetectorOption,
 }
 
 impl BackfillArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.services.set(overlay);
+        self.detector.set(overlay);
+    }
+
     fn sources(&self, config: &Config) -> anyhow::Result<Vec<BackfillSource>> {
         let objects = config.objects()?;
         let mut sources = Vec::new();
@@ -109,12 +121,14 @@ impl BackfillArguments {
                 since: self.since,
                 until: self.until,
             },
-            retry_failed: self.retry_failed,
-            limit: self.limit,
-            dry_run: self.dry_run,
             restart: self.restart,
-            limits: PublishLimits { rate: self.rate, depth: self.depth },
-            again_after: self.again_after.0,
+            publish: PublishOptions {
+                retry_failed: self.retry_failed,
+                limit: self.limit,
+                dry_run: self.dry_run,
+                limits: PublishLimits { rate: self.rate, depth: self.depth },
+                again_after: self.again_after.0,
+            },
         }
     }
 }
@@ -144,7 +158,7 @@ pub(super) async fn run(arguments: &BackfillArguments, config: &Config) -> anyho
     showing.abort();
     progress.finish();
     backfill.close().await;
-    summary(arguments, &backfill.counts, ended.as_ref().ok().copied())?;
+    summary(arguments, backfill.counts(), ended.as_ref().ok().copied())?;
     Ok(if ended? == BackfillEnd::Stopped { INTERRUPTED } else { 0 })
 }
 
@@ -160,17 +174,17 @@ async fn show_progress(backfill: Arc<Backfill>, progress: Progress) {
         }));
         loop {
             tokio::time::sleep(DRAW_INTERVAL).await;
-            let total = backfill.counts.total();
+            let total = backfill.counts().total();
             progress.advance(total - last);
             last = total;
         }
     }
     loop {
         tokio::time::sleep(LOG_INTERVAL).await;
-        let BackfillCounts { filtered, screened, waiting, published } = &backfill.counts;
+        let BackfillCounts { filtered, screened, waiting, published } = backfill.counts();
         let [filtered, screened, waiting, published] =
             [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
-        let met = backfill.counts.total();
+        let met = backfill.counts().total();
         let per_second = (met - last) / LOG_INTERVAL.as_secs();
         last = met;
         tracing::info!(met, filtered, screened, waiting, published, per_second, "backfill progress");

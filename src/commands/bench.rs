@@ -10,11 +10,12 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::UsageError;
+use super::options::{DetectorOption, DeviceOption, LabelOption, ServiceOptions};
 use super::output::printable;
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use crate::bench::{Bench, BenchObserver, Conclusions, Interrupted, ObjectPath, start_screen};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Overlay};
 use crate::error_text;
 
 #[derive(Debug, Args)]
@@ -38,6 +39,15 @@ pub struct BenchArguments {
     /// Output format
     #[arg(long, value_enum)]
     format: Option<BenchFormat>,
+    #[command(flatten)]
+    services: ServiceOptions,
+    #[command(flatten)]
+    detector: DetectorOption,
+    // Nothing is judged, but without its label some detectors do not start.
+    #[command(flatten)]
+    label: LabelOption,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 /// The report is one document, not rows: it has no CSV form.
@@ -51,6 +61,13 @@ enum BenchFormat {
 }
 
 impl BenchArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.services.set(overlay);
+        self.detector.set(overlay);
+        self.label.set(overlay);
+        self.device.set(overlay);
+    }
+
     fn time(&self) -> Result<Duration, ConfigError> {
         let invalid = |option: &str, what: &str| Err(ConfigError::Invalid { option: option.into(), what: what.into() });
         // NaN is in no range, and is refused here too.
@@ -62,20 +79,20 @@ impl BenchArguments {
         }
         Ok(Duration::from_secs_f64(self.seconds))
     }
+}
 
-    /// Separates files and folders from `s3://` paths.
-    fn local_and_remote(&self) -> Result<(Vec<PathBuf>, Vec<ObjectPath>), UsageError> {
-        let (mut local, mut remote) = (Vec::new(), Vec::new());
-        for path in &self.paths {
-            let Some(text) = path.to_str().filter(|path| path.starts_with("s3://")) else {
-                local.push(path.clone());
-                continue;
-            };
-            let invalid = || UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix"));
-            remote.push(ObjectPath::parse(text).ok_or_else(invalid)?);
-        }
-        Ok((local, remote))
+/// Separates files and folders from `s3://` paths.
+fn local_and_remote(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<ObjectPath>), UsageError> {
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    for path in paths {
+        let Some(text) = path.to_str().filter(|path| path.starts_with("s3://")) else {
+            local.push(path.clone());
+            continue;
+        };
+        let invalid = || UsageError(format!("\"{text}\" is not s3://bucket/key or s3://bucket/prefix"));
+        remote.push(ObjectPath::parse(text).ok_or_else(invalid)?);
     }
+    Ok((local, remote))
 }
 
 /// Shows the measurements on the progress bar.
@@ -101,7 +118,7 @@ impl BenchObserver for BenchProgress {
 
 pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::Result<u8> {
     let time = arguments.time()?;
-    let (local, remote) = arguments.local_and_remote()?;
+    let (local, remote) = local_and_remote(&arguments.paths)?;
     let screen = start_screen(config)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();
@@ -132,10 +149,9 @@ mod tests {
 
     #[test]
     fn s3_paths_are_told_from_files() {
-        let paths = ["a/b.jpg", "s3://bucket/key", "/srv/s3"].map(PathBuf::from).to_vec();
-        let arguments = |paths| BenchArguments { paths, seconds: 1.0, price_per_hour: None, format: None };
-        let (local, remote) = arguments(paths).local_and_remote().unwrap();
+        let paths = ["a/b.jpg", "s3://bucket/key", "/srv/s3"].map(PathBuf::from);
+        let (local, remote) = local_and_remote(&paths).unwrap();
         assert_eq!((local.len(), remote[0].to_string().as_str(), remote.len()), (2, "s3://bucket/key", 1));
-        assert!(arguments(vec!["s3:///key".into()]).local_and_remote().is_err());
+        assert!(local_and_remote(&["s3:///key".into()]).is_err());
     }
 }

@@ -1,14 +1,31 @@
 //! `pixwarden check`: tries every dependency and prints how each check ended, with the cause of a failure.
 
 use anyhow::Context;
+use clap::Args;
 
+use super::options::{ScreeningOptions, ServiceOptions};
 use crate::broker::{Topology, connect, depth};
-use crate::config::Config;
+use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::Lane;
 use crate::ledger;
 use crate::objects::Fetcher;
 use crate::screen::Screen;
+
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    #[command(flatten)]
+    services: ServiceOptions,
+    #[command(flatten)]
+    screening: ScreeningOptions,
+}
+
+impl CheckArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.services.set(overlay);
+        self.screening.set(overlay);
+    }
+}
 
 /// How the check of one dependency ended.
 enum CheckResult {

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::UsageError;
 use super::age::Age;
+use super::options::QueueOption;
 use super::output::{Format, Output};
 use crate::config::Config;
 use crate::dead::{DeadLetterQueue, LetterSelection, SelectedCounts};
@@ -14,6 +15,8 @@ use crate::job::Lane;
 pub struct DeadArguments {
     #[command(subcommand)]
     command: DeadCommand,
+    #[command(flatten)]
+    pub(super) queue: QueueOption,
 }
 
 #[derive(Debug, Subcommand)]

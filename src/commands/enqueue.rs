@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::options::QueueOption;
 use crate::broker::{Message, Publisher, Topology, connect};
 use crate::config::Config;
 use crate::job::{ImageRef, Lane};
@@ -23,6 +24,8 @@ pub struct EnqueueArguments {
     /// The lane of the jobs
     #[arg(long, value_enum, default_value = "live")]
     lane: Lane,
+    #[command(flatten)]
+    pub(super) queue: QueueOption,
 }
 
 pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow::Result<u8> {

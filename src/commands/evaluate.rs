@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 
+use super::options::ScreeningOptions;
 use super::output::{Format, printable};
 use super::progress::{Progress, Unit};
 use crate::config::{Config, ConfigError};
@@ -50,6 +51,8 @@ pub struct EvaluateArguments {
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    pub(super) screening: ScreeningOptions,
 }
 
 pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyhow::Result<u8> {

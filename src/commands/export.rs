@@ -1,26 +1,55 @@
 //! `pixwarden export`: prints verdicts as JSON lines or CSV, page by page.
+//!
+//! A verdict is decided before it is committed. An export that ended now would miss verdicts that are decided and not yet
+//! committed, and the next one would begin behind them. So an export ends a safe time before now, and prints where the next
+//! one begins.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use super::age::Age;
+use super::options::LedgerOption;
 use super::output::{Format, Output};
-use super::record;
+use super::record::{self, FindingSelection, VerdictSelection, instant};
 use crate::config::Config;
-use crate::ledger::{self, VERDICT_COLUMNS};
+use crate::ledger::{self, VERDICT_COLUMNS, VerdictFilter};
 
 /// Verdicts per query.
 const PAGE: u32 = 1_000;
+/// How much longer than `worker.hold_ms` a commit may take: its last statement, and the difference between two clocks.
+const COMMIT_MARGIN: Duration = Duration::from_secs(60);
 
 /// Options of `export`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "A worker decides a verdict before it commits it. So an export leaves out what was decided in the last \
+minutes (--lag), and prints on stderr where the next one begins. Exports that follow each other in this way get every verdict once."
+)]
 pub struct ExportArguments {
     #[command(flatten)]
-    selection: record::VerdictSelection,
+    selection: VerdictSelection,
+    #[command(flatten)]
+    findings: FindingSelection,
+    /// Only verdicts that were judged once more at or after this time, in the order of that time
+    ///
+    /// A verdict that was judged only once is left out: --since selects it.
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    revised_since: Option<OffsetDateTime>,
+    /// Leave out verdicts of this last time, such as 2m [default: `worker.hold_ms` and a minute]
+    ///
+    /// With a shorter time, a verdict that is committed late is in no export.
+    #[arg(long, value_name = "AGE")]
+    lag: Option<Age>,
     /// Output format
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -31,6 +60,44 @@ enum ExportFormat {
     Csv,
 }
 
+/// The end of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ExportEnd {
+    at: OffsetDateTime,
+    /// Whether the end was moved to before the last minutes.
+    is_early: bool,
+}
+
+impl ExportEnd {
+    fn new(now: OffsetDateTime, lag: Duration, until: Option<OffsetDateTime>) -> Self {
+        let safe = now - lag;
+        match until {
+            Some(until) if until <= safe => Self { at: until, is_early: false },
+            _ => Self { at: safe, is_early: lag > Duration::ZERO },
+        }
+    }
+}
+
+impl ExportArguments {
+    fn lag(&self, config: &Config) -> Duration {
+        self.lag.map_or(Duration::from_millis(config.worker.hold_ms) + COMMIT_MARGIN, |lag| lag.0)
+    }
+
+    /// The filter up to the end, which is in the order of the export: by `decided_at`, or by `judged_at`.
+    fn filter(&self, end: ExportEnd) -> VerdictFilter {
+        let filter = self.findings.add_to(self.selection.filter());
+        match self.revised_since {
+            Some(since) => VerdictFilter { revised_since: Some(since), revised_until: Some(end.at), ..filter },
+            None => VerdictFilter { until: Some(end.at), ..filter },
+        }
+    }
+
+    fn end(&self, now: OffsetDateTime, lag: Duration) -> ExportEnd {
+        let until = if self.revised_since.is_some() { None } else { self.selection.filter().until };
+        ExportEnd::new(now, lag, until)
+    }
+}
+
 pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow::Result<u8> {
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
@@ -38,11 +105,10 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
         ExportFormat::Jsonl => Format::Jsonl,
         ExportFormat::Csv => Format::Csv,
     };
-    let mut filter = arguments.selection.filter();
-    // Verdicts that are decided meanwhile belong to the next export, which begins where this one ended.
-    filter.until = filter.until.or_else(|| Some(time::OffsetDateTime::now_utc()));
+    let lag = arguments.lag(config);
+    let end = arguments.end(ledger.now().await?, lag);
     let mut output = Output::bulk(format, &VERDICT_COLUMNS)?;
-    let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
+    let mut pages = pin!(record::pages(ledger.as_ref(), arguments.filter(end), PAGE));
     let mut written = 0u64;
     while let Some(page) = pages.try_next().await? {
         for stored in &page {
@@ -52,6 +118,31 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     }
     output.finish()?;
     ledger.close().await;
+    let option = if arguments.revised_since.is_some() { "--revised-since" } else { "--since" };
+    let next = end.at.format(&Rfc3339).unwrap_or_default();
     eprintln!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
+    eprintln!("next: {option} {next}");
+    if end.is_early {
+        eprintln!(
+            "  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them",
+            lag.as_secs()
+        );
+    }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_ends_before_what_may_still_be_committed() {
+        let now = time::macros::datetime!(2026-11-25 12:00 UTC);
+        let lag = Duration::from_secs(120);
+        let end = |until| ExportEnd::new(now, lag, until);
+        assert_eq!(end(None), ExportEnd { at: now - lag, is_early: true });
+        assert_eq!(end(Some(now)), ExportEnd { at: now - lag, is_early: true });
+        assert_eq!(end(Some(now - lag)), ExportEnd { at: now - lag, is_early: false });
+        assert_eq!(ExportEnd::new(now, Duration::ZERO, None), ExportEnd { at: now, is_early: false });
+    }
 }

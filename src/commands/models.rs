@@ -6,8 +6,9 @@ mod list;
 
 use clap::{Args, Subcommand};
 
+use super::options::{DetectorOption, DeviceOption};
 use super::output::Format;
-use crate::config::Config;
+use crate::config::{Config, Overlay};
 
 /// Options of `models`.
 #[derive(Debug, Args)]
@@ -23,6 +24,8 @@ enum ModelsCommand {
         /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
+        #[command(flatten)]
+        detector: DetectorOption,
     },
     /// Download a package from the Hugging Face Hub, check it, and print the lines that configure it
     ///
@@ -33,13 +36,30 @@ enum ModelsCommand {
         /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
+        #[command(flatten)]
+        detector: DetectorOption,
+        #[command(flatten)]
+        device: DeviceOption,
     },
+}
+
+impl ModelsArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        match &self.command {
+            ModelsCommand::List { detector, .. } => detector.set(overlay),
+            ModelsCommand::Fetch(_) => {}
+            ModelsCommand::Check { detector, device, .. } => {
+                detector.set(overlay);
+                device.set(overlay);
+            }
+        }
+    }
 }
 
 pub(super) async fn run(arguments: &ModelsArguments, config: &Config) -> anyhow::Result<u8> {
     match &arguments.command {
-        ModelsCommand::List { format } => list::run(Format::or_default(*format), config),
+        ModelsCommand::List { format, .. } => list::run(Format::or_default(*format), config),
         ModelsCommand::Fetch(arguments) => fetch::run(arguments, config).await,
-        ModelsCommand::Check { format } => check::run(Format::or_default(*format), config),
+        ModelsCommand::Check { format, .. } => check::run(Format::or_default(*format), config),
     }
 }

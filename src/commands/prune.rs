@@ -2,56 +2,166 @@
 //!
 //! A job whose verdict was deleted is new to the ledger: if it is delivered again, it is screened and announced again.
 
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use super::UsageError;
 use super::age::Age;
-use super::record::outcome;
+use super::options::LedgerOption;
+use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
-use crate::job::Outcome;
-use crate::ledger;
+use crate::ledger::{self, Ledger, VerdictFilter};
 
 /// Verdicts per statement.
 const BATCH: u32 = 5_000;
-/// After each statement, so that workers can commit in between.
+/// After each batch, so that workers can commit in between.
 const BATCH_DELAY: Duration = Duration::from_millis(100);
+/// How often progress is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Options of `prune`.
 #[derive(Debug, Args)]
+#[command(after_help = "A verdict whose event is still unpublished stays, whatever is selected.")]
 pub struct PruneArguments {
-    /// Delete verdicts that were decided at least this long ago, such as 90d; those with an unpublished event stay
-    #[arg(long, value_name = "AGE")]
-    older_than: Age,
-    /// Only with this outcome [repeatable]
-    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
-    outcome: Vec<Outcome>,
+    /// Delete verdicts that were decided at least this long ago, such as 90d
+    #[arg(long, value_name = "AGE", required_unless_present = "until")]
+    older_than: Option<Age>,
+    #[command(flatten)]
+    selection: VerdictSelection,
+    #[command(flatten)]
+    findings: FindingSelection,
     /// Print the number, and delete nothing
     #[arg(long)]
     dry_run: bool,
+    /// Delete without asking; required where there is no terminal to ask on
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
+}
+
+impl PruneArguments {
+    fn filter(&self) -> VerdictFilter {
+        let filter = self.findings.add_to(self.selection.filter());
+        let aged = self.older_than.map(|age| OffsetDateTime::now_utc() - age.0);
+        let until = [aged, filter.until].into_iter().flatten().min();
+        VerdictFilter { until, ..filter }
+    }
 }
 
 pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {
+    let filter = arguments.filter();
+    if !arguments.dry_run && !arguments.yes && !is_confirmed(&filter)? {
+        eprintln!("nothing was deleted");
+        return Ok(1);
+    }
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
-    let until = OffsetDateTime::now_utc() - arguments.older_than.0;
     if arguments.dry_run {
-        let found = ledger.count_prunable(until, &arguments.outcome).await?;
-        eprintln!("{found} verdicts would be deleted");
+        eprintln!("{} would be deleted", verdicts(count(ledger.as_ref(), &filter).await?));
     } else {
-        let mut deleted = 0;
-        loop {
-            let batch = ledger.delete_prunable(until, &arguments.outcome, BATCH).await?;
-            deleted += batch;
-            if batch < u64::from(BATCH) {
-                break;
-            }
-            tracing::info!(deleted, "deleted a batch of verdicts");
-            tokio::time::sleep(BATCH_DELAY).await;
-        }
-        eprintln!("{deleted} verdicts were deleted");
+        eprintln!("{} deleted", verdicts(delete(ledger.as_ref(), &filter).await?));
     }
     ledger.close().await;
     Ok(0)
+}
+
+fn verdicts(number: u64) -> String {
+    if number == 1 { "1 verdict".into() } else { format!("{number} verdicts") }
+}
+
+/// Asks on a terminal.
+fn is_confirmed(filter: &VerdictFilter) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(UsageError(
+            "cannot delete verdicts: there is no terminal to ask on\n  hint: count them with --dry-run, then delete them with --yes"
+                .into(),
+        )
+        .into());
+    }
+    eprint!("Delete {}? [y/N] ", description(filter));
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
+/// The selected verdicts in words.
+fn description(filter: &VerdictFilter) -> String {
+    let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+    let mut words = vec!["all verdicts".to_owned()];
+    words.extend(filter.since.map(|since| format!("decided at or after {}", time(since))));
+    words.extend(filter.until.map(|until| format!("decided before {}", time(until))));
+    if !filter.outcomes.is_empty() {
+        let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
+        words.push(format!("with the outcome {}", outcomes.join(" or ")));
+    }
+    if !filter.buckets.is_empty() {
+        words.push(format!("in the bucket {}", filter.buckets.join(" or ")));
+    }
+    words.extend(filter.key_prefix.as_ref().map(|prefix| format!("with keys that begin with \"{prefix}\"")));
+    words.extend(filter.detector.as_ref().map(|detector| format!("scored by {detector}")));
+    if !filter.labels.is_empty() {
+        words.push(format!("with the label {}", filter.labels.join(" or ")));
+    }
+    words.join(", ")
+}
+
+async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+    let (mut found, mut from) = (0, None);
+    loop {
+        let page = ledger.count_prunable(filter, from).await?;
+        found += page.verdicts;
+        from = page.next;
+        if from.is_none() {
+            return Ok(found);
+        }
+    }
+}
+
+async fn delete(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+    let (mut deleted, mut from, mut logged) = (0, None, std::time::Instant::now());
+    loop {
+        let page = ledger.delete_prunable(filter, from, BATCH).await?;
+        deleted += page.verdicts;
+        from = page.next;
+        if from.is_none() {
+            return Ok(deleted);
+        }
+        if logged.elapsed() > LOG_INTERVAL {
+            logged = std::time::Instant::now();
+            tracing::info!(deleted, "deleting verdicts");
+        }
+        if page.verdicts > 0 {
+            tokio::time::sleep(BATCH_DELAY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Outcome;
+
+    #[test]
+    fn the_question_names_every_condition() {
+        let filter = VerdictFilter {
+            until: Some(time::macros::datetime!(2026-01-01 0:00 UTC)),
+            outcomes: vec![Outcome::Passed, Outcome::Missing],
+            buckets: vec!["up*".into()],
+            key_prefix: Some("a/".into()),
+            detector: Some("d".into()),
+            labels: vec!["nude".into()],
+            ..VerdictFilter::default()
+        };
+        assert_eq!(
+            description(&filter),
+            "all verdicts, decided before 2026-01-01T00:00:00Z, with the outcome passed or missing, in the bucket up*, \
+             with keys that begin with \"a/\", scored by d, with the label nude"
+        );
+    }
 }

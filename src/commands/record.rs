@@ -43,16 +43,18 @@ pub(super) fn row(verdict: &Verdict) -> Map<String, Value> {
     VERDICT_COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
 }
 
-/// The selected verdicts in pages of `limit`, ordered by `decided_at`.
+/// The selected verdicts in pages of at most `limit`, in the order of [`VerdictFilter`].
 pub(super) fn pages(
     ledger: &dyn Ledger,
     filter: VerdictFilter,
     limit: u32,
 ) -> impl Stream<Item = Result<Vec<StoredVerdict>, LedgerError>> + '_ {
-    stream::try_unfold((filter, None), move |(filter, last): (_, Option<Verdict>)| async move {
-        let page = ledger.page_of_verdicts(&filter, last.as_ref(), limit).await?;
-        let last = page.last().map(|stored| stored.verdict.clone());
-        Ok(last.map(|last| (page, (filter, Some(last)))))
+    // The first page, a later one, or none.
+    stream::try_unfold(Some((filter, None)), move |state| async move {
+        let Some((filter, from)) = state else { return Ok(None) };
+        let page = ledger.page_of_verdicts(&filter, from, limit).await?;
+        let next = page.next.map(|next| (filter, Some(next)));
+        Ok(Some((page.verdicts, next)))
     })
 }
 
@@ -68,9 +70,12 @@ pub(super) struct VerdictSelection {
     /// Only verdicts with this outcome [repeatable]
     #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     outcome: Vec<Outcome>,
-    /// Only verdicts that the detector of this name scored
+    /// Only verdicts on images in this bucket; "*" stands for any characters [repeatable]
     #[arg(long, value_name = "NAME")]
-    scored_by: Option<String>,
+    bucket: Vec<String>,
+    /// Only verdicts on images whose key begins with this text
+    #[arg(long, value_name = "TEXT")]
+    key_prefix: Option<String>,
 }
 
 impl VerdictSelection {
@@ -79,8 +84,27 @@ impl VerdictSelection {
             since: self.since,
             until: self.until,
             outcomes: self.outcome.clone(),
-            detector: self.scored_by.clone(),
+            buckets: self.bucket.clone(),
+            key_prefix: self.key_prefix.clone(),
+            ..VerdictFilter::default()
         }
+    }
+}
+
+/// Options that select verdicts by what they found.
+#[derive(Debug, Args)]
+pub(super) struct FindingSelection {
+    /// Only verdicts that the detector of this name scored
+    #[arg(long, value_name = "NAME", visible_alias = "scored-by")]
+    detector: Option<String>,
+    /// Only verdicts whose outcome names this label [repeatable]
+    #[arg(long, value_name = "LABEL")]
+    label: Vec<String>,
+}
+
+impl FindingSelection {
+    pub(super) fn add_to(&self, filter: VerdictFilter) -> VerdictFilter {
+        VerdictFilter { detector: self.detector.clone(), labels: self.label.clone(), ..filter }
     }
 }
 

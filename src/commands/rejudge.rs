@@ -1,97 +1,212 @@
 //! `pixwarden rejudge`: applies the configured policy to stored scores. It fetches no image and runs no model.
 //!
 //! Of an animated image the scores of one frame are stored: the most severe one under the policy of that day.
+//!
+//! A verdict without a score for one of the policy's rules is left as it is: a rule whose score is missing must never count
+//! as passed. With `--enqueue` its image is screened by the current detectors.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::TryStreamExt;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
+use super::options::{LedgerOption, QueueOption, ThresholdOptions};
 use super::output::{Format, Output};
-use super::record;
-use crate::config::Config;
+use super::record::{self, FindingSelection, VerdictSelection};
+use super::signals::{INTERRUPTED, Signals};
+use crate::backfill::{BackfillCounts, BackfillEnd, BackfillError, JobsForGaps, PublishLimits, PublishOptions};
+use crate::config::{Config, Overlay};
 use crate::job::event::{self, EventContext};
-use crate::job::{Outcome, RevisionCause, Verdict};
-use crate::ledger::{self, Revise, StoredVerdict};
+use crate::job::{ImageRef, Outcome, RevisionCause, Scores, Verdict};
+use crate::ledger::{self, Ledger, Revise, StoredVerdict, VerdictFilter};
 use crate::policy::{Policy, judge};
 use crate::screen::plan;
 
 /// Verdicts per transaction.
 const PAGE: u32 = 500;
+/// Limits of `--enqueue`, as those of `backfill`.
+const ENQUEUE_LIMITS: PublishLimits = PublishLimits { rate: None, depth: 10_000 };
+/// A job of `--enqueue` without a verdict counts as lost after this time, as with `backfill`.
+const AGAIN_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Options of `rejudge`.
 #[derive(Debug, Args)]
 pub struct RejudgeArguments {
     #[command(flatten)]
-    selection: record::VerdictSelection,
+    selection: VerdictSelection,
+    #[command(flatten)]
+    findings: FindingSelection,
+    /// Publish a job in the lane backfill for each image that lacks a score for one of the policy's rules
+    ///
+    /// Such a verdict is never changed. The job gets a verdict of its own, from the current detectors. A job that was
+    /// published before and has no verdict yet is not published again.
+    #[arg(long)]
+    enqueue: bool,
     /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    queue: QueueOption,
+    #[command(flatten)]
+    ledger: LedgerOption,
+    #[command(flatten)]
+    thresholds: ThresholdOptions,
+}
+
+impl RejudgeArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.queue.set(overlay);
+        self.ledger.set(overlay);
+        self.thresholds.set(overlay);
+    }
+
+    /// Verdicts that workers add meanwhile are left out: otherwise this might never end.
+    fn filter(&self, now: OffsetDateTime) -> VerdictFilter {
+        let filter = self.findings.add_to(self.selection.filter());
+        VerdictFilter { until: Some(filter.until.map_or(now, |until| until.min(now))), ..filter }
+    }
 }
 
 pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
     let (_, policy) = plan(config)?;
-    let ledger = ledger::open(config).await?;
+    let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
     ledger.check_schema().await?;
-
-    let mut filter = arguments.selection.filter();
-    // Verdicts that workers add meanwhile are left out: otherwise this might never end.
-    let now = OffsetDateTime::now_utc();
-    filter.until = Some(filter.until.map_or(now, |until| until.min(now)));
-    let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
-    let mut summary = RejudgeSummary::default();
-    while let Some(page) = pages.try_next().await? {
-        let judged_at = ledger.now().await?;
-        let changes: Vec<Revise> =
-            page.iter().filter_map(|stored| change(stored, judged_at, &policy, config, &mut summary)).collect();
-        if !arguments.dry_run {
-            summary.overtaken += changes.len() as u64 - ledger.rejudge(&changes).await?;
-        }
-    }
-    ledger.close().await;
-    summary.print(arguments)?;
-    Ok(0)
+    let filter = arguments.filter(OffsetDateTime::now_utc());
+    let mut rejudging = Rejudging {
+        ledger: Arc::clone(&ledger),
+        policy,
+        config,
+        dry_run: arguments.dry_run,
+        summary: RejudgeSummary::default(),
+    };
+    let end = if arguments.enqueue {
+        let options = PublishOptions {
+            retry_failed: false,
+            limit: None,
+            dry_run: arguments.dry_run,
+            limits: ENQUEUE_LIMITS,
+            again_after: AGAIN_AFTER,
+        };
+        let jobs = JobsForGaps::open(Arc::clone(&ledger), config, options).await?;
+        let stop = Signals::listen()?.stop(|| {
+            eprintln!("stopping after the jobs that are being published; a second signal stops at once");
+        });
+        let end = jobs.alone(&stop, rejudging.all(filter, Some(&jobs), &stop)).await;
+        jobs.close().await;
+        rejudging.summary.enqueued = Some(jobs.counts);
+        end
+    } else {
+        let end = rejudging.all(filter, None, &CancellationToken::new()).await;
+        ledger.close().await;
+        end
+    };
+    rejudging.summary.print(arguments)?;
+    Ok(if end? == BackfillEnd::Stopped { INTERRUPTED } else { 0 })
 }
 
-/// The revision of one verdict; `None` where the policy makes none.
-fn change(
-    stored: &StoredVerdict,
-    judged_at: OffsetDateTime,
-    policy: &Policy,
-    config: &Config,
-    summary: &mut RejudgeSummary,
-) -> Option<Revise> {
-    let StoredVerdict { verdict, revision } = stored;
-    if verdict.policy.sha256 == policy.reference.sha256 {
-        summary.current += 1;
-        return None;
+/// One run over the selected verdicts.
+struct Rejudging<'c> {
+    ledger: Arc<dyn Ledger>,
+    policy: Policy,
+    config: &'c Config,
+    dry_run: bool,
+    summary: RejudgeSummary,
+}
+
+impl Rejudging<'_> {
+    async fn all(
+        &mut self,
+        filter: VerdictFilter,
+        jobs: Option<&JobsForGaps>,
+        stop: &CancellationToken,
+    ) -> Result<BackfillEnd, BackfillError> {
+        let ledger = Arc::clone(&self.ledger);
+        let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
+        let mut pace = jobs.map(JobsForGaps::pace);
+        while let Some(page) = pages.try_next().await? {
+            let lacking = self.page(&page).await?;
+            if let (Some(jobs), Some(pace)) = (jobs, &mut pace)
+                && let Some(end) = jobs.fill(lacking, pace, stop).await?
+            {
+                return Ok(end);
+            }
+            if stop.is_cancelled() {
+                return Ok(BackfillEnd::Stopped);
+            }
+        }
+        Ok(BackfillEnd::Done)
     }
-    let judgement = judge::judge(policy, verdict.scores.as_ref()?);
-    if matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected) {
-        summary.without_rule += 1;
-        return None;
+
+    /// Judges one page. Returns the images of the verdicts that lack a score.
+    async fn page(&mut self, page: &[StoredVerdict]) -> Result<Vec<ImageRef>, BackfillError> {
+        let judged_at = self.ledger.now().await?;
+        let (mut changes, mut lacking) = (Vec::new(), Vec::new());
+        for stored in page {
+            match self.change(stored, judged_at) {
+                Rejudged::Changed(change) => changes.push(*change),
+                Rejudged::Lacking => lacking.push(stored.verdict.image.clone()),
+                Rejudged::Unchanged => {}
+            }
+        }
+        self.summary.lacking += lacking.len() as u64;
+        if !self.dry_run {
+            self.summary.overtaken += changes.len() as u64 - self.ledger.rejudge(&changes).await?;
+        }
+        Ok(lacking)
     }
-    let (before, after) = (verdict.judgement.outcome, judgement.outcome);
-    *summary.transitions.entry((before, after)).or_default() += 1;
-    let mut revise = Revise {
-        verdict: Verdict { judgement, policy: policy.reference.clone(), ..verdict.clone() },
-        expected_revision: revision.number,
-        cause: RevisionCause::Rejudged,
-        judged_at,
-        event: None,
-    };
-    if before != after && config.events.publish.iter().any(|key| key == after.routing_key()) {
-        let context = EventContext::default();
-        let event = event::revised_event(&revise.verdict, &revise.revision(), context, &config.prefix);
-        revise.event = Some(event);
+
+    /// What the policy makes of one verdict.
+    fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
+        let StoredVerdict { verdict, revision } = stored;
+        if verdict.policy.sha256 == self.policy.reference.sha256 {
+            self.summary.current += 1;
+            return Rejudged::Unchanged;
+        }
+        // Nothing was scored, because nothing could be shown: no policy changes that.
+        let Some(scores) = &verdict.scores else { return Rejudged::Unchanged };
+        let judgement = judge::judge(&self.policy, scores);
+        if !has_every_score(&self.policy, scores) || matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected) {
+            return Rejudged::Lacking;
+        }
+        let (before, after) = (verdict.judgement.outcome, judgement.outcome);
+        *self.summary.transitions.entry((before, after)).or_default() += 1;
+        let mut revise = Revise {
+            verdict: Verdict { judgement, policy: self.policy.reference.clone(), ..verdict.clone() },
+            expected_revision: revision.number,
+            cause: RevisionCause::Rejudged,
+            judged_at,
+            event: None,
+        };
+        if before != after && self.config.events.publish.iter().any(|key| key == after.routing_key()) {
+            let context = EventContext::default();
+            let event = event::revised_event(&revise.verdict, &revise.revision(), context, &self.config.prefix);
+            revise.event = Some(event);
+        }
+        Rejudged::Changed(Box::new(revise))
     }
-    Some(revise)
+}
+
+/// What a policy makes of a stored verdict.
+enum Rejudged {
+    Changed(Box<Revise>),
+    /// A score is missing that one of its rules needs.
+    Lacking,
+    Unchanged,
+}
+
+/// Whether there is a score for each rule.
+fn has_every_score(policy: &Policy, scores: &Scores) -> bool {
+    policy.rules.iter().all(|rule| scores.get(&rule.detector).is_some_and(|labels| labels.contains_key(&rule.label)))
 }
 
 #[derive(Default)]
@@ -100,8 +215,10 @@ struct RejudgeSummary {
     transitions: BTreeMap<(Outcome, Outcome), u64>,
     /// Verdicts that this policy had judged before.
     current: u64,
-    /// Verdicts whose scores no rule of this policy judges.
-    without_rule: u64,
+    /// Verdicts without a score for each rule of this policy.
+    lacking: u64,
+    /// What became of their images.
+    enqueued: Option<BackfillCounts>,
     /// Verdicts that another process has revised meanwhile.
     overtaken: u64,
 }
@@ -124,8 +241,20 @@ impl RejudgeSummary {
             "{judged} verdicts {rejudged}: {changed} with another outcome; {} more were judged by this policy earlier",
             self.current
         );
-        if self.without_rule > 0 {
-            eprintln!("{} verdicts are unchanged: this policy has no rule for their scores", self.without_rule);
+        if self.lacking > 0 {
+            let hint = if arguments.enqueue {
+                ""
+            } else {
+                "\n  hint: --enqueue publishes jobs that screen their images again"
+            };
+            eprintln!("{} verdicts are unchanged: they have no score for a rule of this policy{hint}", self.lacking);
+        }
+        if let Some(BackfillCounts { screened, waiting, published, .. }) = &self.enqueued {
+            let [screened, waiting, published] = [screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
+            let would = if arguments.dry_run { "would be published" } else { "published" };
+            eprintln!(
+                "{published} jobs {would}; {waiting} images have a job without a verdict yet, {screened} have a later verdict"
+            );
         }
         if self.overtaken > 0 {
             eprintln!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);

@@ -14,13 +14,14 @@ use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt};
 
 use super::files;
+use super::options::{LedgerOption, ScreeningOptions};
 use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
-use crate::config::Config;
+use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::Outcome;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{self, Ledger, LedgerError};
 use crate::life::CommitQueue;
 use crate::screen::{Screen, decode};
 use file::{FileReport, Recorder, Scan};
@@ -62,13 +63,21 @@ pub struct ScanArguments {
     /// an earlier file, so the figure is a lower bound. This is slower than a scan that screens images side by side.
     #[arg(long)]
     measure: bool,
+    #[command(flatten)]
+    ledger: LedgerOption,
+    #[command(flatten)]
+    screening: ScreeningOptions,
 }
 
-pub(super) async fn run(
-    arguments: &ScanArguments,
-    config: &Config,
-    ledger: Option<Box<dyn Ledger>>,
-) -> anyhow::Result<u8> {
+impl ScanArguments {
+    pub(super) fn overlay(&self, overlay: &mut Overlay) {
+        self.ledger.set(overlay);
+        self.screening.set(overlay);
+    }
+}
+
+pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::Result<u8> {
+    let ledger = if arguments.ledger.is_given() { Some(ledger::open_or_create(config).await?) } else { None };
     let screen = Screen::start(config)?;
     let (recorder, recording) = match ledger {
         Some(ledger) => {

@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use time::format_description::well_known::Rfc3339;
 
+use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
@@ -25,6 +26,8 @@ pub struct ShowArguments {
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    pub(super) ledger: LedgerOption,
 }
 
 pub(super) async fn run(arguments: &ShowArguments, config: &Config) -> anyhow::Result<u8> {

@@ -1,5 +1,6 @@
 //! `pixwarden worker`
 
+use super::options::{ScreeningOptions, ServiceOptions};
 use super::signals::Signals;
 use crate::config::{Config, Overlay};
 use clap::Args;
@@ -35,15 +36,21 @@ pub struct WorkerArguments {
     /// A higher value survives longer failures of single objects. The last attempts are ten minutes apart.
     #[arg(long, value_name = "N")]
     attempts: Option<u32>,
+    #[command(flatten)]
+    services: ServiceOptions,
+    #[command(flatten)]
+    screening: ScreeningOptions,
 }
 
 impl WorkerArguments {
     pub(super) fn overlay(&self, overlay: &mut Overlay) {
-        overlay.set("worker.prefetch", self.prefetch.map(i64::from));
-        overlay.set("inference.max_batch", self.max_batch.map(i64::from));
-        overlay.set("storage.downloads", self.downloads.map(i64::from));
-        overlay.set("decode.threads", self.decoders.map(i64::from));
-        overlay.set("worker.attempts", self.attempts.map(i64::from));
+        self.services.set(overlay);
+        self.screening.set(overlay);
+        overlay.set("worker.prefetch", "--prefetch", self.prefetch.map(i64::from));
+        overlay.set("inference.max_batch", "--max-batch", self.max_batch.map(i64::from));
+        overlay.set("storage.downloads", "--downloads", self.downloads.map(i64::from));
+        overlay.set("decode.threads", "--decoders", self.decoders.map(i64::from));
+        overlay.set("worker.attempts", "--attempts", self.attempts.map(i64::from));
     }
 }
 

@@ -100,22 +100,33 @@ fn hint(nearest: &Option<String>) -> String {
 pub struct Overlay {
     /// The file named by `--config`.
     pub file: Option<PathBuf>,
-    /// The path of each key with its value, such as `("policy.review_at", value)`.
-    pub values: Vec<(&'static str, Value)>,
+    /// Values in the order of the flags.
+    pub values: Vec<FlagValue>,
+}
+
+/// A value given by a flag.
+#[derive(Debug, Clone)]
+pub struct FlagValue {
+    /// The path of the option, such as `policy.review_at`.
+    pub option: &'static str,
+    /// The flag, such as `--review-at`.
+    pub flag: &'static str,
+    /// The value.
+    pub value: Value,
 }
 
 impl Overlay {
     /// Sets a value if the flag was given.
-    pub fn set(&mut self, key: &'static str, value: Option<impl Into<Value>>) {
+    pub fn set(&mut self, option: &'static str, flag: &'static str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
-            self.values.push((key, value.into()));
+            self.values.push(FlagValue { option, flag, value: value.into() });
         }
     }
 
     /// Sets a list if the flag was given at least once.
-    pub fn set_list(&mut self, key: &'static str, values: &[String]) {
+    pub fn set_list(&mut self, option: &'static str, flag: &'static str, values: &[String]) {
         if !values.is_empty() {
-            self.set(key, Some(Value::Array(values.iter().cloned().map(Value::String).collect())));
+            self.set(option, flag, Some(Value::Array(values.iter().cloned().map(Value::String).collect())));
         }
     }
 }
@@ -143,8 +154,8 @@ pub fn load(overlay: &Overlay, environment: impl Iterator<Item = (String, String
         Err(error) => return Err(ConfigError::Unreadable { path, error }),
     }
     apply_environment(&mut merged, &defaults, environment)?;
-    for (key, value) in &overlay.values {
-        set(&mut merged, key, value.clone());
+    for FlagValue { option, value, .. } in &overlay.values {
+        set(&mut merged, option, value.clone());
     }
     let config: Config =
         Value::Table(merged).try_into().map_err(|e: toml::de::Error| ConfigError::Type(e.message().to_owned()))?;
@@ -316,7 +327,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         write!(file, "prefix = \"file\"\n[worker]\nattempts = 7\ndeaths = 2\n").unwrap();
         let mut overlay = Overlay { file: Some(file.path().to_owned()), values: Vec::new() };
-        overlay.set("worker.deaths", Some(9));
+        overlay.set("worker.deaths", "--deaths", Some(9));
         let environment =
             [("PIXWARDEN_PREFIX", "environment"), ("PIXWARDEN_BUCKETS", "a, b"), ("PIXWARDEN_WORKER_DEATHS", "8")];
         let config = load(&overlay, environment.iter().map(|(k, v)| ((*k).into(), (*v).into()))).unwrap();

@@ -21,10 +21,100 @@ pub struct VerdictFilter {
     pub since: Option<OffsetDateTime>,
     /// Decided before this time.
     pub until: Option<OffsetDateTime>,
+    /// Judged once more, at this time or later. A verdict at revision 1 is left out.
+    pub revised_since: Option<OffsetDateTime>,
+    /// Judged once more before this time; only together with `revised_since`.
+    pub revised_until: Option<OffsetDateTime>,
     /// Any of these outcomes; an empty list means every outcome.
     pub outcomes: Vec<Outcome>,
     /// Scored by the detector of this name.
     pub detector: Option<String>,
+    /// In any of these buckets, where `*` stands for any characters; an empty list means every bucket.
+    pub buckets: Vec<String>,
+    /// On an object whose key begins with this text.
+    pub key_prefix: Option<String>,
+    /// Whose judgement names any of these labels; an empty list means every judgement.
+    pub labels: Vec<String>,
+}
+
+impl VerdictFilter {
+    /// Whether the order of the verdicts alone decides which are selected, once `outcomes` are read one by one.
+    pub(super) const fn is_range(&self, reads_outcomes: bool) -> bool {
+        self.detector.is_none()
+            && self.buckets.is_empty()
+            && self.key_prefix.is_none()
+            && self.labels.is_empty()
+            && (reads_outcomes || self.outcomes.is_empty())
+            && (self.revised_since.is_none() || (self.since.is_none() && self.until.is_none()))
+    }
+
+    /// The first place and the place behind the last one, in the order of `decided_at`, or of `judged_at` for verdicts
+    /// that were judged once more.
+    pub(super) fn range(&self) -> (Position, Position) {
+        let (from, to) = match self.revised_since {
+            Some(since) => (Some(since), self.revised_until),
+            None => (self.since, self.until),
+        };
+        let start = |at: OffsetDateTime| Position { at, id: Uuid::nil() };
+        (start(from.unwrap_or(FIRST_TIME)), start(to.unwrap_or(LAST_TIME)))
+    }
+}
+
+/// No verdict is older.
+const FIRST_TIME: OffsetDateTime = time::macros::datetime!(0001-01-01 00:00 UTC);
+/// No verdict is younger.
+const LAST_TIME: OffsetDateTime = time::macros::datetime!(9999-12-31 00:00 UTC);
+
+/// A place in the order of verdicts, by time and id. Reading begins with the verdict at this place or the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub at: OffsetDateTime,
+    pub id: Uuid,
+}
+
+impl Position {
+    /// The place behind a verdict. Both databases sort UUIDs by their bytes.
+    pub(super) fn behind(at: OffsetDateTime, id: Uuid) -> Self {
+        match id.as_u128().checked_add(1) {
+            Some(next) => Self { at, id: Uuid::from_u128(next) },
+            None => Self { at: at + time::Duration::MICROSECOND, id: Uuid::nil() },
+        }
+    }
+}
+
+/// A part of the selected verdicts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerdictPage {
+    /// May be empty although others follow: a page costs the same, however few verdicts are selected.
+    pub verdicts: Vec<StoredVerdict>,
+    /// Where the next page begins; `None` after the last one.
+    pub next: Option<Position>,
+}
+
+impl VerdictPage {
+    /// Sorts verdicts of several indexes, of each the first `limit`, and keeps the first `limit` of all.
+    pub(super) fn cut(mut self, filter: &VerdictFilter, limit: u32) -> Self {
+        let at = |stored: &StoredVerdict| match filter.revised_since {
+            Some(_) => stored.revision.judged_at,
+            None => stored.verdict.decided_at,
+        };
+        self.verdicts.sort_by_key(|stored| (at(stored), stored.verdict.id));
+        let limit = limit as usize;
+        if let Some(last) = limit.checked_sub(1).and_then(|last| self.verdicts.get(last)) {
+            self.next = Some(Position::behind(at(last), last.verdict.id));
+        }
+        self.verdicts.truncate(limit);
+        self
+    }
+}
+
+/// What became of a part of the verdicts that may be pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrunedPage {
+    /// The number of verdicts.
+    pub verdicts: u64,
+    /// Where the next page begins; `None` after the last one.
+    pub next: Option<Position>,
 }
 
 /// The state of an event in the outbox.
@@ -53,27 +143,26 @@ pub trait Archive: Send + Sync {
     /// The events of a verdict that are still in the outbox, oldest first.
     async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError>;
 
-    /// Up to `limit` verdicts, ordered by `decided_at` and id, that follow `after`. Reading page after page to the end
-    /// returns every verdict that was there at the beginning exactly once.
+    /// Up to `limit` selected verdicts from a place on, or from the first. They are ordered by `decided_at` and id, or
+    /// with `revised_since` by `judged_at` and id. Reading page after page to the end returns every verdict that was there
+    /// at the beginning exactly once.
     async fn page_of_verdicts(
         &self,
         filter: &VerdictFilter,
-        after: Option<&Verdict>,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<Vec<StoredVerdict>, LedgerError>;
+    ) -> Result<VerdictPage, LedgerError>;
 
-    /// Counts the verdicts that may be pruned: decided before `until`, with any of these outcomes (an empty list means
-    /// every outcome), and without an unpublished event.
-    async fn count_prunable(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError>;
+    /// Counts selected verdicts that may be pruned: those without an unpublished event.
+    async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError>;
 
-    /// Deletes up to `limit` of these verdicts with their history and events, oldest first. Returns the number of
-    /// verdicts.
+    /// Deletes such verdicts with their history and events, oldest first, and at most `limit`.
     async fn delete_prunable(
         &self,
-        until: OffsetDateTime,
-        outcomes: &[Outcome],
+        filter: &VerdictFilter,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<u64, LedgerError>;
+    ) -> Result<PrunedPage, LedgerError>;
 
     /// Revises verdicts by another policy, all in one transaction or none. Returns how many were at the expected
     /// revision and have been changed.
@@ -81,4 +170,19 @@ pub trait Archive: Send + Sync {
     /// A judgement that changes nothing that people see (outcome, reason, label, score) makes no revision: then only
     /// the policy of the verdict changes.
     async fn rejudge(&self, changes: &[Revise]) -> Result<u64, LedgerError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_behind_a_verdict_is_before_every_later_one() {
+        let at = OffsetDateTime::UNIX_EPOCH;
+        let place = |id| Position { at, id: Uuid::from_u128(id) };
+        assert!(Position::behind(at, Uuid::from_u128(7)) > place(7));
+        assert!(Position::behind(at, Uuid::from_u128(7)) <= place(8));
+        let last = Position::behind(at, Uuid::max());
+        assert!(last > place(u128::MAX) && last.at > at, "{last:?}");
+    }
 }

@@ -19,6 +19,10 @@ pub enum LedgerError {
     /// The database refuses a row because of its values. The same call fails again.
     #[error("the ledger refused the row: {0}")]
     Refused(#[source] DatabaseError),
+    /// A living server refuses a statement for a reason that may be one row's or its own, such as a trigger or an internal
+    /// error. Which of both is known once other rows were tried.
+    #[error("the ledger refused the statement: {0}")]
+    RefusedUnclear(#[source] DatabaseError),
     /// The schema is older than this program.
     #[error(
         "the ledger's schema is at version {found}, but this program needs {needed}\n  hint: run `pixwarden migrate`, or start the worker with --migrate"
@@ -51,7 +55,7 @@ impl LedgerError {
     pub(super) fn count(&self) {
         match self {
             Self::Down(_) | Self::Contended(_) => metrics::ledger_call_failed(LedgerErrorKind::Down),
-            Self::Refused(_) => metrics::ledger_call_failed(LedgerErrorKind::Refused),
+            Self::Refused(_) | Self::RefusedUnclear(_) => metrics::ledger_call_failed(LedgerErrorKind::Refused),
             // These are found at the start, before there is a job.
             Self::Schema { .. } | Self::CannotOpen { .. } => {}
         }

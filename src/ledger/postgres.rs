@@ -4,19 +4,26 @@
 //! used again: sqlx sets no TCP user timeout, so that a connection to a peer that died silently would stay in the pool
 //! for ever.
 
-/// The columns of a `VerdictRow`. JSON and UUIDs are selected as text under the names of their columns, so that `ORDER BY
-/// id` would mean the text: write `verdicts.id`.
-macro_rules! select_verdicts {
+/// The columns of a `VerdictRow`, without FROM. JSON and UUIDs are selected as text under the names of their columns, so that
+/// `ORDER BY id` would mean the text: write `verdicts.id`.
+macro_rules! select_columns {
     () => {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, selected),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at FROM verdicts"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at"
         )
     };
 }
 
-/// One column of [`select_verdicts`].
+/// As [`select_columns`], from the whole table.
+macro_rules! select_verdicts {
+    () => {
+        concat!(select_columns!(), " FROM verdicts")
+    };
+}
+
+/// One column of [`select_columns`].
 macro_rules! selected {
     (($number:literal, $name:ident, $type:ty, $transport:tt, uuid, $replay:ident)) => {
         concat!(stringify!($name), "::text AS ", stringify!($name))
@@ -32,6 +39,7 @@ macro_rules! selected {
 mod archive;
 mod indexes;
 mod outbox;
+mod pages;
 mod quarantine;
 mod reconcile;
 mod verdicts;
@@ -55,6 +63,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For answers that need to read a large part of a table.
 const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How much earlier the server gives up a statement than this program.
+const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
+/// Settings of each session, for servers that have them.
+const SESSION_SETTINGS: [(&str, &str); 3] = [
+    // How often the server looks, during a statement, whether this program is still connected. Since PostgreSQL 14, and not
+    // on every operating system.
+    ("client_connection_check_interval", "5s"),
+    // Statements read few rows. Compiling one takes longer than running it, and so does starting a parallel worker.
+    ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+];
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// For commits, look-ups and the sweeper. More connections would only contend for the same rows.
@@ -96,6 +115,7 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
+            .after_connect(|c, _| Box::pin(begin_session(c)))
             .connect_with(options.application_name("pixwarden"))
             .await
             .map_err(|e| {
@@ -134,23 +154,63 @@ impl Postgres {
             Ok(connection) => connection.map_err(classify_error)?,
             Err(_) => return Err(LedgerError::Down(NO_CONNECTION.into())),
         };
-        let result = match tokio::time::timeout(deadline, operation(&mut connection)).await {
+        let work = async {
+            if deadline != RESPONSE_TIMEOUT {
+                set_statement_timeout(&mut connection, deadline).await?;
+            }
+            let done = operation(&mut connection).await?;
+            if deadline != RESPONSE_TIMEOUT {
+                set_statement_timeout(&mut connection, RESPONSE_TIMEOUT).await?;
+            }
+            Ok(done)
+        };
+        let result = match tokio::time::timeout(deadline, work).await {
             Ok(result) => result.map_err(classify_error),
             Err(_) => Err(LedgerError::Down(format!("no response within {} s", deadline.as_secs()).into())),
         };
-        if matches!(result, Err(LedgerError::Down(_) | LedgerError::Contended(_))) {
-            // The connection does not go back into the pool: its next answer could belong to this operation.
+        let is_unknown = matches!(result, Err(LedgerError::Down(_) | LedgerError::Contended(_)));
+        if is_unknown || (result.is_err() && deadline != RESPONSE_TIMEOUT) {
+            // The connection does not go back into the pool: its next answer could belong to this operation, or it could have
+            // the timeout of this operation.
             drop(connection.detach());
         }
         result
     }
 }
 
+/// Sets the limits of a new session on the server. Without them a statement that this program has given up would run on,
+/// together with its connection, which this program no longer counts.
+async fn begin_session(c: &mut PgConnection) -> Result<(), sqlx::Error> {
+    set_statement_timeout(c, RESPONSE_TIMEOUT).await?;
+    for (setting, value) in SESSION_SETTINGS {
+        // A server that does not have the setting finds no row.
+        let query = sqlx::query("SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1");
+        if let Err(error) = query.bind(setting).bind(value).execute(&mut *c).await {
+            tracing::debug!(setting, error = %error_text(&error), "the server does not accept a setting of the session");
+        }
+    }
+    Ok(())
+}
+
+/// How long the server lets a statement run: a little less than this program waits for it.
+async fn set_statement_timeout(c: &mut PgConnection, deadline: Duration) -> Result<(), sqlx::Error> {
+    let timeout_ms = deadline.saturating_sub(STATEMENT_TIMEOUT_MARGIN).as_millis().to_string();
+    sqlx::query("SELECT set_config('statement_timeout', $1, false)").bind(timeout_ms).execute(c).await.map(drop)
+}
+
 #[async_trait]
 impl Ledger for Postgres {
     async fn migrate(&self) -> Result<i64, LedgerError> {
         let down = |text: String| LedgerError::Down(text.into());
-        match tokio::time::timeout(MIGRATE_TIMEOUT, schema::migrator(&MIGRATIONS).run(&self.pool)).await {
+        // A connection with another timeout than those of the pool.
+        let migrating = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .after_connect(|c, _| Box::pin(set_statement_timeout(c, MIGRATE_TIMEOUT)))
+            .connect_lazy_with((*self.pool.connect_options()).clone());
+        let migrated = tokio::time::timeout(MIGRATE_TIMEOUT, schema::migrator(&MIGRATIONS).run(&migrating)).await;
+        drop(migrating);
+        match migrated {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
                 return Err(LedgerError::Down(DatabaseError::new(format!("cannot migrate the schema: {e}"), e)));
@@ -191,7 +251,7 @@ impl Ledger for Postgres {
         let written = self.run(RESPONSE_TIMEOUT, |c| Box::pin(verdicts::write_and_take_back(c))).await;
         // A ledger that refuses this row refuses every row.
         written.map_err(|error| match error {
-            LedgerError::Refused(error) => LedgerError::Down(error),
+            LedgerError::Refused(error) | LedgerError::RefusedUnclear(error) => LedgerError::Down(error),
             other => other,
         })
     }
@@ -229,14 +289,50 @@ const NO_CONNECTION: &str = "no free connection in time";
 
 /// Sorts the error codes of Postgres (appendix A of its manual) by what the caller can do.
 fn classify_error(error: sqlx::Error) -> LedgerError {
-    let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned).unwrap_or_default();
+    let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned);
     let error = DatabaseError::new(error_text(&error), error);
-    match code.as_str() {
-        // Data exception, integrity constraint violation, program limit exceeded (an index entry that is too large).
-        code if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => LedgerError::Refused(error),
+    match code.as_deref().map(refusal_of) {
+        Some(Refusal::Row) => LedgerError::Refused(error),
+        Some(Refusal::Contention) => LedgerError::Contended(error),
+        Some(Refusal::Unclear) => LedgerError::RefusedUnclear(error),
+        // Without a code the error is not the server's.
+        Some(Refusal::Ledger) | None => LedgerError::Down(error),
+    }
+}
+
+/// Whose fault an error of the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// The values of a row.
+    Row,
+    /// Another transaction. The same one may succeed at once.
+    Contention,
+    /// A row, or the ledger. A trigger may raise any code for one row, and a damaged page or a bug of the server may be met
+    /// by one row only.
+    Unclear,
+    /// The connection, the state of the server, its schema or its privileges: the same for every row.
+    Ledger,
+}
+
+fn refusal_of(code: &str) -> Refusal {
+    match (code.get(..2).unwrap_or_default(), code) {
         // Serialization failure, deadlock.
-        "40001" | "40P01" => LedgerError::Contended(error),
-        _ => LedgerError::Down(error),
+        (_, "40001" | "40P01") => Refusal::Contention,
+        // Data exception, integrity constraint violation, program limit exceeded (an index entry that is too large).
+        ("22" | "23" | "54", _) => Refusal::Row,
+        // Connection exception, feature not supported (a prepared statement after a change of the schema), invalid
+        // transaction state (a read-only server is 25006), invalid statement name, invalid authorization, invalid catalog
+        // or schema name, transaction rollback, syntax error or access rule violation (no privilege is 42501, no table
+        // 42P01), insufficient resources (a full disk is 53100), object not in prerequisite state (a lock is 55P03),
+        // operator intervention (a statement timeout is 57014), system error, snapshot failure, configuration file error.
+        (
+            "08" | "0A" | "25" | "26" | "28" | "2D" | "3B" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58"
+            | "72" | "F0",
+            _,
+        ) => Refusal::Ledger,
+        // Among them triggered action exception (09), errors of functions (21, 2F, 38, 39), P0001 of RAISE, and the internal
+        // errors XX000 to XX002.
+        _ => Refusal::Unclear,
     }
 }
 
@@ -245,5 +341,39 @@ fn error_text(error: &sqlx::Error) -> String {
         sqlx::Error::Database(e) => e.message().to_owned(),
         sqlx::Error::PoolTimedOut => NO_CONNECTION.into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_living_server_refuses_a_row_and_only_its_own_state_is_the_ledgers() {
+        for (code, refusal) in [
+            ("22021", Refusal::Row),
+            ("23514", Refusal::Row),
+            ("54000", Refusal::Row),
+            ("40001", Refusal::Contention),
+            ("40P01", Refusal::Contention),
+            ("P0001", Refusal::Unclear),
+            ("XX000", Refusal::Unclear),
+            ("XX002", Refusal::Unclear),
+            ("09000", Refusal::Unclear),
+            ("38000", Refusal::Unclear),
+            ("U1234", Refusal::Unclear),
+            ("08006", Refusal::Ledger),
+            ("0A000", Refusal::Ledger),
+            ("25006", Refusal::Ledger),
+            ("42501", Refusal::Ledger),
+            ("42P01", Refusal::Ledger),
+            ("53100", Refusal::Ledger),
+            ("55P03", Refusal::Ledger),
+            ("57014", Refusal::Ledger),
+            ("57P01", Refusal::Ledger),
+            ("58030", Refusal::Ledger),
+        ] {
+            assert_eq!(refusal_of(code), refusal, "{code}");
+        }
     }
 }

@@ -16,6 +16,7 @@ macro_rules! select_verdicts {
 
 mod archive;
 mod outbox;
+mod pages;
 mod quarantine;
 mod reconcile;
 mod verdicts;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{Row, SqliteConnection, SqlitePool};
@@ -46,6 +48,12 @@ const MIGRATIONS: [MigrationStep; 4] = [
     (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/sqlite/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/sqlite/0004_revisions.sql")),
+];
+
+/// The indexes that are no part of a migration, as in Postgres: `migrate` makes those that do not exist.
+const INDEXES: [&str; 2] = [
+    "CREATE INDEX IF NOT EXISTS verdicts_by_judgement ON verdicts (judged_at, id) WHERE judged_at IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS outbox_by_key ON outbox (routing_key, due_at) WHERE published_at IS NULL",
 ];
 
 /// Takes the write lock at once: a transaction that reads first and writes later could fail because another process has
@@ -110,7 +118,13 @@ impl Sqlite {
 #[async_trait]
 impl Ledger for Sqlite {
     async fn migrate(&self) -> Result<i64, LedgerError> {
-        let run = async || schema::migrator(&MIGRATIONS).run(&self.pool).await;
+        let run = async || {
+            schema::migrator(&MIGRATIONS).run(&self.pool).await?;
+            for index in INDEXES {
+                sqlx::query(index).execute(&self.pool).await?;
+            }
+            Ok::<_, MigrateError>(())
+        };
         // SQLite has no lock around migrations. Where two processes migrate one file, the second finds the work done when
         // it tries again.
         let twice = async || match run().await {
@@ -147,7 +161,7 @@ impl Ledger for Sqlite {
         let written = self.run(|c| Box::pin(verdicts::write_and_take_back(c))).await;
         // A ledger that refuses this row refuses every row.
         written.map_err(|error| match error {
-            LedgerError::Refused(error) => LedgerError::Down(error),
+            LedgerError::Refused(error) | LedgerError::RefusedUnclear(error) => LedgerError::Down(error),
             other => other,
         })
     }

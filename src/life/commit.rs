@@ -3,9 +3,12 @@
 //! While one group is written, the next group gathers. Under load it gathers a little longer, because a statement costs
 //! about the same for one row as for ten. (Postgres's `commit_delay` does the same for commits.) A row that the database
 //! refuses is found by splitting the group in halves, and fails alone.
+//!
+//! Some refusals do not show whether a row or the ledger is the reason: a trigger may refuse one row or all, and so may a
+//! damaged index. Then the row is the reason if the ledger accepts others, and the ledger is if it accepts none.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -32,11 +35,50 @@ pub fn linger_limit(in_flight: usize) -> usize {
     MAX_LINGER.min(in_flight / 2)
 }
 
+/// So many different rows may be refused for an unclear reason without an accepted one in between. Further ones mean that
+/// the ledger is the reason.
+const MAX_UNCLEAR_ROWS: usize = 3;
+
 /// Commits verdicts in groups.
 #[derive(Clone)]
 pub struct CommitQueue {
     ledger: Arc<dyn Ledger>,
     entries: mpsc::Sender<Waiting>,
+    unclear: Arc<UnclearRows>,
+}
+
+/// The rows that were refused for an unclear reason since a row was accepted.
+#[derive(Debug, Default)]
+struct UnclearRows(Mutex<HashSet<Uuid>>);
+
+impl UnclearRows {
+    fn a_row_was_accepted(&self) {
+        self.rows().clear();
+    }
+
+    /// Whether the ledger, and not these rows, is the reason: it accepts no rows, also those of a probe.
+    async fn are_the_ledgers(&self, ledger: &dyn Ledger, refused: impl IntoIterator<Item = Uuid>) -> bool {
+        let count = {
+            let mut rows = self.rows();
+            // One more than are allowed is enough to know.
+            rows.extend(refused.into_iter().take(MAX_UNCLEAR_ROWS + 1));
+            rows.len()
+        };
+        count > MAX_UNCLEAR_ROWS || ledger.ping().await.is_err()
+    }
+
+    fn rows(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a refusal means, once it is known whose fault it is.
+fn decided(error: LedgerError, is_ledgers: bool) -> LedgerError {
+    match error {
+        LedgerError::RefusedUnclear(reason) if is_ledgers => LedgerError::Down(reason),
+        LedgerError::RefusedUnclear(reason) => LedgerError::Refused(reason),
+        other => other,
+    }
 }
 
 struct Waiting {
@@ -50,7 +92,9 @@ impl CommitQueue {
     pub fn new(ledger: Arc<dyn Ledger>, linger_limit: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(MAX_GROUP);
         let groups = Groups::new(waiting, MAX_GROUP, LINGER_DELAY, linger_limit);
-        (Self { ledger: Arc::clone(&ledger), entries }, write_groups(ledger, groups))
+        let unclear = Arc::new(UnclearRows::default());
+        let queue = Self { ledger: Arc::clone(&ledger), entries, unclear: Arc::clone(&unclear) };
+        (queue, write_groups(ledger, unclear, groups))
     }
 
     /// Commits one verdict with its event, in a group with others that are ready. A `failed` verdict that answers a job for
@@ -76,8 +120,15 @@ impl CommitQueue {
         };
         let began = Instant::now();
         let is_new = matches!(inserted, Inserted::Written(_));
-        let inserted =
-            replace_failed_verdict(self.ledger.as_ref(), &new.verdict, named, inserted, revised_event).await?;
+        let replaced = replace_failed_verdict(self.ledger.as_ref(), &new.verdict, named, inserted, revised_event).await;
+        let inserted = match replaced {
+            Ok(inserted) => inserted,
+            Err(error @ LedgerError::RefusedUnclear(_)) => {
+                let is_ledgers = self.unclear.are_the_ledgers(self.ledger.as_ref(), [new.verdict.id]).await;
+                return Err(decided(error, is_ledgers));
+            }
+            Err(error) => return Err(error),
+        };
         if !is_new && matches!(inserted, Inserted::Written(_)) {
             metrics::transaction_committed(1, began.elapsed());
         }
@@ -85,18 +136,39 @@ impl CommitQueue {
     }
 }
 
-async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
+async fn write_groups(ledger: Arc<dyn Ledger>, unclear: Arc<UnclearRows>, mut groups: Groups<Waiting>) {
     while let Some(ready) = groups.next().await {
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest): (Vec<_>, _) = ready.into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         let size = group.len();
-        commit_group(ledger.as_ref(), group).await;
+        let result = commit_group(ledger.as_ref(), group).await;
+        if result.accepted > 0 {
+            unclear.a_row_was_accepted();
+        }
+        let is_ledgers = if result.accepted > 0 || result.unclear.is_empty() {
+            false
+        } else {
+            let ids = result.unclear.iter().map(|(waiting, _)| waiting.entry.verdict.id);
+            unclear.are_the_ledgers(ledger.as_ref(), ids).await
+        };
+        for (waiting, error) in result.unclear {
+            drop(waiting.reply.send(Err(decided(error, is_ledgers))));
+        }
         groups.done(size, rest);
     }
 }
 
-/// Commits a group whose ids differ, and answers each of its callers.
-fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, ()> {
+/// What became of a group.
+#[derive(Default)]
+struct GroupResult {
+    /// Rows that were written, or that existed.
+    accepted: usize,
+    /// Rows that were refused for an unclear reason. Their callers have no answer yet.
+    unclear: Vec<(Waiting, LedgerError)>,
+}
+
+/// Commits a group whose ids differ, and answers each of its callers but those of [`GroupResult::unclear`].
+fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, GroupResult> {
     Box::pin(async move {
         let entries: Vec<NewVerdict> = group.iter().map(|waiting| waiting.entry.clone()).collect();
         let began = Instant::now();
@@ -106,16 +178,25 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, (
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }
+                GroupResult { accepted: entries.len(), unclear: Vec::new() }
             }
-            Err(LedgerError::Refused(_)) if group.len() > 1 => {
+            Err(LedgerError::Refused(_) | LedgerError::RefusedUnclear(_)) if group.len() > 1 => {
                 let rest = group.split_off(group.len() / 2);
-                commit_group(ledger, group).await;
-                commit_group(ledger, rest).await;
+                let mut result = commit_group(ledger, group).await;
+                let second = commit_group(ledger, rest).await;
+                result.accepted += second.accepted;
+                result.unclear.extend(second.unclear);
+                result
+            }
+            Err(error @ LedgerError::RefusedUnclear(_)) => {
+                let unclear = group.into_iter().map(|waiting| (waiting, error.clone())).collect();
+                GroupResult { accepted: 0, unclear }
             }
             Err(error) => {
                 for waiting in group {
                     drop(waiting.reply.send(Err(error.clone())));
                 }
+                GroupResult::default()
             }
         }
     })
@@ -124,9 +205,30 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, (
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::{MissingFile, Sqlite};
 
     #[test]
     fn a_group_never_waits_for_more_than_can_come() {
         assert_eq!([0, 1, 4, 18, 80].map(linger_limit), [0, 0, 2, 9, 16]);
+    }
+
+    #[tokio::test]
+    async fn many_rows_that_are_refused_in_a_row_are_the_ledgers_matter_and_a_few_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
+        let unclear = UnclearRows::default();
+        let row = |n| [Uuid::from_u128(n)];
+        for n in [1, 1, 1, 1, 2, 3] {
+            assert!(!unclear.are_the_ledgers(&ledger, row(n)).await, "{n}");
+        }
+        assert!(unclear.are_the_ledgers(&ledger, row(4)).await, "nothing was accepted in between");
+        unclear.a_row_was_accepted();
+        assert!(!unclear.are_the_ledgers(&ledger, row(4)).await);
+        assert!(unclear.are_the_ledgers(&ledger, (10..30).map(Uuid::from_u128)).await, "a whole group");
+
+        // A ledger that does not take a probe either.
+        unclear.a_row_was_accepted();
+        ledger.close().await;
+        assert!(unclear.are_the_ledgers(&ledger, row(1)).await);
     }
 }

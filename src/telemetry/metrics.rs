@@ -174,14 +174,10 @@ pub fn ledger_call_failed(kind: LedgerErrorKind) {
     table::LEDGER_ERRORS.add(kind, 1);
 }
 
-/// Sets the number of unpublished events of a routing key.
-pub fn set_outbox_events(routing_key: &str, events: u64) {
+/// Sets the number of unpublished events of a routing key, and the age of the oldest one.
+pub fn set_outbox_events(routing_key: &str, events: u64, oldest: Duration) {
     table::OUTBOX_EVENTS.set(RoutingKey(routing_key.into()), typed::number(events));
-}
-
-/// Sets the age of the oldest unpublished event.
-pub fn set_outbox_oldest(age: Duration) {
-    table::OUTBOX_OLDEST.set((), age.as_secs_f64());
+    table::OUTBOX_OLDEST.set(RoutingKey(routing_key.into()), oldest.as_secs_f64());
 }
 
 /// An attempt to publish an event ended.

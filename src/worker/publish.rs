@@ -2,27 +2,32 @@
 //!
 //! An event is handed over right after its commit. An event that is not confirmed stays in the outbox. The sweeper takes it
 //! when it is due: after a crash, after an outage of the broker, or after a queue was bound.
+//!
+//! Events that nobody takes must not delay the others. A routing key whose event came back is paused for itself, and events
+//! of the sweeper use at most half of the unconfirmed messages: a fresh event never waits behind them.
 
+mod blocked;
 pub mod options;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::types::{FieldTable, ShortString};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::blocked::BlockedKeys;
 use crate::broker::{Message, MessagePublisher, PublishError, Topology, text};
 use crate::config::OutboxConfig;
 use crate::fault_injection;
 use crate::groups::linger;
 use crate::job::Outcome;
-use crate::ledger::{Event, Ledger};
+use crate::ledger::{Event, Ledger, LedgerError};
 use crate::telemetry::metrics::labels::PublishResult;
 use crate::telemetry::traces::{self, TraceContext};
 use crate::telemetry::{Stage, metrics};
@@ -31,8 +36,12 @@ use crate::telemetry::{Stage, metrics};
 const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// Events that wait for the publisher. Further events are left to the sweeper.
 const MAX_WAITING_EVENTS: usize = 4_096;
-/// Events that the sweeper takes at once.
+/// Events of one routing key that the sweeper takes at once.
 const SWEEP_BATCH: u32 = 500;
+/// Published events that are deleted at once, so that pruning never holds locks for long.
+const PRUNE_BATCH: u32 = 5_000;
+/// After so many fresh events in a row, one from the outbox goes first.
+const FRESH_PER_SWEPT: u32 = 8;
 /// Events that are marked as published at once.
 const MARK_BATCH: usize = 1_000;
 /// How long confirmed events gather before they are marked as published.
@@ -60,21 +69,25 @@ impl EventPublisher {
         outbox: &OutboxConfig,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (sender, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
+        let (sender, fresh) = mpsc::channel(MAX_WAITING_EVENTS);
+        let (swept_sender, swept) = mpsc::channel(1);
         let exchange = topology.events();
-        let this = Self { events: sender.clone(), publisher: Arc::clone(&publisher), topology };
+        let this = Self { events: sender, publisher: Arc::clone(&publisher), topology };
+        let blocked = Arc::new(BlockedKeys::default());
         let sender_task = EventSender {
             publisher: Arc::clone(&publisher),
             ledger: Arc::clone(&ledger),
             exchange,
-            unbound_keys: Mutex::default(),
+            blocked: Arc::clone(&blocked),
         };
         let (in_flight, outbox) = (outbox.in_flight, outbox.clone());
+        let sweeper =
+            Sweeper { publisher, ledger: Arc::clone(&ledger), events: swept_sender, blocked, stop: stop.clone() };
         let tasks = async move {
             tokio::join!(
-                sender_task.run(receiver, in_flight),
-                poll_outbox_depth(Arc::clone(&ledger), stop.clone()),
-                sweep(publisher, ledger, sender, outbox, stop),
+                sender_task.run(WaitingEvents { fresh, swept, fresh_in_row: 0 }, in_flight),
+                poll_outbox_depth(ledger, stop),
+                sweeper.run(&outbox),
             );
         };
         (this, tasks)
@@ -126,27 +139,76 @@ async fn send(
     publisher.publish(message).instrument(span).await
 }
 
+/// Events that wait to be published.
+struct WaitingEvents {
+    /// Committed just now.
+    fresh: mpsc::Receiver<HandedOver>,
+    /// Taken from the outbox.
+    swept: mpsc::Receiver<HandedOver>,
+    /// Fresh events since the last one from the outbox.
+    fresh_in_row: u32,
+}
+
+impl WaitingEvents {
+    /// The next event: a fresh one first, but now and then one from the outbox, so that neither starves. An event from the
+    /// outbox comes with its permit out of `swept_slots`.
+    async fn next(&mut self, swept_slots: &Arc<Semaphore>) -> Option<(HandedOver, Option<OwnedSemaphorePermit>)> {
+        let Self { fresh, swept, fresh_in_row } = self;
+        if *fresh_in_row >= FRESH_PER_SWEPT
+            && let Ok(permit) = Arc::clone(swept_slots).try_acquire_owned()
+            && let Ok(event) = swept.try_recv()
+        {
+            *fresh_in_row = 0;
+            return Some((event, Some(permit)));
+        }
+        let next_swept = async {
+            let permit = Arc::clone(swept_slots).acquire_owned().await.ok();
+            match swept.recv().await {
+                Some(event) => (event, permit),
+                None => std::future::pending().await,
+            }
+        };
+        let next = tokio::select! {
+            biased;
+            event = fresh.recv() => event.map(|event| (event, None)),
+            event = next_swept => Some(event),
+        };
+        match next {
+            // Nothing fresh comes any more; what the sweeper has taken is still published.
+            None => swept.recv().await.map(|event| (event, None)),
+            Some((event, permit)) => {
+                *fresh_in_row = if permit.is_some() { 0 } else { *fresh_in_row + 1 };
+                Some((event, permit))
+            }
+        }
+    }
+}
+
 struct EventSender {
     publisher: Arc<dyn MessagePublisher>,
     ledger: Arc<dyn Ledger>,
     exchange: String,
-    /// Routing keys without a bound queue that were logged already.
-    unbound_keys: Mutex<HashSet<String>>,
+    blocked: Arc<BlockedKeys>,
 }
 
 impl EventSender {
     /// Publishes events, up to `in_flight` unconfirmed at the same time, and marks the confirmed ones.
-    async fn run(self, mut events: mpsc::Receiver<HandedOver>, in_flight: usize) {
+    async fn run(self, mut waiting: WaitingEvents, in_flight: usize) {
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(in_flight));
+        let swept_slots = Arc::new(Semaphore::new((in_flight / 2).max(1)));
         let (confirmed, to_mark) = mpsc::channel(in_flight);
         let marking = tokio::spawn(mark_published(Arc::clone(&this.ledger), to_mark));
         let mut sending = JoinSet::new();
-        while let Some((event, since)) = events.recv().await {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+        while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+            let Some(((event, since), swept_slot)) = waiting.next(&swept_slots).await else { break };
+            // An event of a blocked key stays in the outbox.
+            if !this.blocked.may_try(&event.routing_key, Instant::now()) {
+                continue;
+            }
             let (this, confirmed) = (Arc::clone(&this), confirmed.clone());
             sending.spawn(async move {
-                let _slot = slot;
+                let _slots = (slot, swept_slot);
                 this.publish(event, since, confirmed).await;
             });
             while sending.try_join_next().is_some() {}
@@ -162,6 +224,7 @@ impl EventSender {
         match send(self.publisher.as_ref(), &self.exchange, &event.routing_key, &event).await {
             Ok(()) => {
                 fault_injection::crash_point("publish");
+                self.blocked.accepted(&event.routing_key, Instant::now());
                 metrics::event_attempted(&event.routing_key, PublishResult::Published);
                 metrics::stage_completed(Stage::Publish, since.elapsed());
                 if confirmed.send(event.id).await.is_err() {
@@ -172,18 +235,16 @@ impl EventSender {
                 let unroutable = matches!(e, PublishError::Unroutable { .. });
                 let result = if unroutable { PublishResult::Unroutable } else { PublishResult::Failed };
                 metrics::event_attempted(&event.routing_key, result);
-                if unroutable
-                    && self
-                        .unbound_keys
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(event.routing_key.clone())
+                // Any other error is not about the routing key.
+                if (unroutable || matches!(e, PublishError::Nacked))
+                    && self.blocked.refused(&event.routing_key, Instant::now())
                 {
-                    tracing::warn!(
-                        routing_key = event.routing_key,
-                        exchange = self.exchange,
-                        "no queue is bound for this routing key, its events wait in the outbox; bind a queue, or remove the key from events.publish"
-                    );
+                    let hint = if unroutable {
+                        "bind a queue, or remove the key from events.publish"
+                    } else {
+                        "a queue that is bound for it is full: consume it, or raise its limit"
+                    };
+                    tracing::warn!(routing_key = event.routing_key, exchange = self.exchange, error = %e, hint, "events of this routing key wait in the outbox");
                 }
                 tracing::debug!(event = %event.id, routing_key = event.routing_key, error = %e, "event not published, it stays in the outbox");
                 if let Err(e) = self.ledger.note_unpublished(event.id, &e.to_string()).await {
@@ -207,47 +268,66 @@ async fn mark_published(ledger: Arc<dyn Ledger>, mut confirmed: mpsc::Receiver<U
 }
 
 /// Takes events that are due while the broker is reachable, and deletes old published ones.
-async fn sweep(
+struct Sweeper {
     publisher: Arc<dyn MessagePublisher>,
     ledger: Arc<dyn Ledger>,
     events: mpsc::Sender<HandedOver>,
-    config: OutboxConfig,
+    blocked: Arc<BlockedKeys>,
     stop: CancellationToken,
-) {
-    let keep = Duration::from_secs(u64::from(config.keep_days) * 24 * 3600);
-    let mut ticks = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        // Without a broker, leasing would only count a failed try for each event.
-        if let Err(e) = publisher.ready().await {
-            tracing::debug!(error = %e, "broker unreachable, outbox not swept");
-            continue;
+}
+
+impl Sweeper {
+    async fn run(self, config: &OutboxConfig) {
+        let keep = Duration::from_secs(u64::from(config.keep_days) * 24 * 3600);
+        let mut ticks = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            // Without a broker, leasing would only count a failed try for each event.
+            if let Err(e) = self.publisher.ready().await {
+                tracing::debug!(error = %e, "broker unreachable, outbox not swept");
+                continue;
+            }
+            if let Err(e) = self.sweep().await {
+                tracing::debug!(error = %e, "outbox not read");
+            }
+            if let Err(e) = self.prune(keep).await {
+                tracing::debug!(error = %e, "outbox not pruned");
+            }
         }
-        // Until no event is due: a long outage of the broker leaves many.
-        loop {
-            let due = match ledger.lease_events(SWEEP_BATCH).await {
-                Ok(due) => due,
-                Err(e) => {
-                    tracing::debug!(error = %e, "outbox not read");
-                    break;
+    }
+
+    /// Takes events until none is due: a long outage of the broker leaves many. The routing keys take turns, so that a
+    /// backlog of one does not keep the others waiting.
+    async fn sweep(&self) -> Result<(), LedgerError> {
+        let mut keys: BTreeSet<String> = self.ledger.unpublished_keys().await?.into_iter().collect();
+        while !keys.is_empty() && !self.stop.is_cancelled() {
+            for key in keys.clone() {
+                let limit = self.blocked.allowance(&key, SWEEP_BATCH, Instant::now());
+                let due = if limit > 0 { self.ledger.lease_events(&key, limit).await? } else { Vec::new() };
+                if due.len() < SWEEP_BATCH as usize {
+                    keys.remove(&key);
                 }
-            };
-            let events_due = due.len();
-            if events_due > 0 {
-                tracing::info!(events = events_due, "publishing events from the outbox");
-            }
-            for event in due {
-                if events.send((event, Instant::now())).await.is_err() {
-                    return;
+                if !due.is_empty() {
+                    tracing::info!(routing_key = key, events = due.len(), "publishing events from the outbox");
+                }
+                for event in due {
+                    if self.events.send((event, Instant::now())).await.is_err() {
+                        return Ok(());
+                    }
                 }
             }
-            if events_due < SWEEP_BATCH as usize || stop.is_cancelled() {
+        }
+        Ok(())
+    }
+
+    /// Deletes published events, batch by batch.
+    async fn prune(&self, keep: Duration) -> Result<(), LedgerError> {
+        while self.ledger.prune_outbox(keep, PRUNE_BATCH).await? >= u64::from(PRUNE_BATCH) {
+            if self.stop.is_cancelled() {
                 break;
             }
         }
-        if let Err(e) = ledger.prune_outbox(keep).await {
-            tracing::debug!(error = %e, "outbox not pruned");
-        }
+        Ok(())
     }
 }
 
@@ -255,14 +335,16 @@ async fn sweep(
 async fn poll_outbox_depth(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(OUTBOX_DEPTH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut keys: BTreeSet<String> = Outcome::ALL.map(|outcome| outcome.routing_key().to_owned()).into();
     while metrics::are_enabled() && stop.run_until_cancelled(ticks.tick()).await.is_some() {
         match ledger.count_unpublished().await {
             Ok(waiting) => {
-                for routing_key in Outcome::ALL.map(Outcome::routing_key) {
-                    let events = waiting.iter().find(|events| events.routing_key == routing_key);
-                    metrics::set_outbox_events(routing_key, events.map_or(0, |waiting| waiting.events));
+                keys.extend(waiting.iter().map(|events| events.routing_key.clone()));
+                for key in &keys {
+                    let found = waiting.iter().find(|events| events.routing_key == *key);
+                    let (events, oldest) = found.map_or_else(Default::default, |found| (found.events, found.oldest));
+                    metrics::set_outbox_events(key, events, oldest);
                 }
-                metrics::set_outbox_oldest(waiting.iter().map(|events| events.oldest).max().unwrap_or_default());
             }
             Err(e) => tracing::debug!(error = %e, "outbox depth not measured"),
         }

@@ -75,6 +75,8 @@ impl Published {
 struct FakeBroker {
     published: Mutex<Vec<Published>>,
     unroutable: Mutex<HashSet<String>>,
+    /// Messages that came back.
+    returned: AtomicUsize,
     is_down: Mutex<bool>,
 }
 
@@ -92,6 +94,7 @@ impl MessagePublisher for FakeBroker {
             return Err(PublishError::Nacked);
         }
         if self.unroutable.lock().unwrap().contains(message.routing_key) {
+            self.returned.fetch_add(1, Ordering::SeqCst);
             let (exchange, routing_key) = (message.exchange.to_owned(), message.routing_key.to_owned());
             return Err(PublishError::Unroutable { exchange, routing_key, reply: "NO_ROUTE".into() });
         }
@@ -592,6 +595,39 @@ async fn an_unroutable_event_stays_in_the_outbox_and_holds_up_no_other() {
     assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
     let unpublished = world.ledger.count_unpublished().await.unwrap();
     assert!(unpublished.iter().any(|events| events.routing_key == "image.review" && events.events == 1));
+}
+
+#[tokio::test]
+async fn a_backlog_that_nobody_takes_is_not_tried_event_by_event_and_delays_no_other() {
+    let world = World::with(|config| (config.outbox.sweep_ms, config.outbox.in_flight) = (10, 4)).await;
+    world.broker.unroutable.lock().unwrap().insert("image.failed".into());
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&world.ledger_file);
+    let direct = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let backlog = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 5000)
+                   INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at)
+                   SELECT printf('00000000-0000-4000-8000-%012d', n), 'v', 'image.failed', 'c', '{}', '2020', '2020' FROM number";
+    sqlx::query(backlog).execute(&direct).await.unwrap();
+    while world.broker.returned.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Fresh events of the key are not tried either, and those of another are published.
+    world.put("fake", png(250, 0, 0));
+    for n in 0..20 {
+        world.settle(job(&format!("absent {n}"))).await;
+    }
+    world.settle(job("fake")).await;
+    assert_eq!(world.events(1).await[0].routing_key, "image.flagged");
+    // One batch was leased before the first event came back. Without a pause each sweep would lease all.
+    let leased: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM outbox WHERE tries > 0").fetch_one(&direct).await.unwrap();
+    assert!(leased <= 510, "{leased} of 5000 events were leased");
+    let returned = world.broker.returned.load(Ordering::SeqCst);
+    assert!(returned < 20, "{returned} events were tried");
+    // Somebody binds a queue: after the pause all are published.
+    world.broker.unroutable.lock().unwrap().clear();
+    sqlx::query("UPDATE outbox SET due_at = '2020'").execute(&direct).await.unwrap();
+    assert!(world.events(5_021).await.len() >= 5_021);
+    direct.close().await;
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 -- How the ledger grows: fills a database of its own with verdicts as a worker writes them, and prints what the table and
--- each index take, and how the program's own queries are planned.
+-- each index take. What the program's statements cost at this size is measured by statements.py.
 --
 --     tests/services/run -- sh -c 'psql --quiet "$TEST_POSTGRES_URL" --set rows=1000000 --file tests/bench/growth.sql'
 --
@@ -13,6 +13,11 @@ SELECT version();
 \ir ../../migrations/postgres/0001_ledger.sql
 \ir ../../migrations/postgres/0002_lookups.sql
 \ir ../../migrations/postgres/0003_backfill.sql
+\ir ../../migrations/postgres/0004_revisions.sql
+-- As in src/ledger/postgres/indexes.rs.
+CREATE INDEX verdicts_by_outcome ON verdicts (outcome, decided_at, id) WHERE outcome <> 'passed';
+CREATE INDEX verdicts_by_judgement ON verdicts (judged_at, id) WHERE judged_at IS NOT NULL;
+CREATE INDEX outbox_by_key ON outbox (routing_key, due_at) WHERE published_at IS NULL;
 
 -- In transactions of 500 rows, sorted by id, which is what a busy worker's group commits look like: an index over random
 -- values is filled in no order, and its pages split. Rows `first` to before `last`: as long as one call lasts, autovacuum
@@ -59,28 +64,3 @@ FROM pg_class AS t
 JOIN pg_class AS c ON c.oid = t.oid OR c.oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = t.oid)
 WHERE t.relname IN ('verdicts', 'outbox')
 ORDER BY t.relname DESC, c.relkind DESC, c.relname;
-
-SELECT id, encode(sha256, 'hex') AS sha256, bucket, key FROM verdicts OFFSET :rows / 2 LIMIT 1 \gset
-\set explain 'EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, SUMMARY OFF)'
-
-\echo A redelivered job
-:explain SELECT * FROM verdicts WHERE id = :'id';
-\echo Scores to take over
-:explain SELECT * FROM verdicts WHERE sha256 = decode(:'sha256', 'hex') AND scores IS NOT NULL AND reused_from IS NULL
-    AND detectors = jsonb_build_object('synthetic-2.0', repeat('0123456789abcdef', 4)) AND outcome <> 'failed' LIMIT 1;
-\echo show s3://bucket/key
-:explain SELECT * FROM verdicts WHERE bucket = :'bucket' AND key = :'key' ORDER BY decided_at DESC LIMIT 20;
-\echo A page of export or rejudge
-:explain SELECT * FROM verdicts WHERE decided_at >= '2026-01-05' AND decided_at < 'infinity' ORDER BY decided_at, id LIMIT 500;
-\echo What the sweeper asks every five seconds, when nothing is due
-:explain SELECT event_id FROM outbox WHERE published_at IS NULL AND due_at <= now() ORDER BY due_at LIMIT 500;
-\echo Three batches of prune, one after another: does what is deleted stand in the way of the next?
-SELECT $$DELETE FROM verdicts WHERE id IN (
-    SELECT id FROM verdicts
-    WHERE decided_at < '2026-01-05' AND ('{}' = '{}'::text[] OR outcome = ANY('{}'))
-        AND NOT EXISTS (SELECT FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)
-    ORDER BY decided_at, id LIMIT 5000)$$ AS batch \gset
-:explain :batch;
-\timing on
-:batch;
-:batch;

@@ -8,8 +8,8 @@ use pixwarden::job::{
     event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex, Revise,
-    Revised, Sqlite, Verdicts, replace_failed_verdict,
+    Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex,
+    PrunedPage, Revise, Revised, Sqlite, UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
@@ -520,17 +520,14 @@ async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
 async fn an_event_is_leased_once_at_a_time_until_it_is_published() {
     for subject in Subject::both().await {
         let ledger = &subject.ledger;
-        let entries = [entry("one", Outcome::Flagged), entry("two", Outcome::Review)];
+        let entries = [entry("one", Outcome::Flagged), entry("two", Outcome::Flagged)];
         ledger.insert(&entries).await.unwrap();
-        assert_eq!(
-            ledger.lease_events(10).await.unwrap(),
-            [],
-            "at first they are left to the process that committed them"
-        );
+        let lease = async |limit| ledger.lease_events("image.flagged", limit).await.unwrap();
+        assert_eq!(lease(10).await, [], "at first they are left to the process that committed them");
         subject.let_time_pass().await;
-        let leased = ledger.lease_events(1).await.unwrap();
+        let leased = lease(1).await;
         assert_eq!(leased.len(), 1);
-        let rest = ledger.lease_events(10).await.unwrap();
+        let rest = lease(10).await;
         assert_eq!(rest.len(), 1, "a leased event is not leased again");
         assert_ne!(leased[0].id, rest[0].id);
         let wanted = entries.iter().filter_map(|entry| entry.event.clone()).find(|event| event.id == leased[0].id);
@@ -539,13 +536,54 @@ async fn an_event_is_leased_once_at_a_time_until_it_is_published() {
         ledger.mark_published(&[leased[0].id]).await.unwrap();
         ledger.note_unpublished(rest[0].id, "nobody is bound").await.unwrap();
         subject.let_time_pass().await;
-        let again = ledger.lease_events(10).await.unwrap();
+        let again = lease(10).await;
         assert_eq!(again.iter().map(|event| event.id).collect::<Vec<_>>(), [rest[0].id]);
         assert_eq!(subject.count("SELECT count(*) FROM outbox WHERE tries = 2 AND last_error LIKE 'nobody%'").await, 1);
 
-        assert_eq!(ledger.prune_outbox(Duration::from_secs(3600)).await.unwrap(), 0, "just published");
-        assert_eq!(ledger.prune_outbox(Duration::ZERO).await.unwrap(), 1);
+        assert_eq!(ledger.prune_outbox(Duration::from_secs(3600), 10).await.unwrap(), 0, "just published");
+        assert_eq!(ledger.prune_outbox(Duration::ZERO, 10).await.unwrap(), 1);
         assert_eq!(subject.count("SELECT count(*) FROM outbox WHERE published_at IS NULL").await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_leased_and_counted_by_routing_key_and_deleted_in_batches() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        assert_eq!(ledger.unpublished_keys().await.unwrap(), Vec::<String>::new());
+        assert_eq!(ledger.count_unpublished().await.unwrap(), []);
+        let failed: Vec<NewVerdict> = (0..20).map(|n| entry(&format!("failed {n}"), Outcome::Missing)).collect();
+        ledger.insert(&failed).await.unwrap();
+        ledger.insert(&[entry("flagged", Outcome::Flagged), entry("passed", Outcome::Passed)]).await.unwrap();
+        // Those that nobody takes have waited longer.
+        subject.execute("UPDATE outbox SET due_at = '2020-01-02T00:00:00.000000Z'").await;
+        subject
+            .execute("UPDATE outbox SET due_at = '2020-01-01T00:00:00.000000Z' WHERE routing_key = 'image.failed'")
+            .await;
+        subject
+            .execute("UPDATE outbox SET created_at = '2020-01-01T00:00:00.000000Z' WHERE routing_key = 'image.flagged'")
+            .await;
+        assert_eq!(ledger.unpublished_keys().await.unwrap(), ["image.failed", "image.flagged", "image.passed"]);
+        let counted = ledger.count_unpublished().await.unwrap();
+        let counts: Vec<_> = counted.iter().map(|key| (key.routing_key.as_str(), key.events)).collect();
+        assert_eq!(counts, [("image.failed", 20), ("image.flagged", 1), ("image.passed", 1)]);
+        let old = |key: &UnpublishedEvents| key.oldest > Duration::from_secs(365 * 86_400);
+        assert_eq!(counted.iter().map(old).collect::<Vec<_>>(), [false, true, false]);
+
+        let leased = ledger.lease_events("image.flagged", 10).await.unwrap();
+        assert_eq!(leased.iter().map(|event| event.routing_key.as_str()).collect::<Vec<_>>(), ["image.flagged"]);
+        assert_eq!(ledger.lease_events("image.failed", 7).await.unwrap().len(), 7);
+        let tried = "SELECT count(*) FROM outbox WHERE routing_key = 'image.failed' AND tries = 0";
+        assert_eq!(subject.count(tried).await, 13, "what is not leased is not rewritten");
+
+        let all: Vec<Uuid> = failed.iter().map(|entry| entry.event.as_ref().unwrap().id).collect();
+        ledger.mark_published(&all).await.unwrap();
+        assert_eq!(ledger.unpublished_keys().await.unwrap(), ["image.flagged", "image.passed"]);
+        let mut batches = Vec::new();
+        while batches.last() != Some(&0) {
+            batches.push(ledger.prune_outbox(Duration::ZERO, 8).await.unwrap());
+        }
+        assert_eq!(batches, [8, 8, 4, 0]);
     }
 }
 
@@ -684,11 +722,33 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
         ledger.mark_published(&published).await.unwrap();
         ledger.mark_published(&[event_id(verdict_id("missing"), Outcome::Missing)]).await.unwrap();
 
-        assert_eq!(ledger.count_prunable(until, &[Outcome::Passed]).await.unwrap(), 1);
-        assert_eq!(ledger.count_prunable(until, &[]).await.unwrap(), 2);
-        assert_eq!(ledger.delete_prunable(until, &[Outcome::Passed, Outcome::Review], 10).await.unwrap(), 1);
-        assert_eq!(ledger.delete_prunable(until, &[], 1).await.unwrap(), 1);
-        assert_eq!(ledger.delete_prunable(until, &[], 10).await.unwrap(), 0);
+        let prunable = |outcomes: &[Outcome]| VerdictFilter {
+            until: Some(until),
+            outcomes: outcomes.to_vec(),
+            ..VerdictFilter::default()
+        };
+        let count = async |outcomes: &[Outcome]| ledger.count_prunable(&prunable(outcomes), None).await.unwrap();
+        let delete = async |outcomes: &[Outcome], from, limit| {
+            ledger.delete_prunable(&prunable(outcomes), from, limit).await.unwrap()
+        };
+        assert_eq!(count(&[Outcome::Passed]).await, PrunedPage { verdicts: 1, next: None });
+        assert_eq!(count(&[]).await, PrunedPage { verdicts: 2, next: None });
+        let elsewhere = VerdictFilter { buckets: vec!["another".into()], ..prunable(&[]) };
+        let nothing = PrunedPage { verdicts: 0, next: None };
+        assert_eq!(ledger.delete_prunable(&elsewhere, None, 10).await.unwrap(), nothing, "the filter holds");
+        let done = PrunedPage { verdicts: 1, next: None };
+        assert_eq!(delete(&[Outcome::Passed, Outcome::Review], None, 10).await, done);
+        // One at a time: what stays is not met again.
+        let (mut deleted, mut from, mut calls) = (0, None, 0);
+        loop {
+            let page = delete(&[], from, 1).await;
+            (deleted, from, calls) = (deleted + page.verdicts, page.next, calls + 1);
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!((deleted, calls), (1, 3));
+        assert_eq!(delete(&[], None, 10).await, nothing);
         assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2, "the events of deleted verdicts are deleted");
         assert_eq!(subject.count("SELECT count(*) FROM verdict_history").await, 0, "and so is their history");
         for (entry, left) in [(young, true), (old, false), (unpublished, true)] {
@@ -700,4 +760,180 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
             );
         }
     }
+}
+
+/// All pages of a selection, of two verdicts each.
+async fn selected(ledger: &dyn Ledger, filter: &VerdictFilter) -> Vec<String> {
+    let (mut found, mut from) = (Vec::new(), None);
+    loop {
+        let page = ledger.page_of_verdicts(filter, from, 2).await.unwrap();
+        found.extend(page.verdicts.into_iter().map(|stored| stored.verdict.job_id));
+        from = page.next;
+        if from.is_none() {
+            return found;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_are_selected_by_every_condition_page_by_page() {
+    for subject in Subject::both().await {
+        let ledger = subject.ledger.as_ref();
+        let outcomes = [Outcome::Flagged, Outcome::Passed, Outcome::Review, Outcome::Flagged, Outcome::Missing];
+        let mut entries: Vec<NewVerdict> = (0..10).map(|n| entry(&format!("job {n}"), outcomes[n % 5])).collect();
+        let first = entries[0].verdict.decided_at;
+        for (n, new) in entries.iter_mut().enumerate() {
+            let verdict = &mut new.verdict;
+            // Two at each moment.
+            verdict.decided_at = first + Duration::from_secs(n as u64 / 2 * 60);
+            verdict.image.bucket = ["uploads", "up_loads", "archive"][n % 3].into();
+            verdict.image.key = format!("{}/{n}", ["a", "ä%", "b"][n % 3]);
+            verdict.judgement.label = [Some("by AI".into()), None][n % 2].clone();
+            verdict.detectors = Digests::from([(["d", "e"][n / 5].to_owned(), "1".to_owned())]);
+        }
+        ledger.insert(&entries).await.unwrap();
+        let expected = |condition: &dyn Fn(&Verdict) -> bool| {
+            let mut chosen: Vec<_> =
+                entries.iter().map(|new| &new.verdict).filter(|verdict| condition(verdict)).collect();
+            chosen.sort_by_key(|verdict| (verdict.decided_at, verdict.id));
+            chosen.into_iter().map(|verdict| verdict.job_id.clone()).collect::<Vec<_>>()
+        };
+        let (all, minute) = (VerdictFilter::default(), first + Duration::from_secs(60));
+        let by = |outcomes: &[Outcome]| VerdictFilter { outcomes: outcomes.to_vec(), ..all.clone() };
+        let in_buckets = |names: &[&str]| VerdictFilter {
+            buckets: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..all.clone()
+        };
+        let cases: [(VerdictFilter, &dyn Fn(&Verdict) -> bool); 12] = [
+            (all.clone(), &|_| true),
+            (VerdictFilter { since: Some(minute), ..all.clone() }, &|v| v.decided_at >= minute),
+            (VerdictFilter { until: Some(minute), ..all.clone() }, &|v| v.decided_at < minute),
+            (by(&[Outcome::Flagged]), &|v| v.judgement.outcome == Outcome::Flagged),
+            (by(&[Outcome::Missing, Outcome::Flagged]), &|v| {
+                [Outcome::Missing, Outcome::Flagged].contains(&v.judgement.outcome)
+            }),
+            (by(&[Outcome::Passed, Outcome::Review]), &|v| {
+                [Outcome::Passed, Outcome::Review].contains(&v.judgement.outcome)
+            }),
+            (in_buckets(&["up_loads"]), &|v| v.image.bucket == "up_loads"),
+            (in_buckets(&["up*", "archive"]), &|_| true),
+            (in_buckets(&["*loads"]), &|v| v.image.bucket != "archive"),
+            (VerdictFilter { key_prefix: Some("ä%/".into()), ..all.clone() }, &|v| v.image.key.starts_with("ä%/")),
+            (VerdictFilter { labels: vec!["by AI".into(), "x".into()], ..all.clone() }, &|v| {
+                v.judgement.label.is_some()
+            }),
+            (VerdictFilter { detector: Some("e".into()), ..by(&[Outcome::Flagged]) }, &|v| {
+                v.detectors.contains_key("e") && v.judgement.outcome == Outcome::Flagged
+            }),
+        ];
+        for (filter, condition) in cases {
+            assert_eq!(selected(ledger, &filter).await, expected(condition), "{filter:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revised_verdicts_are_selected_by_the_time_of_their_last_judgement() {
+    for subject in Subject::both().await {
+        let ledger = subject.ledger.as_ref();
+        let entries: Vec<NewVerdict> = (0..5).map(|n| entry(&format!("job {n}"), Outcome::Flagged)).collect();
+        ledger.insert(&entries).await.unwrap();
+        let before = ledger.now().await.unwrap();
+        let mut times = Vec::new();
+        for n in [3, 1, 4] {
+            times.push(revise_to(ledger, &entries[n].verdict, 1, Outcome::Passed).await.0.judged_at);
+        }
+        let since = |since| VerdictFilter { revised_since: Some(since), ..VerdictFilter::default() };
+        assert_eq!(selected(ledger, &since(before)).await, ["job 3", "job 1", "job 4"]);
+        assert_eq!(selected(ledger, &since(times[1])).await, ["job 1", "job 4"], "from this time on");
+        let earlier = VerdictFilter { revised_until: Some(times[1]), ..since(before) };
+        assert_eq!(selected(ledger, &earlier).await, ["job 3"]);
+        let undecided = VerdictFilter { until: Some(entries[0].verdict.decided_at), ..since(before) };
+        assert_eq!(selected(ledger, &undecided).await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_trigger_refuses_is_told_from_a_ledger_that_is_down() {
+    let [postgres, _] = Subject::both().await;
+    let ledger = postgres.ledger.as_ref();
+    let new = entry("one", Outcome::Passed);
+    postgres
+        .execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF new.bytes = 13 THEN RAISE EXCEPTION 'no thirteen'; END IF; RETURN new; END $$;",
+        )
+        .await;
+    postgres.execute("CREATE TRIGGER refuse BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION refuse()").await;
+    let mut unlucky = entry("unlucky", Outcome::Passed);
+    unlucky.verdict.bytes = Some(13);
+    let refused = ledger.insert(&[new.clone(), unlucky]).await;
+    assert!(
+        matches!(&refused, Err(LedgerError::RefusedUnclear(why)) if why.to_string() == "no thirteen"),
+        "{refused:?}"
+    );
+    ledger.insert(&[new]).await.unwrap();
+
+    postgres.execute("ALTER TABLE verdicts RENAME TO elsewhere").await;
+    let gone = ledger.insert(&[entry("two", Outcome::Passed)]).await;
+    assert!(matches!(&gone, Err(LedgerError::Down(why)) if why.to_string().contains("verdicts")), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_has_a_statement_timeout_below_the_programs_own() {
+    let lab = Lab::new().await;
+    let ledger = Postgres::open(&SecretUrl::from(lab.ledger_url.clone())).await.unwrap();
+    // What a session has is shown by a column default, which is computed in the session of the ledger.
+    let settings = "ALTER TABLE verdicts ADD COLUMN seen text DEFAULT current_setting('statement_timeout') || ' '
+                    || current_setting('client_connection_check_interval')";
+    sqlx::query(settings).execute(&lab.db).await.unwrap();
+    let seen = async |job: &str| {
+        ledger.insert(&[entry(job, Outcome::Passed)]).await.unwrap();
+        let query = sqlx::query_scalar::<_, String>("SELECT seen FROM verdicts WHERE job_id = $1").bind(job.to_owned());
+        query.fetch_one(&lab.db).await.unwrap()
+    };
+    assert_eq!(seen("one").await, "9500ms 5s");
+    // A longer call leaves the limit as it was.
+    ledger.count_prunable(&VerdictFilter::default(), None).await.unwrap();
+    ledger.migrate().await.unwrap();
+    assert_eq!(seen("two").await, "9500ms 5s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_is_given_up_does_not_run_on_and_leaves_no_connection() {
+    let lab = Lab::new().await;
+    let ledger = Postgres::open(&SecretUrl::from(lab.ledger_url.clone())).await.unwrap();
+    ledger.insert(&[entry("one", Outcome::Passed)]).await.unwrap();
+    let mut holding = lab.db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE verdicts IN ACCESS EXCLUSIVE MODE").execute(&mut *holding).await.unwrap();
+    let blocked = ledger.insert(&[entry("two", Outcome::Passed)]).await;
+    assert!(
+        matches!(&blocked, Err(LedgerError::Down(why)) if why.to_string().contains("statement timeout")),
+        "{blocked:?}"
+    );
+    let running = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'pixwarden' AND state = 'active'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(running).fetch_one(&mut *holding).await.unwrap(), 0);
+    holding.rollback().await.unwrap();
+    ledger.insert(&[entry("two", Outcome::Passed)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_trigger_refuses_holds_up_no_other() {
+    let lab = Lab::new().await;
+    lab.put("k", crate::support::good_image()).await;
+    let trigger = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                       IF new.job_id = 'poison' THEN RAISE EXCEPTION 'no poison'; END IF; RETURN new; END $$;
+                   CREATE TRIGGER refuse BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION refuse()";
+    sqlx::raw_sql(trigger).execute(&lab.db).await.unwrap();
+    for job in ["one", "two", "poison", "three", "four"] {
+        lab.job(Lane::Live, serde_json::json!({"id": job, "image": format!("s3://{}/k", lab.bucket)})).await;
+    }
+    let mut worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts", 4, &worker).await;
+    lab.until_waiting(&lab.topology.dead(), 1).await;
+    lab.until_settled(&worker).await;
+    let (letter, properties) = lab.next(&lab.topology.dead()).await;
+    assert_eq!((&letter["id"], crate::support::reason(&properties).contains("no poison")), (&"poison".into(), true));
+    assert!(worker.terminate().await.success());
 }

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use lapin::BasicProperties;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
+use pixwarden::broker::{Message, Topology, text};
 use pixwarden::job::Lane;
 use serde_json::json;
 
@@ -164,18 +167,58 @@ async fn a_reply_is_sent_whatever_the_outcome_but_never_to_our_own_queues() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_listener_waits_in_the_outbox_and_holds_up_nothing() {
     let mut lab = Lab::new().await;
-    lab.extra = "[outbox]\nsweep_ms = 200".into();
+    lab.extra = "[outbox]\nsweep_ms = 200\n[events]\npublish = [\"image.passed\", \"image.failed\"]".into();
+    lab.put("good", good_image()).await;
     lab.put("junk", b"not an image".to_vec()).await;
     let worker = lab.started_worker().await;
-    // image.failed has no queue until somebody binds one.
-    lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/junk", lab.bucket)})).await;
+    // image.passed has no queue until somebody binds one.
+    for key in ["good", "junk"] {
+        lab.job(Lane::Live, json!({"id": key, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+    }
+    let (event, _) = lab.next(&lab.topology.unscreened()).await;
+    assert_eq!(event["data"]["outcome"], "undecodable");
     lab.until("SELECT count(*) FROM outbox WHERE last_error LIKE '%no queue is bound%'", 1, &worker).await;
     lab.until_settled(&worker).await;
     let listener = lab.listen().await;
     sqlx::query("UPDATE outbox SET due_at = now()").execute(&lab.db).await.unwrap();
     let (event, _) = lab.next(&listener).await;
-    assert_eq!(event["data"]["outcome"], "undecodable");
+    assert_eq!(event["data"]["outcome"], "passed");
     lab.until_published(&worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_for_events_that_was_declared_without_a_bound_is_used_as_it_is() {
+    let lab = Lab::new().await;
+    let topology = Topology::new(&format!("{}-old", lab.prefix), true);
+    let declare = async |arguments: &[(&str, AMQPValue)]| {
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert((*name).into(), value.clone());
+        }
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        lab.channel.queue_declare(topology.flagged().as_str().into(), options, table).await
+    };
+    let quorum = [("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(1_000_000_000))];
+    declare(&quorum).await.unwrap();
+    // Twice, as two starts.
+    topology.declare(&lab.connection).await.unwrap();
+    topology.declare(&lab.connection).await.unwrap();
+    let exchange = topology.events();
+    for routing_key in ["image.flagged", "image.review", "image.failed", "image.noted", "image.cleared"] {
+        let message =
+            Message { exchange: &exchange, routing_key, payload: b"{}", properties: BasicProperties::default() };
+        lab.publisher.publish(message).await.unwrap();
+    }
+    for (queue, messages) in [(topology.flagged(), 2), (topology.unscreened(), 1), (topology.updates(), 2)] {
+        lab.until_waiting(&queue, messages).await;
+    }
+
+    // Another difference is a mistake, and is told.
+    let other = Topology::new(&format!("{}-other", lab.prefix), true);
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    lab.channel.queue_declare(other.updates().as_str().into(), options, FieldTable::default()).await.unwrap();
+    let refused = other.declare(&lab.connection).await.unwrap_err().to_string();
+    assert!(refused.contains(&other.updates()) && refused.contains("hint:"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

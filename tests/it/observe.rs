@@ -202,6 +202,11 @@ async fn failures_and_backlogs_are_counted() {
     lab.extra = "[worker]\nattempts = 2".into();
     lab.put("cut-1", judged_fixtures().remove(0).bytes).await;
     let worker = lab.started_worker().await;
+    // No queue is bound to the key any more.
+    let (queue, exchange) = (lab.topology.unscreened(), lab.topology.events());
+    let (queue, exchange) = (queue.as_str().into(), exchange.as_str().into());
+    let unbound = lab.channel.queue_unbind(queue, exchange, "image.failed".into(), FieldTable::default());
+    unbound.await.unwrap();
     lab.job(Lane::Live, json!({"id": "j", "image": format!("s3://{}/cut-1", lab.bucket)})).await;
     lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'failed'", 1, &worker).await;
 
@@ -217,9 +222,9 @@ async fn failures_and_backlogs_are_counted() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     };
     assert_eq!(scrape.sum("pixwarden_outbox_events", &[]), 1.0);
-    assert!(scrape.sum("pixwarden_outbox_oldest_seconds", &[]) > 0.0);
+    assert!(scrape.sum("pixwarden_outbox_oldest_seconds", &[("routing_key", "image.failed")]) > 0.0);
+    assert_eq!(scrape.sum("pixwarden_outbox_oldest_seconds", &[("routing_key", "image.flagged")]), 0.0);
     assert_eq!(scrape.sum("pixwarden_queue_messages", &[]), 1.0);
-    // No queue is bound to the key.
     let tries = [("routing_key", "image.failed"), ("result", "unroutable")];
     assert!(scrape.sum("pixwarden_events_total", &tries) >= 1.0);
     assert_eq!(scrape.sum("pixwarden_events_total", &[("result", "published")]), 0.0);

@@ -170,7 +170,10 @@ async fn what_is_known_of_a_job_and_of_an_image_is_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
     let (lab, _, expected) = with_verdicts().await;
-    let all = rows(&lab.run(&["export"]).await.expect_ok());
+    let early = lab.run(&["export"]).await.expect_ok();
+    assert_eq!(early.stdout, "", "what was decided just now may have company that is not committed yet");
+    assert!(early.stderr.contains("next: --since 20") && early.stderr.contains("hint:"), "{}", early.stderr);
+    let all = rows(&lab.run(&["export", "--lag", "0s"]).await.expect_ok());
     let found: BTreeMap<_, _> = all
         .iter()
         .map(|row| (row["job_id"].as_str().unwrap().to_owned(), row["outcome"].as_str().unwrap().to_owned()))
@@ -181,12 +184,20 @@ async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
     let moments: Vec<_> = times.iter().map(|at| OffsetDateTime::parse(at, &Rfc3339).unwrap()).collect();
     assert!(moments.is_sorted(), "{times:?}");
 
-    let count =
-        async |arguments: &[&str]| rows(&lab.run(&[&["export"][..], arguments].concat()).await.expect_ok()).len();
+    let count = async |arguments: &[&str]| {
+        rows(&lab.run(&[&["export", "--lag", "0s"][..], arguments].concat()).await.expect_ok()).len()
+    };
     let wanted = expected.values().filter(|outcome| *outcome == "flagged" || *outcome == "review").count();
     assert_eq!(count(&["--outcome", "flagged", "--outcome", "review"]).await, wanted);
-    assert_eq!(count(&["--scored-by", "spread-nhwc"]).await, expected.len());
-    assert_eq!(count(&["--scored-by", "another"]).await, 0);
+    assert_eq!(count(&["--detector", "spread-nhwc"]).await, expected.len());
+    assert_eq!(count(&["--scored-by", "spread-nhwc"]).await, expected.len(), "the earlier name");
+    for nothing in [["--detector", "another"], ["--bucket", "another"], ["--key-prefix", "x"], ["--label", "x"]] {
+        assert_eq!(count(&nothing).await, 0, "{nothing:?}");
+    }
+    assert_eq!(count(&["--bucket", "another", "--bucket", "it-*", "--key-prefix", "0"]).await, expected.len());
+    let scored =
+        expected.values().filter(|outcome| ["passed", "review", "flagged"].contains(&outcome.as_str())).count();
+    assert_eq!(count(&["--label", "by AI"]).await, scored);
     let middle = times[times.len() / 2];
     let (before, after) = (count(&["--until", middle]).await, count(&["--since", middle]).await);
     assert_eq!(before + after, expected.len());
@@ -198,14 +209,14 @@ async fn an_export_holds_every_verdict_once_and_only_those_asked_for() {
                        now(), date_trunc('hour', now()) - n / 1000 * interval '1 hour'
                 FROM generate_series(1, 2500) AS n";
     sqlx::query(many).execute(&lab.db).await.unwrap();
-    let many = rows(&lab.run(&["export", "--outcome", "missing"]).await.expect_ok());
+    let many = rows(&lab.run(&["export", "--lag", "0s", "--outcome", "missing"]).await.expect_ok());
     let distinct: std::collections::BTreeSet<_> =
         field(&many, "job_id").into_iter().filter(|id| id.starts_with("many-")).collect();
     assert_eq!(distinct.len(), 2500);
     assert_eq!(many.len(), 2500 + expected.values().filter(|outcome| *outcome == "missing").count());
     sqlx::query("DELETE FROM verdicts WHERE job_id LIKE 'many-%'").execute(&lab.db).await.unwrap();
 
-    let csv = lab.run(&["export", "--format", "csv"]).await.expect_ok();
+    let csv = lab.run(&["export", "--lag", "0s", "--format", "csv"]).await.expect_ok();
     let mut reader = csv::Reader::from_reader(csv.stdout.as_bytes());
     let metadata = reader.headers().unwrap().iter().position(|name| name == "metadata").unwrap();
     let records: Vec<_> = reader.records().map(Result::unwrap).collect();
@@ -265,4 +276,85 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     assert_eq!(again.len(), changed);
     assert!(ids(&again).is_disjoint(&ids(&events)), "news, and no repetition of the old");
     assert!(worker.terminate().await.success());
+}
+
+/// As `INSERT` and its columns, with one verdict per number from 1 to `$1`.
+const OLD_VERDICTS: &str = "INSERT INTO verdicts (id, job_id, lane, bucket, key, etag, outcome, scores, detectors, policy, attempts, received_at, decided_at)
+    SELECT gen_random_uuid(), 'old-' || n, 'live', CASE WHEN n % 2 = 0 THEN 'uploads' ELSE 'archive' END, 'k/' || n, 'e' || n, 'passed',
+           '{\"spread-nhwc\": {\"by AI\": 0.1, \"by human\": 0.9}}', '{\"spread-nhwc\": \"an earlier digest\"}',
+           '{\"name\": \"p\", \"sha256\": \"earlier\"}', 1, now(), now() - interval '400 days'
+    FROM generate_series(1, $1) AS n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prune_deletes_only_what_is_selected_and_only_on_request() {
+    let lab = Lab::new().await;
+    sqlx::query(OLD_VERDICTS).bind(10).execute(&lab.db).await.unwrap();
+    let count = async || lab.count("SELECT count(*) FROM verdicts").await;
+    let old = ["prune", "--older-than", "90d"];
+    let refused = lab.run(&old).await;
+    assert_eq!((refused.status, count().await), (2, 10), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("hint: count them with --dry-run, then delete them with --yes"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(lab.run(&["prune", "--yes"]).await.status, 2, "without an age");
+
+    let dry = lab.run(&[&old[..], &["--dry-run", "--bucket", "up*"]].concat()).await.expect_ok();
+    assert!(dry.stderr.contains("5 verdicts would be deleted"), "{}", dry.stderr);
+    for (arguments, left) in [
+        (["--bucket", "another"], 10),
+        (["--key-prefix", "k/1"], 8),
+        (["--label", "by AI"], 8),
+        (["--detector", "another"], 8),
+        (["--outcome", "flagged"], 8),
+        (["--until", "2001-01-01"], 8),
+        (["--bucket", "uploads"], 4),
+        (["--detector", "spread-nhwc"], 0),
+    ] {
+        lab.run(&[&old[..], &["--yes"], &arguments].concat()).await.expect_ok();
+        assert_eq!(count().await, left, "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_without_a_score_for_a_new_rule_never_passes_and_is_screened_again_on_request() {
+    let mut lab = Lab::new().await;
+    sqlx::query(OLD_VERDICTS).bind(3).execute(&lab.db).await.unwrap();
+    // Its bucket is another one, and its policy has one more rule.
+    lab.detectors.push_str(&format!(", {:?}", crate::support::fixtures().join("detectors/spread-nchw")));
+    lab.extra = ["spread-nhwc", "spread-nchw"]
+        .map(|name| {
+            format!("[[policy.rules]]\ndetector = {name:?}\nlabel = \"by AI\"\nreview_at = 0.05\nflag_at = 0.9\n")
+        })
+        .concat();
+    let unchanged =
+        "SELECT count(*) FROM verdicts WHERE outcome = 'passed' AND revision = 1 AND policy->>'sha256' = 'earlier'";
+    let rejudged = lab.run(&["rejudge"]).await.expect_ok();
+    assert!(rejudged.stderr.contains("0 verdicts were rejudged"), "{}", rejudged.stderr);
+    assert!(
+        rejudged
+            .stderr
+            .contains("3 verdicts are unchanged: they have no score for a rule of this policy\n  hint: --enqueue"),
+        "{}",
+        rejudged.stderr
+    );
+    assert_eq!(lab.count(unchanged).await, 3);
+
+    let lane = lab.topology.lane(Lane::Backfill);
+    let filtered = ["rejudge", "--enqueue", "--bucket", "archive"];
+    let dry = lab.run(&[&filtered[..], &["--dry-run"]].concat()).await.expect_ok();
+    assert!(dry.stderr.contains("2 jobs would be published"), "{}", dry.stderr);
+    lab.run(&filtered).await.expect_ok();
+    let again = lab.run(&["rejudge", "--enqueue"]).await.expect_ok();
+    assert!(again.stderr.contains("1 jobs published; 2 images have a job"), "{}", again.stderr);
+    let mut keys: Vec<String> = Vec::new();
+    for (body, _) in lab.drain(&lane).await {
+        keys.push(
+            format!("{}/{} {}", body["image"]["bucket"], body["image"]["key"], body["image"]["etag"]).replace('"', ""),
+        );
+    }
+    keys.sort_unstable();
+    assert_eq!(keys, ["archive/k/1 e1", "archive/k/3 e3", "uploads/k/2 e2"]);
+    assert_eq!(lab.count(unchanged).await, 3);
 }

@@ -187,7 +187,8 @@ impl Lab {
             "show" | "export" => ("nobody", "pixwarden_reader"),
             "enqueue" => ("pixwarden-publisher", "nobody"),
             "backfill" => ("pixwarden-publisher", "pixwarden_operator"),
-            "rejudge" | "prune" => ("nobody", "pixwarden_operator"),
+            "rejudge" => ("pixwarden-publisher", "pixwarden_operator"),
+            "prune" => ("nobody", "pixwarden_operator"),
             "dead" => ("pixwarden-operator", "nobody"),
             _ => ("pixwarden-worker", "pixwarden_worker"),
         };

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::lines::BoundedLines;
 use super::{ListLocation, SourceEntry, SourceError};
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, ListedObject};
@@ -175,7 +176,7 @@ impl InventoryFile {
             Ok(plain) => plain,
             Err(e) => return sink.put(Err(failed(e))),
         };
-        let mut rows = csv::ReaderBuilder::new().has_headers(false).from_reader(plain);
+        let mut rows = csv::ReaderBuilder::new().has_headers(false).from_reader(BoundedLines::new(plain));
         for (number, row) in (1u64..).zip(rows.records()) {
             if number <= self.read_rows {
                 continue;

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use serde::Deserialize;
 
+use super::lines::BoundedLines;
 use super::{ListLocation, SourceEntry, SourceError};
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, ListedObject};
@@ -42,7 +43,7 @@ fn read(
     read_lines: u64,
     sink: &ItemSink<Result<SourceEntry, SourceError>>,
 ) -> Result<(), ReceiverDropped> {
-    for (number, line) in (1u64..).zip(BufReader::new(file).lines()) {
+    for (number, line) in (1u64..).zip(BufReader::new(BoundedLines::new(file)).lines()) {
         let line = match line {
             Ok(line) => line,
             Err(error) => return sink.put(Err(SourceError::File { location: location.clone(), error })),

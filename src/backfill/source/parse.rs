@@ -47,7 +47,7 @@ impl BackfillSource {
         let owned = || text.to_owned();
         if let Some(rest) = text.strip_prefix("s3://") {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() {
+            if !is_bucket(bucket) {
                 return Err(SourceNameError::NoBucket(owned()));
             }
             return Ok(vec![Self::Prefix { bucket: bucket.to_owned(), prefix: prefix.to_owned() }]);
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(read("s3://b").unwrap(), [prefix("b", "")]);
         assert_eq!(read("s3://b/").unwrap(), [prefix("b", "")]);
         assert_eq!(read("s3://b/2024/a b%20").unwrap(), [prefix("b", "2024/a b%20")]);
-        for wrong in ["b/k", "s3:///k", "https://b/k", "/srv/images"] {
+        for wrong in ["b/k", "s3:///k", "s3://../k", "s3://.", "https://b/k", "/srv/images"] {
             assert!(read(wrong).unwrap_err().to_string().contains("is n"), "{wrong}");
         }
         assert!(read("file:///srv/images").unwrap_err().to_string().contains("--objects"));

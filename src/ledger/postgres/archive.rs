@@ -4,25 +4,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::types::time::OffsetDateTime;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use super::pages::Parts;
 use super::verdicts::{lock_verdicts, replace_history};
 use super::write::{EventArrays, JudgementArrays};
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::{ImageRef, Outcome, Verdict};
+use crate::job::ImageRef;
 use crate::ledger::columns::to_json;
-use crate::ledger::{Archive, LedgerError, OutboxRow, Revise, StoredVerdict, VerdictFilter};
+use crate::ledger::{
+    Archive, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+};
 use crate::retry;
 
-/// The condition of `count_prunable` and `delete_prunable`.
-macro_rules! prunable {
-    () => {
-        " WHERE decided_at < $1 AND ($2 = '{}' OR outcome = ANY($2))
-              AND NOT EXISTS (SELECT FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)"
-    };
-}
+/// The condition of a verdict that may be pruned. A scalar subquery is looked up in the index for each verdict; EXISTS could
+/// become a join that reads the whole outbox.
+const WITHOUT_UNPUBLISHED_EVENT: &str =
+    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL LIMIT 1) IS NULL";
 
 #[async_trait]
 impl Archive for Postgres {
@@ -73,65 +72,45 @@ impl Archive for Postgres {
     async fn page_of_verdicts(
         &self,
         filter: &VerdictFilter,
-        after: Option<&Verdict>,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<Vec<StoredVerdict>, LedgerError> {
+    ) -> Result<VerdictPage, LedgerError> {
         let filter = filter.clone();
-        let after = after.map(|verdict| (verdict.decided_at, verdict.id)).unzip();
-        self.run(RESPONSE_TIMEOUT, move |c| {
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
-                let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
-                let query = sqlx::query(concat!(
-                    select_verdicts!(),
-                    " WHERE decided_at >= coalesce($1, '-infinity') AND decided_at < coalesce($2, 'infinity')
-                         AND ($3 = '{}' OR outcome = ANY($3)) AND ($4::text IS NULL OR detectors ? $4)
-                         AND ($5::timestamptz IS NULL OR (decided_at, id) > ($5, $6))
-                     ORDER BY decided_at, verdicts.id LIMIT $7"
-                ));
-                let query = query.bind(filter.since).bind(filter.until).bind(outcomes).bind(filter.detector);
-                let query = query.bind(after.0).bind(after.1).bind(i64::from(limit));
-                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+                let mut parts = Parts::new(&filter, from);
+                let next = if parts.are_ranges() { None } else { parts.shorten(&mut *c).await? };
+                let rows = parts.rows(c, select_columns!(), limit).await?;
+                let verdicts = rows.iter().map(read_verdict_row).collect::<Result<_, _>>()?;
+                Ok(VerdictPage { verdicts, next }.cut(&filter, limit))
             })
         })
         .await
     }
 
-    async fn count_prunable(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError> {
-        let outcomes: Vec<&'static str> = outcomes.iter().map(|outcome| outcome.as_str()).collect();
-        let found: i64 = self
-            .run(LONG_RESPONSE_TIMEOUT, move |c| {
-                let query = concat!("SELECT count(*) FROM verdicts", prunable!());
-                Box::pin(sqlx::query_scalar(query).bind(until).bind(outcomes).fetch_one(c))
+    async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut parts = Parts::new(&filter, from);
+                let next = parts.shorten(&mut *c).await?;
+                Ok(PrunedPage { verdicts: parts.count(c, WITHOUT_UNPUBLISHED_EVENT).await?, next })
             })
-            .await?;
-        Ok(u64::try_from(found).unwrap_or(0))
+        })
+        .await
     }
 
     async fn delete_prunable(
         &self,
-        until: OffsetDateTime,
-        outcomes: &[Outcome],
+        filter: &VerdictFilter,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<u64, LedgerError> {
-        let outcomes: Vec<&'static str> = outcomes.iter().map(|outcome| outcome.as_str()).collect();
-        let deleted: i64 = self
-            .run(LONG_RESPONSE_TIMEOUT, move |c| {
-                let query = sqlx::query_scalar(concat!(
-                    "WITH gone AS (
-                         DELETE FROM verdicts WHERE id IN (SELECT id FROM verdicts",
-                    prunable!(),
-                    " ORDER BY decided_at, id LIMIT $3) RETURNING id
-                     ), events AS (
-                         DELETE FROM outbox WHERE verdict_id IN (SELECT id FROM gone)
-                     ), history AS (
-                         DELETE FROM verdict_history WHERE verdict_id IN (SELECT id FROM gone)
-                     )
-                     SELECT count(*) FROM gone"
-                ));
-                Box::pin(query.bind(until).bind(outcomes).bind(i64::from(limit)).fetch_one(c))
-            })
-            .await?;
-        Ok(u64::try_from(deleted).unwrap_or(0))
+    ) -> Result<PrunedPage, LedgerError> {
+        let attempt = || {
+            let filter = filter.clone();
+            self.run(LONG_RESPONSE_TIMEOUT, move |c| Box::pin(delete_prunable(c, filter, from, limit)))
+        };
+        retry::retry_briefly(is_contended, attempt).await
     }
 
     async fn rejudge(&self, changes: &[Revise]) -> Result<u64, LedgerError> {
@@ -141,6 +120,34 @@ impl Archive for Postgres {
         };
         retry::retry_briefly(is_contended, attempt).await
     }
+}
+
+async fn delete_prunable(
+    c: &mut PgConnection,
+    filter: VerdictFilter,
+    from: Option<Position>,
+    limit: u32,
+) -> Result<PrunedPage, sqlx::Error> {
+    let mut transaction = c.begin().await?;
+    let mut parts = Parts::new(&filter, from);
+    let window = parts.shorten(&mut transaction).await?;
+    let places = parts.places(&mut transaction, limit).await?;
+    let next = match places.last() {
+        Some(last) if places.len() >= limit as usize => Some(Position::behind(last.at, last.id)),
+        _ => window,
+    };
+    let ids: Vec<Uuid> = places.into_iter().map(|place| place.id).collect();
+    // Nobody can add an event after this: each revision locks its verdict first.
+    let ids = parts.lock(&mut transaction, &ids).await?;
+    let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + WITHOUT_UNPUBLISHED_EVENT + " RETURNING id";
+    let gone: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
+    for query in
+        ["DELETE FROM outbox WHERE verdict_id = ANY($1)", "DELETE FROM verdict_history WHERE verdict_id = ANY($1)"]
+    {
+        sqlx::query(query).bind(&gone).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(PrunedPage { verdicts: gone.len() as u64, next })
 }
 
 async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>) -> Result<u64, sqlx::Error> {

@@ -6,19 +6,18 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
+use super::pages::Part;
 use super::verdicts::{lock_verdict, write_revision};
-use super::{BEGIN, Sqlite, read_verdict_row, stamp};
-use crate::job::{ImageRef, Outcome, Verdict};
+use super::{BEGIN, Sqlite, read_verdict_row};
+use crate::job::ImageRef;
 use crate::ledger::columns::{LockedVerdict, parse_uuid, to_json};
-use crate::ledger::{Archive, LedgerError, OutboxRow, Revise, StoredVerdict, VerdictFilter};
+use crate::ledger::{
+    Archive, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+};
 
-/// The condition of `count_prunable` and `delete_prunable`.
-macro_rules! prunable {
-    () => {
-        " WHERE decided_at < $1 AND ($2 = '[]' OR outcome IN (SELECT value FROM json_each($2)))
-              AND NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)"
-    };
-}
+/// The condition of a verdict that may be pruned.
+const WITHOUT_UNPUBLISHED_EVENT: &str =
+    "NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
 
 #[async_trait]
 impl Archive for Sqlite {
@@ -70,55 +69,61 @@ impl Archive for Sqlite {
     async fn page_of_verdicts(
         &self,
         filter: &VerdictFilter,
-        after: Option<&Verdict>,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<Vec<StoredVerdict>, LedgerError> {
+    ) -> Result<VerdictPage, LedgerError> {
         let filter = filter.clone();
-        let after = after.map(|verdict| (stamp(verdict.decided_at), verdict.id.to_string())).unzip();
         self.run(move |c| {
             Box::pin(async move {
-                let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
-                let query = sqlx::query(concat!(
-                    select_verdicts!(),
-                    " WHERE decided_at >= coalesce($1, '') AND decided_at < coalesce($2, '~')
-                         AND ($3 = '[]' OR outcome IN (SELECT value FROM json_each($3)))
-                         AND ($4 IS NULL OR $4 IN (SELECT key FROM json_each(detectors)))
-                         AND ($5 IS NULL OR (decided_at, id) > ($5, $6))
-                     ORDER BY decided_at, id LIMIT $7"
-                ));
-                let query = query.bind(filter.since.map(stamp)).bind(filter.until.map(stamp));
-                let query = query.bind(to_json(&outcomes)).bind(filter.detector);
-                let query = query.bind(after.0).bind(after.1).bind(limit);
-                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+                let mut part = Part::new(&filter, from);
+                let next = part.shorten(&mut *c).await?;
+                let mut query = part.query(select_verdicts!());
+                query.push(format_args!(" ORDER BY {}, id LIMIT {limit}", part.time()));
+                let rows = query.build().fetch_all(c).await?;
+                let verdicts = rows.iter().map(read_verdict_row).collect::<Result<_, _>>()?;
+                Ok(VerdictPage { verdicts, next }.cut(&filter, limit))
             })
         })
         .await
     }
 
-    async fn count_prunable(&self, until: OffsetDateTime, outcomes: &[Outcome]) -> Result<u64, LedgerError> {
-        let outcomes = to_json(&outcomes);
-        let found: i64 = self
-            .run(move |c| {
-                let query = concat!("SELECT count(*) FROM verdicts", prunable!());
-                Box::pin(sqlx::query_scalar(query).bind(stamp(until)).bind(outcomes).fetch_one(c))
+    async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(move |c| {
+            Box::pin(async move {
+                let mut part = Part::new(&filter, from);
+                let next = part.shorten(&mut *c).await?;
+                let mut query = part.query("SELECT count(*) FROM verdicts");
+                query.push(" AND ").push(WITHOUT_UNPUBLISHED_EVENT);
+                let found: i64 = query.build_query_scalar().fetch_one(c).await?;
+                Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
             })
-            .await?;
-        Ok(u64::try_from(found).unwrap_or(0))
+        })
+        .await
     }
 
     async fn delete_prunable(
         &self,
-        until: OffsetDateTime,
-        outcomes: &[Outcome],
+        filter: &VerdictFilter,
+        from: Option<Position>,
         limit: u32,
-    ) -> Result<u64, LedgerError> {
-        let outcomes = to_json(&outcomes);
+    ) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
         self.run(move |c| {
             Box::pin(async move {
                 let mut transaction = c.begin_with(BEGIN).await?;
-                let query = concat!("SELECT id FROM verdicts", prunable!(), " ORDER BY decided_at, id LIMIT $3");
-                let query = sqlx::query_scalar(query).bind(stamp(until)).bind(outcomes).bind(limit);
-                let gone: Vec<String> = query.fetch_all(&mut *transaction).await?;
+                let mut part = Part::new(&filter, from);
+                let mut next = part.shorten(&mut transaction).await?;
+                let mut query = part.query("SELECT id, decided_at FROM verdicts");
+                query.push(" AND ").push(WITHOUT_UNPUBLISHED_EVENT);
+                query.push(format_args!(" ORDER BY decided_at, id LIMIT {limit}"));
+                let rows = query.build().fetch_all(&mut *transaction).await?;
+                let gone: Vec<String> = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+                if let (Some(row), Some(id)) = (rows.last(), gone.last())
+                    && gone.len() >= limit as usize
+                {
+                    next = Some(Position::behind(row.try_get("decided_at")?, parse_uuid(id)?));
+                }
                 for query in [
                     "DELETE FROM outbox WHERE verdict_id IN (SELECT value FROM json_each($1))",
                     "DELETE FROM verdict_history WHERE verdict_id IN (SELECT value FROM json_each($1))",
@@ -127,7 +132,7 @@ impl Archive for Sqlite {
                     sqlx::query(query).bind(to_json(&gone)).execute(&mut *transaction).await?;
                 }
                 transaction.commit().await?;
-                Ok(gone.len() as u64)
+                Ok(PrunedPage { verdicts: gone.len() as u64, next })
             })
         })
         .await

@@ -10,22 +10,34 @@ use uuid::Uuid;
 
 use super::{BEGIN, Sqlite, now, stamp};
 use crate::ledger::columns::parse_uuid;
-use crate::ledger::{Event, HANDOVER_DELAY, LedgerError, Outbox, UnpublishedEvents};
+use crate::ledger::{Event, HANDOVER_DELAY, LedgerError, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 
 /// The longest pause before an event is tried again.
 const MAX_LEASE_DELAY: Duration = Duration::from_secs(600);
-/// Rows per statement.
-const PRUNE_BATCH: i64 = 5_000;
+/// The routing keys of unpublished events: each step jumps to the next key in `outbox_by_key`.
+const KEYS: &str = "WITH RECURSIVE known AS (
+        SELECT min(routing_key) AS routing_key FROM outbox WHERE published_at IS NULL
+        UNION ALL
+        SELECT (SELECT min(routing_key) FROM outbox WHERE published_at IS NULL AND routing_key > known.routing_key)
+        FROM known WHERE known.routing_key IS NOT NULL
+    )
+    SELECT routing_key FROM known WHERE routing_key IS NOT NULL";
 
 #[async_trait]
 impl Outbox for Sqlite {
-    async fn lease_events(&self, limit: u32) -> Result<Vec<Event>, LedgerError> {
+    async fn unpublished_keys(&self) -> Result<Vec<String>, LedgerError> {
+        self.run(|c| Box::pin(sqlx::query_scalar(KEYS).fetch_all(c))).await
+    }
+
+    async fn lease_events(&self, routing_key: &str, limit: u32) -> Result<Vec<Event>, LedgerError> {
+        let routing_key = routing_key.to_owned();
         self.run(move |c| {
             Box::pin(async move {
                 let mut transaction = c.begin_with(BEGIN).await?;
                 let due = "SELECT event_id, routing_key, correlation_id, payload, tries FROM outbox
-                           WHERE published_at IS NULL AND due_at <= $1 ORDER BY due_at LIMIT $2";
-                let rows = sqlx::query(due).bind(now()).bind(limit).fetch_all(&mut *transaction).await?;
+                           WHERE published_at IS NULL AND routing_key = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3";
+                let rows =
+                    sqlx::query(due).bind(routing_key).bind(now()).bind(limit).fetch_all(&mut *transaction).await?;
                 let mut events = Vec::with_capacity(rows.len());
                 for row in rows {
                     let id: String = row.try_get("event_id")?;
@@ -74,7 +86,7 @@ impl Outbox for Sqlite {
         .map(drop)
     }
 
-    async fn prune_outbox(&self, keep: Duration) -> Result<u64, LedgerError> {
+    async fn prune_outbox(&self, keep: Duration, limit: u32) -> Result<u64, LedgerError> {
         let before = stamp(
             OffsetDateTime::now_utc()
                 .checked_sub(keep.try_into().unwrap_or(time::Duration::MAX))
@@ -84,7 +96,7 @@ impl Outbox for Sqlite {
             let query = sqlx::query(
                 "DELETE FROM outbox WHERE event_id IN (SELECT event_id FROM outbox WHERE published_at < $1 LIMIT $2)",
             );
-            Box::pin(query.bind(before).bind(PRUNE_BATCH).execute(c))
+            Box::pin(query.bind(before).bind(i64::from(limit)).execute(c))
         });
         Ok(deleted.await?.rows_affected())
     }
@@ -92,17 +104,24 @@ impl Outbox for Sqlite {
     async fn count_unpublished(&self) -> Result<Vec<UnpublishedEvents>, LedgerError> {
         self.run(|c| {
             Box::pin(async move {
-                let query = "SELECT routing_key, count(*) AS events, min(created_at) AS oldest
-                             FROM outbox WHERE published_at IS NULL GROUP BY routing_key";
+                let keys: Vec<String> = sqlx::query_scalar(KEYS).fetch_all(&mut *c).await?;
+                let query = "SELECT $1 AS routing_key, count(*) AS events, min(created_at) AS oldest
+                             FROM (SELECT created_at FROM outbox WHERE published_at IS NULL AND routing_key = $1
+                                   ORDER BY due_at LIMIT $2)";
                 let unpublished = |row: &SqliteRow| {
                     let oldest: OffsetDateTime = row.try_get("oldest")?;
-                    Ok(UnpublishedEvents {
+                    Ok::<_, sqlx::Error>(UnpublishedEvents {
                         routing_key: row.try_get("routing_key")?,
                         events: u64::try_from(row.try_get::<i64, _>("events")?).unwrap_or(0),
                         oldest: (OffsetDateTime::now_utc() - oldest).try_into().unwrap_or_default(),
                     })
                 };
-                sqlx::query(query).fetch_all(c).await?.iter().map(unpublished).collect()
+                let mut counted = Vec::with_capacity(keys.len());
+                for key in keys {
+                    let query = sqlx::query(query).bind(key).bind(MAX_COUNTED_EVENTS);
+                    counted.push(unpublished(&query.fetch_one(&mut *c).await?)?);
+                }
+                Ok(counted)
             })
         })
         .await

@@ -84,10 +84,11 @@ table! {
     LEDGER_ERRORS: Counter<LedgerErrorKind> =
         Counter::new("pixwarden_ledger_errors_total", "Ledger calls that failed, by kind");
     OUTBOX_EVENTS: Gauge<RoutingKey> = Gauge::measured(
-        "pixwarden_outbox_events", "Unpublished events in the outbox when this worker last polled it",
+        "pixwarden_outbox_events",
+        "Unpublished events in the outbox when this worker last polled it; at most 10000 are counted",
     );
-    OUTBOX_OLDEST: Gauge<()> = Gauge::measured(
-        "pixwarden_outbox_oldest_seconds", "Age of the oldest unpublished event; 0 if there is none",
+    OUTBOX_OLDEST: Gauge<RoutingKey> = Gauge::measured(
+        "pixwarden_outbox_oldest_seconds", "Age of the oldest unpublished event of a routing key; 0 if there is none",
     );
     EVENTS: Counter<(RoutingKey, PublishResult)> =
         Counter::new("pixwarden_events_total", "Attempts to publish an event, by result");

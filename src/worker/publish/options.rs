@@ -11,7 +11,7 @@ use crate::job::Outcome;
 pub struct EventsConfig {
     /// The routing keys that are sent.
     pub publish: Vec<String>,
-    /// Whether the queue `PREFIX.flagged` is declared and bound to flagged and review.
+    /// Whether the queues `PREFIX.flagged`, `PREFIX.unscreened` and `PREFIX.updates` are declared and bound.
     pub default_queue: bool,
 }
 

@@ -20,10 +20,11 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
-use pixwarden::job::{Digests, ImageRef, Lane, Outcome, Verdict};
+use pixwarden::job::{Digests, ImageRef, Lane};
 use pixwarden::ledger::{
     Archive, CurrentVerdict, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
-    Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents, VerdictFilter, Verdicts,
+    Position, PrunedPage, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents,
+    VerdictFilter, VerdictPage, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
@@ -242,7 +243,11 @@ impl Quarantine for Slate {
 
 #[async_trait]
 impl Outbox for Slate {
-    async fn lease_events(&self, _limit: u32) -> Result<Vec<Event>, LedgerError> {
+    async fn unpublished_keys(&self) -> Result<Vec<String>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn lease_events(&self, _key: &str, _limit: u32) -> Result<Vec<Event>, LedgerError> {
         Ok(Vec::new())
     }
 
@@ -254,7 +259,7 @@ impl Outbox for Slate {
         Ok(())
     }
 
-    async fn prune_outbox(&self, _keep: Duration) -> Result<u64, LedgerError> {
+    async fn prune_outbox(&self, _keep: Duration, _limit: u32) -> Result<u64, LedgerError> {
         Ok(0)
     }
 
@@ -302,18 +307,18 @@ impl Archive for Slate {
     async fn page_of_verdicts(
         &self,
         _: &VerdictFilter,
-        _: Option<&Verdict>,
+        _: Option<Position>,
         _: u32,
-    ) -> Result<Vec<StoredVerdict>, LedgerError> {
-        Ok(Vec::new())
+    ) -> Result<VerdictPage, LedgerError> {
+        Ok(VerdictPage { verdicts: Vec::new(), next: None })
     }
 
-    async fn count_prunable(&self, _: OffsetDateTime, _: &[Outcome]) -> Result<u64, LedgerError> {
-        Ok(0)
+    async fn count_prunable(&self, _: &VerdictFilter, _: Option<Position>) -> Result<PrunedPage, LedgerError> {
+        Ok(PrunedPage { verdicts: 0, next: None })
     }
 
-    async fn delete_prunable(&self, _: OffsetDateTime, _: &[Outcome], _: u32) -> Result<u64, LedgerError> {
-        Ok(0)
+    async fn delete_prunable(&self, _: &VerdictFilter, _: Option<Position>, _: u32) -> Result<PrunedPage, LedgerError> {
+        Ok(PrunedPage { verdicts: 0, next: None })
     }
 
     async fn rejudge(&self, _changes: &[Revise]) -> Result<u64, LedgerError> {

@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Time and pages of every statement of the ledger at size, at the beginning of a command and far into it.
+
+    tests/services/run -- python tests/bench/statements.py --pixwarden target/release/pixwarden --rows 2000000
+
+A database of its own is filled with verdicts as growth.sql makes them. Then the commands run as an operator runs them, with
+auto_explain in every session and generic plans forced, because that is what a prepared statement ends with. The server
+sends each plan to its client, whose log this program reads: so these are the statements of the program itself, and no
+copies. A page must cost the same at the beginning and at the end: the last column is the quotient of the pages that were
+read.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+HERE = Path(__file__).parent
+MODEL = HERE.parent.parent / "models" / "cifake-32"
+# Rows that are filled in by one call (growth.sql says why not all of them).
+FILLED = 250_000
+# Rows that each have an event for a routing key that no queue takes.
+UNHEARD = 500_000
+SETTINGS = {
+    "session_preload_libraries": "auto_explain",
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_buffers": "on",
+    "auto_explain.log_timing": "off",
+    "auto_explain.log_triggers": "off",
+    "auto_explain.log_format": "json",
+    "auto_explain.log_level": "notice",
+    "plan_cache_mode": "force_generic_plan", "jit": "off",
+}
+
+
+class Statements:
+    """What the commands have done so far: of each statement the milliseconds and pages of each execution."""
+
+    def __init__(self):
+        self.rows = []
+
+    def read(self, command, log):
+        found = defaultdict(list)
+        for line in log.splitlines():
+            try:
+                text = json.loads(line).get("message", "")
+            except (json.JSONDecodeError, AttributeError):
+                continue
+            if (begins := text.find("plan:")) < 0 or (brace := text.find("{", begins)) < 0:
+                continue
+            explained = json.loads(text[brace:])
+            plan = explained["Plan"]
+            milliseconds = float(re.search(r"duration: ([0-9.]+) ms", text)[1])
+            pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+            found[" ".join(explained["Query Text"].split())].append((milliseconds, pages, plan))
+        for query, executions in found.items():
+            if not re.search("set_config|pg_settings|_sqlx_migrations|to_regclass|pg_is_in_recovery", query):
+                self.rows.append((command, query, executions))
+        return found
+
+    def print(self):
+        print(f"\n{'command':34} {'statement':44} {'times':>5} {'first':>16} {'100th or last':>16} {'pages':>6}")
+        for command, query, executions in self.rows:
+            first, late = executions[0], executions[min(99, len(executions) - 1)]
+            cost = "{:8.1f} ms {:4,}".format
+            quotient = late[1] / max(first[1], 1)
+            short = shorten(query)
+            print(f"{command:34} {short:44} {len(executions):5} {cost(*first[:2]):>16} {cost(*late[:2]):>16} {quotient:6.2f}")
+
+
+def shorten(query):
+    words = re.sub(r"SELECT id::text.*? FROM verdicts", "SELECT columns FROM verdicts", query)
+    table = re.search(r"(INSERT INTO|UPDATE|DELETE FROM|FROM) (\w+)", words)
+    marks = [mark for mark in ("OFFSET", "FOR UPDATE", "count(*)", "outcome <> 'passed'", "judged_at IS NOT NULL", "LIKE ANY",
+                               "starts_with", "detectors ?", "label = ANY", "lane", "unnest", "RECURSIVE") if mark in words]
+    return f"{words.split()[0]} {table[2] if table else ''} {' '.join(marks)}"[:44]
+
+
+class Ledger:
+    """A database of its own."""
+
+    def __init__(self, options, folder):
+        server = os.environ["TEST_POSTGRES_URL"]
+        name = "statements"
+        self.options, self.folder = options, folder
+        self.url = urlunsplit(urlsplit(server)._replace(path=f"/{name}", query="sslmode=disable"))
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name}")
+            connection.execute(f"CREATE DATABASE {name}")
+        self.config = folder / "pixwarden.toml"
+        self.config.write_text(
+            f'queue = "{os.environ["TEST_AMQP_URL"]}"\nledger = "{self.url}"\nobjects = "s3://"\nbuckets = ["uploads"]\n'
+            f'prefix = "statements"\n[[detectors]]\nname = "synthetic-2.0"\npath = "{MODEL}"\n'
+            f'[storage]\nendpoint = "{os.environ["TEST_S3_ENDPOINT"]}"\npath_style = true\n'
+            '[metrics]\nlisten = "127.0.0.1:0"\n'
+            '[[policy.rules]]\ndetector = "synthetic-2.0"\nlabel = "by AI"\nreview_at = 0.5\nflag_at = 0.95\n[events]\npublish = ["image.flagged", "image.review", "image.failed", "image.passed"]\n'
+        )
+        self.run("migrate")
+        self.connection = psycopg.connect(self.url, autocommit=True)
+        text = (HERE / "growth.sql").read_text()
+        self.connection.execute(text[text.index("CREATE PROCEDURE fill") : text.index("SELECT format('CALL fill")])
+        began = time.monotonic()
+        for first in range(0, options.rows, FILLED):
+            self.connection.execute(f"CALL fill({first}, {min(first + FILLED, options.rows)})")
+        self.connection.execute("VACUUM (ANALYZE) verdicts, outbox")
+        print(f"{options.rows:,} verdicts after {time.monotonic() - began:.0f} s", flush=True)
+        for setting, value in SETTINGS.items():
+            self.connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+
+    def command(self, *arguments):
+        log = ["--log", "warn,sqlx::postgres::notice=info", "--log-format", "json"]
+        return [self.options.pixwarden, "--config", str(self.config), *log, *arguments]
+
+    def environment(self):
+        return {
+            "PATH": os.environ["PATH"],
+            "ORT_DYLIB_PATH": os.environ["ORT_DYLIB_PATH"],
+            "AWS_ACCESS_KEY_ID": os.environ["TEST_S3_ACCESS_KEY"],
+            "AWS_SECRET_ACCESS_KEY": os.environ["TEST_S3_SECRET_KEY"],
+            "AWS_REGION": os.environ["TEST_S3_REGION"],
+        }
+
+    def run(self, *arguments):
+        ended = subprocess.run(
+            self.command(*arguments), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        # The ids of these verdicts are not made of job ids, so `show` finds none; its statement is the same.
+        if ended.returncode and arguments[0] != "show":
+            said = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+            sys.exit(f"{arguments} ended with {ended.returncode}: {said or ended.stderr[-2000:]}")
+        return ended.stderr
+
+    def work(self, seconds):
+        """A worker for some seconds."""
+        worker = subprocess.Popen(
+            self.command("worker"), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(seconds)
+        worker.send_signal(signal.SIGTERM)
+        return worker.communicate(timeout=60)[1]
+
+    def inventory(self, objects):
+        """An S3 Inventory of objects that have a verdict."""
+        path = self.folder / "data.csv.gz"
+        query = "SELECT bucket, key, bytes, etag, '2026-01-01T00:00:00.000Z' FROM verdicts ORDER BY decided_at LIMIT %s"
+        with gzip.open(path, "wt", newline="") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(self.connection.execute(query, [objects]))
+        manifest = {"fileFormat": "CSV", "fileSchema": "Bucket, Key, Size, ETag, LastModifiedDate", "files": [{"key": path.name}]}
+        (self.folder / "manifest.json").write_text(json.dumps(manifest))
+        return str(self.folder / "manifest.json")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pixwarden", required=True)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    options = parser.parse_args()
+    options.pixwarden = str(Path(options.pixwarden).resolve())
+    statements = Statements()
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(options, Path(folder))
+
+        def measure(name, *arguments):
+            began = time.monotonic()
+            statements.read(name, ledger.run(*arguments))
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+        # 101 pages of 1,000 verdicts, of which one is decided each second.
+        measure("export", "export", "--lag", "0s", "--until", "2026-01-02T04:03:20Z")
+        measure("export --since (middle)", "export", "--lag", "0s", "--since", middle(options.rows, 0), "--until", middle(options.rows, 101_000))
+        measure("export --outcome flagged", "export", "--lag", "0s", "--outcome", "flagged")
+        measure("export --outcome flagged, review", "export", "--lag", "0s", "--outcome", "flagged", "--outcome", "review")
+        measure("export --outcome missing (none)", "export", "--lag", "0s", "--outcome", "missing")
+        measure("export --bucket other (none)", "export", "--lag", "0s", "--bucket", "other*")
+        measure("export --detector other (none)", "export", "--lag", "0s", "--detector", "other")
+        measure("export --outcome flagged --label", "export", "--lag", "0s", "--outcome", "flagged", "--label", "other")
+        measure("export --key-prefix (none)", "export", "--lag", "0s", "--key-prefix", "other/")
+        # 101 pages of 500.
+        measure("rejudge", "rejudge", "--until", "2026-01-01T14:01:40Z")
+        measure("export --revised-since", "export", "--lag", "0s", "--revised-since", "2026-01-01")
+        id, key = ledger.connection.execute("SELECT id, key FROM verdicts OFFSET 1000 LIMIT 1").fetchone()
+        measure("show ID", "show", str(id))
+        measure("show s3://", "show", f"s3://uploads/{key}")
+        inventory = ledger.inventory(101_000)
+        measure("backfill --dry-run", "backfill", "--dry-run", "--inventory", inventory)
+        measure("backfill", "backfill", "--inventory", inventory, "--depth", "1000000", "--limit", "30000")
+        measure("prune --dry-run", "prune", "--until", "2026-01-20", "--dry-run")
+        measure("prune --outcome review", "prune", "--until", "2026-01-20", "--outcome", "review", "--yes")
+        measure("prune --bucket other (none)", "prune", "--until", "2026-01-20", "--bucket", "other", "--yes")
+        measure("prune", "prune", "--until", "2026-01-07", "--yes")
+
+        ledger.connection.execute(
+            "INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, due_at)"
+            " SELECT gen_random_uuid(), gen_random_uuid(), 'image.passed', 'c', '{}', now() - interval '1 hour'"
+            f" FROM generate_series(1, {UNHEARD})"
+        )
+        ledger.connection.execute("ANALYZE outbox")
+        # A worker whose queues are all bound, but for image.passed.
+        statements.read("worker", ledger.work(40))
+        left = ledger.connection.execute("SELECT count(*) FILTER (WHERE tries > 0) FROM outbox WHERE published_at IS NULL")
+        print(f"events without a queue that were leased within 40 s: {left.fetchone()[0]:,} of {UNHEARD:,}")
+        ledger.connection.close()
+    statements.print()
+
+
+def middle(rows, after):
+    at = time.gmtime(1_767_225_600 + rows // 2 + after)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
+
+
+if __name__ == "__main__":
+    main()
