@@ -39,7 +39,8 @@
 //! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
 //!
 //! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), `offload` (a blocking reader
-//! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`.
+//! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`,
+//! `text_or_table` (options of two forms).
 //!
 //! # What is forbidden, and checked by `tests/it/invariants.rs`
 //!
@@ -78,6 +79,7 @@ mod processes;
 mod retry;
 pub mod screen;
 pub mod telemetry;
+mod text_or_table;
 pub mod worker;
 
 pub use error_text::error_text;

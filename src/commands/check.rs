@@ -4,6 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::options::{ScreeningOptions, ServiceOptions};
+use super::with_origin;
 use crate::broker::{Topology, connect, depth};
 use crate::config::{Config, Overlay};
 use crate::error_text;
@@ -50,7 +51,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
             CheckResult::Warning(words) => ("warn  ", words),
             CheckResult::Failed(error) => {
                 failed = true;
-                ("FAILED", error_text(error.as_ref()))
+                ("FAILED", error_text(with_origin(error, &config.origins).as_ref()))
             }
         };
         println!("{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "));

@@ -251,9 +251,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("lanes", &["job", "telemetry"]),
-    ("detector", &["canonical", "error_text"]),
+    ("detector", &["canonical", "error_text", "text_or_table"]),
     ("policy", &["canonical", "config", "detector", "job"]),
-    ("objects", &["certificates", "config", "job", "lanes", "offload", "telemetry"]),
+    ("objects", &["certificates", "config", "job", "lanes", "offload", "telemetry", "text_or_table"]),
     ("screen", &["config", "detector", "error_text", "fault_injection", "job", "lanes", "policy", "telemetry"]),
     ("ledger", &["certificates", "config", "fault_injection", "job", "retry", "telemetry"]),
     (
@@ -325,6 +325,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("offload", &[]),
     ("processes", &[]),
     ("retry", &[]),
+    ("text_or_table", &[]),
 ];
 
 #[test]
