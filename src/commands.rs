@@ -4,6 +4,7 @@ mod age;
 mod backfill;
 mod bench;
 mod check;
+mod console;
 mod dead;
 mod decoder;
 pub mod enqueue;
@@ -31,6 +32,13 @@ use crate::ledger::OpenError;
 use crate::screen::StartError;
 use crate::worker::WorkerError;
 use crate::{files, processes};
+
+use console::note;
+pub use console::{is_closed_pipe, print_note};
+
+/// The exit status where the reader of stdout closed the pipe: that of a program that SIGPIPE ended. It is not 0, so that
+/// `scan --fail-on` never looks like a clean result.
+pub const CLOSED_PIPE: u8 = 141;
 
 /// Screens images for content moderation.
 #[derive(Debug, Parser)]
@@ -125,7 +133,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     cli.command.overlay(&mut overlay);
     // A variable that is not UTF-8 is not an option.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let config = load(&overlay, variables, |warning| eprintln!("warning: {warning}"))?;
+    let config = load(&overlay, variables, |warning| note!("warning: {warning}"))?;
     let traces = matches!(cli.command, Command::Worker(_)).then_some(&config.traces);
     let telemetry = crate::telemetry::start(&config.log, traces).map_err(|e| e.at(&config.origins))?;
     // The runtime's threads only wait: decoding and inference run on other threads.

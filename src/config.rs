@@ -176,6 +176,21 @@ impl SecretUrl {
         &self.0
     }
 
+    /// The URL without its password, with this port and this path where it has none.
+    #[must_use]
+    pub(crate) fn with_defaults(&self, port: u16, path: &str) -> String {
+        let Ok(mut url) = url::Url::parse(&self.0) else { return self.to_string() };
+        // A URL without a host takes no port, and stays as it is.
+        let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+        if has_host && url.port().is_none() && url.set_port(Some(port)).is_err() {
+            return self.to_string();
+        }
+        if ["", "/"].contains(&url.path()) {
+            url.set_path(path);
+        }
+        Self(url.into()).to_string()
+    }
+
     /// Whether none is configured.
     #[must_use]
     pub fn is_empty(&self) -> bool {

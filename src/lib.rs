@@ -52,6 +52,9 @@
 //! - Memory shared with a decoder process. Pixels travel over a socket, so that they cannot change after they were checked.
 //! - An acknowledgement before the outcome is committed: only `worker/settle.rs` acknowledges.
 
+// A failed print is a panic; `commands/console.rs` writes instead.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod backfill;
 mod bench;
 pub mod broker;

@@ -278,7 +278,10 @@ impl Fetcher {
                 Err(TryError::Unclear(cause)) => cause,
             };
             if let Err(store) = self.probe(&image.bucket).await {
-                return Err(FetchError::StoreDown(format!("{cause}; {store}")));
+                let store = store.to_string();
+                // Where the store is down, both requests fail alike.
+                let reason = if store == cause { cause } else { format!("{cause}; {store}") };
+                return Err(FetchError::StoreDown(reason));
             }
             if is_second_try {
                 return Err(FetchError::Failed(cause));

@@ -5,6 +5,7 @@ use std::pin::pin;
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt;
 
+use super::console::note;
 use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record;
@@ -55,6 +56,6 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     }
     output.finish()?;
     ledger.close().await;
-    eprintln!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
+    note!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
     Ok(0)
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use time::OffsetDateTime;
 
 use super::age::Age;
+use super::console::note;
 use super::options::LedgerOption;
 use super::record::outcome;
 use crate::config::Config;
@@ -41,7 +42,7 @@ pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::
     let until = OffsetDateTime::now_utc() - arguments.older_than.0;
     if arguments.dry_run {
         let found = ledger.count_prunable(until, &arguments.outcome).await?;
-        eprintln!("{found} verdicts would be deleted");
+        note!("{found} verdicts would be deleted");
     } else {
         let mut deleted = 0;
         loop {
@@ -53,7 +54,7 @@ pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::
             tracing::info!(deleted, "deleted a batch of verdicts");
             tokio::time::sleep(BATCH_DELAY).await;
         }
-        eprintln!("{deleted} verdicts were deleted");
+        note!("{deleted} verdicts were deleted");
     }
     ledger.close().await;
     Ok(0)

@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use serde_json::{Map, json};
 use time::OffsetDateTime;
 
+use super::console::note;
 use super::options::{LedgerOption, ThresholdOptions};
 use super::output::{Format, Output};
 use super::record;
@@ -132,15 +133,15 @@ impl RejudgeSummary {
         let changed: u64 = self.transitions.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
         let judged: u64 = self.transitions.values().sum();
         let rejudged = if arguments.dry_run { "would be rejudged; nothing was written" } else { "were rejudged" };
-        eprintln!(
+        note!(
             "{judged} verdicts {rejudged}: {changed} with another outcome; {} more were judged by this policy earlier",
             self.current
         );
         if self.without_rule > 0 {
-            eprintln!("{} verdicts are unchanged: this policy has no rule for their scores", self.without_rule);
+            note!("{} verdicts are unchanged: this policy has no rule for their scores", self.without_rule);
         }
         if self.overtaken > 0 {
-            eprintln!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
+            note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
     }

@@ -30,6 +30,7 @@ macro_rules! selected {
 }
 
 mod archive;
+mod connect;
 mod indexes;
 mod outbox;
 mod quarantine;
@@ -47,7 +48,6 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use super::columns::VerdictRow;
 use super::schema::{self, MigrationStep};
 use super::{DatabaseError, Ledger, LedgerError, StoredVerdict};
-use crate::certificates;
 use crate::config::SecretUrl;
 pub use indexes::PostgresIndex;
 
@@ -84,26 +84,32 @@ impl Postgres {
 
     /// As [`Postgres::open`], with all tables in this schema.
     pub(super) async fn open_in(url: &SecretUrl, schema: Option<&str>) -> Result<Self, LedgerError> {
-        let cannot_open = |text: String, e: sqlx::Error| LedgerError::CannotOpen {
-            url: url.to_string(),
+        let cannot_open = |url: String, text: String, e: sqlx::Error| LedgerError::CannotOpen {
+            url,
             error: DatabaseError::new(text, e),
         };
         let mut options: PgConnectOptions =
-            url.expose().parse().map_err(|e: sqlx::Error| cannot_open(e.to_string(), e))?;
+            url.expose().parse().map_err(|e: sqlx::Error| cannot_open(url.to_string(), e.to_string(), e))?;
+        let address = connect::address(url, &options);
         if let Some(schema) = schema {
             options = options.options([("search_path", schema)]);
         }
-        let pool = PgPoolOptions::new()
+        let options = options.application_name("pixwarden");
+        let opened = PgPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
-            .connect_with(options.application_name("pixwarden"))
-            .await
-            .map_err(|e| {
-                let text = error_text(&e);
-                let hint = certificates::hint(&e);
-                cannot_open(text + hint, e)
-            })?;
-        Ok(Self { pool })
+            .connect_with(options.clone())
+            .await;
+        match opened {
+            Ok(pool) => Ok(Self { pool }),
+            Err(e) => {
+                let e = match e {
+                    sqlx::Error::PoolTimedOut => connect::diagnose(&options).await.unwrap_or(e),
+                    other => other,
+                };
+                Err(cannot_open(address, connect::error_text(&e) + connect::hint(&e), e))
+            }
+        }
     }
 
     /// Creates an empty schema. The name must be a plain identifier that this program has made.
@@ -131,8 +137,11 @@ impl Postgres {
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
         let mut connection = match tokio::time::timeout(CONNECT_TIMEOUT * 2, self.pool.acquire()).await {
-            Ok(connection) => connection.map_err(classify_error)?,
-            Err(_) => return Err(LedgerError::Down(NO_CONNECTION.into())),
+            Ok(Ok(connection)) => connection,
+            Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => {
+                return Err(LedgerError::Down(connect::why_no_connection(&self.pool.connect_options()).await.into()));
+            }
+            Ok(Err(error)) => return Err(classify_error(error)),
         };
         let result = match tokio::time::timeout(deadline, operation(&mut connection)).await {
             Ok(result) => result.map_err(classify_error),
@@ -226,25 +235,15 @@ fn is_contended(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Contended(_))
 }
 
-const NO_CONNECTION: &str = "no free connection in time";
-
 /// Sorts the error codes of Postgres (appendix A of its manual) by what the caller can do.
 fn classify_error(error: sqlx::Error) -> LedgerError {
     let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned).unwrap_or_default();
-    let error = DatabaseError::new(error_text(&error), error);
+    let error = DatabaseError::new(connect::error_text(&error), error);
     match code.as_str() {
         // Data exception, integrity constraint violation, program limit exceeded (an index entry that is too large).
         code if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => LedgerError::Refused(error),
         // Serialization failure, deadlock.
         "40001" | "40P01" => LedgerError::Contended(error),
         _ => LedgerError::Down(error),
-    }
-}
-
-fn error_text(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(e) => e.message().to_owned(),
-        sqlx::Error::PoolTimedOut => NO_CONNECTION.into(),
-        other => other.to_string(),
     }
 }

@@ -20,6 +20,7 @@ use wildmatch::WildMatch;
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, PROBE_KEY, StoreError};
 use crate::certificates;
 use crate::config::{Bucket, Config};
+use crate::error_text::innermost_text;
 use crate::job::ImageRef;
 
 /// A cheap handle: clones share their clients.
@@ -27,6 +28,8 @@ use crate::job::ImageRef;
 pub(super) struct S3 {
     /// One client for each bucket table, in order, and last the client for all other buckets.
     clients: Arc<[(WildMatch, Client)]>,
+    /// The endpoint of each client, for messages.
+    endpoints: Arc<[String]>,
     /// Buckets allowed by their full name.
     named: Arc<[String]>,
 }
@@ -66,17 +69,51 @@ impl S3 {
             }
             Client::from_conf(builder.build())
         };
+        // In the SDK's order. A profile may name another one for S3 only, which the SDK does not show.
+        let standard = std::env::var("AWS_ENDPOINT_URL_S3").ok().or_else(|| shared.endpoint_url().map(str::to_owned));
+        let standard = standard.unwrap_or_else(|| "AWS".into());
         let or = |own: &str, general: &str| if own.is_empty() { general.to_owned() } else { own.to_owned() };
-        let mut clients = Vec::new();
+        let (mut clients, mut endpoints) = (Vec::new(), Vec::new());
         for bucket in &config.buckets {
             if let Bucket::Table(table) = bucket {
                 let (region, endpoint) = (or(&table.region, &storage.region), or(&table.endpoint, &storage.endpoint));
                 let path_style = table.path_style || storage.path_style;
                 clients.push((WildMatch::new(&table.name), client(&region, &endpoint, path_style)));
+                endpoints.push(or(&endpoint, &standard));
             }
         }
         clients.push((WildMatch::new("*"), client(&storage.region, &storage.endpoint, storage.path_style)));
-        Self { clients: clients.into(), named: named.into() }
+        endpoints.push(or(&storage.endpoint, &standard));
+        Self { clients: clients.into(), endpoints: endpoints.into(), named: named.into() }
+    }
+
+    /// The bucket with its endpoint and region, for messages.
+    fn place(&self, bucket: &str) -> String {
+        let found = self.clients.iter().position(|(pattern, _)| pattern.matches(bucket));
+        let endpoint = &self.endpoints[found.unwrap_or(self.endpoints.len() - 1)];
+        let region = self.client(bucket).config().region().map(ToString::to_string).unwrap_or_default();
+        format!("bucket \"{bucket}\" at {endpoint}, region {region}")
+    }
+
+    /// An error without a response: the request or the response did not get through, or there are no credentials.
+    fn classify_failure<E: std::error::Error + 'static>(&self, bucket: &str, error: &SdkError<E>) -> StoreError {
+        let (place, cause) = (self.place(bucket), innermost_text(error));
+        // The SDK lists every source of credentials that it tried.
+        let first_line = cause.lines().next().unwrap_or_default().split(". ").next().unwrap_or_default();
+        match error {
+            // Everything that fails before a connection is opened: there is no other cause than the credentials.
+            SdkError::DispatchFailure(failure) if failure.is_other() || failure.is_user() => {
+                StoreError::Down(format!("{place}: no usable credentials: {first_line}{CREDENTIALS_HINT}"))
+            }
+            SdkError::DispatchFailure(_) | SdkError::TimeoutError(_) => {
+                let hint = match certificates::hint(error) {
+                    "" => ENDPOINT_HINT,
+                    hint => hint,
+                };
+                StoreError::Unclear(format!("cannot reach the {place}: {first_line}{hint}"))
+            }
+            _ => StoreError::Unclear(one_line(error) + certificates::hint(error)),
+        }
     }
 
     fn client(&self, bucket: &str) -> &Client {
@@ -90,14 +127,11 @@ impl S3 {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let words = one_line(error);
-        let SdkError::ServiceError(service) = error else {
-            let hint = certificates::hint(error);
-            return StoreError::Unclear(words + hint);
-        };
+        let SdkError::ServiceError(service) = error else { return self.classify_failure(bucket, error) };
         let named = self.named.iter().any(|named| named == bucket);
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
         let message = service.err().message().unwrap_or_default();
+        let words = words(code, status, message);
         match (code, status) {
             ("NoSuchBucket", _) if named => StoreError::Down(format!("there is no bucket \"{bucket}\"")),
             // The bucket is allowed by a wildcard only, so its name came from the job.
@@ -112,6 +146,14 @@ impl S3 {
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
                 StoreError::Denied(format!("the bucket is in another region or store: {words}"))
             }
+            ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
+                let region = service.raw().headers().get("x-amz-bucket-region");
+                let hint = region.map_or_else(
+                    || REGION_HINT.to_owned(),
+                    |region| format!("{REGION_HINT}; the store says that it is {region}"),
+                );
+                StoreError::Down(format!("{}: wrong region: {words}{hint}", self.place(bucket)))
+            }
             (
                 "InvalidAccessKeyId"
                 | "SignatureDoesNotMatch"
@@ -119,21 +161,38 @@ impl S3 {
                 | "InvalidToken"
                 | "TokenRefreshRequired"
                 | "RequestTimeTooSkewed"
-                | "PermanentRedirect"
-                | "AuthorizationHeaderMalformed"
                 | "NotSignedUp"
                 | "AccountProblem"
                 | "InvalidSecurity",
                 _,
-            ) => StoreError::Down(format!("the store refused the credentials: {words}")),
+            ) => self.refused_credentials(bucket, &words),
             // Garage has no separate codes for an unknown key and a wrong secret, so its message is read.
             (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
-                StoreError::Down(format!("the store refused the credentials: {words}"))
+                self.refused_credentials(bucket, &words)
             }
             (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
             (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
             _ => StoreError::Unclear(words),
         }
+    }
+
+    fn refused_credentials(&self, bucket: &str, words: &str) -> StoreError {
+        let place = self.place(bucket);
+        StoreError::Down(format!("{place}: the store refused the credentials: {words}{CREDENTIALS_HINT}"))
+    }
+}
+
+const ENDPOINT_HINT: &str = "\n  hint: check that the store runs, and `storage.endpoint` or AWS_ENDPOINT_URL_S3";
+const CREDENTIALS_HINT: &str = "\n  hint: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role that may read the bucket";
+const REGION_HINT: &str = "\n  hint: set the bucket's `region`, `storage.region` or AWS_REGION";
+
+/// The store's own words for an error: a response to HEAD has only a status.
+fn words(code: &str, status: u16, message: &str) -> String {
+    match (code, message) {
+        ("", "") => format!("status {status}"),
+        ("", message) => format!("{message} (status {status})"),
+        (code, "") => format!("{code} (status {status})"),
+        (code, message) => format!("{message} ({code})"),
     }
 }
 
