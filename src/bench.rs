@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::error_text;
 use crate::screen::decode::DecoderPool;
 use crate::screen::infer::LARGEST_BATCH;
@@ -112,13 +112,6 @@ impl ServiceMeasurement {
 /// # Errors
 /// When a URL is invalid, or detectors, policy or decoders do not start.
 pub(crate) fn start_screen(config: &Config) -> anyhow::Result<Screen> {
-    let checked: [(_, Option<ConfigError>); 2] =
-        [(&config.queue, config.queue().err()), (&config.ledger, config.ledger().err())];
-    for (url, error) in checked {
-        if let Some(e) = error.filter(|_| !url.is_empty()) {
-            return Err(e.into());
-        }
-    }
     let mut config = config.clone();
     if config.inference.max_batch == 0 {
         config.inference.max_batch = LARGEST_BATCH as usize;

@@ -11,13 +11,14 @@ mod topology;
 
 use std::time::Duration;
 
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 
 use crate::certificates;
 use crate::config::SecretUrl;
+use crate::error_text::innermost_text;
 use crate::telemetry::metrics;
 
 pub use acknowledge::Acknowledger;
@@ -49,22 +50,19 @@ pub enum BrokerError {
     #[error("not an AMQP URL: {url}: {reason}")]
     InvalidUrl { url: String, reason: String },
     /// The broker cannot be reached. It may come back.
-    #[error("cannot connect to the broker at {url}: {error}{}", certificates::hint(error))]
+    #[error("cannot connect to the broker at {url}: {}{}", innermost_text(error), unreachable_hint(error))]
     Unreachable {
         /// Without its password.
         url: String,
         error: lapin::Error,
     },
-    #[error("cannot connect to the broker at {url}: no response within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("cannot connect to the broker at {url}: no response within {} s{REACH_HINT}", CONNECT_TIMEOUT.as_secs())]
     ConnectTimeout {
         /// Without its password.
         url: String,
     },
     /// Retrying does not help.
-    #[error(
-        "the broker at {url} refused the login: {}\n  hint: check user, password and virtual host (\"/\" is written %2f), and the user's permissions on it",
-        message(error)
-    )]
+    #[error("the broker at {url} refused the login: {}{}", message(error), login_hint(error))]
     LoginRefused {
         /// Without its password.
         url: String,
@@ -120,6 +118,25 @@ impl From<lapin::Error> for BrokerError {
     }
 }
 
+const REACH_HINT: &str = "\n  hint: check that RabbitMQ runs, and host and port in `queue`";
+
+fn unreachable_hint(error: &lapin::Error) -> &'static str {
+    match certificates::hint(error) {
+        "" => REACH_HINT,
+        hint => hint,
+    }
+}
+
+/// RabbitMQ answers a wrong virtual host with another code than a wrong user or password.
+fn login_hint(error: &lapin::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) if *amqp.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+            "\n  hint: create the virtual host and give the user permissions on it, or correct its name in `queue` (\"/\" is written %2f)"
+        }
+        _ => "\n  hint: check user and password in `queue`; RabbitMQ accepts the user guest only from its own machine",
+    }
+}
+
 /// The broker's own text, where there is one.
 fn message(error: &lapin::Error) -> String {
     match error.kind() {
@@ -155,16 +172,17 @@ impl ArgumentMismatch {
 pub async fn connect(url: &SecretUrl, name: &str) -> Result<Connection, BrokerError> {
     let mut uri: AMQPUri =
         url.expose().parse().map_err(|reason| BrokerError::InvalidUrl { url: url.to_string(), reason })?;
+    let address = url.with_defaults(uri.authority.port, "%2f");
     uri.query.heartbeat.get_or_insert(HEARTBEAT_INTERVAL_S);
     let properties = ConnectionProperties::default().with_connection_name(format!("pixwarden {name}").into());
     match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(uri, properties)).await {
-        Err(_) => Err(BrokerError::ConnectTimeout { url: url.to_string() }),
+        Err(_) => Err(BrokerError::ConnectTimeout { url: address }),
         Ok(Ok(connection)) => {
             metrics::broker_connected(name);
             Ok(connection)
         }
-        Ok(Err(error)) if error.is_amqp_error() => Err(BrokerError::LoginRefused { url: url.to_string(), error }),
-        Ok(Err(error)) => Err(BrokerError::Unreachable { url: url.to_string(), error }),
+        Ok(Err(error)) if error.is_amqp_error() => Err(BrokerError::LoginRefused { url: address, error }),
+        Ok(Err(error)) => Err(BrokerError::Unreachable { url: address, error }),
     }
 }
 

@@ -4,6 +4,7 @@ mod age;
 mod backfill;
 mod bench;
 mod check;
+mod console;
 mod dead;
 mod decoder;
 pub mod enqueue;
@@ -25,11 +26,19 @@ pub mod worker;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Overlay, load};
+use crate::config::{Config, ConfigError, Origins, Overlay, load};
 use crate::hub::HubError;
+use crate::ledger::OpenError;
 use crate::screen::StartError;
 use crate::worker::WorkerError;
 use crate::{files, processes};
+
+use console::note;
+pub use console::{is_closed_pipe, print_note};
+
+/// The exit status where the reader of stdout closed the pipe: that of a program that SIGPIPE ended. It is not 0, so that
+/// `scan --fail-on` never looks like a clean result.
+pub const CLOSED_PIPE: u8 = 141;
 
 /// Screens images for content moderation.
 #[derive(Debug, Parser)]
@@ -124,12 +133,13 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     cli.command.overlay(&mut overlay);
     // A variable that is not UTF-8 is not an option.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let config = load(&overlay, variables)?;
+    let config = load(&overlay, variables, |warning| note!("warning: {warning}"))?;
     let traces = matches!(cli.command, Command::Worker(_)).then_some(&config.traces);
-    let telemetry = crate::telemetry::start(&config.log, traces)?;
+    let telemetry = crate::telemetry::start(&config.log, traces).map_err(|e| e.at(&config.origins))?;
     // The runtime's threads only wait: decoding and inference run on other threads.
+    let origins = config.origins.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let status = runtime.block_on(command(cli, config));
+    let status = runtime.block_on(command(cli, config)).map_err(|e| with_origin(e, &origins));
     // Tasks that still run after a failure must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     telemetry.stop();
@@ -156,6 +166,24 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     }
 }
 
+/// Adds to an error about an option where that option was set.
+fn with_origin(mut error: anyhow::Error, origins: &Origins) -> anyhow::Error {
+    let option = if let Some(config) = error.downcast_mut::<ConfigError>() {
+        Some(config)
+    } else if let Some(opening) = error.downcast_mut::<OpenError>() {
+        if let OpenError::Config(config) = opening { Some(config) } else { None }
+    } else {
+        match error.downcast_mut::<WorkerError>() {
+            Some(WorkerError::Config(config) | WorkerError::Ledger(OpenError::Config(config))) => Some(config),
+            _ => None,
+        }
+    };
+    if let Some(config) = option {
+        config.set_origin(origins);
+    }
+    error
+}
+
 /// The exit status for an error: 2 where the configuration or the command line is invalid, else 1.
 #[must_use]
 pub fn status(error: &anyhow::Error) -> u8 {
@@ -165,9 +193,9 @@ pub fn status(error: &anyhow::Error) -> u8 {
         || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_configuration)
         || match error.downcast_ref::<WorkerError>() {
-            Some(WorkerError::Config(_) | WorkerError::Ledger(crate::ledger::OpenError::Config(_))) => true,
+            Some(WorkerError::Config(_) | WorkerError::Ledger(OpenError::Config(_))) => true,
             Some(WorkerError::Screen(e)) => e.is_configuration(),
-            _ => matches!(error.downcast_ref(), Some(crate::ledger::OpenError::Config(_))),
+            _ => matches!(error.downcast_ref(), Some(OpenError::Config(_))),
         };
     if configuration { 2 } else { 1 }
 }

@@ -4,7 +4,10 @@
 //! defaults. Each stage's options are in the file `options.rs` beside the stage; here they are gathered, and `layers` merges
 //! the layers.
 
+mod error;
 mod layers;
+mod origin;
+mod value;
 
 use std::fmt;
 use std::path::Path;
@@ -19,7 +22,9 @@ pub use crate::screen::infer::options::{Device, InferenceConfig};
 pub use crate::telemetry::options::{LogConfig, LogFormat, MetricsConfig, TracesConfig};
 pub use crate::worker::options::WorkerConfig;
 pub use crate::worker::publish::options::{EventsConfig, OutboxConfig};
-pub use layers::{ConfigError, Overlay, load};
+pub use error::ConfigError;
+pub use layers::{FlagValue, Overlay, load};
+pub use origin::{Origin, Origins};
 
 /// All options. Where a number may be 0, Pixwarden chooses the value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +62,9 @@ pub struct Config {
     pub traces: TracesConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Where the values come from; no option.
+    #[serde(skip)]
+    pub origins: Origins,
 }
 
 impl Default for Config {
@@ -78,6 +86,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             traces: TracesConfig::default(),
             log: LogConfig::default(),
+            origins: Origins::default(),
         }
     }
 }
@@ -88,12 +97,20 @@ impl Config {
         if self.prefix.is_empty() || self.prefix.len() > 100 || !self.prefix.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(ConfigError::invalid("prefix", "must be 1 to 100 printable ASCII characters without spaces"));
         }
-        if self.buckets.iter().any(|bucket| bucket.pattern().is_empty()) {
-            return Err(ConfigError::invalid("buckets", "an entry has no name"));
+        if let Some(index) = self.buckets.iter().position(|bucket| bucket.pattern().is_empty()) {
+            return Err(ConfigError::invalid(&format!("buckets[{index}]"), "the entry has no name"));
         }
-        if self.detectors.iter().any(|detector| detector.path().is_empty()) {
-            return Err(ConfigError::invalid("detectors", "an entry has no path"));
+        if let Some(index) = self.detectors.iter().position(|detector| detector.path().is_empty()) {
+            return Err(ConfigError::invalid(&format!("detectors[{index}]"), "the entry has no path"));
         }
+        // A command that does not use a service does not need its URL, but a URL that is there must be valid.
+        if !self.queue.is_empty() {
+            self.queue()?;
+        }
+        if !self.ledger.is_empty() {
+            self.ledger()?;
+        }
+        self.objects()?;
         self.decode.check()?;
         self.inference.check()?;
         self.storage.check()?;
@@ -157,6 +174,21 @@ impl SecretUrl {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// The URL without its password, with this port and this path where it has none.
+    #[must_use]
+    pub(crate) fn with_defaults(&self, port: u16, path: &str) -> String {
+        let Ok(mut url) = url::Url::parse(&self.0) else { return self.to_string() };
+        // A URL without a host takes no port, and stays as it is.
+        let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+        if has_host && url.port().is_none() && url.set_port(Some(port)).is_err() {
+            return self.to_string();
+        }
+        if ["", "/"].contains(&url.path()) {
+            url.set_path(path);
+        }
+        Self(url.into()).to_string()
     }
 
     /// Whether none is configured.

@@ -1,6 +1,7 @@
 //! The text of an error, made where a person reads it.
 
 use std::error::Error;
+use std::io;
 
 /// Begins a hint: it stands on a line of its own behind the message.
 const HINT: &str = "\n  hint: ";
@@ -32,6 +33,31 @@ pub fn error_text(error: &(dyn Error + 'static)) -> String {
     text + &hints
 }
 
+/// The words of a system error: "connection refused" and not "Connection refused (os error 111)".
+#[must_use]
+pub(crate) fn io_text(error: &io::Error) -> String {
+    // Without a number it is no error of the system, and has its own words.
+    let Some(number) = error.raw_os_error() else { return error.to_string() };
+    let text = error.to_string();
+    let words = text.strip_suffix(&format!(" (os error {number})")).unwrap_or(&text);
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+/// The words of the last error in a chain of causes.
+#[must_use]
+pub(crate) fn innermost_text(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    loop {
+        // The source of an `io::Error` is the source of the error inside, not the error inside itself.
+        let inside = last.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| last.source()) {
+            Some(next) => last = next,
+            None => return last.downcast_ref::<io::Error>().map_or_else(|| last.to_string(), io_text),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +65,15 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("cannot read {0}: {1}\n  hint: mount the disk")]
     struct Quoting(&'static str, #[source] std::io::Error);
+
+    #[test]
+    fn a_system_error_is_named_by_its_words() {
+        let refused = || io::Error::from_raw_os_error(111);
+        assert_eq!(io_text(&refused()), "connection refused");
+        assert_eq!(io_text(&io::Error::other("TLS is off")), "TLS is off");
+        let wrapped = io::Error::other(Quoting("a.jpg", refused()));
+        assert_eq!(innermost_text(&wrapped), "connection refused");
+    }
 
     #[test]
     fn each_cause_is_named_once_and_hints_follow() {

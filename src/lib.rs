@@ -39,7 +39,8 @@
 //! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
 //!
 //! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), `offload` (a blocking reader
-//! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`.
+//! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`,
+//! `text_or_table` (options of two forms).
 //!
 //! # What is forbidden, and checked by `tests/it/invariants.rs`
 //!
@@ -50,6 +51,9 @@
 //!   `objects/s3.rs`; sqlx in [`ledger`]; ONNX Runtime in `screen/infer/onnx`; image decoders in `screen/decode`.
 //! - Memory shared with a decoder process. Pixels travel over a socket, so that they cannot change after they were checked.
 //! - An acknowledgement before the outcome is committed: only `worker/settle.rs` acknowledges.
+
+// A failed print is a panic; `commands/console.rs` writes instead.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod backfill;
 mod bench;
@@ -78,6 +82,7 @@ mod processes;
 mod retry;
 pub mod screen;
 pub mod telemetry;
+mod text_or_table;
 pub mod worker;
 
 pub use error_text::error_text;

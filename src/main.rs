@@ -1,24 +1,39 @@
 //! Arguments in, exit status out.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::Parser;
-use pixwarden::commands::{Cli, run, status};
+use pixwarden::commands::{CLOSED_PIPE, Cli, is_closed_pipe, print_note, run, status};
 use pixwarden::error_text;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(text) => return print_parser_text(&text),
+    };
+    match run(&cli) {
         Ok(status) => ExitCode::from(status),
         // The reader of the output has closed the pipe. That is no error to report.
-        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
+        Err(error) if is_closed_pipe(error.as_ref()) => ExitCode::from(CLOSED_PIPE),
         Err(error) => {
-            eprintln!("error: {}", error_text(error.as_ref()));
+            print_note(format_args!("error: {}", error_text(error.as_ref())));
             ExitCode::from(status(&error))
         }
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
+/// Prints help or the version to stdout, or a usage error to stderr.
+fn print_parser_text(text: &clap::Error) -> ExitCode {
+    match text.print() {
+        Err(error) if !text.use_stderr() && error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::from(CLOSED_PIPE)
+        }
+        Err(error) if !text.use_stderr() => {
+            print_note(format_args!("error: cannot write to stdout: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(u8::try_from(text.exit_code()).unwrap_or(2)),
+    }
 }

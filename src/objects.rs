@@ -318,9 +318,14 @@ impl Fetcher {
             match self.probe(&image.bucket).await {
                 Ok(()) => {}
                 Err(StoreError::BucketDown(bucket)) => {
-                    return Err(FetchError::BucketDown(format!("{reason}; {bucket}")));
+                    return Err(FetchError::BucketDown(format!("{reason}; {}", one_line(&bucket))));
                 }
-                Err(store) => return Err(FetchError::StoreDown(format!("{reason}; {store}"))),
+                Err(store) => {
+                    let store = one_line(&store.to_string());
+                    // Where the store is down, both requests fail alike.
+                    let reason = if store == reason { reason } else { format!("{reason}; {store}") };
+                    return Err(FetchError::StoreDown(reason));
+                }
             }
             if is_second_try {
                 return Err(FetchError::Failed { reason, etag });
@@ -370,11 +375,11 @@ impl From<StoreError> for TryError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Missing(reason) => Self::Clear(FetchError::Missing(reason)),
-            StoreError::Denied(reason) => Self::Clear(FetchError::Denied(reason)),
+            StoreError::Denied(reason) => Self::Clear(FetchError::Denied(one_line(&reason))),
             StoreError::Unsupported(reason) => Self::Clear(FetchError::Unsupported(reason)),
-            StoreError::BucketDown(reason) => Self::Clear(FetchError::BucketDown(reason)),
-            StoreError::Down(reason) => Self::Clear(FetchError::StoreDown(reason)),
-            StoreError::Unclear(reason) => Self::Unclear { reason, etag: None },
+            StoreError::BucketDown(reason) => Self::Clear(FetchError::BucketDown(one_line(&reason))),
+            StoreError::Down(reason) => Self::Clear(FetchError::StoreDown(one_line(&reason))),
+            StoreError::Unclear(reason) => Self::Unclear { reason: one_line(&reason), etag: None },
         }
     }
 }
@@ -385,6 +390,11 @@ fn check_bucket(image: &ImageRef) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::Missing(format!("\"{}\" is no name of a bucket", image.bucket)))
+}
+
+/// A store's error without its hint: a reason has one line.
+fn one_line(error: &str) -> String {
+    error.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Whether a bucket can have this name. Other characters are refused even where every bucket is allowed: an S3 client

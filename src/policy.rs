@@ -8,7 +8,7 @@ pub mod options;
 use serde::Serialize;
 
 use crate::canonical::{self, without_negative_zero};
-use crate::config::PolicyConfig;
+use crate::config::{Config, Origin, PolicyConfig};
 use crate::detector::Detector;
 use crate::job::{Digests, PolicyRef};
 
@@ -69,19 +69,34 @@ pub enum PolicyError {
     },
     /// A detector that no rule judges.
     #[error(
-        "policy: no rule judges the detector {detector} ({labels}), so its scores would be ignored\n  hint: add to the configuration\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"{example}\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
+        "policy: no rule judges the detector {detector}, so its scores would be ignored\n  hint: its labels are {labels}; add a rule for each one that you look for\n    [[policy.rules]]\n    detector = \"{detector}\"\n    label = \"\"\n    review_at = 0.5\n    flag_at = 0.9\n  or set `shadow = true` for the detector"
     )]
     Unjudged {
         /// The detector.
         detector: String,
-        /// Its labels.
+        /// Its labels. The hint chooses none: a rule for a harmless label would let everything else pass.
         labels: String,
-        /// One of them.
-        example: String,
+    },
+    /// Only shadow detectors.
+    #[error(
+        "policy: every detector has `shadow = true` ({shadows}), so nothing would be judged and every image would pass\n  hint: remove `shadow` from a detector, and add a rule for each of its labels that you look for"
+    )]
+    JudgesNothing {
+        /// The detectors.
+        shadows: String,
+    },
+    /// One of these, with the place of the rule or detector.
+    #[error("{origin}: {error}")]
+    At {
+        /// Where the rule was set.
+        origin: Origin,
+        /// What is wrong.
+        #[source]
+        error: Box<PolicyError>,
     },
     /// No label for the default rule.
     #[error(
-        "policy: cannot choose a label for the default rule: none of the labels of {detector} ({labels}) is usually flagged\n  hint: name the label with --label"
+        "policy: cannot choose a label for the default rule: none of the labels of {detector} ({labels}) is usually flagged\n  hint: name the label that you look for with `policy.label` or, where a command has it, --label"
     )]
     NoUsualLabel {
         /// The detector.
@@ -103,6 +118,30 @@ pub enum PolicyError {
         /// As configured.
         flag_at: f32,
     },
+}
+
+impl PolicyError {
+    /// Adds the line, variable or flag of what is wrong.
+    #[must_use]
+    pub(crate) fn at(self, config: &Config) -> Self {
+        let policy = &config.policy;
+        let rule_of = |detector: &String| policy.rules.iter().position(|rule| rule.detector == *detector);
+        let rule_for = |detector: &String, label: &String| {
+            policy.rules.iter().position(|rule| rule.detector == *detector && rule.label == *label)
+        };
+        let (rule, default) = match &self {
+            Self::UnknownDetector { detector, .. } | Self::Shadow { detector } => (rule_of(detector), "policy.rules"),
+            Self::UnknownLabel { detector, label, .. } => (rule_for(detector, label), "policy.label"),
+            Self::Thresholds { detector, label, .. } => (rule_for(detector, label), "policy.flag_at"),
+            Self::Unjudged { .. } | Self::JudgesNothing { .. } | Self::NoUsualLabel { .. } => (None, "detectors"),
+            Self::At { .. } => return self,
+        };
+        let path = rule.map_or_else(|| default.to_owned(), |index| format!("policy.rules[{index}]"));
+        match config.origins.of(&path) {
+            Some(origin) => Self::At { origin: origin.clone(), error: Box::new(self) },
+            None => self,
+        }
+    }
 }
 
 impl Policy {
@@ -143,7 +182,6 @@ impl Policy {
             return Err(PolicyError::Unjudged {
                 detector: detector.name.clone(),
                 labels: quoted(detector.labels.iter().map(String::as_str)),
-                example: usual_label(detector).unwrap_or(&detector.labels[0]).to_owned(),
             });
         }
         let rules = in_canonical_order(rules);
@@ -155,6 +193,18 @@ impl Policy {
     #[must_use]
     pub fn first_detector_outside(&self, detectors: &Digests) -> Option<&str> {
         self.rules.iter().map(|rule| rule.detector.as_str()).find(|name| !detectors.contains_key(*name))
+    }
+
+    /// Refuses a policy without a rule: it would judge nothing, and everything would pass. An evaluation needs no rule.
+    ///
+    /// # Errors
+    /// When every detector is a shadow.
+    pub(crate) fn require_rule(&self, detectors: &[Detector]) -> Result<(), PolicyError> {
+        if self.rules.is_empty() {
+            let shadows = quoted(detectors.iter().map(|detector| detector.name.as_str()));
+            return Err(PolicyError::JudgesNothing { shadows });
+        }
+        Ok(())
     }
 
     /// The rules as canonical JSON. The policy's digest is the SHA-256 of this text.
@@ -308,6 +358,24 @@ pub(crate) mod tests {
         ));
         let shadow = [Detector { shadow: true, ..d[0].clone() }];
         assert!(matches!(error(&rule("d", "by AI", 0.5, 0.9), &shadow), PolicyError::Shadow { .. }));
+        let without_rules = Policy::resolve(&PolicyConfig::default(), &shadow, true).unwrap();
+        assert!(matches!(without_rules.require_rule(&shadow), Err(PolicyError::JudgesNothing { .. })));
+        let judging = Policy::resolve(&PolicyConfig::default(), &d, true).unwrap();
+        assert!(judging.require_rule(&d).is_ok());
+    }
+
+    #[test]
+    fn a_hint_lists_all_labels_and_a_pasted_rule_is_refused_until_one_is_chosen() {
+        let detectors = [detector("moderation", &["safe", "violence", "nudity"])];
+        let error = Policy::resolve(&PolicyConfig::default(), &detectors, false).unwrap_err().to_string();
+        assert!(error.contains("hint: its labels are \"safe\", \"violence\", \"nudity\""), "{error}");
+        let from = error.find("[[policy.rules]]").unwrap();
+        let pasted = &error[from..error.find("\n  or set").unwrap()];
+        let table: toml::Table = toml::from_str(pasted).unwrap();
+        let rules = table["policy"]["rules"].clone().try_into().unwrap();
+        let config = PolicyConfig { rules, ..PolicyConfig::default() };
+        let refused = Policy::resolve(&config, &detectors, false).unwrap_err();
+        assert!(matches!(&refused, PolicyError::UnknownLabel { label, .. } if label.is_empty()), "{refused}");
     }
 
     #[test]

@@ -74,7 +74,8 @@ where
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let layer = fmt::layer().with_writer(stderr);
+    // A line that cannot be written is lost. Its report would go to stderr too, and would end the process with a panic.
+    let layer = fmt::layer().with_writer(stderr).log_internal_errors(false);
     if is_json {
         layer.json().flatten_event(true).with_span_list(false).boxed()
     } else {

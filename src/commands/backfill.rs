@@ -9,6 +9,7 @@ use serde_json::{Map, json};
 use time::OffsetDateTime;
 
 use super::age::Age;
+use super::console::note;
 use super::options::{DetectorOption, ServiceOptions};
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
@@ -151,14 +152,17 @@ pub(super) async fn run(arguments: &BackfillArguments, config: &Config) -> anyho
     let progress = Progress::new(Unit::Images);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
-        bar.around(|| eprintln!("stopping after the jobs that are being published; a second signal stops at once"));
+        bar.around(|| note!("stopping after the jobs that are being published; a second signal stops at once"));
     });
     let showing = tokio::spawn(show_progress(Arc::clone(&backfill), progress.clone()));
     let ended = backfill.run(&stop).await;
     showing.abort();
     progress.finish();
     backfill.close().await;
-    summary(arguments, backfill.counts(), ended.as_ref().ok().copied())?;
+    // Half a listing says nothing about what a run would publish.
+    if ended.is_ok() || !arguments.dry_run {
+        summary(arguments, backfill.counts(), ended.as_ref().ok().copied())?;
+    }
     Ok(if ended? == BackfillEnd::Stopped { INTERRUPTED } else { 0 })
 }
 
@@ -209,7 +213,7 @@ fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<B
     output.row(&row)?;
     output.finish()?;
     let would = if arguments.dry_run { "would be published" } else { "published" };
-    eprintln!(
+    note!(
         "{total} objects: {published} {would}, {screened} have a verdict, {waiting} have a job without a verdict yet, {filtered} excluded{words}"
     );
     Ok(())

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::UsageError;
+use super::console::note;
 use super::options::{DetectorOption, DeviceOption, LabelOption, ServiceOptions};
 use super::output::printable;
 use super::progress::{Progress, Unit};
@@ -112,7 +113,7 @@ impl BenchObserver for BenchProgress {
     }
 
     fn unreadable(&self, error: &anyhow::Error) {
-        self.0.around(|| eprintln!("error: {}", printable(&error_text(error.as_ref()))));
+        self.0.around(|| note!("error: {}", printable(&error_text(error.as_ref()))));
     }
 }
 
@@ -122,7 +123,7 @@ pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::
     let screen = start_screen(config)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();
-    let stop = Signals::listen()?.stop(move || bar.around(|| eprintln!("stopping; a second signal stops at once")));
+    let stop = Signals::listen()?.stop(move || bar.around(|| note!("stopping; a second signal stops at once")));
     let observer = Arc::new(BenchProgress(progress.clone()));
     let bench = Bench { config, screen: &screen, time, stop, observer };
     let report = bench.measure(local, &remote).await;
@@ -130,7 +131,7 @@ pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::
     let report = match report {
         Ok(report) => report,
         Err(e) if e.is::<Interrupted>() => {
-            eprintln!("stopped before the end: there are no figures");
+            note!("stopped before the end: there are no figures");
             return Ok(INTERRUPTED);
         }
         Err(e) => return Err(e),
@@ -139,7 +140,7 @@ pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::
     let default = if std::io::stdout().is_terminal() { BenchFormat::Table } else { BenchFormat::Json };
     print::print(arguments.format.unwrap_or(default), config, &report, &conclusions)?;
     let failures = report.failures();
-    failures.iter().for_each(|why| eprintln!("error: {why}"));
+    failures.iter().for_each(|why| note!("error: {why}"));
     Ok(u8::from(!failures.is_empty()))
 }
 

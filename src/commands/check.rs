@@ -1,9 +1,13 @@
 //! `pixwarden check`: tries every dependency and prints how each check ended, with the cause of a failure.
 
+use std::io::Write;
+
 use anyhow::Context;
 use clap::Args;
 
+use super::console::stdout;
 use super::options::{ScreeningOptions, ServiceOptions};
+use super::with_origin;
 use crate::broker::{Topology, connect, depth};
 use crate::config::{Config, Overlay};
 use crate::error_text;
@@ -44,29 +48,31 @@ impl From<anyhow::Result<CheckResult>> for CheckResult {
 pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let mut failed = false;
-    let mut report = |dependency: &str, result: CheckResult| {
+    let mut report = |dependency: &str, result: CheckResult| -> std::io::Result<()> {
         let (mark, words) = match result {
             CheckResult::Ok(words) => ("ok    ", words),
             CheckResult::Warning(words) => ("warn  ", words),
             CheckResult::Failed(error) => {
                 failed = true;
-                ("FAILED", error_text(error.as_ref()))
+                ("FAILED", error_text(with_origin(error, &config.origins).as_ref()))
             }
         };
-        println!("{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "));
+        writeln!(stdout(), "{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "))
     };
-    report("queue", queue(config, &topology).await.into());
-    report("events", events(config, &topology).await.into());
-    report("ledger", ledger(config).await.into());
+    report("queue", queue(config, &topology).await.into())?;
+    report("events", events(config, &topology).await.into())?;
+    report("ledger", ledger(config).await.into())?;
     for result in objects(config).await {
-        report("objects", result);
+        report("objects", result)?;
     }
     match Screen::start(config) {
         Ok(screen) => {
-            report("decoding", decoding(&screen));
-            screen.describe_detectors().for_each(|words| report("detector", CheckResult::Ok(words)));
+            report("decoding", decoding(&screen))?;
+            for words in screen.describe_detectors() {
+                report("detector", CheckResult::Ok(words))?;
+            }
         }
-        Err(e) => report("detector", CheckResult::Failed(e.into())),
+        Err(e) => report("detector", CheckResult::Failed(e.into()))?,
     }
     Ok(u8::from(failed))
 }

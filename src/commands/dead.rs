@@ -1,10 +1,13 @@
 //! `pixwarden dead`: arguments and output of [`crate::dead`].
 
+use std::io::Write;
+
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::UsageError;
 use super::age::Age;
+use super::console::{note, stdout};
 use super::options::QueueOption;
 use super::output::{Format, Output};
 use crate::config::Config;
@@ -117,11 +120,19 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
             }
             output.finish()?;
             if left > 0 {
-                eprintln!("{left} more messages were not read; raise --limit to see them");
+                note!("{left} more messages were not read; raise --limit to see them");
             }
         }
         DeadCommand::Show { id } => {
-            if queue.show(id, |letter| println!("{letter}")).await? == 0 {
+            let mut written = Ok(());
+            let print = |letter: &str| {
+                if written.is_ok() {
+                    written = writeln!(stdout(), "{letter}");
+                }
+            };
+            let found = queue.show(id, print).await?;
+            written?;
+            if found == 0 {
                 bail!(
                     "no dead letter has the job id or message id \"{id}\"\n  hint: `pixwarden dead list` prints the existing ones"
                 );
@@ -147,11 +158,11 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
 fn print_counts(counts: &SelectedCounts, done: &str, mode: &Mode) {
     let total: u64 = counts.by_reason.values().sum();
     let would = if mode.dry_run { "would be " } else { "" };
-    eprintln!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
+    note!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
     for (reason, n) in &counts.by_reason {
-        eprintln!("  {n}  {reason}");
+        note!("  {n}  {reason}");
     }
     if counts.without_lane > 0 {
-        eprintln!("{} name no lane and stay among the dead letters; give one with --lane", counts.without_lane);
+        note!("{} name no lane and stay among the dead letters; give one with --lane", counts.without_lane);
     }
 }

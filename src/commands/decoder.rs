@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 
+use super::console::note;
 use crate::screen::decode::sandbox::child::{ForbiddenAction, serve, try_forbidden};
 
 #[derive(Debug, clap::Args)]
@@ -18,7 +19,7 @@ pub(super) fn run(arguments: &DecoderArguments) -> anyhow::Result<u8> {
             .context("cannot serve as a decoder process\n  hint: this command is for workers, which start it with a socket as standard input")?,
         Some(action) => {
             let Err(refusal) = try_forbidden(action) else { anyhow::bail!("the action was not refused") };
-            eprintln!("{refusal}");
+            note!("{refusal}");
         }
     }
     Ok(0)

@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::console::note;
 use super::options::QueueOption;
 use crate::broker::{Message, Publisher, Topology, connect};
 use crate::config::Config;
@@ -53,7 +54,7 @@ pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow
     }
     drop(publishing);
     jobs.publisher.close().await;
-    eprintln!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, jobs.exchange, jobs.lane);
+    note!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, jobs.exchange, jobs.lane);
     Ok(0)
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 
+use super::console::note;
 use super::options::ScreeningOptions;
 use super::output::{Format, printable};
 use super::progress::{Progress, Unit};
@@ -82,7 +83,7 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
         std::fs::write(path, page).with_context(|| format!("cannot write the report {}", path.display()))?;
     }
     if results.is_empty() {
-        eprintln!("error: no image was scored: there is nothing to evaluate");
+        note!("error: no image was scored: there is nothing to evaluate");
     }
     Ok(u8::from(results.is_empty()))
 }
@@ -98,7 +99,7 @@ impl EvaluationObserver for EvaluationProgress {
     fn unscored(&self, unscored: &UnscoredImages) {
         // Names and reasons come from untrusted files.
         let words = printable(&format!("{}: {}", unscored.image, unscored.reason));
-        self.0.around(|| eprintln!("not scored: {words}"));
+        self.0.around(|| note!("not scored: {words}"));
         self.0.advance(unscored.images);
     }
 }

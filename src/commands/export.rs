@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::age::Age;
+use super::console::note;
 use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection, instant};
@@ -120,10 +121,10 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     ledger.close().await;
     let option = if arguments.revised_since.is_some() { "--revised-since" } else { "--since" };
     let next = end.at.format(&Rfc3339).unwrap_or_default();
-    eprintln!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
-    eprintln!("next: {option} {next}");
+    note!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
+    note!("next: {option} {next}");
     if end.is_early {
-        eprintln!(
+        note!(
             "  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them",
             lag.as_secs()
         );

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::console::note;
 use super::options::LedgerOption;
 use crate::config::Config;
 use crate::ledger;
@@ -14,6 +15,6 @@ pub struct MigrateArguments {
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     let version = ledger::open_or_create(config).await?.migrate().await?;
-    eprintln!("the ledger's schema is at version {version}");
+    note!("the ledger's schema is at version {version}");
     Ok(0)
 }

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
 
+use super::console::{Stdout, stdout};
 pub(super) use crate::escape::{escape_late_controls as escaped, printable};
 
 /// The width of a table that does not go to a terminal.
@@ -43,8 +44,8 @@ pub(super) struct Output {
 
 enum RowSink {
     Table(Table),
-    Jsonl(io::BufWriter<io::Stdout>),
-    Csv(csv::Writer<io::Stdout>),
+    Jsonl(io::BufWriter<Stdout>),
+    Csv(csv::Writer<Stdout>),
 }
 
 impl Output {
@@ -52,9 +53,9 @@ impl Output {
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
             Format::Table => RowSink::Table(empty_table(columns)),
-            Format::Jsonl => RowSink::Jsonl(io::BufWriter::new(io::stdout())),
+            Format::Jsonl => RowSink::Jsonl(io::BufWriter::new(stdout())),
             Format::Csv => {
-                let mut writer = csv::Writer::from_writer(io::stdout());
+                let mut writer = csv::Writer::from_writer(stdout());
                 writer.write_record(columns)?;
                 RowSink::Csv(writer)
             }
@@ -74,7 +75,7 @@ impl Output {
             RowSink::Table(table) => {
                 table.add_row(cells);
                 if table.row_count() == ROWS_PER_TABLE {
-                    writeln!(io::stdout(), "{}", std::mem::replace(table, empty_table(self.columns)))?;
+                    writeln!(stdout(), "{}", std::mem::replace(table, empty_table(self.columns)))?;
                 }
             }
             RowSink::Jsonl(out) => {
@@ -92,7 +93,7 @@ impl Output {
     pub(super) fn finish(self) -> io::Result<()> {
         match self.sink {
             RowSink::Table(table) if table.row_count() == 0 => Ok(()),
-            RowSink::Table(table) => writeln!(io::stdout(), "{table}"),
+            RowSink::Table(table) => writeln!(stdout(), "{table}"),
             RowSink::Jsonl(mut out) => out.flush(),
             RowSink::Csv(mut writer) => writer.flush(),
         }

@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::UsageError;
 use super::age::Age;
+use super::console::note;
 use super::options::LedgerOption;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
@@ -56,15 +57,15 @@ impl PruneArguments {
 pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {
     let filter = arguments.filter();
     if !arguments.dry_run && !arguments.yes && !is_confirmed(&filter)? {
-        eprintln!("nothing was deleted");
+        note!("nothing was deleted");
         return Ok(1);
     }
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     if arguments.dry_run {
-        eprintln!("{} would be deleted", verdicts(count(ledger.as_ref(), &filter).await?));
+        note!("{} would be deleted", verdicts(count(ledger.as_ref(), &filter).await?));
     } else {
-        eprintln!("{} deleted", verdicts(delete(ledger.as_ref(), &filter).await?));
+        note!("{} deleted", verdicts(delete(ledger.as_ref(), &filter).await?));
     }
     ledger.close().await;
     Ok(0)

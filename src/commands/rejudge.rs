@@ -17,6 +17,7 @@ use serde_json::{Map, json};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use super::console::note;
 use super::options::{LedgerOption, QueueOption, ThresholdOptions};
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection};
@@ -99,7 +100,7 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
         };
         let jobs = JobsForGaps::open(Arc::clone(&ledger), config, options).await?;
         let stop = Signals::listen()?.stop(|| {
-            eprintln!("stopping after the jobs that are being published; a second signal stops at once");
+            note!("stopping after the jobs that are being published; a second signal stops at once");
         });
         let end = jobs.alone(&stop, rejudging.all(filter, Some(&jobs), &stop)).await;
         jobs.close().await;
@@ -237,7 +238,7 @@ impl RejudgeSummary {
         let changed: u64 = self.transitions.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
         let judged: u64 = self.transitions.values().sum();
         let rejudged = if arguments.dry_run { "would be rejudged; nothing was written" } else { "were rejudged" };
-        eprintln!(
+        note!(
             "{judged} verdicts {rejudged}: {changed} with another outcome; {} more were judged by this policy earlier",
             self.current
         );
@@ -247,17 +248,17 @@ impl RejudgeSummary {
             } else {
                 "\n  hint: --enqueue publishes jobs that screen their images again"
             };
-            eprintln!("{} verdicts are unchanged: they have no score for a rule of this policy{hint}", self.lacking);
+            note!("{} verdicts are unchanged: they have no score for a rule of this policy{hint}", self.lacking);
         }
         if let Some(BackfillCounts { screened, waiting, published, .. }) = &self.enqueued {
             let [screened, waiting, published] = [screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
             let would = if arguments.dry_run { "would be published" } else { "published" };
-            eprintln!(
+            note!(
                 "{published} jobs {would}; {waiting} images have a job without a verdict yet, {screened} have a later verdict"
             );
         }
         if self.overtaken > 0 {
-            eprintln!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
+            note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use futures_util::stream::{self, StreamExt};
 
+use super::console::note;
 use super::files;
 use super::options::{LedgerOption, ScreeningOptions};
 use super::output::{Format, Output, printable};
@@ -110,7 +111,7 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
         bar.around(|| {
-            eprintln!("stopping after the images that are being screened; a second signal stops at once");
+            note!("stopping after the images that are being screened; a second signal stops at once");
         });
     });
     // Enough to keep decoders and sessions busy. When measuring, one image at a time.
@@ -153,20 +154,20 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
             }
             Err(e) => {
                 summary.unreadable += 1;
-                progress.around(|| eprintln!("error: {}", printable(&error_text(e.as_ref()))));
+                progress.around(|| note!("error: {}", printable(&error_text(e.as_ref()))));
             }
         }
     }
     drop(reports);
     progress.finish();
     output.finish()?;
-    eprintln!("{}", summary.text());
+    note!("{}", summary.text());
     if let Some(e) = broken {
         return Err(e);
     }
     if stopped.get().is_some() {
         let kept = if scan.recorder.is_some() { "; run the same command to continue" } else { "" };
-        eprintln!("stopped before the end{kept}");
+        note!("stopped before the end{kept}");
         return Ok(INTERRUPTED);
     }
     Ok(summary.status(arguments.fail_on))

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::Cli;
+use super::console::{note, stdout};
 
 #[derive(Debug, Args)]
 #[command(after_help = "For bash: pixwarden completions bash > ~/.local/share/bash-completion/completions/pixwarden")]
@@ -28,7 +29,9 @@ pub struct Man {
 pub(super) fn completions(arguments: &Completions) -> anyhow::Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "pixwarden", &mut script);
-    std::io::stdout().write_all(&script).context("cannot write the completions")?;
+    let mut out = stdout();
+    out.write_all(&script)?;
+    out.flush()?;
     Ok(0)
 }
 
@@ -37,7 +40,7 @@ pub(super) fn man(arguments: &Man) -> anyhow::Result<u8> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     clap_mangen::generate_to(Cli::command(), folder)
         .with_context(|| format!("cannot write the manual pages to {}", folder.display()))?;
-    eprintln!("wrote the manual pages to {}", folder.display());
+    note!("wrote the manual pages to {}", folder.display());
     Ok(0)
 }
 

@@ -3,12 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
+use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::Config;
+use super::origin::{Origin, Origins, join, line};
+use super::{Config, ConfigError, value};
 
 /// The file to read when none is named; it may be absent.
 const DEFAULT_FILE: &str = "pixwarden.toml";
+
+const VARIABLE_PREFIX: &str = "PIXWARDEN_";
 
 /// The keys of tables in lists. The defaults do not contain them, since the lists are empty.
 const LIST_KEYS: [(&str, &[&str]); 3] = [
@@ -20,80 +24,9 @@ const LIST_KEYS: [(&str, &[&str]); 3] = [
 /// A suggestion must be at least this similar to the unknown key, of 1.0 (Jaro-Winkler similarity).
 const MIN_SIMILARITY: f64 = 0.75;
 
-/// Why the configuration cannot be used. The process exits with 2.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {error}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        error: std::io::Error,
-    },
-    /// The file is not TOML.
-    #[error("{path}, line {line}: invalid TOML: {what}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong there, without the line itself, which may contain a password.
-        what: String,
-    },
-    /// A key that does not exist.
-    #[error("{origin}: unknown option `{key}`{}", hint(nearest))]
-    Unknown {
-        /// The file.
-        origin: String,
-        /// The key, with its table.
-        key: String,
-        /// The most similar known key.
-        nearest: Option<String>,
-    },
-    /// A value of the wrong type.
-    #[error("invalid configuration: {0}")]
-    Type(String),
-    /// A value that cannot be used.
-    #[error("`{option}`: {what}")]
-    Invalid {
-        /// The option.
-        option: String,
-        /// What is wrong and what would be right.
-        what: String,
-    },
-    /// An option that this command needs is not set.
-    #[error(
-        "`{option}` is not set\n  hint: give --{option} {example}, set PIXWARDEN_{}, or write `{option} = \"…\"` in the configuration file",
-        option.to_uppercase()
-    )]
-    Missing {
-        /// The option.
-        option: String,
-        /// The beginning of a value.
-        example: String,
-    },
-}
-
-impl ConfigError {
-    /// A value that cannot be used.
-    pub(crate) fn invalid(option: &str, what: impl Into<String>) -> Self {
-        Self::Invalid { option: option.to_owned(), what: what.into() }
-    }
-
-    /// Refuses the first of these options whose value is 0.
-    pub(crate) fn refuse_zero(options: &[(&str, u64)]) -> Result<(), Self> {
-        match options.iter().find(|(_, value)| *value == 0) {
-            Some((option, _)) => Err(Self::invalid(option, "must be at least 1")),
-            None => Ok(()),
-        }
-    }
-}
-
-fn hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|key| format!("\n  hint: did you mean `{key}`?")).unwrap_or_default()
-}
+/// A variable this similar to a known one is a typing mistake (Damerau-Levenshtein distance over the length, from 1.0).
+/// Variables that Kubernetes injects, such as `PIXWARDEN_METRICS_PORT`, are less similar to every option.
+const MIN_VARIABLE_SIMILARITY: f64 = 0.75;
 
 /// Values given by flags.
 #[derive(Debug, Default, Clone)]
@@ -131,36 +64,86 @@ impl Overlay {
     }
 }
 
-/// Merges all layers and checks the result.
+/// Merges all layers and checks the result. `warn` gets what may be a mistake. Paths in the file are relative to its folder.
 ///
 /// # Errors
 /// When a named file cannot be read, a key is unknown, or a value is of the wrong type or out of range.
-pub fn load(overlay: &Overlay, environment: impl Iterator<Item = (String, String)>) -> Result<Config, ConfigError> {
+pub fn load(
+    overlay: &Overlay,
+    environment: impl Iterator<Item = (String, String)>,
+    warn: impl FnMut(&str),
+) -> Result<Config, ConfigError> {
     let defaults = defaults();
     let mut merged = defaults.clone();
+    let mut origins = Origins::default();
 
     let path = overlay.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let file: Table = toml::from_str(&text).map_err(|error| {
-                let start = error.span().map_or(0, |span| span.start);
-                let line = text.get(..start).unwrap_or_default().lines().count().max(1);
-                ConfigError::Syntax { path: path.clone(), line, what: error.message().to_owned() }
-            })?;
-            refuse_unknown(&file, &defaults, "", &path)?;
-            merge(&mut merged, file);
-        }
+        Ok(text) => merge(&mut merged, read_file(&path, &text, &defaults, &mut origins)?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && overlay.file.is_none() => {}
         Err(error) => return Err(ConfigError::Unreadable { path, error }),
     }
-    apply_environment(&mut merged, &defaults, environment)?;
-    for FlagValue { option, value, .. } in &overlay.values {
-        set(&mut merged, option, value.clone());
+    for (name, path, value) in environment_values(&defaults, environment, warn)? {
+        set(&mut merged, &path, value);
+        origins.replace(&path, Origin::Variable(name));
     }
-    let config: Config =
-        Value::Table(merged).try_into().map_err(|e: toml::de::Error| ConfigError::Type(e.message().to_owned()))?;
-    config.check()?;
-    Ok(config)
+    for FlagValue { option, flag, value } in &overlay.values {
+        set(&mut merged, option, value.clone());
+        origins.replace(option, Origin::Flag(flag));
+    }
+    let config: Config = value::read(merged).map_err(|e| e.at(&origins))?;
+    config.check().map_err(|e| e.at(&origins))?;
+    Ok(Config { origins, ..config })
+}
+
+fn read_file(path: &Path, text: &str, defaults: &Table, origins: &mut Origins) -> Result<Table, ConfigError> {
+    let invalid = |error: toml::de::Error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: line(text, error.span().map_or(0, |span| span.start)),
+        what: error.message().to_owned(),
+    };
+    let with_positions = DeTable::parse(text).map_err(invalid)?;
+    let mut file: Table = toml::from_str(text).map_err(invalid)?;
+    origins.add_file(path, text, with_positions.get_ref());
+    refuse_unknown(&file, defaults, "", origins)?;
+    relative_to(path.parent().unwrap_or(Path::new("")), &mut file);
+    Ok(file)
+}
+
+/// Makes the paths in a file relative to its folder.
+fn relative_to(folder: &Path, file: &mut Table) {
+    // A path that is not UTF-8 cannot be a value; such a folder leaves the path as it is.
+    let resolve = |path: &str| folder.join(path).to_str().unwrap_or(path).to_owned();
+    if let Some(Value::String(url)) = file.get_mut("ledger")
+        && let Some(path) = url.strip_prefix("sqlite://").filter(|path| !path.is_empty() && *path != ":memory:")
+    {
+        *url = format!("sqlite://{}", resolve(path));
+    }
+    for entry in file.get_mut("detectors").and_then(Value::as_array_mut).into_iter().flatten() {
+        let path = match entry {
+            Value::Table(table) => table.get_mut("path"),
+            path => Some(path),
+        };
+        if let Some(Value::String(path)) = path.filter(|path| path.as_str() != Some("")) {
+            *path = resolve(path);
+        }
+    }
+    // A library without a folder is searched in the system's folders.
+    if let Some(Value::String(library)) = inner(file, "inference", "runtime").filter(|v| is_path(v)) {
+        *library = resolve(library);
+    }
+    if let Some(Value::String(program)) = inner(file, "decode", "helper").filter(|v| is_path(v)) {
+        let absolute = std::path::absolute(folder.join(&program)).ok();
+        *program = absolute.and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| program.clone());
+    }
+}
+
+fn inner<'a>(file: &'a mut Table, table: &str, key: &str) -> Option<&'a mut Value> {
+    file.get_mut(table)?.as_table_mut()?.get_mut(key)
+}
+
+fn is_path(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.contains('/'))
 }
 
 fn defaults() -> Table {
@@ -184,30 +167,31 @@ fn leaves(table: &Table, path: &str) -> Vec<(String, Value)> {
     leaves_so_far
 }
 
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
-fn refuse_unknown(table: &Table, known: &Table, path: &str, file: &Path) -> Result<(), ConfigError> {
+fn refuse_unknown(table: &Table, known: &Table, path: &str, origins: &Origins) -> Result<(), ConfigError> {
+    let unknown = |path: &str, candidates: Vec<String>| match origins.of(path) {
+        Some(origin) => Err(ConfigError::Unknown {
+            origin: origin.clone(),
+            key: without_positions(path),
+            nearest: nearest(&without_positions(path), candidates),
+        }),
+        // Every key of a file has a line.
+        None => Ok(()),
+    };
     for (key, value) in table {
         let here = join(path, key);
-        let unknown = |key: &str, candidates: Vec<String>| ConfigError::Unknown {
-            origin: file.display().to_string(),
-            key: key.to_owned(),
-            nearest: nearest(key, candidates),
-        };
         let Some(default) = known.get(key) else {
             let all = leaves(&defaults(), "").into_iter().map(|(path, _)| path);
             let siblings = known.keys().map(|key| join(path, key));
-            return Err(unknown(&here, siblings.chain(all).collect()));
+            return unknown(&here, siblings.chain(all).collect());
         };
         match (value, default) {
-            (Value::Table(inner), Value::Table(known)) => refuse_unknown(inner, known, &here, file)?,
+            (Value::Table(inner), Value::Table(known)) => refuse_unknown(inner, known, &here, origins)?,
             (Value::Array(items), Value::Array(_)) => {
                 let keys = LIST_KEYS.iter().find(|(list, _)| *list == here).map_or(&[][..], |(_, keys)| *keys);
-                for table in items.iter().filter_map(Value::as_table) {
+                for (index, table) in items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_table()?))) {
                     if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
-                        return Err(unknown(&join(&here, key), keys.iter().map(|key| join(&here, key)).collect()));
+                        let candidates = keys.iter().map(|key| join(&here, key)).collect();
+                        return unknown(&join(&format!("{here}[{index}]"), key), candidates);
                     }
                 }
             }
@@ -215,6 +199,11 @@ fn refuse_unknown(table: &Table, known: &Table, path: &str, file: &Path) -> Resu
         }
     }
     Ok(())
+}
+
+/// `detectors[0].path` as `detectors.path`.
+fn without_positions(path: &str) -> String {
+    path.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect()
 }
 
 /// The candidate that is most similar to a key; `None` where none is similar enough.
@@ -256,51 +245,70 @@ fn set(table: &mut Table, path: &str, value: Value) {
     }
 }
 
-/// Each option `a.b_c` is also the variable `PIXWARDEN_A_B_C`; lists are separated by commas.
-fn apply_environment(
-    merged: &mut Table,
+/// Each option `a.b_c` is also the variable `PIXWARDEN_A_B_C`; lists are separated by commas. Returns the variables that
+/// are set, with their options and values.
+fn environment_values(
     defaults: &Table,
     environment: impl Iterator<Item = (String, String)>,
-) -> Result<(), ConfigError> {
-    let names: Vec<(String, String, Value)> =
+    mut warn: impl FnMut(&str),
+) -> Result<Vec<(String, String, Value)>, ConfigError> {
+    let options: Vec<(String, String, Value)> =
         leaves(defaults, "").into_iter().map(|(path, default)| (variable(&path), path, default)).collect();
+    let mut values = Vec::new();
     for (name, text) in environment {
-        if !name.starts_with("PIXWARDEN_") || name == "PIXWARDEN_CONFIG" {
+        if !name.starts_with(VARIABLE_PREFIX) || name == "PIXWARDEN_CONFIG" {
             continue;
         }
-        let Some((_, path, default)) = names.iter().find(|(known, ..)| *known == name) else {
-            // Not an error: Kubernetes sets such variables for a service of that name, for example PIXWARDEN_PORT.
-            let nearest = nearest(&name, names.iter().map(|(known, ..)| known.clone()).collect());
-            let suggestion = nearest.map(|known| format!("\n  hint: did you mean {known}?")).unwrap_or_default();
-            eprintln!("warning: ignoring the variable {name}: there is no such option{suggestion}");
-            continue;
-        };
-        set(merged, path, typed(&name, &text, default)?);
+        match options.iter().find(|(known, ..)| *known == name) {
+            Some((_, path, default)) => values.push((name, path.clone(), typed(&text, default))),
+            None => match misspelt(&name, options.iter().map(|(known, ..)| known.as_str())) {
+                Some(nearest) => return Err(ConfigError::UnknownVariable { name, nearest: nearest.to_owned() }),
+                // Not an error: Kubernetes sets such variables for a service of that name, for example PIXWARDEN_PORT.
+                None => warn(&format!("ignoring the variable {name}: there is no such option")),
+            },
+        }
     }
-    Ok(())
+    Ok(values)
+}
+
+/// The known variable that an unknown one almost is, or whose last part it is: `PIXWARDEN_ATTEMPTS` is meant as
+/// `PIXWARDEN_WORKER_ATTEMPTS`.
+fn misspelt<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.strip_prefix(VARIABLE_PREFIX)?;
+    let similarity = |known: &str| {
+        let known = known.strip_prefix(VARIABLE_PREFIX).unwrap_or(known);
+        let is_last_part = known.split_once('_').is_some_and(|(_, last)| last == name);
+        if is_last_part || known.replace('_', "") == name.replace('_', "") {
+            return 1.0;
+        }
+        strsim::normalized_damerau_levenshtein(name, known)
+    };
+    known
+        .map(|known| (similarity(known), known))
+        .filter(|(similarity, _)| *similarity >= MIN_VARIABLE_SIMILARITY)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
 }
 
 /// The environment variable of an option.
 pub(super) fn variable(path: &str) -> String {
-    format!("PIXWARDEN_{}", path.replace('.', "_").to_uppercase())
+    format!("{VARIABLE_PREFIX}{}", path.replace('.', "_").to_uppercase())
 }
 
-fn typed(name: &str, text: &str, default: &Value) -> Result<Value, ConfigError> {
-    let invalid =
-        |kind: &str| ConfigError::Invalid { option: name.to_owned(), what: format!("\"{text}\" is not {kind}") };
-    Ok(match default {
-        Value::Integer(_) => Value::Integer(text.parse().map_err(|_| invalid("a whole number"))?),
-        Value::Float(_) => Value::Float(text.parse().map_err(|_| invalid("a number"))?),
-        Value::Boolean(_) => Value::Boolean(text.parse().map_err(|_| invalid("true or false"))?),
-        Value::Array(_) => Value::Array(
-            text.split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty())
-                .map(|item| Value::String(item.into()))
-                .collect(),
-        ),
-        _ => Value::String(text.to_owned()),
-    })
+/// The value of a variable. A text that is not of the option's kind stays a text, which is refused later, when all values
+/// are read.
+fn typed(text: &str, default: &Value) -> Value {
+    let parsed = match default {
+        Value::Integer(_) => text.parse().ok().map(Value::Integer),
+        Value::Float(_) => text.parse().ok().map(Value::Float),
+        Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
+        Value::Array(_) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(Value::Array(items.map(|item| Value::String(item.into())).collect()))
+        }
+        _ => None,
+    };
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -308,11 +316,12 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::config::DetectorEntry;
 
     fn load_file(text: &str) -> Result<Config, ConfigError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        load(&Overlay { file: Some(file.path().to_owned()), values: Vec::new() }, std::iter::empty())
+        load(&Overlay { file: Some(file.path().to_owned()), values: Vec::new() }, std::iter::empty(), |_| {})
     }
 
     fn nearest_of(text: &str) -> Option<String> {
@@ -330,7 +339,7 @@ mod tests {
         overlay.set("worker.deaths", "--deaths", Some(9));
         let environment =
             [("PIXWARDEN_PREFIX", "environment"), ("PIXWARDEN_BUCKETS", "a, b"), ("PIXWARDEN_WORKER_DEATHS", "8")];
-        let config = load(&overlay, environment.iter().map(|(k, v)| ((*k).into(), (*v).into()))).unwrap();
+        let config = load(&overlay, environment.iter().map(|(k, v)| ((*k).into(), (*v).into())), |_| {}).unwrap();
         assert_eq!(config.prefix, "environment");
         assert_eq!((config.worker.attempts, config.worker.deaths), (7, 9));
         assert_eq!(config.buckets.iter().map(super::super::Bucket::pattern).collect::<Vec<_>>(), ["a", "b"]);
@@ -373,15 +382,154 @@ mod tests {
             ("[inference]\nmax_run_ms = 0", "inference.max_run_ms"),
             ("[events]\npublish = [\"image.flaged\"]", "events.publish"),
             ("prefix = \"\"", "prefix"),
-            ("buckets = [\"\"]", "buckets"),
+            ("buckets = [\"\"]", "buckets[0]"),
             ("[traces]\nsample = 1.5", "traces.sample"),
             ("[traces]\nsample = nan", "traces.sample"),
             ("[traces]\nendpoint = \"localhost:4318\"", "traces.endpoint"),
         ] {
             match load_file(text) {
-                Err(ConfigError::Invalid { option: named, .. }) => assert_eq!(named, option),
+                Err(ConfigError::At { error, .. }) => match *error {
+                    ConfigError::Invalid { option: named, .. } => assert_eq!(named, option),
+                    other => panic!("{text}: {other:?}"),
+                },
                 other => panic!("{text}: {other:?}"),
             }
         }
+    }
+
+    /// The error of a file, after its line.
+    fn refused(text: &str, line: usize) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let overlay = Overlay { file: Some(file.path().to_owned()), values: Vec::new() };
+        let error = load(&overlay, std::iter::empty(), |_| {}).unwrap_err();
+        let place = format!("{}, line {line}: ", file.path().display());
+        let text = crate::error_text(&error);
+        text.strip_prefix(&place).unwrap_or_else(|| panic!("line {line} is not named: {text}")).to_owned()
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_line_and_what_is_allowed() {
+        for (text, line, expected) in [
+            ("\n[worker]\nattempts = \"x\"", 3, "`worker.attempts`: \"x\" is not a whole number from 0 to 4294967295"),
+            ("[worker]\nprefetch = 70000", 2, "`worker.prefetch`: 70000 is not a whole number from 0 to 65535"),
+            ("worker.prefetch = -1", 1, "`worker.prefetch`: -1 is not a whole number from 0 to 65535"),
+            ("[worker]\nreuse_scores = \"yes\"", 2, "`worker.reuse_scores`: \"yes\" is not true or false"),
+            ("[storage]\ndownloads = 1.5", 2, "`storage.downloads`: 1.5 is not a whole number, at least 0"),
+            ("[policy]\n\nreview_at = []", 3, "`policy.review_at`: a list is not a number"),
+            (
+                "[inference]\ndevice = \"gpu\"",
+                2,
+                "`inference.device`: \"gpu\" is not one of \"auto\", \"cpu\", \"cuda\"",
+            ),
+            ("[log]\nformat = 1", 2, "`log.format`: 1 is not one of \"auto\", \"text\", \"json\""),
+            ("prefix = 1979-05-27", 1, "`prefix`: a date is not text in quotes"),
+            ("# one\nworker = 3", 2, "`worker`: 3 is not a table"),
+            ("buckets = \"uploads\"", 1, "`buckets`: \"uploads\" is not a list in brackets"),
+            ("buckets = [\"a\",\n  7]", 2, "`buckets[1]`: 7 is not text in quotes or a table"),
+            (
+                "[[buckets]]\nname = \"a\"\n[[buckets]]\nname = \"b\"\npath_style = \"no\"",
+                5,
+                "`buckets[1].path_style`: \"no\" is not true or false",
+            ),
+            ("[[policy.rules]]\ndetector = \"d\"", 1, "`policy.rules[0]`: `label` is missing"),
+            ("[[policy.rules]]\n\nlabel = 3", 3, "`policy.rules[0].label`: 3 is not text in quotes"),
+            ("[events]\npublish = [\n1]", 3, "`events.publish[0]`: 1 is not text in quotes"),
+            ("queue = \"http://host\"", 1, "`queue`: http://host/ is not a URL that begins with amqp:// or amqps://"),
+            ("[worker]\nattempts = 0", 2, "`worker.attempts`: must be at least 1"),
+            ("[worker]\natempts = 3", 2, "unknown option `worker.atempts`\n  hint: did you mean `worker.attempts`?"),
+            (
+                "[[detectors]]\npath = \"x\"\n[[detectors]]\npaht = \"x\"",
+                4,
+                "unknown option `detectors.paht`\n  hint: did you mean `detectors.path`?",
+            ),
+        ] {
+            assert_eq!(refused(text, line), expected, "{text}");
+        }
+    }
+
+    fn load_variable(name: &str, value: &str) -> (Result<Config, String>, Vec<String>) {
+        let mut warnings = Vec::new();
+        let environment = std::iter::once((name.to_owned(), value.to_owned()));
+        // No file of the working directory may take part.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let overlay = Overlay { file: Some(file.path().to_owned()), values: Vec::new() };
+        let loaded = load(&overlay, environment, |warning| warnings.push(warning.to_owned()));
+        (loaded.map_err(|error| crate::error_text(&error)), warnings)
+    }
+
+    #[test]
+    fn a_wrong_value_of_a_variable_or_flag_names_it() {
+        for (name, value, expected) in [
+            ("PIXWARDEN_WORKER_ATTEMPTS", "x", "`worker.attempts`: \"x\" is not a whole number from 0 to 4294967295"),
+            ("PIXWARDEN_WORKER_PREFETCH", "70000", "`worker.prefetch`: 70000 is not a whole number from 0 to 65535"),
+            ("PIXWARDEN_WORKER_REUSE_SCORES", "yes", "`worker.reuse_scores`: \"yes\" is not true or false"),
+            ("PIXWARDEN_POLICY_RULES", "x", "`policy.rules[0]`: \"x\" is not a table"),
+            (
+                "PIXWARDEN_LEDGER",
+                "mysql://h",
+                "`ledger`: mysql://h is not a URL that begins with postgres:// or postgresql:// or sqlite://",
+            ),
+        ] {
+            assert_eq!(load_variable(name, value).0.unwrap_err(), format!("{name}: {expected}"));
+        }
+        let mut overlay = Overlay::default();
+        overlay.set("worker.attempts", "--attempts", Some(0));
+        let environment = std::iter::once(("PIXWARDEN_WORKER_ATTEMPTS".into(), "5".into()));
+        let error = load(&overlay, environment, |_| {}).unwrap_err();
+        assert_eq!(error.to_string(), "--attempts: `worker.attempts`: must be at least 1");
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_an_error_and_one_of_kubernetes_a_warning() {
+        for (name, meant) in [
+            ("PIXWARDEN_QUEU", "PIXWARDEN_QUEUE"),
+            ("PIXWARDEN_BUCKET", "PIXWARDEN_BUCKETS"),
+            ("PIXWARDEN_WORKER_ATEMPTS", "PIXWARDEN_WORKER_ATTEMPTS"),
+            ("PIXWARDEN_ATTEMPTS", "PIXWARDEN_WORKER_ATTEMPTS"),
+            ("PIXWARDEN_POLICY_FLAGAT", "PIXWARDEN_POLICY_FLAG_AT"),
+            ("PIXWARDEN_STORAGE_ENDPONIT", "PIXWARDEN_STORAGE_ENDPOINT"),
+        ] {
+            let (loaded, _) = load_variable(name, "1");
+            let error = loaded.unwrap_err();
+            assert!(error.starts_with(&format!("unknown variable {name}\n  hint: did you mean ")), "{error}");
+            let rest = meant.trim_start_matches(VARIABLE_PREFIX);
+            assert!(error.trim_end_matches('?').ends_with(rest), "{error}");
+        }
+        // Kubernetes derives these names from the names of services in the namespace.
+        for service in ["", "METRICS_", "WORKER_", "QUEUE_", "LEDGER_", "STORAGE_", "LOG_", "TRACES_", "EVENTS_"] {
+            for rest in ["SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_9464_TCP", "PORT_9464_TCP_ADDR"] {
+                let name = format!("PIXWARDEN_{service}{rest}");
+                let (loaded, warnings) = load_variable(&name, "tcp://10.0.0.1:9464");
+                assert!(loaded.is_ok(), "{name}: {loaded:?}");
+                assert_eq!(warnings, [format!("ignoring the variable {name}: there is no such option")]);
+            }
+        }
+    }
+
+    #[test]
+    fn paths_in_a_file_are_relative_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pixwarden.toml");
+        let text = "ledger = \"sqlite://a.db\"\ndetectors = [\"models/one\", \"/abs\"]\n\
+                    inference.runtime = \"lib/libonnxruntime.so\"\ndecode.helper = \"bin/helper\"";
+        std::fs::write(&file, text).unwrap();
+        let overlay = Overlay { file: Some(file.clone()), values: Vec::new() };
+        let config = load(&overlay, std::iter::empty(), |_| {}).unwrap();
+        let inside = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
+        assert_eq!(config.ledger.expose(), format!("sqlite://{}", inside("a.db")));
+        assert_eq!(
+            config.detectors.iter().map(DetectorEntry::path).collect::<Vec<_>>(),
+            [&inside("models/one"), "/abs"]
+        );
+        assert_eq!(config.inference.runtime, inside("lib/libonnxruntime.so"));
+        assert_eq!(config.decode.helper, inside("bin/helper"));
+
+        // The working directory stays the base of variables and flags, and a library without a folder is searched.
+        std::fs::write(&file, "[[detectors]]\npath = \"one\"\n[inference]\nruntime = \"libonnxruntime.so\"").unwrap();
+        let environment = std::iter::once(("PIXWARDEN_LEDGER".to_owned(), "sqlite://b.db".to_owned()));
+        let config = load(&overlay, environment, |_| {}).unwrap();
+        assert_eq!((config.ledger.expose(), config.detectors[0].path()), ("sqlite://b.db", inside("one").as_str()));
+        assert_eq!(config.inference.runtime, "libonnxruntime.so");
     }
 }

@@ -1,9 +1,11 @@
 //! The options of a detector: `[[detectors]]`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::text_or_table::text_or_table;
 
 /// One model package: a folder, or a table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum DetectorEntry {
     /// The folder. A single detector without a rule gets the default rule.
@@ -24,6 +26,12 @@ pub struct DetectorTable {
     pub sha256: String,
     /// The detector's scores are recorded, but not judged.
     pub shadow: bool,
+}
+
+impl<'de> Deserialize<'de> for DetectorEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_table(deserializer, Self::Path, Self::Table)
+    }
 }
 
 impl DetectorEntry {

@@ -114,6 +114,6 @@ mod tests {
     fn a_detector_without_a_usual_label_needs_a_configured_one() {
         let detectors = [detector("b", &["cat", "dog"])];
         let error = with_default_rules(&PolicyConfig::default(), &detectors).unwrap_err();
-        assert!(error.to_string().contains("--label"), "{error}");
+        assert!(error.to_string().contains("`policy.label`"), "{error}");
     }
 }

@@ -62,17 +62,24 @@ impl LedgerError {
     }
 }
 
-/// The innermost cause of a [`LedgerError`] as text, and the error that it came from.
+/// The innermost cause of a [`LedgerError`] as text, and the error that it came from. That error is a field and not the
+/// source: its text says the same in other words.
 #[derive(Debug, Clone)]
 pub struct DatabaseError {
     text: String,
-    source: Option<Arc<dyn Error + Send + Sync>>,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl DatabaseError {
-    /// Keeps `source` as the cause; `text` is what people read of it.
-    pub(super) fn new(text: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
-        Self { text: text.into(), source: Some(Arc::new(source)) }
+    /// Keeps the cause; `text` is what people read of it.
+    pub(super) fn new(text: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
+        Self { text: text.into(), cause: Some(Arc::new(cause)) }
+    }
+
+    /// The library's own error; `None` for a cause that this program found by itself.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
+        self.cause.as_deref()
     }
 }
 
@@ -82,16 +89,12 @@ impl fmt::Display for DatabaseError {
     }
 }
 
-impl Error for DatabaseError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
-    }
-}
+impl Error for DatabaseError {}
 
 /// A cause that this program found by itself.
 impl From<String> for DatabaseError {
     fn from(text: String) -> Self {
-        Self { text, source: None }
+        Self { text, cause: None }
     }
 }
 
@@ -119,11 +122,9 @@ mod tests {
     #[test]
     fn an_error_keeps_the_error_that_it_came_from() {
         let error = LedgerError::Down(DatabaseError::new("no connection", sqlx::Error::PoolTimedOut));
-        let mut source = error.source();
-        while let Some(inner) = source.and_then(Error::source) {
-            source = Some(inner);
-        }
-        assert!(matches!(source.unwrap().downcast_ref(), Some(sqlx::Error::PoolTimedOut)));
+        let LedgerError::Down(down) = &error else { unreachable!() };
+        assert!(matches!(down.cause().unwrap().downcast_ref(), Some(sqlx::Error::PoolTimedOut)));
+        assert_eq!(crate::error_text(&error), error.to_string(), "and says it once");
         assert_eq!(error.to_string(), "the ledger is not available: no connection");
     }
 }

@@ -37,6 +37,7 @@ macro_rules! selected {
 }
 
 mod archive;
+mod connect;
 mod indexes;
 mod outbox;
 mod pages;
@@ -55,7 +56,6 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use super::columns::VerdictRow;
 use super::schema::{self, MigrationStep};
 use super::{DatabaseError, Ledger, LedgerError, StoredVerdict};
-use crate::certificates;
 use crate::config::SecretUrl;
 pub use indexes::PostgresIndex;
 
@@ -103,27 +103,33 @@ impl Postgres {
 
     /// As [`Postgres::open`], with all tables in this schema.
     pub(super) async fn open_in(url: &SecretUrl, schema: Option<&str>) -> Result<Self, LedgerError> {
-        let cannot_open = |text: String, e: sqlx::Error| LedgerError::CannotOpen {
-            url: url.to_string(),
+        let cannot_open = |url: String, text: String, e: sqlx::Error| LedgerError::CannotOpen {
+            url,
             error: DatabaseError::new(text, e),
         };
         let mut options: PgConnectOptions =
-            url.expose().parse().map_err(|e: sqlx::Error| cannot_open(e.to_string(), e))?;
+            url.expose().parse().map_err(|e: sqlx::Error| cannot_open(url.to_string(), e.to_string(), e))?;
+        let address = connect::address(url, &options);
         if let Some(schema) = schema {
             options = options.options([("search_path", schema)]);
         }
-        let pool = PgPoolOptions::new()
+        let options = options.application_name("pixwarden");
+        let opened = PgPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
             .after_connect(|c, _| Box::pin(begin_session(c)))
-            .connect_with(options.application_name("pixwarden"))
-            .await
-            .map_err(|e| {
-                let text = error_text(&e);
-                let hint = certificates::hint(&e);
-                cannot_open(text + hint, e)
-            })?;
-        Ok(Self { pool })
+            .connect_with(options.clone())
+            .await;
+        match opened {
+            Ok(pool) => Ok(Self { pool }),
+            Err(e) => {
+                let e = match e {
+                    sqlx::Error::PoolTimedOut => connect::diagnose(&options).await.unwrap_or(e),
+                    other => other,
+                };
+                Err(cannot_open(address, connect::error_text(&e) + connect::hint(&e), e))
+            }
+        }
     }
 
     /// Creates an empty schema. The name must be a plain identifier that this program has made.
@@ -151,8 +157,11 @@ impl Postgres {
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
         let mut connection = match tokio::time::timeout(CONNECT_TIMEOUT * 2, self.pool.acquire()).await {
-            Ok(connection) => connection.map_err(classify_error)?,
-            Err(_) => return Err(LedgerError::Down(NO_CONNECTION.into())),
+            Ok(Ok(connection)) => connection,
+            Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => {
+                return Err(LedgerError::Down(connect::why_no_connection(&self.pool.connect_options()).await.into()));
+            }
+            Ok(Err(error)) => return Err(classify_error(error)),
         };
         let work = async {
             if deadline != RESPONSE_TIMEOUT {
@@ -186,7 +195,7 @@ async fn begin_session(c: &mut PgConnection) -> Result<(), sqlx::Error> {
         // A server that does not have the setting finds no row.
         let query = sqlx::query("SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1");
         if let Err(error) = query.bind(setting).bind(value).execute(&mut *c).await {
-            tracing::debug!(setting, error = %error_text(&error), "the server does not accept a setting of the session");
+            tracing::debug!(setting, error = %connect::error_text(&error), "the server does not accept a setting of the session");
         }
     }
     Ok(())
@@ -285,12 +294,10 @@ fn is_contended(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Contended(_))
 }
 
-const NO_CONNECTION: &str = "no free connection in time";
-
 /// Sorts the error codes of Postgres (appendix A of its manual) by what the caller can do.
 fn classify_error(error: sqlx::Error) -> LedgerError {
     let code = error.as_database_error().and_then(|e| e.code()).map(std::borrow::Cow::into_owned);
-    let error = DatabaseError::new(error_text(&error), error);
+    let error = DatabaseError::new(connect::error_text(&error), error);
     match code.as_deref().map(refusal_of) {
         Some(Refusal::Row) => LedgerError::Refused(error),
         Some(Refusal::Contention) => LedgerError::Contended(error),
@@ -333,14 +340,6 @@ fn refusal_of(code: &str) -> Refusal {
         // Among them triggered action exception (09), errors of functions (21, 2F, 38, 39), P0001 of RAISE, and the internal
         // errors XX000 to XX002.
         _ => Refusal::Unclear,
-    }
-}
-
-fn error_text(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(e) => e.message().to_owned(),
-        sqlx::Error::PoolTimedOut => NO_CONNECTION.into(),
-        other => other.to_string(),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::ConfigError;
+use crate::text_or_table::text_or_table;
 
 /// One entry of the allow-list: a name or pattern, or a table with its own region and endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Bucket {
     /// A name or pattern; `*` stands for any characters.
@@ -28,6 +29,12 @@ pub struct BucketTable {
     pub endpoint: String,
     /// Whether the endpoint needs addresses of the form `host/bucket/key`.
     pub path_style: bool,
+}
+
+impl<'de> Deserialize<'de> for Bucket {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_table(deserializer, Self::Name, Self::Table)
+    }
 }
 
 impl Bucket {

@@ -20,6 +20,7 @@ use wildmatch::WildMatch;
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, PROBE_KEY, StoreError};
 use crate::certificates;
 use crate::config::{Bucket, Config};
+use crate::error_text::innermost_text;
 use crate::job::{ImageRef, NO_VERSION};
 
 /// A cheap handle: clones share their clients.
@@ -57,6 +58,9 @@ impl S3 {
             .retry_config(RetryConfig::standard().with_initial_backoff(Duration::from_millis(50)))
             .load()
             .await;
+        // In the SDK's order. A profile may name another one for S3 only, which the SDK does not show.
+        let standard = std::env::var("AWS_ENDPOINT_URL_S3").ok().or_else(|| shared.endpoint_url().map(str::to_owned));
+        let standard = standard.unwrap_or_else(|| "AWS".into());
         let client = |pattern: &str, region: &str, endpoint: &str, path_style: bool| {
             let mut builder = aws_sdk_s3::config::Builder::from(&shared)
                 .force_path_style(path_style)
@@ -72,11 +76,10 @@ impl S3 {
                 // Stores without regions still need one in the signature.
                 builder = builder.region(Region::new("us-east-1"));
             }
-            let address = match endpoint {
-                "" => format!("the default endpoint, region \"{region}\""),
-                endpoint => format!("{endpoint}, region \"{region}\""),
-            };
-            BucketClient { pattern: WildMatch::new(pattern), client: Client::from_conf(builder.build()), address }
+            let client = Client::from_conf(builder.build());
+            let region = client.config().region().map(ToString::to_string).unwrap_or_default();
+            let address = format!("{}, region {region}", if endpoint.is_empty() { &standard } else { endpoint });
+            BucketClient { pattern: WildMatch::new(pattern), client, address }
         };
         let or = |own: &str, general: &str| if own.is_empty() { general.to_owned() } else { own.to_owned() };
         let mut clients = Vec::new();
@@ -89,6 +92,32 @@ impl S3 {
         }
         clients.push(client("*", &storage.region, &storage.endpoint, storage.path_style));
         Self { clients: clients.into(), named: named.into() }
+    }
+
+    /// The bucket with its endpoint and region, for messages.
+    fn place(&self, bucket: &str) -> String {
+        format!("bucket \"{bucket}\" at {}", self.bucket_client(bucket).address)
+    }
+
+    /// An error without a response: the request or the response did not get through, or there are no credentials.
+    fn classify_failure<E: std::error::Error + 'static>(&self, bucket: &str, error: &SdkError<E>) -> StoreError {
+        let (place, cause) = (self.place(bucket), innermost_text(error));
+        // The SDK lists every source of credentials that it tried.
+        let first_line = cause.lines().next().unwrap_or_default().split(". ").next().unwrap_or_default();
+        match error {
+            // Everything that fails before a connection is opened: there is no other cause than the credentials.
+            SdkError::DispatchFailure(failure) if failure.is_other() || failure.is_user() => {
+                StoreError::Down(format!("{place}: no usable credentials: {first_line}{CREDENTIALS_HINT}"))
+            }
+            SdkError::DispatchFailure(_) | SdkError::TimeoutError(_) => {
+                let hint = match certificates::hint(error) {
+                    "" => ENDPOINT_HINT,
+                    hint => hint,
+                };
+                StoreError::Unclear(format!("cannot reach the {place}: {first_line}{hint}"))
+            }
+            _ => StoreError::Unclear(one_line(error) + certificates::hint(error)),
+        }
     }
 
     fn client(&self, bucket: &str) -> &Client {
@@ -106,14 +135,11 @@ impl S3 {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let words = one_line(error);
-        let SdkError::ServiceError(service) = error else {
-            let hint = certificates::hint(error);
-            return StoreError::Unclear(words + hint);
-        };
+        let SdkError::ServiceError(service) = error else { return self.classify_failure(bucket, error) };
         let named = self.named.iter().any(|named| named == bucket);
         let (code, status) = (service.err().code().unwrap_or_default(), service.raw().status().as_u16());
         let message = service.err().message().unwrap_or_default();
+        let words = words(code, status, message);
         match (code, status) {
             ("NoSuchBucket", _) if named => StoreError::BucketDown(format!("there is no bucket \"{bucket}\"")),
             // The bucket is allowed by a wildcard only, so its name came from the job.
@@ -129,7 +155,12 @@ impl S3 {
                 StoreError::Denied(format!("the bucket is in another region or store: {words}"))
             }
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
-                StoreError::BucketDown(format!("the bucket \"{bucket}\" is in another region or store: {words}"))
+                let region = service.raw().headers().get("x-amz-bucket-region");
+                let hint = region.map_or_else(
+                    || REGION_HINT.to_owned(),
+                    |region| format!("{REGION_HINT}; the store says that it is {region}"),
+                );
+                StoreError::BucketDown(format!("{}: wrong region: {words}{hint}", self.place(bucket)))
             }
             (
                 "InvalidAccessKeyId"
@@ -142,10 +173,10 @@ impl S3 {
                 | "AccountProblem"
                 | "InvalidSecurity",
                 _,
-            ) => StoreError::Down(format!("the store refused the credentials: {words}")),
+            ) => self.refused_credentials(bucket, &words),
             // Garage has no separate codes for an unknown key and a wrong secret, so its message is read.
             (_, 403) if message.contains("Invalid signature") || message.contains("No such key") => {
-                StoreError::Down(format!("the store refused the credentials: {words}"))
+                self.refused_credentials(bucket, &words)
             }
             // S3 has no code of its own for this, so its message is read.
             ("InvalidRequest", 400) if message.contains("Server Side Encryption") => StoreError::Unsupported(
@@ -155,6 +186,25 @@ impl S3 {
             (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
             _ => StoreError::Unclear(words),
         }
+    }
+
+    fn refused_credentials(&self, bucket: &str, words: &str) -> StoreError {
+        let place = self.place(bucket);
+        StoreError::Down(format!("{place}: the store refused the credentials: {words}{CREDENTIALS_HINT}"))
+    }
+}
+
+const ENDPOINT_HINT: &str = "\n  hint: check that the store runs, and `storage.endpoint` or AWS_ENDPOINT_URL_S3";
+const CREDENTIALS_HINT: &str = "\n  hint: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role that may read the bucket";
+const REGION_HINT: &str = "\n  hint: set the bucket's `region`, `storage.region` or AWS_REGION";
+
+/// The store's own words for an error: a response to HEAD has only a status.
+fn words(code: &str, status: u16, message: &str) -> String {
+    match (code, message) {
+        ("", "") => format!("status {status}"),
+        ("", message) => format!("{message} (status {status})"),
+        (code, "") => format!("{code} (status {status})"),
+        (code, message) => format!("{message} ({code})"),
     }
 }
 

@@ -8,7 +8,7 @@ use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
 use super::error::DecoderProcessError;
 use super::infer::{Engine, InferError, OnnxRuntime};
 use super::self_test::{SelfTest, SelfTestError, run_self_test};
-use crate::config::{Config, DecodeMode, DetectorEntry};
+use crate::config::{Config, DecodeMode, DetectorEntry, Origin};
 use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};
 use crate::policy::{Policy, PolicyError};
 
@@ -18,11 +18,20 @@ pub enum StartError {
     /// A package is invalid.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// A package is invalid, with the place where it was named.
+    #[error("{origin}: {error}")]
+    PackageAt {
+        /// Where the package was named.
+        origin: Origin,
+        /// What is wrong with it.
+        #[source]
+        error: PackageError,
+    },
     /// Two packages have the same name.
     #[error("two detectors have the name \"{0}\"\n  hint: give one of them another `name`")]
     SameName(String),
     /// There is no package at all.
-    #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package with --detector DIR", .0.display())]
+    #[error("no detector is configured, and the bundled one is not at {}\n  hint: name a model package in `detectors`, with PIXWARDEN_DETECTORS or, where a command has it, with --detector DIR", .0.display())]
     NoDetector(PathBuf),
     /// The policy does not fit the detectors.
     #[error(transparent)]
@@ -45,7 +54,9 @@ impl StartError {
     /// Whether the configuration is at fault, and not this machine or a model.
     pub(crate) fn is_configuration(&self) -> bool {
         match self {
-            Self::Package(_) | Self::SameName(_) | Self::NoDetector(_) | Self::Policy(_) => true,
+            Self::Package(_) | Self::PackageAt { .. } | Self::SameName(_) | Self::NoDetector(_) | Self::Policy(_) => {
+                true
+            }
             Self::Infer(_) | Self::SelfTest(_) | Self::Decoder(_) | Self::Runtime(_) => false,
         }
     }
@@ -58,6 +69,7 @@ impl StartError {
 pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
     let detectors = packages(config)?;
     let policy = policy_for(config, &detectors)?;
+    policy.require_rule(&detectors).map_err(|e| e.at(config))?;
     Ok((detectors, policy))
 }
 
@@ -68,7 +80,7 @@ pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartErro
 pub(crate) fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Policy, PolicyError> {
     // The default rule may judge a detector that is given as a bare folder. One that is given as a table needs rules.
     let may_default = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
-    Policy::resolve(&config.policy, detectors, may_default)
+    Policy::resolve(&config.policy, detectors, may_default).map_err(|e| e.at(config))
 }
 
 /// Reads the configured packages, or the bundled one where none is configured.
@@ -77,8 +89,11 @@ pub(crate) fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Poli
 /// When a package is invalid, or two have the same name.
 pub(crate) fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
     let mut detectors: Vec<Detector> = Vec::new();
-    for (_, detector) in load_packages(config)? {
-        let detector = detector?;
+    for (index, (_, detector)) in load_packages(config)?.into_iter().enumerate() {
+        let detector = detector.map_err(|error| match config.origins.of(&format!("detectors[{index}]")) {
+            Some(origin) => StartError::PackageAt { origin: origin.clone(), error },
+            None => error.into(),
+        })?;
         if detectors.iter().any(|other| other.name == detector.name) {
             return Err(StartError::SameName(detector.name));
         }
@@ -124,11 +139,21 @@ fn load_packages(config: &Config) -> Result<PerPackage<Detector, PackageError>, 
     Ok(config.detectors.iter().map(load_entry).collect())
 }
 
-/// The bundled package: in `models/` beside the executable or in the working directory.
+/// The bundled package. An installed program has it in `models/` beside itself, or in `../share/pixwarden/models`. A program
+/// that was built from source finds it in the source tree. The working directory is not among these places: what a program
+/// judges by must not depend on where it is started.
 fn bundled_package() -> PathBuf {
+    let program = std::env::current_exe().ok();
+    bundled_package_of(program.as_deref(), Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// The first place that exists; the first of all where none does.
+fn bundled_package_of(program: Option<&Path>, source_tree: &Path) -> PathBuf {
     const PACKAGE: &str = "models/cifake-32";
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PACKAGE)));
-    beside.filter(|path| path.is_dir()).unwrap_or_else(|| PathBuf::from(PACKAGE))
+    let folder = program.and_then(Path::parent);
+    let installed = folder.map(|folder| [folder.join(PACKAGE), folder.join("../share/pixwarden").join(PACKAGE)]);
+    let places: Vec<PathBuf> = installed.into_iter().flatten().chain([source_tree.join(PACKAGE)]).collect();
+    places.iter().find(|path| path.is_dir()).unwrap_or(&places[0]).clone()
 }
 
 /// What every detector is started and tested with.
@@ -186,4 +211,25 @@ pub(crate) fn check_detectors(config: &Config) -> Result<PerPackage<CheckedDetec
         Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
     };
     Ok(packages.into_iter().map(|(folder, detector)| (folder, check(detector))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bundled_detector_is_found_beside_the_program_then_in_share_then_in_the_source_tree() {
+        let root = tempfile::tempdir().unwrap();
+        let (program, source) = (root.path().join("bin/pixwarden"), root.path().join("source"));
+        let place = |path: &str| root.path().join(path).join("models/cifake-32");
+        let found = || bundled_package_of(Some(&program), &source).components().collect::<PathBuf>();
+        assert_eq!(found(), place("bin"), "the error names the first place");
+        for folder in ["source", "bin/../share/pixwarden", "bin"] {
+            std::fs::create_dir_all(root.path().join("bin")).unwrap();
+            std::fs::create_dir_all(place(folder)).unwrap();
+            assert_eq!(found(), place(folder));
+        }
+        // In a test the source tree is the one that this test was built from, from any working directory.
+        assert!(bundled_package().is_absolute() && bundled_package().is_dir());
+    }
 }

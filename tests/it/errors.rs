@@ -1,6 +1,8 @@
 //! Errors say what was tried, what happened and what to do; and they end with the right status.
 
-use crate::support::{Lab, fixtures, service};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Ended, Lab, fixtures, service};
 
 /// Runs `worker` with a changed configuration; it has to refuse to start.
 async fn refused(lab: &Lab, arguments: &[&str], status: i32) -> String {
@@ -29,12 +31,25 @@ async fn a_broker_that_refuses_the_login_is_reported() {
     let nowhere = format!("{}nowhere", service("TEST_AMQP_URL").trim_end_matches("%2f"));
     contains(
         &refused(&lab, &["--queue", &nowhere], 1).await,
-        &["nowhere", "refused the login", "hint: check user, password"],
+        &["nowhere", "refused the login", "hint: create the virtual host"],
     );
     url.set_password(Some("wrong")).unwrap();
-    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["refused the login", "ACCESS_REFUSED", "hint:"]);
+    contains(
+        &refused(&lab, &["--queue", url.as_str()], 1).await,
+        &["refused the login", "ACCESS_REFUSED", "hint: check user and password"],
+    );
     url.set_port(Some(1)).unwrap();
-    contains(&refused(&lab, &["--queue", url.as_str()], 1).await, &["cannot connect to the broker", "127.0.0.1:1"]);
+    let nothing = refused(&lab, &["--queue", url.as_str()], 1).await;
+    contains(
+        &nothing,
+        &["cannot connect to the broker", "127.0.0.1:1", ": connection refused\n", "hint: check that RabbitMQ runs"],
+    );
+    // The port and the virtual host that are used without being named are named.
+    url.set_host(Some("nohost.invalid")).unwrap();
+    url.set_port(None).unwrap();
+    url.set_path("");
+    let nowhere = refused(&lab, &["--queue", url.as_str()], 1).await;
+    contains(&nowhere, &["@nohost.invalid:5672/%2f: ", "hint: check that RabbitMQ runs, and host and port"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +75,22 @@ async fn an_unusable_ledger_is_reported() {
     url.set_password(Some("wrong")).unwrap();
     contains(
         &refused(&lab, &["--ledger", url.as_str()], 1).await,
-        &["cannot open the ledger", "password authentication failed"],
+        &["cannot open the ledger", "password authentication failed", "hint: check user and password"],
+    );
+    url = lab.ledger_url.parse().unwrap();
+    url.set_path("no-such-database");
+    let missing = refused(&lab, &["--ledger", url.as_str()], 1).await;
+    contains(
+        &missing,
+        &["/no-such-database: database \"no-such-database\" does not exist\n", "hint: create the database"],
+    );
+    url.set_port(Some(1)).unwrap();
+    let nothing = refused(&lab, &["--ledger", url.as_str()], 1).await;
+    contains(&nothing, &["127.0.0.1:1/no-such-database: connection refused\n", "hint: check that PostgreSQL runs"]);
+    let nowhere = refused(&lab, &["--ledger", "postgres://someone@nohost.invalid"], 1).await;
+    contains(
+        &nowhere,
+        &["someone@nohost.invalid:5432/someone: ", "hint: check that PostgreSQL runs, and host and port"],
     );
     sqlx::query("DROP TABLE _sqlx_migrations").execute(&lab.db).await.unwrap();
     contains(&refused(&lab, &[], 1).await, &["schema is at version 0", "hint: run `pixwarden migrate`"]);
@@ -107,6 +137,43 @@ async fn a_missing_bucket_is_reported_by_check_and_its_jobs_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unusable_object_store_is_reported_with_bucket_endpoint_and_region() {
+    let mut lab = Lab::new().await;
+    let place = |lab: &Lab| format!("\"{}\" at {}, region {}", lab.bucket, lab.endpoint, lab.region);
+    let check = async |lab: &Lab| lab.run(&["check", "--log", "off"]).await.stdout;
+    let wrong = ("AWS_SECRET_ACCESS_KEY", "wrong".to_owned());
+    lab.environment.push(wrong);
+    contains(&check(&lab).await, &[&place(&lab), "the store refused the credentials: ", "hint: set AWS_ACCESS_KEY_ID"]);
+    lab.environment.clear();
+    let mut command = lab.command();
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+    command.arg("--config").arg(lab.config()).args(["check", "--log", "off"]);
+    let without = Ended::of(command).await.stdout;
+    contains(&without, &[&place(&lab), "no usable credentials: no credentials found", "hint: set AWS_ACCESS_KEY_ID"]);
+    assert!(!without.contains("Attempted"), "{without}");
+
+    // A store that expects another region in the signature, as AWS answers.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    lab.endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let body =
+                "<Error><Code>AuthorizationHeaderMalformed</Code><Message>expecting 'eu-central-1'</Message></Error>";
+            let head = "HTTP/1.1 400 Bad Request\r\nx-amz-bucket-region: eu-central-1\r\nconnection: close";
+            let response = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let mut request = [0; 64 << 10];
+            drop(client.read(&mut request).await);
+            drop(client.write_all(response.as_bytes()).await);
+        }
+    }));
+    let elsewhere = check(&lab).await;
+    contains(&elsewhere, &[&place(&lab), "wrong region: expecting 'eu-central-1'", "hint: set the bucket's `region`"]);
+    contains(&elsewhere, &["the store says that it is eu-central-1"]);
+    lab.endpoint = "http://127.0.0.1:1".into();
+    contains(&check(&lab).await, &[&place(&lab), ": connection refused\n", "hint: check that the store runs"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_detector_or_policy_is_reported() {
     let mut lab = Lab::new().await;
     let folder = lab.folder.path().join("no-labels");
@@ -136,7 +203,7 @@ async fn a_missing_runtime_or_device_refuses_to_start() {
     let lab = Lab::new().await;
     let mut command = lab.command();
     command.env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so").arg("--config").arg(lab.config()).arg("worker");
-    let ended = crate::support::Ended::of(command).await;
+    let ended = Ended::of(command).await;
     assert_eq!(ended.status, 1);
     contains(&ended.stderr, &["/nowhere/libonnxruntime.so", "cannot load", "ORT_DYLIB_PATH"]);
     contains(&refused(&lab, &["--device", "cuda"], 1).await, &["device = \"cuda\"", "cannot be used", "hint:"]);

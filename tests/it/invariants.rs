@@ -251,11 +251,11 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("lanes", &["job", "telemetry"]),
-    ("detector", &["canonical", "error_text"]),
+    ("detector", &["canonical", "error_text", "text_or_table"]),
     ("policy", &["canonical", "config", "detector", "job"]),
-    ("objects", &["certificates", "config", "job", "lanes", "offload", "telemetry"]),
+    ("objects", &["certificates", "config", "error_text", "job", "lanes", "offload", "telemetry", "text_or_table"]),
     ("screen", &["config", "detector", "error_text", "fault_injection", "job", "lanes", "policy", "telemetry"]),
-    ("ledger", &["certificates", "config", "fault_injection", "job", "retry", "telemetry"]),
+    ("ledger", &["certificates", "config", "error_text", "fault_injection", "job", "retry", "telemetry"]),
     (
         "life",
         &[
@@ -273,7 +273,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("broker", &["certificates", "config", "fault_injection", "job", "retry", "telemetry"]),
+    ("broker", &["certificates", "config", "error_text", "fault_injection", "job", "retry", "telemetry"]),
     (
         "worker",
         &[
@@ -326,6 +326,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("offload", &[]),
     ("processes", &[]),
     ("retry", &[]),
+    ("text_or_table", &[]),
 ];
 
 #[test]

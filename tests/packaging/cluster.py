@@ -135,6 +135,8 @@ def restricted(rendered):
         yield f"the pod does not run as the image's user, {user[0]}"
     if pod["automountServiceAccountToken"]:
         yield "the pod gets a token that it does not need"
+    if pod.get("enableServiceLinks", True):
+        yield "the pod gets variables PIXWARDEN_* from services of that name"
     expected = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     for container in containers(worker):
         if container["securityContext"] != expected:

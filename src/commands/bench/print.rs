@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
+use super::super::console::stdout;
 use super::super::output::table;
 use super::BenchFormat;
 use crate::bench::{
@@ -20,8 +21,8 @@ pub(super) fn print(
 ) -> io::Result<()> {
     let isolation = config.decode.isolation;
     match format {
-        BenchFormat::Table => io::stdout().write_all(page(isolation, report, conclusions).as_bytes()),
-        BenchFormat::Json => writeln!(io::stdout(), "{}", document(isolation, report, conclusions)),
+        BenchFormat::Table => stdout().write_all(page(isolation, report, conclusions).as_bytes()),
+        BenchFormat::Json => writeln!(stdout(), "{}", document(isolation, report, conclusions)),
     }
 }
 

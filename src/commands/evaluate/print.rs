@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Map, Value, json};
 
 use super::super::output::{Format, Output, table};
+use crate::commands::console::stdout;
 use crate::evaluate::metrics::{
     CALIBRATION_BINS, Calibration, CalibrationBin, ThresholdFigures, share, wilson_interval,
 };
@@ -49,7 +50,7 @@ type RowFields = Map<String, Value>;
 pub(super) fn print(format: Format, summaries: &[Summary<'_>], results: &EvaluationResults) -> std::io::Result<()> {
     if format == Format::Table {
         let blocks: Vec<String> = summaries.iter().map(text).collect();
-        return std::io::stdout().write_all(blocks.join("\n").as_bytes());
+        return stdout().write_all(blocks.join("\n").as_bytes());
     }
     let mut output = Output::new(format, &EVALUATION_COLUMNS)?;
     for summary in summaries {

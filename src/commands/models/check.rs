@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::commands::console::note;
 use crate::commands::output::{Format, Output};
 use crate::config::Config;
 use crate::error_text;
@@ -27,7 +28,7 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
     }
     output.finish()?;
     for failure in &failures {
-        eprintln!("error: {failure}");
+        note!("error: {failure}");
     }
     Ok(u8::from(!failures.is_empty()))
 }

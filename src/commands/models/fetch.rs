@@ -1,10 +1,12 @@
 //! `pixwarden models fetch`: which files of a repository a package needs. `hub` downloads them.
 
+use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
+use crate::commands::console::{note, stdout};
 use crate::commands::progress::{Progress, Unit};
 use crate::config::{Config, DetectorEntry};
 use crate::detector::{MODEL_PATHS, external_files};
@@ -64,14 +66,14 @@ fn fetch(repository: &Repository, to: &Path, raw: bool, config: &Config) -> anyh
         download.all(golden.as_slice())?;
     }
     download.folder.write(SUMS_FILE, &sums(&mut download.fetched))?;
-    eprintln!(
+    note!(
         "fetched {} files of {} to {}, with their SHA-256 sums in {SUMS_FILE}",
         download.fetched.len(),
         listing.repository,
         to.display()
     );
     if raw {
-        eprintln!("convert them to a package with models/convert.py");
+        note!("convert them to a package with models/convert.py");
         return Ok(());
     }
     configure(to, config)
@@ -162,10 +164,11 @@ fn configure(to: &Path, config: &Config) -> anyhow::Result<()> {
     for detector in packages(&only)? {
         let text = |text: &str| toml::Value::from(text).to_string();
         // Labels are quoted: otherwise a label with a line break would become configuration.
-        println!("# labels {:?}", detector.labels);
-        println!("# digest {}", detector.digest);
-        println!("[[detectors]]\nname = {}\npath = {}", text(&detector.name), text(path));
-        println!("sha256 = {}", text(&detector.model_sha256));
+        let mut out = stdout();
+        writeln!(out, "# labels {:?}", detector.labels)?;
+        writeln!(out, "# digest {}", detector.digest)?;
+        writeln!(out, "[[detectors]]\nname = {}\npath = {}", text(&detector.name), text(path))?;
+        writeln!(out, "sha256 = {}", text(&detector.model_sha256))?;
     }
     Ok(())
 }

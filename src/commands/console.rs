@@ -1,0 +1,87 @@
+//! What commands write to stdout and stderr. Nothing else in the program prints: the macros of the standard library end the
+//! process with a panic where the output cannot be written.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use crate::error_text::io_text;
+
+/// Standard output. A failed write is an error of the command; its cause is a [`StdoutError`].
+pub(super) struct Stdout(io::Stdout);
+
+pub(super) fn stdout() -> Stdout {
+    Stdout(io::stdout())
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(StdoutError::wrap)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(StdoutError::wrap)
+    }
+}
+
+/// Stdout cannot be written. A type of its own: a connection that breaks is another matter.
+#[derive(Debug)]
+struct StdoutError(io::Error);
+
+impl StdoutError {
+    fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
+}
+
+impl fmt::Display for StdoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write to stdout: {}", io_text(&self.0))
+    }
+}
+
+impl std::error::Error for StdoutError {}
+
+/// Whether an error says that the reader of stdout has closed the pipe. That is no failure to report.
+pub fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(StdoutError(cause)) = inside.and_then(|inside| inside.downcast_ref()) {
+            return cause.kind() == io::ErrorKind::BrokenPipe;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Writes a line to stderr. Where that fails there is no place to report it, and the command goes on.
+pub fn print_note(line: fmt::Arguments<'_>) {
+    writeln!(io::stderr(), "{line}").unwrap_or(());
+}
+
+/// Writes a formatted line to stderr, as [`print_note`] does.
+macro_rules! note {
+    ($($argument:tt)*) => {
+        $crate::commands::console::print_note(format_args!($($argument)*))
+    };
+}
+pub(super) use note;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_stdout_counts_as_a_closed_pipe() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let stdout = anyhow::Error::new(StdoutError::wrap(broken())).context("printing");
+        assert!(is_closed_pipe(stdout.as_ref()));
+        // The CSV writer has an error type around it.
+        let csv: io::Error = csv::Error::from(StdoutError::wrap(broken())).into();
+        assert!(is_closed_pipe(&csv));
+        assert!(!is_closed_pipe(&broken()), "a connection may have broken");
+        let full = StdoutError::wrap(io::Error::from_raw_os_error(28));
+        assert!(!is_closed_pipe(&full));
+        assert_eq!(crate::error_text(&full), "cannot write to stdout: no space left on device");
+    }
+}
