@@ -1,15 +1,14 @@
 //! Rows to stdout as a table, JSON lines or CSV.
 
+mod table;
+
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
 
 pub(super) use crate::escape::{escape_late_controls as escaped, printable};
-
-/// The width of a table that does not go to a terminal.
-const DEFAULT_WIDTH: u16 = 120;
+use table::Table;
 
 /// How rows are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,7 +50,7 @@ impl Output {
     /// `columns` are the columns of table and CSV; JSON lines hold every field.
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
-            Format::Table => RowSink::Table(empty_table(columns)),
+            Format::Table => RowSink::Table(Table::new(columns)),
             Format::Jsonl => RowSink::Jsonl(io::BufWriter::new(io::stdout())),
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(io::stdout());
@@ -72,9 +71,9 @@ impl Output {
         let cells = self.columns.iter().map(|column| cell(row.get(*column), precision));
         match &mut self.sink {
             RowSink::Table(table) => {
-                table.add_row(cells);
+                table.add_row(cells.collect());
                 if table.row_count() == ROWS_PER_TABLE {
-                    writeln!(io::stdout(), "{}", std::mem::replace(table, empty_table(self.columns)))?;
+                    writeln!(io::stdout(), "{}", std::mem::replace(table, Table::new(self.columns)))?;
                 }
             }
             RowSink::Jsonl(out) => {
@@ -101,19 +100,17 @@ impl Output {
 
 /// A table as text, for a command that prints several.
 pub(super) fn table(columns: &'static [&'static str], rows: &[Map<String, Value>]) -> String {
-    let mut table = empty_table(columns);
-    table.add_rows(rows.iter().map(|row| columns.iter().map(|column| cell(row.get(*column), Precision::FourDecimals))));
+    let mut table = Table::new(columns);
+    for row in rows {
+        table.add_row(columns.iter().map(|column| cell(row.get(*column), Precision::FourDecimals)).collect());
+    }
     table.to_string()
 }
 
-fn empty_table(columns: &'static [&'static str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    if !io::stdout().is_terminal() {
-        table.set_width(DEFAULT_WIDTH);
-    }
-    table.set_header(columns);
-    table
+/// A score with its label, for people: the label names what the score is of. It comes second, because an image that
+/// passed was not given the label.
+pub(super) fn score_of_label(label: Option<&str>, score: Option<f32>) -> Option<String> {
+    score.map(|score| format!("{score:.4} {}", label.unwrap_or_default()).trim_end().to_owned())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
