@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use crate::config::Config;
 
 pub use crate::job::event::Event;
-pub use archive::{Archive, OutboxRow, StoredVerdict, VerdictFilter};
+pub use archive::{Archive, EarlierState, OutboxRow, StoredVerdict, VerdictFilter};
 pub use columns::VERDICT_COLUMNS;
 pub use error::{DatabaseError, LedgerError, OpenError};
 pub use outbox::{HANDOVER_DELAY, Outbox, UnpublishedEvents};

@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use super::output::{Format, Output};
 use super::record;
 use crate::config::Config;
-use crate::ledger::{self, VERDICT_COLUMNS};
+use crate::ledger;
 
 /// Verdicts per query.
 const PAGE: u32 = 1_000;
@@ -41,12 +41,12 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     let mut filter = arguments.selection.filter();
     // Verdicts that are decided meanwhile belong to the next export, which begins where this one ended.
     filter.until = filter.until.or_else(|| Some(time::OffsetDateTime::now_utc()));
-    let mut output = Output::bulk(format, &VERDICT_COLUMNS)?;
+    let mut output = Output::bulk(format, &record::COLUMNS)?;
     let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
     let mut written = 0u64;
     while let Some(page) = pages.try_next().await? {
         for stored in &page {
-            output.row(&record::row(&stored.verdict))?;
+            output.row(&record::row(stored))?;
             written += 1;
         }
     }

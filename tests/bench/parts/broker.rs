@@ -22,8 +22,9 @@ use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane, Outcome, Verdict};
 use pixwarden::ledger::{
-    Archive, CurrentVerdict, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
-    Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents, VerdictFilter, Verdicts,
+    Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox,
+    OutboxRow, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents, VerdictFilter,
+    Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
@@ -288,6 +289,14 @@ impl Archive for Slate {
     }
 
     async fn verdicts_on_image(&self, _image: &ImageRef, _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn verdicts_on_content(&self, _sha256: [u8; 32], _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn earlier_states(&self, _verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError> {
         Ok(Vec::new())
     }
 
