@@ -130,3 +130,15 @@ fn cell(value: Option<&Value>, precision: Precision) -> String {
     };
     printable(&text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_never_stands_before_its_score() {
+        assert_eq!(score_of_label(Some("by AI"), Some(0.014_82)).unwrap(), "0.0148 by AI");
+        assert_eq!(score_of_label(None, Some(1.0)).unwrap(), "1.0000");
+        assert_eq!(score_of_label(Some("by AI"), None), None);
+    }
+}

@@ -72,10 +72,10 @@ pub struct ScanArguments {
     /// Print the images in another order, when all are screened; takes memory for every row
     #[arg(long, value_enum, value_name = "ORDER")]
     sort: Option<SortBy>,
-    /// Exit with 3 when an image reaches this outcome, or could not be screened
+    /// Exit with 3 when an image reaches this outcome, or something could not be screened
     #[arg(long, value_enum, value_name = "OUTCOME")]
     fail_on: Option<FailOn>,
-    /// With --fail-on: let pass what could not be screened
+    /// With --fail-on: what could not be screened passes
     #[arg(long, requires = "fail_on")]
     allow_unscreened: bool,
     /// Write the detector's input for each image's first frame to DIR/DETECTOR/SHA256.png

@@ -12,11 +12,11 @@ use crate::job::Outcome;
 /// The weakest outcome with which `scan` exits with 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum FailOn {
-    /// An image is in review or flagged, or could not be screened.
+    /// An image is in review or flagged, or something could not be screened.
     Review,
-    /// An image is flagged, or could not be screened.
+    /// An image is flagged, or something could not be screened.
     Flagged,
-    /// An image could not be screened.
+    /// Something could not be screened.
     Unscreened,
 }
 
@@ -149,7 +149,7 @@ impl ScanSummary {
         if self.unscreened > 0 && !gate.allow_unscreened {
             why.push(format!("{} could not be screened", self.unscreened));
             if gate.fail_on != FailOn::Unscreened {
-                hint = "\n  hint: --allow-unscreened lets pass what could not be screened";
+                hint = "\n  hint: with --allow-unscreened, what could not be screened passes";
             }
         }
         let word = gate.fail_on.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
