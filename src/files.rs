@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fmt::Write;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -159,8 +158,7 @@ pub(crate) fn path_text(path: &Path) -> Cow<'_, str> {
             text.push(c);
         }
         for byte in chunk.invalid() {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "\\x{byte:02x}");
+            text += &format!("\\x{byte:02x}");
         }
     }
     text.push('\'');

@@ -43,7 +43,7 @@ pub(super) struct Output {
 enum RowSink {
     Table(Table),
     Jsonl(io::BufWriter<io::Stdout>),
-    Csv(csv::Writer<io::Stdout>),
+    Csv(Box<csv::Writer<io::Stdout>>),
 }
 
 impl Output {
@@ -55,7 +55,7 @@ impl Output {
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(io::stdout());
                 writer.write_record(columns)?;
-                RowSink::Csv(writer)
+                RowSink::Csv(Box::new(writer))
             }
         };
         Ok(Self { columns, sink, flush_each: true })

@@ -4,7 +4,7 @@ mod file;
 mod measure;
 mod summary;
 
-use std::cell::OnceCell;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -178,7 +178,7 @@ async fn files_in_order(
     } else {
         2 * scan.screen.max_batch() + decode::DecoderPool::thread_count(&config.decode)
     };
-    let stopped = OnceCell::new();
+    let stopped = Cell::new(false);
     let found = until_stopped(find(arguments), arguments.reads_stdin(), &stop, &stopped);
     let mut scanned = pin!(found.map(|found| scan_entry(scan, found, arguments.measure)).buffered(ahead));
 
@@ -227,7 +227,7 @@ async fn files_in_order(
     if let Some(e) = broken {
         return Err(e);
     }
-    if stopped.get().is_some() {
+    if stopped.get() {
         let kept = if scan.recorder.is_some() { "; run the same command to continue" } else { "" };
         eprintln!("stopped before the end{kept}");
         return Ok(INTERRUPTED);
@@ -297,7 +297,7 @@ fn until_stopped<'a>(
     found: BoxStream<'static, Found>,
     waits: bool,
     stop: &'a CancellationToken,
-    stopped: &'a OnceCell<()>,
+    stopped: &'a Cell<bool>,
 ) -> impl Stream<Item = Found> + 'a {
     stream::unfold(found, move |mut found| async move {
         let next = tokio::select! {
@@ -309,7 +309,7 @@ fn until_stopped<'a>(
         match next {
             Some(next) if is_last || !stop.is_cancelled() => Some((next, found)),
             _ => {
-                let _ = stopped.set(());
+                stopped.set(true);
                 None
             }
         }
@@ -321,8 +321,13 @@ struct Rows {
     output: Output,
     format: Format,
     only: Vec<Outcome>,
-    /// Rows that are printed at the end, with their scores.
-    sorted: Option<Vec<(Option<f32>, Map<String, Value>)>>,
+    /// Rows that are printed at the end.
+    sorted: Option<Vec<SortedRow>>,
+}
+
+struct SortedRow {
+    score: Option<f32>,
+    fields: Map<String, Value>,
 }
 
 impl Rows {
@@ -340,7 +345,7 @@ impl Rows {
         }
         let row = if self.format == Format::Table { report.table_row() } else { report.row() };
         match &mut self.sorted {
-            Some(rows) => rows.push((judgement.score, row)),
+            Some(rows) => rows.push(SortedRow { score: judgement.score, fields: row }),
             None => self.output.row(&row)?,
         }
         Ok(())
@@ -349,8 +354,8 @@ impl Rows {
     fn finish(mut self) -> std::io::Result<()> {
         let mut rows = self.sorted.unwrap_or_default();
         // The sort is stable: equal scores stay in the order of the paths.
-        rows.sort_by(|(a, _), (b, _)| b.unwrap_or(-1.0).total_cmp(&a.unwrap_or(-1.0)));
-        rows.iter().try_for_each(|(_, row)| self.output.row(row))?;
+        rows.sort_by(|a, b| b.score.unwrap_or(-1.0).total_cmp(&a.score.unwrap_or(-1.0)));
+        rows.iter().try_for_each(|row| self.output.row(&row.fields))?;
         self.output.finish()
     }
 }

@@ -1,7 +1,6 @@
 //! `pixwarden show`: prints the verdicts on a job or an image.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -186,8 +185,7 @@ impl ShownVerdict {
             let separator = if history.is_empty() { "" } else { "; " };
             let reason = judgement.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
             let at = revision.judged_at.format(&Rfc3339).unwrap_or_default();
-            // Writing to a String cannot fail.
-            let _ = write!(history, "{separator}revision {}: {} at {at}{reason}", revision.number, judgement.outcome);
+            history += &format!("{separator}revision {}: {} at {at}{reason}", revision.number, judgement.outcome);
         }
         row.insert("history".into(), json!(history));
         row
