@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use crate::config::Config;
 
 pub use crate::job::event::Event;
-pub use archive::{Archive, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
+pub use archive::{Archive, EarlierState, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
 pub use columns::VERDICT_COLUMNS;
 pub use error::{DatabaseError, LedgerError, OpenError};
 pub use outbox::{HANDOVER_DELAY, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};

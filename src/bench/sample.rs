@@ -96,7 +96,7 @@ impl SampleCandidates {
             }
         };
         for path in &paths {
-            path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+            path.metadata().with_context(|| format!("cannot read {}", files::path_text(path)))?;
         }
         let (found, chosen) = tokio::task::spawn_blocking({
             let (stop, observer) = (stop.clone(), Arc::clone(observer));
@@ -212,7 +212,7 @@ fn choose_files(
 fn begins_like_image(path: &Path) -> anyhow::Result<bool> {
     let mut header = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut header));
-    read.with_context(|| format!("cannot read {}", path.display()))?;
+    read.with_context(|| format!("cannot read {}", files::path_text(path)))?;
     Ok(decode::has_image_signature(&header))
 }
 

@@ -18,7 +18,7 @@ use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection, instant};
 use crate::config::Config;
-use crate::ledger::{self, VERDICT_COLUMNS, VerdictFilter};
+use crate::ledger::{self, VerdictFilter};
 
 /// Verdicts per query.
 const PAGE: u32 = 1_000;
@@ -108,12 +108,12 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     };
     let lag = arguments.lag(config);
     let end = arguments.end(ledger.now().await?, lag);
-    let mut output = Output::bulk(format, &VERDICT_COLUMNS)?;
+    let mut output = Output::bulk(format, &record::COLUMNS)?;
     let mut pages = pin!(record::pages(ledger.as_ref(), arguments.filter(end), PAGE));
     let mut written = 0u64;
     while let Some(page) = pages.try_next().await? {
         for stored in &page {
-            output.row(&record::row(&stored.verdict))?;
+            output.row(&record::row(stored))?;
             written += 1;
         }
     }

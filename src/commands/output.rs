@@ -1,16 +1,15 @@
 //! Rows to stdout as a table, JSON lines or CSV.
 
+mod table;
+
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Map, Value};
 
 use super::console::{Stdout, stdout};
 pub(super) use crate::escape::{escape_late_controls as escaped, printable};
-
-/// The width of a table that does not go to a terminal.
-const DEFAULT_WIDTH: u16 = 120;
+use table::Table;
 
 /// How rows are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,19 +44,19 @@ pub(super) struct Output {
 enum RowSink {
     Table(Table),
     Jsonl(io::BufWriter<Stdout>),
-    Csv(csv::Writer<Stdout>),
+    Csv(Box<csv::Writer<Stdout>>),
 }
 
 impl Output {
     /// `columns` are the columns of table and CSV; JSON lines hold every field.
     pub(super) fn new(format: Format, columns: &'static [&'static str]) -> io::Result<Self> {
         let sink = match format {
-            Format::Table => RowSink::Table(empty_table(columns)),
+            Format::Table => RowSink::Table(Table::new(columns)),
             Format::Jsonl => RowSink::Jsonl(io::BufWriter::new(stdout())),
             Format::Csv => {
                 let mut writer = csv::Writer::from_writer(stdout());
                 writer.write_record(columns)?;
-                RowSink::Csv(writer)
+                RowSink::Csv(Box::new(writer))
             }
         };
         Ok(Self { columns, sink, flush_each: true })
@@ -73,9 +72,9 @@ impl Output {
         let cells = self.columns.iter().map(|column| cell(row.get(*column), precision));
         match &mut self.sink {
             RowSink::Table(table) => {
-                table.add_row(cells);
+                table.add_row(cells.collect());
                 if table.row_count() == ROWS_PER_TABLE {
-                    writeln!(stdout(), "{}", std::mem::replace(table, empty_table(self.columns)))?;
+                    writeln!(stdout(), "{}", std::mem::replace(table, Table::new(self.columns)))?;
                 }
             }
             RowSink::Jsonl(out) => {
@@ -102,19 +101,17 @@ impl Output {
 
 /// A table as text, for a command that prints several.
 pub(super) fn table(columns: &'static [&'static str], rows: &[Map<String, Value>]) -> String {
-    let mut table = empty_table(columns);
-    table.add_rows(rows.iter().map(|row| columns.iter().map(|column| cell(row.get(*column), Precision::FourDecimals))));
+    let mut table = Table::new(columns);
+    for row in rows {
+        table.add_row(columns.iter().map(|column| cell(row.get(*column), Precision::FourDecimals)).collect());
+    }
     table.to_string()
 }
 
-fn empty_table(columns: &'static [&'static str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    if !io::stdout().is_terminal() {
-        table.set_width(DEFAULT_WIDTH);
-    }
-    table.set_header(columns);
-    table
+/// A score with its label, for people: the label names what the score is of. It comes second, because an image that
+/// passed was not given the label.
+pub(super) fn score_of_label(label: Option<&str>, score: Option<f32>) -> Option<String> {
+    score.map(|score| format!("{score:.4} {}", label.unwrap_or_default()).trim_end().to_owned())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,4 +130,16 @@ fn cell(value: Option<&Value>, precision: Precision) -> String {
         Some(other) => other.to_string(),
     };
     printable(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_never_stands_before_its_score() {
+        assert_eq!(score_of_label(Some("by AI"), Some(0.014_82)).unwrap(), "0.0148 by AI");
+        assert_eq!(score_of_label(None, Some(1.0)).unwrap(), "1.0000");
+        assert_eq!(score_of_label(Some("by AI"), None), None);
+    }
 }

@@ -2,41 +2,55 @@
 
 mod file;
 mod measure;
+mod summary;
 
-use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use super::console::note;
-use super::files;
 use super::options::{LedgerOption, ScreeningOptions};
 use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
+use super::{UsageError, files, record};
 use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::Outcome;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::life::CommitQueue;
+use crate::offload;
 use crate::screen::{Screen, decode};
 use file::{FileReport, Recorder, Scan};
+use files::{Found, SkipCause, SkippedEntry, path_text};
 use measure::Measure;
+use summary::{FailOn, Gate, ScanSummary};
 
-const COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
-const MEASURED: [&str; 10] =
+/// The columns of a table. Format and size are one column each, and the path comes last, so that it has all the room.
+const TABLE_COLUMNS: [&str; 6] = ["outcome", "score", "format", "size", "image", "reason"];
+const MEASURED_TABLE_COLUMNS: [&str; 8] =
+    ["outcome", "score", "format", "size", "millis", "peak_bytes", "image", "reason"];
+const CSV_COLUMNS: [&str; 8] = ["image", "outcome", "label", "score", "format", "width", "height", "reason"];
+const MEASURED_CSV_COLUMNS: [&str; 10] =
     ["image", "outcome", "label", "score", "format", "width", "height", "millis", "peak_bytes", "reason"];
 
-/// The weakest outcome with which `scan` exits with 3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-enum FailOn {
-    Review,
-    Flagged,
+/// The exit status where `--fail-on` was reached.
+const GATE_CLOSED: u8 = 3;
+
+/// The path that stands for paths from stdin.
+const STDIN: &str = "-";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SortBy {
+    /// The highest score first; images without a score come last.
+    Score,
 }
 
 #[derive(Debug, Args)]
@@ -45,15 +59,27 @@ enum FailOn {
 and limits skips files that have not changed. A ledger in the configuration belongs to the worker and is not used."
 )]
 pub struct ScanArguments {
-    /// Files and folders. Results are printed in this order
+    /// Files and folders, or `-` to read one path per line from stdin. Results are printed in this order
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Paths on stdin end with a NUL instead of a line break, as `find -print0` writes them
+    #[arg(short = '0', long)]
+    null: bool,
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Exit with 3 when an image reaches this outcome
+    /// Print only images with these outcomes; all others are counted
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',', value_parser = record::outcome)]
+    only: Vec<Outcome>,
+    /// Print the images in another order, when all are screened; takes memory for every row
+    #[arg(long, value_enum, value_name = "ORDER")]
+    sort: Option<SortBy>,
+    /// Exit with 3 when an image reaches this outcome, or something could not be screened
     #[arg(long, value_enum, value_name = "OUTCOME")]
     fail_on: Option<FailOn>,
+    /// With --fail-on: what could not be screened passes
+    #[arg(long, requires = "fail_on")]
+    allow_unscreened: bool,
     /// Write the detector's input for each image's first frame to DIR/DETECTOR/SHA256.png
     #[arg(long, value_name = "DIR")]
     save_pixels: Option<PathBuf>,
@@ -75,9 +101,33 @@ impl ScanArguments {
         self.ledger.set(overlay);
         self.screening.set(overlay);
     }
+
+    fn reads_stdin(&self) -> bool {
+        self.paths.iter().any(|path| path.as_os_str() == STDIN)
+    }
+
+    fn gate(&self) -> Result<Option<Gate>, UsageError> {
+        if self.fail_on == Some(FailOn::Unscreened) && self.allow_unscreened {
+            return Err(UsageError("--fail-on unscreened and --allow-unscreened contradict each other".into()));
+        }
+        if self.null && !self.reads_stdin() {
+            return Err(UsageError("--null is for paths from stdin\n  hint: give - as PATH".into()));
+        }
+        Ok(self.fail_on.map(|fail_on| Gate { fail_on, allow_unscreened: self.allow_unscreened }))
+    }
+
+    fn columns(&self, format: Format) -> &'static [&'static str] {
+        match (format, self.measure) {
+            (Format::Table, false) => &TABLE_COLUMNS,
+            (Format::Table, true) => &MEASURED_TABLE_COLUMNS,
+            (_, false) => &CSV_COLUMNS,
+            (_, true) => &MEASURED_CSV_COLUMNS,
+        }
+    }
 }
 
 pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::Result<u8> {
+    let gate = arguments.gate()?;
     let ledger = if arguments.ledger.is_given() { Some(ledger::open_or_create(config).await?) } else { None };
     let screen = Screen::start(config)?;
     let (recorder, recording) = match ledger {
@@ -92,7 +142,7 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
         None => (None, None),
     };
     let scan = Scan { ignore_earlier: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, recorder)? };
-    let result = files_in_order(arguments, config, &scan).await;
+    let result = files_in_order(arguments, gate, config, &scan).await;
     // Finished verdicts are stored also after an error.
     drop(scan);
     if let Some((ledger, writing)) = recording {
@@ -102,12 +152,28 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
     result
 }
 
+/// What the scan does with one entry.
+enum Scanned {
+    /// A file with its outcome.
+    File(Box<FileReport>),
+    /// The ledger's own file.
+    Ignored,
+    Skipped(SkippedEntry),
+    Unreadable(anyhow::Error),
+    /// Everything below this path was scanned.
+    End(PathBuf),
+}
+
 /// Scans files side by side, and reports them in the order of the arguments.
-async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<'_>) -> anyhow::Result<u8> {
-    let columns: &[&str] = if arguments.measure { &MEASURED } else { &COLUMNS };
-    let mut output = Output::new(Format::or_default(arguments.format), columns)?;
+async fn files_in_order(
+    arguments: &ScanArguments,
+    gate: Option<Gate>,
+    config: &Config,
+    scan: &Scan<'_>,
+) -> anyhow::Result<u8> {
+    let mut rows = Rows::new(arguments)?;
     let progress = Progress::new(Unit::Images);
-    count_files(&arguments.paths, &progress);
+    count_files(arguments, &progress);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || {
         bar.around(|| {
@@ -120,26 +186,18 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
     } else {
         2 * scan.screen.max_batch() + decode::DecoderPool::thread_count(&config.decode)
     };
-    let stopped = OnceCell::new();
-    let mut reports = stream::iter(files::walk(arguments.paths.clone()))
-        // The scan counts as stopped if a file was left out. A signal after the last file changes nothing.
-        .take_while(|_| std::future::ready(!stop.is_cancelled() || stopped.set(()).is_err()))
-        .map(|path| async move {
-            let measure = arguments.measure.then(Measure::begin);
-            let report = scan.file(path?).await?;
-            anyhow::Ok(report.map(|report| FileReport { cost: measure.map(|measure| measure.end()), ..report }))
-        })
-        .buffered(ahead);
+    let stopped = Cell::new(false);
+    let found = until_stopped(find(arguments), arguments.reads_stdin(), &stop, &stopped);
+    let mut scanned = pin!(found.map(|found| scan_entry(scan, found, arguments.measure)).buffered(ahead));
 
     let mut summary = ScanSummary::default();
     let mut broken = None;
-    while let Some(report) = reports.next().await {
-        progress.advance(1);
-        match report {
-            Ok(None) => {}
-            Ok(Some(report)) => {
+    while let Some(scanned) = scanned.next().await {
+        match scanned {
+            Ok(Scanned::File(report)) => {
+                progress.advance(1);
                 summary.add(&report);
-                progress.around_row(|| output.row(&report.row()))?;
+                progress.around_row(|| rows.add(&report))?;
                 if let Some(folder) = &arguments.save_pixels
                     && let Err(e) = save(folder, &report)
                 {
@@ -147,89 +205,174 @@ async fn files_in_order(arguments: &ScanArguments, config: &Config, scan: &Scan<
                     break;
                 }
             }
-            // A ledger that is down affects every file. Any other error affects this file.
-            Err(e) if e.downcast_ref().is_some_and(LedgerError::may_pass) => {
+            Ok(Scanned::Ignored) => progress.advance(1),
+            // Its files are found under another path.
+            Ok(Scanned::Skipped(SkippedEntry { cause: SkipCause::FolderLinkWithin, .. })) => {}
+            Ok(Scanned::Skipped(SkippedEntry { path, cause })) => {
+                summary.add_skipped(cause);
+                progress.around(|| note!("skipped {}: {cause}", printable(&path_text(&path))));
+            }
+            Ok(Scanned::Unreadable(e)) => {
+                progress.advance(1);
+                summary.add_unreadable();
+                progress.around(|| note!("error: {}", printable(&error_text(e.as_ref()))));
+            }
+            Ok(Scanned::End(path)) => {
+                if summary.end_of_path() {
+                    progress.around(|| note!("no image in {}", printable(&path_text(&path))));
+                }
+            }
+            // A ledger that is down affects every file.
+            Err(e) => {
                 broken = Some(e.context(format!("cannot store verdicts in {}", config.ledger)));
                 break;
             }
-            Err(e) => {
-                summary.unreadable += 1;
-                progress.around(|| note!("error: {}", printable(&error_text(e.as_ref()))));
-            }
         }
     }
-    drop(reports);
     progress.finish();
-    output.finish()?;
+    rows.finish()?;
     note!("{}", summary.text());
     if let Some(e) = broken {
         return Err(e);
     }
-    if stopped.get().is_some() {
+    if stopped.get() {
         let kept = if scan.recorder.is_some() { "; run the same command to continue" } else { "" };
         note!("stopped before the end{kept}");
         return Ok(INTERRUPTED);
     }
-    Ok(summary.status(arguments.fail_on))
-}
-
-/// Counts the files for the progress bar, while the scan runs.
-fn count_files(paths: &[PathBuf], progress: &Progress) {
-    if progress.is_visible() {
-        let (walk, progress) = (files::walk(paths.to_vec()), progress.clone());
-        drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
+    if let Some(words) = gate.and_then(|gate| summary.closed_gate(gate)) {
+        note!("{words}");
+        return Ok(GATE_CLOSED);
     }
+    Ok(u8::from(summary.has_failures()))
 }
 
-/// Counts of what was scanned.
-struct ScanSummary {
-    began: Instant,
-    images: u64,
-    unchanged: u64,
-    unreadable: u64,
-    outcomes: BTreeMap<Outcome, u64>,
-}
-
-impl Default for ScanSummary {
-    fn default() -> Self {
-        Self { began: Instant::now(), images: 0, unchanged: 0, unreadable: 0, outcomes: BTreeMap::new() }
-    }
-}
-
-impl ScanSummary {
-    fn add(&mut self, report: &FileReport) {
-        self.images += 1;
-        self.unchanged += u64::from(report.unchanged);
-        *self.outcomes.entry(report.verdict.judgement.outcome).or_default() += 1;
-    }
-
-    fn text(&self) -> String {
-        let seconds = self.began.elapsed().as_secs_f64();
-        let outcomes: Vec<_> = self.outcomes.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
-        let mut words = format!("{} {}", self.images, if self.images == 1 { "image" } else { "images" });
-        if !outcomes.is_empty() {
-            words += &format!(": {}", outcomes.join(", "));
+/// Scans one entry. An error ends the scan.
+async fn scan_entry(scan: &Scan<'_>, found: Found, measures: bool) -> anyhow::Result<Scanned> {
+    let file = match found {
+        Found::File(file) => file,
+        Found::Skipped(entry) => return Ok(Scanned::Skipped(entry)),
+        Found::Unreadable(e) => return Ok(Scanned::Unreadable(e)),
+        Found::End(path) => return Ok(Scanned::End(path)),
+    };
+    let measure = measures.then(Measure::begin);
+    match scan.file(file).await {
+        Ok(Some(report)) => {
+            let cost = measure.map(|measure| measure.end());
+            Ok(Scanned::File(Box::new(FileReport { cost, ..report })))
         }
-        if self.unchanged > 0 {
-            words += &format!("; {} unchanged since an earlier scan", self.unchanged);
-        }
-        if self.unreadable > 0 {
-            words += &format!("; {} could not be read", self.unreadable);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = self.images as f64 / seconds.max(0.001);
-        format!("{words}; {seconds:.1} s, {rate:.0} per second")
+        Ok(None) => Ok(Scanned::Ignored),
+        Err(e) if e.downcast_ref().is_some_and(LedgerError::may_pass) => Err(e),
+        // Any other error affects this file.
+        Err(e) => Ok(Scanned::Unreadable(e)),
     }
+}
 
-    fn status(&self, fail_on: Option<FailOn>) -> u8 {
-        let any = |outcome| self.outcomes.contains_key(&outcome);
-        let reached = match fail_on {
-            Some(FailOn::Review) => any(Outcome::Review) || any(Outcome::Flagged),
-            Some(FailOn::Flagged) => any(Outcome::Flagged),
-            None => false,
+/// Everything at or below the paths, found on another thread: stdin and folders can be slow.
+fn find(arguments: &ScanArguments) -> BoxStream<'static, Found> {
+    let (paths, null) = (arguments.paths.clone(), arguments.null);
+    offload::stream_from_thread(move |sink| {
+        let searched: Vec<PathBuf> = paths.iter().filter(|path| path.as_os_str() != STDIN).cloned().collect();
+        for path in paths {
+            if path.as_os_str() != STDIN {
+                files::find_within([path], searched.clone()).try_for_each(|found| sink.put(found))?;
+                continue;
+            }
+            let mut is_empty = true;
+            for path in files::read_paths(std::io::stdin().lock(), if null { 0 } else { b'\n' }) {
+                is_empty = false;
+                match path {
+                    Ok(path) => files::find_within([path], searched.clone()).try_for_each(|found| sink.put(found))?,
+                    Err(e) => {
+                        sink.put(Found::Unreadable(anyhow::Error::new(e).context("cannot read stdin")))?;
+                        break;
+                    }
+                }
+            }
+            // No path at all is as an empty folder: nothing was screened.
+            if is_empty {
+                sink.put(Found::End(path))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Ends a stream when `stop` is set, and sets `stopped` if something was left out. A stream that `waits` for a person or
+/// a program ends at once; any other stream is first asked for its next item, because a signal after the last one
+/// changes nothing.
+fn until_stopped<'a>(
+    found: BoxStream<'static, Found>,
+    waits: bool,
+    stop: &'a CancellationToken,
+    stopped: &'a Cell<bool>,
+) -> impl Stream<Item = Found> + 'a {
+    stream::unfold(found, move |mut found| async move {
+        let next = tokio::select! {
+            biased;
+            next = found.next() => Some(next?),
+            () = stop.cancelled(), if waits => None,
         };
-        let failed = any(Outcome::Failed) || self.unreadable > 0;
-        if reached { 3 } else { u8::from(failed) }
+        let is_last = matches!(next, Some(Found::End(_)));
+        match next {
+            Some(next) if is_last || !stop.is_cancelled() => Some((next, found)),
+            _ => {
+                stopped.set(true);
+                None
+            }
+        }
+    })
+}
+
+/// The rows on stdout.
+struct Rows {
+    output: Output,
+    format: Format,
+    only: Vec<Outcome>,
+    /// Rows that are printed at the end.
+    sorted: Option<Vec<SortedRow>>,
+}
+
+struct SortedRow {
+    score: Option<f32>,
+    fields: Map<String, Value>,
+}
+
+impl Rows {
+    fn new(arguments: &ScanArguments) -> std::io::Result<Self> {
+        let format = Format::or_default(arguments.format);
+        let output = Output::new(format, arguments.columns(format))?;
+        let sorted = arguments.sort.map(|SortBy::Score| Vec::new());
+        Ok(Self { output, format, only: arguments.only.clone(), sorted })
+    }
+
+    fn add(&mut self, report: &FileReport) -> std::io::Result<()> {
+        let judgement = &report.verdict.judgement;
+        if !self.only.is_empty() && !self.only.contains(&judgement.outcome) {
+            return Ok(());
+        }
+        let row = if self.format == Format::Table { report.table_row() } else { report.row() };
+        match &mut self.sorted {
+            Some(rows) => rows.push(SortedRow { score: judgement.score, fields: row }),
+            None => self.output.row(&row)?,
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> std::io::Result<()> {
+        let mut rows = self.sorted.unwrap_or_default();
+        // The sort is stable: equal scores stay in the order of the paths.
+        rows.sort_by(|a, b| b.score.unwrap_or(-1.0).total_cmp(&a.score.unwrap_or(-1.0)));
+        rows.iter().try_for_each(|row| self.output.row(&row.fields))?;
+        self.output.finish()
+    }
+}
+
+/// Counts the files for the progress bar, while the scan runs. Paths on stdin cannot be read twice.
+fn count_files(arguments: &ScanArguments, progress: &Progress) {
+    if progress.is_visible() && !arguments.reads_stdin() {
+        let (walk, progress) = (files::walk(arguments.paths.clone()), progress.clone());
+        drop(tokio::task::spawn_blocking(move || progress.expect(walk.count() as u64)));
     }
 }
 

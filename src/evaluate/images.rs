@@ -107,7 +107,9 @@ impl DatasetReader {
                 PartContent::Files { path, positive } => files::walk(vec![path.clone()]).all(|file| {
                     take(Ok(match file {
                         Ok(file) => DatasetEntry::file(dataset, file, Arc::clone(&positive)),
-                        Err(e) => DatasetEntry::unscored(dataset, path.display().to_string(), format!("{e:#}"), 1),
+                        Err(e) => {
+                            DatasetEntry::unscored(dataset, files::path_text(&path).into_owned(), format!("{e:#}"), 1)
+                        }
                     }))
                 }),
                 PartContent::Parquet { path, label } => match ParquetImages::open(&path, &label) {
@@ -131,7 +133,7 @@ impl DatasetReader {
 
 impl DatasetEntry {
     fn file(dataset: usize, path: PathBuf, positive: Arc<[bool]>) -> Self {
-        let name = path.display().to_string();
+        let name = files::path_text(&path).into_owned();
         Self::Image(LabelledImage { dataset, name, positive, content: ImageContent::File(path) })
     }
 

@@ -170,8 +170,8 @@ fn thresholds(summary: &Summary<'_>) -> String {
 }
 
 fn recommendation(summary: &Summary<'_>) -> String {
-    let caution = summary.caution().map(|words| format!("<p class=\"caution\">{}</p>\n", escape(&words)));
-    let caution = caution.unwrap_or_default();
+    let paragraph = |words: String| format!("<p class=\"caution\">{}</p>\n", escape(&words));
+    let caution: String = summary.cautions().into_iter().map(paragraph).collect();
     let (Some(review_at), Some(flag_at)) = (summary.review_at, summary.flag_at) else { return caution };
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let rule = format!(
@@ -190,7 +190,7 @@ fn recommendation(summary: &Summary<'_>) -> String {
         )
     };
     format!(
-        "<p>The lowest thresholds that keep these rates:</p>\n<pre>{}</pre>\n<ul>\n{}{}</ul>\n{caution}<p>They were chosen on these images: expect slightly more false alarms on others.</p>\n",
+        "{caution}<p>The lowest thresholds that keep these rates:</p>\n<pre>{}</pre>\n<ul>\n{}{}</ul>\n<p>They were chosen on these images: expect slightly more false alarms on others.</p>\n",
         escape(&rule),
         rate("review_at", review_at, summary.target_rates.review),
         rate("flag_at", flag_at, summary.target_rates.flag),

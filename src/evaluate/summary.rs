@@ -112,9 +112,39 @@ impl<'a> Summary<'a> {
         DatasetSummary { name: "all", images: self.curve.total(), correct: self.curve.correct(), unscored }
     }
 
-    /// Why the recommendation is missing or unreliable; `None` where it is sound.
+    /// What makes the figures or the recommendation unreliable, the gravest first; empty where they are sound.
     #[must_use]
-    pub fn caution(&self) -> Option<String> {
+    pub fn cautions(&self) -> Vec<String> {
+        [self.caution_of_order(), self.caution_of_recall(), self.caution_of_rate()].into_iter().flatten().collect()
+    }
+
+    /// Scores that put the images in the wrong order.
+    fn caution_of_order(&self) -> Option<String> {
+        let area = self.curve.roc_auc().filter(|area| *area < 0.5)?;
+        let label = &self.subject.positive;
+        Some(format!(
+            "ROC AUC {area:.4} is below 0.5, which is worse than chance: positive images score lower than negative ones; check whether \"{label}\" is the right label, and whether the datasets' labels are swapped"
+        ))
+    }
+
+    /// Recommended thresholds that find nothing.
+    fn caution_of_recall(&self) -> Option<String> {
+        let positives = self.curve.total().positives;
+        let finds_nothing = |at: &f32| positives > 0 && self.curve.at(*at).positives == 0;
+        let useless: Vec<_> = [("review_at", self.review_at), ("flag_at", self.flag_at)]
+            .into_iter()
+            .filter_map(|(name, at)| Some(format!("{name} = {}", at.filter(finds_nothing)?)))
+            .collect();
+        (!useless.is_empty()).then(|| {
+            format!(
+                "{} would find none of the {positives} positive images (recall 0): the scores do not separate them from the negative ones at this false-positive rate",
+                useless.join(" and ")
+            )
+        })
+    }
+
+    /// A recommendation that is missing, or made from few images.
+    fn caution_of_rate(&self) -> Option<String> {
         /// Fewer false alarms than this say little about a rate.
         const MIN_FALSE_ALARMS: f64 = 10.0;
         let negatives = self.curve.total().negatives;
@@ -204,10 +234,28 @@ pub(crate) mod tests {
     #[test]
     fn a_rate_of_few_images_gets_a_caution() {
         let results = results();
-        let caution = |flag| Summary::new(&results, 0, TargetRates { review: 0.5, flag }).caution();
+        let cautions = |flag| Summary::new(&results, 0, TargetRates { review: 0.5, flag }).cautions();
         assert!(
-            caution(0.01).is_some_and(|words| words.starts_with("a rate of 0.01 is only 2.0 of 200 negative images"))
+            matches!(&cautions(0.01)[..], [words] if words.starts_with("a rate of 0.01 is only 2.0 of 200 negative images"))
         );
-        assert_eq!(caution(0.05), None);
+        assert!(cautions(0.05).is_empty());
+    }
+
+    #[test]
+    fn scores_in_the_wrong_order_and_thresholds_that_find_nothing_are_told_in_words() {
+        let mut results = results();
+        for image in results.scored[0].iter_mut().flatten() {
+            image.score = 1.0 - image.score;
+        }
+        let summary = Summary::new(&results, 0, TargetRates { review: 0.05, flag: 0.05 });
+        let cautions = summary.cautions();
+        assert!(cautions[0].starts_with("ROC AUC 0.087"), "{cautions:?}");
+        assert!(cautions[0].contains(" is below 0.5, which is worse than chance"), "{cautions:?}");
+        let threshold = summary.flag_at.unwrap();
+        let expected = format!(
+            "review_at = {threshold} and flag_at = {threshold} would find none of the 200 positive images (recall 0)"
+        );
+        assert!(cautions[1].starts_with(&expected), "{cautions:?}");
+        assert_eq!(cautions.len(), 2, "{cautions:?}");
     }
 }

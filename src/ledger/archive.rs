@@ -5,13 +5,20 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{LedgerError, Revise};
-use crate::job::{ImageRef, Outcome, Revision, Verdict};
+use crate::job::{ImageRef, Judgement, Outcome, Revision, Verdict};
 
 /// A verdict with its last revision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredVerdict {
     pub verdict: Verdict,
     pub revision: Revision,
+}
+
+/// The state of a verdict before its last revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EarlierState {
+    pub revision: Revision,
+    pub judgement: Judgement,
 }
 
 /// Selects verdicts that meet every condition.
@@ -139,6 +146,13 @@ pub trait Archive: Send + Sync {
 
     /// Up to `limit` verdicts on an image in any version, the latest first.
     async fn verdicts_on_image(&self, image: &ImageRef, limit: u32) -> Result<Vec<StoredVerdict>, LedgerError>;
+
+    /// Up to `limit` verdicts on content of this SHA-256, the latest first. No index serves this: it takes time in
+    /// proportion to the number of all verdicts.
+    async fn verdicts_on_content(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError>;
+
+    /// The earlier states of a verdict, oldest first.
+    async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError>;
 
     /// The events of a verdict that are still in the outbox, oldest first.
     async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError>;

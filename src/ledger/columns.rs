@@ -168,6 +168,35 @@ macro_rules! insert_history {
     };
 }
 
+/// The columns of an [`EarlierState`] of the verdict `$1`, oldest first.
+macro_rules! select_earlier_states {
+    () => {
+        "SELECT revision, outcome, reason, label, score, cause, judged_at FROM verdict_history
+         WHERE verdict_id = $1 ORDER BY revision"
+    };
+}
+
+/// Reads an [`EarlierState`] from a row of either database.
+macro_rules! read_earlier_state {
+    ($row:expr) => {{
+        let (outcome, revision): (String, i32) = ($row.try_get("outcome")?, $row.try_get("revision")?);
+        let cause: Option<String> = $row.try_get("cause")?;
+        Ok($crate::ledger::EarlierState {
+            revision: $crate::job::Revision {
+                number: $crate::ledger::columns::revision_number(revision),
+                cause: cause.as_deref().and_then($crate::job::RevisionCause::parse),
+                judged_at: $row.try_get("judged_at")?,
+            },
+            judgement: $crate::job::Judgement {
+                outcome: $crate::ledger::columns::parse_outcome(&outcome)?,
+                reason: $row.try_get("reason")?,
+                label: $row.try_get("label")?,
+                score: $row.try_get("score")?,
+            },
+        })
+    }};
+}
+
 impl VerdictRow {
     /// The row of a first judgement.
     pub(super) fn of(verdict: &Verdict) -> Self {

@@ -42,7 +42,7 @@ use prepare::Preparer;
 use reused_buffer::ReusedBuffer;
 
 pub(crate) use encode::{encode_picture, save_png};
-pub(crate) use format::has_image_signature;
+pub(crate) use format::{has_image_signature, is_of_image_format};
 pub use pool::DecoderPool;
 pub(super) use prepare::FAST_MARGIN_TENTHS;
 

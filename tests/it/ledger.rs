@@ -136,6 +136,26 @@ async fn a_verdict_is_written_once_and_read_back_whole() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn every_verdict_on_content_is_found_also_one_with_reused_or_without_scores() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut entries = ["own", "reused", "unscored", "other"].map(|id| entry(id, Outcome::Passed));
+        entries[0].verdict.reused_from = None;
+        entries[2].verdict.scores = None;
+        entries[3].verdict.sha256 = Some([8; 32]);
+        for (i, entry) in (0u32..).zip(&mut entries) {
+            entry.verdict.decided_at -= Duration::from_secs(60) * i;
+        }
+        ledger.insert(&entries).await.unwrap();
+        let found = ledger.verdicts_on_content([7; 32], 10).await.unwrap();
+        let ids: Vec<_> = found.iter().map(|stored| stored.verdict.job_id.as_str()).collect();
+        assert_eq!(ids, ["own", "reused", "unscored"], "the latest first");
+        assert_eq!(ledger.verdicts_on_content([7; 32], 1).await.unwrap(), found[..1]);
+        assert!(ledger.verdicts_on_content([9; 32], 1).await.unwrap().is_empty());
+    }
+}
+
 /// Inserts a verdict, and replaces a `failed` one by it.
 async fn insert_or_replace(ledger: &dyn Ledger, new: &NewVerdict) -> Inserted {
     let inserted = ledger.insert(std::slice::from_ref(new)).await.unwrap().remove(0);
@@ -259,7 +279,7 @@ async fn a_revision_keeps_the_earlier_state_and_replaces_its_event_unless_it_is_
         ledger.mark_published(&event_ids().await).await.unwrap();
         let (third, revised) = revise_to(ledger, first, 2, Outcome::Flagged).await;
         assert!(matches!(revised, Revised::Written { revision: 3, .. }), "{revised:?}");
-        let out = [second.event.unwrap().id, third.event.unwrap().id];
+        let out = [second.event.as_ref().unwrap().id, third.event.unwrap().id];
         assert_eq!(event_ids().await, out, "what is out stays");
         assert_ne!(out[1], new.event.unwrap().id, "the same outcome again is announced again");
 
@@ -269,6 +289,12 @@ async fn a_revision_keeps_the_earlier_state_and_replaces_its_event_unless_it_is_
         let second_state = "SELECT count(*) FROM verdict_history WHERE revision = 2 AND cause = 'rejudged'
                             AND reason = 'another reason' AND label IS NULL AND score = 0.5 AND judged_at > decided_at";
         assert_eq!(subject.count(second_state).await, 1);
+        let earlier = ledger.earlier_states(first.id).await.unwrap();
+        let of_first = Revision { number: 1, cause: None, judged_at: first.decided_at };
+        let expected = [(of_first, first.judgement.clone()), (second.revision(), second.verdict.judgement.clone())];
+        let earlier: Vec<_> = earlier.into_iter().map(|state| (state.revision, state.judgement)).collect();
+        assert_eq!(earlier, expected);
+        assert!(ledger.earlier_states(verdict_id("nobody")).await.unwrap().is_empty());
         assert_eq!(subject.count("SELECT count(*) FROM verdict_history").await, 2);
     }
 }

@@ -158,6 +158,9 @@ async fn what_is_known_of_a_job_and_of_an_image_is_shown() {
     let told = rows(&lab.run(&["show", &flagged, "--format", "jsonl"]).await.expect_ok());
     assert!(told[0]["announced"].as_str().unwrap().starts_with("image.flagged at 20"), "{told:?}");
     assert!(told[0]["events"][0]["published_at"].is_string(), "{told:?}");
+    assert_eq!((&told[0]["revision"], &told[0]["judged_at"]), (&json!(1), &told[0]["decided_at"]));
+    let verdict = told[0]["id"].as_str().unwrap();
+    assert_eq!(rows(&lab.run(&["show", verdict, "--format", "jsonl"]).await.expect_ok()), told, "by the verdict's id");
     let nobody = lab.run(&["show", "nobody"]).await;
     assert_eq!(nobody.status, 1);
     assert!(
@@ -242,6 +245,16 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     let done = lab.run(&[&["rejudge", "--format", "jsonl"][..], &strict].concat()).await.expect_ok();
     assert_eq!(rows(&dry), rows(&done), "and tells what would be");
     let after = snapshot().await;
+    let (in_review, ..) = before.iter().find(|(_, old, _)| old == "review").unwrap();
+    let show = async || rows(&lab.run(&["show", in_review, "--format", "jsonl"]).await.expect_ok()).remove(0);
+    let shown = show().await;
+    assert_eq!((&shown["revision"], &shown["cause"]), (&json!(2), &json!("rejudged")));
+    assert_eq!((&shown["history"][0]["revision"], &shown["history"][0]["outcome"]), (&json!(1), &json!("review")));
+    assert_eq!(shown["history"][0]["judged_at"], shown["decided_at"]);
+    assert_eq!(shown["announced"], "image.flagged not published yet");
+    let exported = rows(&lab.run(&["export"]).await.expect_ok());
+    let exported = exported.iter().find(|row| row["job_id"] == in_review.as_str()).unwrap();
+    assert_eq!((&exported["revision"], &exported["judged_at"]), (&shown["revision"], &shown["judged_at"]));
     let mut changed = 0;
     for ((job, old, _), (_, new, _)) in before.iter().zip(&after) {
         let scored = ["passed", "review", "flagged"].contains(&expected[job].as_str());
@@ -257,6 +270,7 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     lab.until_published(&worker).await;
     let events = lab.drain(&listener).await;
     assert_eq!(events.len(), changed, "events only for what changed");
+    assert!(show().await["announced"].as_str().unwrap().starts_with("image.flagged at 20"));
     assert!(events.iter().all(|(event, _)| event["type"] == "io.pixwarden.image.flagged.v1"));
     // Back under the first policy: told again, under ids of their own.
     let back = lab.run(&["rejudge"]).await.expect_ok();

@@ -188,7 +188,7 @@ async fn a_ledger_among_the_images_is_none_of_them() {
     let first = desk.scan(&[]).await;
     assert_eq!(rows(&first).len(), total);
     let again = desk.scan(&[]).await;
-    assert!(again.stderr.contains(&format!("{total} images")), "{}", again.stderr);
+    assert_eq!(rows(&again).len(), total);
     assert!(again.stderr.contains(&format!("; {total} unchanged since")), "{}", again.stderr);
 }
 
@@ -231,9 +231,178 @@ async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
     let pipe = scan(&["z/pipe"]).await;
     assert!(pipe.stderr.contains("cannot read z/pipe: not a file or a folder"), "{}", pipe.stderr);
 
-    let everything = ["--review-at", "0", "--flag-at", "0.99999"];
+    assert!(linked.stderr.contains("skipped link/loop: a symbolic link to a folder\n"), "{}", linked.stderr);
+    assert!(linked.stderr.contains("skipped link/pipe: not a file or a folder\n"), "{}", linked.stderr);
+    assert!(linked.stderr.contains("2 images: 2 passed; 2 skipped; "), "{}", linked.stderr);
+
+    let everything = ["--review-at", "0", "--flag-at", "0.99999", "--allow-unscreened"];
     let status = async |fail_on: &str| scan(&[&["z", "--fail-on", fail_on][..], &everything].concat()).await.status;
     assert_eq!((status("review").await, status("flagged").await), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_lets_nothing_pass_that_was_not_screened() {
+    let desk = Desk::new(1).await;
+    let folder = desk.lab.folder.path();
+    let put = |path: &str, bytes: &[u8]| {
+        let path = folder.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    let image = std::fs::read(desk.images.join("00002")).unwrap();
+    put("good/a", &image);
+    put("good/notes.txt", b"no image");
+    put("good/deep/b", &image);
+    put("elsewhere/c", &image);
+    put("damaged/a", &image);
+    put("damaged/cut.png", b"\x89PNG\r\n\x1a\n");
+    put("foreign/a", &image);
+    put("foreign/b.heic", b"\0\0\0\x1cftypheic........");
+    put("texts/notes.txt", b"no image");
+    put("linked/a", &image);
+    put("dangling/a", &image);
+    put("within/a", &image);
+    put("within/deep/b", &image);
+    std::fs::create_dir(folder.join("empty")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere", folder.join("linked/to-elsewhere")).unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.join("dangling/b")).unwrap();
+    std::os::unix::fs::symlink("deep", folder.join("within/to-deep")).unwrap();
+
+    let scan = async |arguments: &[&str]| {
+        let mut command = desk.lab.command();
+        command.arg("--config").arg(desk.lab.config()).args(["scan", "--log", "error", "--format", "jsonl"]);
+        command.args(["--review-at", "0.99998", "--flag-at", "0.99999"]).args(arguments);
+        Ended::of(command).await
+    };
+    for (paths, status, allowed) in [
+        (&["good"][..], 0, 0),
+        (&["within"], 0, 0),
+        (&["linked", "elsewhere"], 0, 0),
+        (&["damaged"], 3, 0),
+        (&["foreign"], 3, 0),
+        // Named, every file counts.
+        (&["good/notes.txt"], 3, 0),
+        (&["texts"], 3, 0),
+        (&["empty"], 3, 0),
+        (&["good", "empty"], 3, 0),
+        (&["linked"], 3, 0),
+        // What cannot be read is a failure also where it may pass.
+        (&["dangling"], 3, 1),
+        (&["nowhere"], 3, 1),
+    ] {
+        let ended = scan(&[paths, &["--fail-on", "flagged"]].concat()).await;
+        assert_eq!(ended.status, status, "{paths:?}: {}", ended.stderr);
+        let words = "--fail-on flagged is reached: 1 could not be screened";
+        assert_eq!(ended.stderr.contains(words), status == 3, "{paths:?}: {}", ended.stderr);
+        let ended = scan(&[paths, &["--fail-on", "flagged", "--allow-unscreened"]].concat()).await;
+        assert_eq!(ended.status, allowed, "{paths:?}: {}", ended.stderr);
+    }
+    let good = scan(&["good"]).await;
+    assert!(good.stderr.contains("2 images: 2 passed; 1 file is no image; "), "{}", good.stderr);
+    let empty = scan(&["empty"]).await;
+    assert_eq!((empty.status, empty.stderr.contains("no image in empty\n")), (0, true), "{}", empty.stderr);
+    for ignored in [&["--allow-unscreened"][..], &["--fail-on", "unscreened", "--allow-unscreened"], &["--null"]] {
+        assert_eq!(scan(&[&["good"], ignored].concat()).await.status, 2, "{ignored:?}");
+    }
+    // A file that an earlier scan has stored counts as before.
+    for _ in 0..2 {
+        let ended = scan(&["good", "texts", "--fail-on", "unscreened", "--ledger", "sqlite://gate.db"]).await;
+        assert!(ended.stderr.contains("2 images: 2 passed; "), "{}", ended.stderr);
+        assert!(ended.stderr.contains("2 files are no image; "), "{}", ended.stderr);
+        assert_eq!(ended.status, 3, "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_come_from_stdin_and_rows_are_chosen_and_sorted() {
+    let desk = Desk::new(0).await;
+    let scan = async |arguments: &[&str], stdin: Vec<u8>| {
+        let mut command = desk.lab.command();
+        command.arg("--config").arg(desk.lab.config()).args(["scan", "--log", "error", "--format", "jsonl"]);
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let writing = tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut input, &stdin).await });
+        let ended = child.wait_with_output().await.unwrap();
+        writing.await.unwrap().unwrap();
+        Ended::from(ended)
+    };
+    // Two of each outcome, so that each scan is short.
+    for outcome in ["passed", "review", "flagged", "undecodable"] {
+        for (i, fixture) in judged_fixtures().iter().filter(|fixture| fixture.outcome == outcome).take(2).enumerate() {
+            std::fs::write(desk.images.join(format!("{i} {outcome}")), &fixture.bytes).unwrap();
+        }
+    }
+    let odd = desk.images.join("a line\nbreak");
+    std::fs::copy(desk.images.join("1 passed"), &odd).unwrap();
+    let names = desk.names();
+    let by_folder = rows(&scan(&[path(&desk.images)], Vec::new()).await);
+    assert_eq!(by_folder.len(), names.len());
+
+    let by_nul = rows(&scan(&["-0", "-"], names.join("\0").into_bytes()).await);
+    assert_eq!(by_nul, by_folder);
+    let first = scan(&["-", path(&odd)], format!("{}\n\n{}\n", names[1], names[0]).into_bytes()).await;
+    assert_eq!(images(&rows(&first)), [names[1].as_str(), &names[0], path(&odd)]);
+    let nothing = scan(&["-", "--fail-on", "flagged"], Vec::new()).await;
+    assert_eq!(nothing.status, 3, "{}", nothing.stderr);
+
+    let chosen = scan(&[path(&desk.images), "--only", "flagged,review"], Vec::new()).await;
+    let expected: Vec<_> = by_folder
+        .iter()
+        .filter(|row| ["flagged", "review"].contains(&row["outcome"].as_str().unwrap()))
+        .cloned()
+        .collect();
+    assert!(!expected.is_empty() && expected.len() < by_folder.len());
+    assert_eq!(rows(&chosen), expected);
+    let sorted = rows(&scan(&[path(&desk.images), "--sort", "score"], Vec::new()).await);
+    let scores: Vec<_> = sorted.iter().map(|row| row["score"].as_f64()).collect();
+    assert!(scores.is_sorted_by(|a, b| b <= a), "{scores:?}");
+    assert_eq!(sorted.len(), by_folder.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scanned_file_is_shown_by_path_content_and_verdict() {
+    use std::os::unix::ffi::OsStrExt;
+    let desk = Desk::new(1).await;
+    let folder = desk.lab.folder.path();
+    std::fs::create_dir(folder.join("few")).unwrap();
+    let names: [&[u8]; 3] = [b"caf\xe9.jpg", b"caf\xe8.jpg", b"plain.jpg"];
+    for (i, name) in names.iter().enumerate() {
+        let image = desk.images.join(format!("{i:05}"));
+        std::fs::copy(image, folder.join("few").join(std::ffi::OsStr::from_bytes(name))).unwrap();
+    }
+    let run = async |arguments: &[&std::ffi::OsStr]| {
+        let mut command = desk.lab.command();
+        command.arg("--config").arg(desk.lab.config()).args(arguments);
+        command.args(["--ledger", &desk.ledger, "--format", "jsonl", "--log", "error"]);
+        Ended::of(command).await
+    };
+    let scanned = rows(&run(&["scan".as_ref(), "few".as_ref()]).await);
+    assert_eq!(images(&scanned), ["$'few/caf\\xe8.jpg'", "$'few/caf\\xe9.jpg'", "few/plain.jpg"]);
+
+    let show = async |subject: &std::ffi::OsStr| rows(&run(&["show".as_ref(), subject]).await.expect_ok());
+    for name in names {
+        let name = std::ffi::OsStr::from_bytes(name);
+        let shown = show(&folder.join("few").join(name).into_os_string()).await;
+        assert_eq!(shown.len(), 1, "{name:?}");
+        assert_eq!(show(&Path::new("few/../few/./").join(name).into_os_string()).await, shown);
+        assert_eq!(show(format!("sha256:{}", shown[0]["sha256"].as_str().unwrap()).as_ref()).await, shown);
+        for id in ["id", "job_id"] {
+            assert_eq!(show(shown[0][id].as_str().unwrap().as_ref()).await, shown, "{id}");
+        }
+        assert_eq!(shown[0]["announced"], "not announced");
+        assert_eq!((&shown[0]["revision"], &shown[0]["judged_at"]), (&serde_json::json!(1), &shown[0]["decided_at"]));
+    }
+    let wrong = run(&["show".as_ref(), "sha256:abc".as_ref()]).await;
+    assert_eq!(wrong.status, 2, "{}", wrong.stderr);
+    let nothing = run(&["show".as_ref(), "few".as_ref()]).await;
+    assert_eq!(nothing.status, 1);
+    assert!(nothing.stderr.contains("no path that `scan --ledger` has stored"), "{}", nothing.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

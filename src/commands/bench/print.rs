@@ -113,7 +113,7 @@ fn session(session: &SessionResult) -> Value {
     })
 }
 
-const BENCH_COLUMNS: [&str; 6] = ["part", "in flight", "per second", "p50 ms", "p95 ms", "CPU ms per image"];
+const BENCH_COLUMNS: [&str; 6] = ["part", "in flight", "per second", "p50 ms", "p95 ms", "CPU ms"];
 
 fn page(isolation: Isolation, report: &BenchReport, conclusions: &Conclusions) -> String {
     let BenchReport { one_decoder, all_decoders, sessions, pipeline, storage, ledger, broker, .. } = report;

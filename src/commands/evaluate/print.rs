@@ -78,7 +78,7 @@ fn overall_rows<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'static 
         ("review_at", json!(summary.review_at.map(exact))),
         ("flag_fpr", json!(summary.target_rates.flag)),
         ("flag_at", json!(summary.flag_at.map(exact))),
-        ("caution", json!(summary.caution())),
+        ("caution", json!(Some(summary.cautions().join("; ")).filter(|words| !words.is_empty()))),
     ]);
     std::iter::once(("overall", overall(summary))).chain(thresholds).chain([("recommendation", recommendation)])
 }
@@ -174,14 +174,16 @@ fn text(summary: &Summary<'_>) -> String {
         ("flag_at", summary.flag_at, summary.target_rates.flag),
     ] {
         let Some(at) = at else { continue };
-        let (reached, negatives) = (summary.curve.at(at).negatives, summary.curve.total().negatives);
+        let (reached, total) = (summary.curve.at(at), summary.curve.total());
+        let recall = share(reached.positives, total.positives).unwrap_or_default();
+        let (reached, negatives) = (reached.negatives, total.negatives);
         let rate = share(reached, negatives).unwrap_or_default();
         let (low, high) = wilson_interval(reached, negatives).unwrap_or_default();
         text += &format!(
-            "{name} = {at}: false-positive rate {rate:.4} here, {low:.4} to {high:.4} with 95 % confidence; limit {target}\n"
+            "{name} = {at}: recall {recall:.4} and false-positive rate {rate:.4} here, {low:.4} to {high:.4} with 95 % confidence; limit {target}\n"
         );
     }
-    if let Some(caution) = summary.caution() {
+    for caution in summary.cautions() {
         text += &format!("caution: {caution}\n");
     }
     text

@@ -9,7 +9,8 @@ use anyhow::{Context, anyhow, bail};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use super::super::files;
+use super::super::files::{self, FoundFile, path_text};
+use super::super::output::score_of_label;
 use super::measure::Cost;
 use crate::config::{Config, DecodeConfig};
 use crate::error_text;
@@ -18,7 +19,10 @@ use crate::lanes::Gate;
 use crate::ledger::{Ledger, NewVerdict};
 use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
 use crate::screen::pixels::Pixels;
-use crate::screen::{Screen, ScreenError};
+use crate::screen::{Screen, ScreenError, decode};
+
+/// The first bytes of a file that suffice to recognise its format.
+const HEAD_BYTES: u64 = 1024;
 
 /// What each detector was shown of an image's first frame.
 type Shown = Vec<(String, Arc<Pixels>)>;
@@ -62,6 +66,10 @@ pub(super) struct FileReport {
     /// The path as given.
     pub image: String,
     pub verdict: Verdict,
+    /// The path was given, and not found in a folder.
+    pub is_named: bool,
+    /// The content is of an image format, also of one that is not supported.
+    pub is_image: bool,
     /// The verdict is from an earlier scan.
     pub unchanged: bool,
     pub shown: Shown,
@@ -77,16 +85,25 @@ impl<'a> Scan<'a> {
     }
 
     /// Processes one file. Returns `None` for the ledger's own file, which may lie among the images.
-    pub(super) async fn file(&self, path: PathBuf) -> anyhow::Result<Option<FileReport>> {
+    pub(super) async fn file(&self, FoundFile { path, is_named }: FoundFile) -> anyhow::Result<Option<FileReport>> {
         if self.recorder.as_ref().is_some_and(|recorder| recorder.owns(&path)) {
             return Ok(None);
         }
-        let image = path.display().to_string();
+        let image = path_text(&path).into_owned();
         let file = FileState::of(&path).await.with_context(|| format!("cannot read {image}"))?;
         let id = self.job_id(&file);
-        if let Some(verdict) = self.find_earlier(&id).await? {
-            return Ok(Some(FileReport { image, verdict, unchanged: true, shown: Shown::new(), cost: None }));
-        }
+        let (verdict, shown, unchanged) = match self.find_earlier(&id).await? {
+            Some(verdict) => (verdict, Shown::new(), true),
+            None => {
+                let (verdict, shown) = self.screen_and_record(path.clone(), &file, id).await?;
+                (verdict, shown, false)
+            }
+        };
+        let is_image = verdict.judgement.outcome != Outcome::Undecodable || is_of_image_format(path).await;
+        Ok(Some(FileReport { image, verdict, is_named, is_image, unchanged, shown, cost: None }))
+    }
+
+    async fn screen_and_record(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<(Verdict, Shown)> {
         let record = Record {
             lane: Lane::Backfill,
             image: file.image.clone(),
@@ -95,13 +112,13 @@ impl<'a> Scan<'a> {
             attempts: 1,
             received_at: OffsetDateTime::now_utc(),
         };
-        let (judged, shown) = self.screen(path, &file, id).await?;
+        let (judged, shown) = self.screen(path, file, id).await?;
         let verdict = judged.into_verdict(record);
         if let Some(recorder) = &self.recorder {
             let new = NewVerdict { verdict: verdict.clone(), event: None };
             recorder.commits.commit(&new, &verdict.image, |_, _| None).await?;
         }
-        Ok(Some(FileReport { image, verdict, unchanged: false, shown, cost: None }))
+        Ok((verdict, shown))
     }
 
     /// The verdict of an earlier scan of the same state of the file. A failed one is not used, so that the file is tried again.
@@ -171,7 +188,7 @@ impl<'a> Scan<'a> {
 struct FileState {
     /// The whole path. Its bytes if it is not valid UTF-8.
     name: Value,
-    /// The key is the whole path, the bucket is empty. The `ETag` is made of length and times.
+    /// The key is the text of the whole path, the bucket is empty. The `ETag` is made of length and times.
     image: ImageRef,
     bytes: u64,
 }
@@ -190,7 +207,7 @@ impl FileState {
             name: whole.to_str().map_or_else(|| json!(whole.as_os_str().as_encoded_bytes()), |text| json!(text)),
             image: ImageRef {
                 bucket: String::new(),
-                key: whole.display().to_string(),
+                key: path_text(&whole).into_owned(),
                 version_id: None,
                 etag: Some(etag),
             },
@@ -199,7 +216,22 @@ impl FileState {
     }
 }
 
+/// Whether the content is of an image format. What cannot be read counts as an image, because nobody knows what it shows.
+async fn is_of_image_format(path: PathBuf) -> bool {
+    let read = tokio::task::spawn_blocking(move || files::read_head(&path, HEAD_BYTES)).await;
+    !matches!(read, Ok(Ok(head)) if !decode::is_of_image_format(&head))
+}
+
 impl FileReport {
+    /// The row of a table.
+    pub(super) fn table_row(&self) -> Map<String, Value> {
+        let Verdict { judgement, seen, .. } = &self.verdict;
+        let mut row = self.row();
+        row.insert("score".into(), json!(score_of_label(judgement.label.as_deref(), judgement.score)));
+        row.insert("size".into(), json!(seen.map(|seen| format!("{}x{}", seen.width, seen.height))));
+        row
+    }
+
     /// The row that is printed.
     pub(super) fn row(&self) -> Map<String, Value> {
         let Verdict { judgement, seen, .. } = &self.verdict;

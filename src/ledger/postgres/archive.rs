@@ -14,7 +14,7 @@ use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, rea
 use crate::job::ImageRef;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
-    Archive, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
 };
 use crate::retry;
 
@@ -43,6 +43,28 @@ impl Archive for Postgres {
                     concat!(select_verdicts!(), " WHERE bucket = $1 AND key = $2 ORDER BY decided_at DESC LIMIT $3");
                 let query = sqlx::query(query).bind(image.bucket).bind(image.key).bind(i64::from(limit));
                 query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
+    async fn verdicts_on_content(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = concat!(select_verdicts!(), " WHERE sha256 = $1 ORDER BY decided_at DESC LIMIT $2");
+                let query = sqlx::query(query).bind(sha256.to_vec()).bind(i64::from(limit));
+                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
+    async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let earlier_state = |row: &PgRow| read_earlier_state!(row);
+                let query = sqlx::query(select_earlier_states!()).bind(verdict);
+                query.fetch_all(c).await?.iter().map(earlier_state).collect()
             })
         })
         .await

@@ -12,7 +12,7 @@ use super::{BEGIN, Sqlite, read_verdict_row};
 use crate::job::ImageRef;
 use crate::ledger::columns::{LockedVerdict, parse_uuid, to_json};
 use crate::ledger::{
-    Archive, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
 };
 
 /// The condition of a verdict that may be pruned.
@@ -39,6 +39,28 @@ impl Archive for Sqlite {
                     concat!(select_verdicts!(), " WHERE bucket = $1 AND key = $2 ORDER BY decided_at DESC LIMIT $3");
                 let query = sqlx::query(query).bind(image.bucket).bind(image.key).bind(limit);
                 query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
+    async fn verdicts_on_content(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        self.run(move |c| {
+            Box::pin(async move {
+                let query = concat!(select_verdicts!(), " WHERE sha256 = $1 ORDER BY decided_at DESC LIMIT $2");
+                let query = sqlx::query(query).bind(sha256.to_vec()).bind(limit);
+                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
+    async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError> {
+        self.run(move |c| {
+            Box::pin(async move {
+                let earlier_state = |row: &SqliteRow| read_earlier_state!(row);
+                let query = sqlx::query(select_earlier_states!()).bind(verdict.to_string());
+                query.fetch_all(c).await?.iter().map(earlier_state).collect()
             })
         })
         .await

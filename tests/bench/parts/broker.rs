@@ -22,7 +22,7 @@ use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane};
 use pixwarden::ledger::{
-    Archive, CurrentVerdict, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
+    Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
     Position, PrunedPage, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents,
     VerdictFilter, VerdictPage, Verdicts,
 };
@@ -297,6 +297,14 @@ impl Archive for Slate {
     }
 
     async fn verdicts_on_image(&self, _image: &ImageRef, _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn verdicts_on_content(&self, _sha256: [u8; 32], _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn earlier_states(&self, _verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError> {
         Ok(Vec::new())
     }
 
