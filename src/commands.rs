@@ -69,7 +69,7 @@ enum Command {
     /// List, check or fetch detectors
     Models(models::ModelsArguments),
     /// Try every configured dependency and print what is wrong with each
-    Check,
+    Check(check::CheckArguments),
     /// Print completions for a shell
     Completions(shell::Completions),
     /// Write the manual pages
@@ -200,7 +200,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Migrate => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
-        Command::Check => check::run(&config).await,
+        Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }

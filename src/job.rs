@@ -15,6 +15,10 @@ use uuid::Uuid;
 /// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
 
+/// The version id that a store gives to an object which was written without versioning. The next such object of the key
+/// replaces it under the same version id.
+const NULL_VERSION: &str = "null";
+
 /// The two queues of jobs. Uploads go before the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -109,8 +113,8 @@ impl Job {
             Identity::Given(id) => return id.clone(),
             Identity::Derived { sequencer } => sequencer.as_deref(),
         };
-        let state = match (&self.image.version_id, self.image.etag.as_deref().or(fetched_etag), sequencer) {
-            (Some(version), _, _) => ("version", version.as_str()),
+        let state = match (self.version(), self.image.etag.as_deref().or(fetched_etag), sequencer) {
+            (Some(version), _, _) => ("version", version),
             (None, Some(etag), _) => ("etag", etag),
             (None, None, Some(sequencer)) => ("sequencer", sequencer),
             (None, None, None) => ("unknown", ""),
@@ -123,8 +127,13 @@ impl Job {
     pub fn id_is_known(&self) -> bool {
         match &self.identity {
             Identity::Given(_) => true,
-            Identity::Derived { .. } => self.image.version_id.is_some() || self.image.etag.is_some(),
+            Identity::Derived { .. } => self.version().is_some() || self.image.etag.is_some(),
         }
+    }
+
+    /// The version id, if it names one state of the object.
+    fn version(&self) -> Option<&str> {
+        self.image.version_id.as_deref().filter(|version| *version != NULL_VERSION)
     }
 }
 
