@@ -4,8 +4,10 @@
 //! connection replaces it.
 
 mod acknowledge;
+mod copies;
 mod echo;
 mod inspect;
+mod message_size;
 mod publisher;
 mod topology;
 
@@ -22,8 +24,10 @@ use crate::error_text::innermost_text;
 use crate::telemetry::metrics;
 
 pub use acknowledge::Acknowledger;
+pub use copies::{copied_properties, is_added_by_broker};
 pub use echo::Echo;
-pub use inspect::{Fate, depth, header, peek, visit_messages};
+pub use inspect::{Fate, depth, header, header_json, visit_messages};
+pub use message_size::{MAX_MESSAGE_BYTES, accepts_message_of};
 pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
 pub use topology::{DELAY_QUEUES, Topology, delay_queue_index, hold_queue_index};
 
@@ -78,6 +82,9 @@ pub enum BrokerError {
         .0.kind, .0.name, .0.argument, .0.existing, .0.declared
     )]
     ArgumentMismatch(Box<ArgumentMismatch>),
+    /// The broker does not accept what was sent, such as a message larger than it allows. Sending it again does not help.
+    #[error("the broker refused what was sent: {}", message(.0))]
+    PreconditionFailed(lapin::Error),
     #[error("the broker did not respond within {} s: {request}", RESPONSE_TIMEOUT.as_secs())]
     ResponseTimeout { request: &'static str },
     #[error("the consumer of {queue} received no message although {messages} messages wait")]
@@ -110,7 +117,7 @@ impl From<lapin::Error> for BrokerError {
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => {
                 match ArgumentMismatch::parse(&amqp.get_message().to_string()) {
                     Some(mismatch) => Self::ArgumentMismatch(Box::new(mismatch)),
-                    None => Self::Protocol(error),
+                    None => Self::PreconditionFailed(error),
                 }
             }
             _ => Self::Protocol(error),

@@ -161,7 +161,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Migrate(_) => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
-        Command::Check(_) => check::run(&config).await,
+        Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }

@@ -3,17 +3,19 @@
 mod letter;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use lapin::Connection;
 use lapin::message::Delivery;
 
 use crate::broker::{
-    BrokerError, Fate, Message, PublishError, Publisher, Topology, connect, peek, visit_messages, with_timeout,
+    BrokerError, Fate, Message, PublishError, Publisher, Topology, connect, visit_messages, with_timeout,
 };
 use crate::config::Config;
 use crate::job::Lane;
 pub(crate) use letter::DeadLetter;
+use letter::{LetterMessage, Positions};
 
 /// Conditions on a dead letter; it is selected where it meets all of them.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +24,7 @@ pub(crate) struct LetterSelection {
     pub reason: Option<String>,
     /// Dead for at least this long.
     pub older_than: Option<Duration>,
-    /// The id of its job or message is one of these; empty for any.
+    /// The id of its job or message, or its position, is one of these; empty for any.
     pub ids: Vec<String>,
 }
 
@@ -36,7 +38,7 @@ impl LetterSelection {
         let reason = self.reason.as_ref().is_none_or(|text| letter.reason.as_ref().is_some_and(|r| r.contains(text)));
         // A dead letter of unknown age is not older than any limit.
         let age = self.older_than.is_none_or(|limit| letter.age().is_some_and(|age| age >= limit));
-        reason && age && (self.ids.is_empty() || self.ids.iter().any(|id| letter.has_id(id)))
+        reason && age && (self.ids.is_empty() || self.ids.iter().any(|id| letter.is_called(id)))
     }
 }
 
@@ -52,7 +54,6 @@ pub(crate) enum DeadLetterError {
 /// The numbers of selected dead letters.
 #[derive(Debug, Default)]
 pub(crate) struct SelectedCounts {
-    /// By the beginning of the reason.
     pub by_reason: BTreeMap<String, u64>,
     /// Selected, but not replayed: the message names no lane, and none was given.
     pub without_lane: u64,
@@ -60,7 +61,8 @@ pub(crate) struct SelectedCounts {
 
 impl SelectedCounts {
     fn add(&mut self, letter: &DeadLetter) {
-        *self.by_reason.entry(letter.reason_prefix()).or_default() += 1;
+        let reason = letter.reason.as_deref().unwrap_or("without a reason");
+        *self.by_reason.entry(reason.to_owned()).or_default() += 1;
     }
 }
 
@@ -85,7 +87,9 @@ impl<'a> DeadLetterQueue<'a> {
         Ok(Self { config, topology, connection, queue })
     }
 
-    /// The selected dead letters among the first `limit`, and the number of messages behind those.
+    /// The selected dead letters, those that died first at the front, and the number of selected ones beyond `limit`. Every
+    /// message in the queue is read: what is returned to a quorum queue comes back in another order, so its first messages
+    /// would be others each time.
     ///
     /// # Errors
     /// When the broker does not respond as it should.
@@ -93,27 +97,55 @@ impl<'a> DeadLetterQueue<'a> {
         &self,
         selection: &LetterSelection,
         limit: usize,
-    ) -> Result<(Vec<DeadLetter>, u32), BrokerError> {
-        let (messages, left) = peek(&self.connection, &self.queue, limit).await?;
-        let letters = messages.iter().map(DeadLetter::of).filter(|letter| selection.selects(letter));
-        Ok((letters.collect(), left))
-    }
-
-    /// Passes every dead letter with this job id or message id to `print`, as JSON. Returns how many there are.
-    ///
-    /// # Errors
-    /// When the broker does not respond as it should.
-    pub(crate) async fn show(&self, id: &str, mut print: impl FnMut(&str)) -> Result<u32, BrokerError> {
-        let mut found = 0;
-        let show = async |message: &Delivery| {
-            if DeadLetter::of(message).has_id(id) {
-                found += 1;
-                print(&letter::as_json(message));
+    ) -> Result<(Vec<DeadLetter>, usize), BrokerError> {
+        let (mut oldest, mut beyond) = (BTreeMap::new(), 0);
+        let list = async |_: &LetterMessage<'_>, letter: DeadLetter| {
+            if selection.selects(&letter) {
+                oldest.insert(letter.order(), letter);
+                if oldest.len() > limit {
+                    beyond += 1;
+                    drop(oldest.pop_last());
+                }
             }
             Ok::<_, BrokerError>(Fate::Keep)
         };
-        visit_messages(&self.connection, &self.queue, show).await?;
+        self.visit(list).await?;
+        Ok((oldest.into_values().collect(), beyond))
+    }
+
+    /// Passes every dead letter with this job id, message id or position to `print`, as JSON. Returns how many there are.
+    ///
+    /// # Errors
+    /// When the broker does not respond as it should, or `print` fails.
+    pub(crate) async fn show(
+        &self,
+        id: &str,
+        mut print: impl FnMut(&str) -> io::Result<()>,
+    ) -> anyhow::Result<u32> {
+        let mut found = 0;
+        let show = async |message: &LetterMessage<'_>, letter: DeadLetter| {
+            if letter.is_called(id) {
+                found += 1;
+                print(&letter::as_json(message, &letter))?;
+            }
+            Ok::<_, anyhow::Error>(Fate::Keep)
+        };
+        self.visit(show).await?;
         Ok(found)
+    }
+
+    /// Visits each dead letter that is in the queue now, and removes those for which `decide` returns [`Fate::Remove`].
+    async fn visit<E: From<BrokerError>>(
+        &self,
+        mut decide: impl AsyncFnMut(&LetterMessage<'_>, DeadLetter) -> Result<Fate, E>,
+    ) -> Result<(), E> {
+        let (mut positions, jobs) = (Positions::default(), self.topology.jobs());
+        let visit = async |delivery: &Delivery| {
+            let message = LetterMessage::of(delivery);
+            let letter = DeadLetter::of(&message, positions.next(&message), &jobs);
+            decide(&message, letter).await
+        };
+        visit_messages(&self.connection, &self.queue, visit).await
     }
 
     /// Sends the selected dead letters back to their lane, or to `lane` where they name none. A dead letter leaves the
@@ -130,8 +162,7 @@ impl<'a> DeadLetterQueue<'a> {
     ) -> anyhow::Result<()> {
         let publisher = Publisher::new(self.config.queue()?.clone(), "replay", 1);
         let exchange = self.topology.jobs();
-        let replay = async |message: &Delivery| {
-            let letter = DeadLetter::of(message);
+        let replay = async |message: &LetterMessage<'_>, letter: DeadLetter| {
             if !selection.selects(&letter) {
                 return Ok(Fate::Keep);
             }
@@ -147,7 +178,7 @@ impl<'a> DeadLetterQueue<'a> {
             publisher.publish(revived).await?;
             Ok::<_, DeadLetterError>(Fate::Remove)
         };
-        let sifted = visit_messages(&self.connection, &self.queue, replay).await;
+        let sifted = self.visit(replay).await;
         publisher.close().await;
         Ok(sifted?)
     }
@@ -162,15 +193,14 @@ impl<'a> DeadLetterQueue<'a> {
         dry_run: bool,
         counts: &mut SelectedCounts,
     ) -> Result<(), BrokerError> {
-        let discard = async |message: &Delivery| {
-            let letter = DeadLetter::of(message);
+        let discard = async |_: &LetterMessage<'_>, letter: DeadLetter| {
             if !selection.selects(&letter) {
                 return Ok::<_, BrokerError>(Fate::Keep);
             }
             counts.add(&letter);
             Ok(if dry_run { Fate::Keep } else { Fate::Remove })
         };
-        visit_messages(&self.connection, &self.queue, discard).await
+        self.visit(discard).await
     }
 
     pub(crate) async fn close(self) -> Result<(), BrokerError> {

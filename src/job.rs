@@ -15,6 +15,10 @@ use uuid::Uuid;
 /// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
 
+/// The version id that a store gives to an object which was written without versioning. The next such object of the key
+/// replaces it under the same version id.
+pub const NULL_VERSION: &str = "null";
+
 /// The two queues of jobs. Uploads go before the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -73,7 +77,7 @@ impl ImageRef {
     /// The version, where it names one state of the object.
     #[must_use]
     pub fn named_version(&self) -> Option<&str> {
-        self.version_id.as_deref().filter(|version| *version != NO_VERSION)
+        self.version_id.as_deref().filter(|version| *version != NULL_VERSION)
     }
 
     /// `s3://bucket/key`
@@ -82,9 +86,6 @@ impl ImageRef {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 }
-
-/// The version id of an object in a bucket that keeps no versions. It names every such object, and so no state of one.
-pub const NO_VERSION: &str = "null";
 
 /// The source of a job's id.
 #[derive(Debug, Clone, PartialEq, Eq)]

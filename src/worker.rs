@@ -19,7 +19,7 @@ use crate::life::{JobEnd, JobProcessor, JobRequest};
 use crate::telemetry::{Stage, timed};
 
 pub use delivery::Delivery;
-use publish::EventPublisher;
+use publish::{EventPublisher, ReplyError, ReplyErrorCode};
 pub use run::{WorkerError, default_prefetch, max_jobs, max_objects, run, run_on};
 use settle::{Settlement, Settler};
 
@@ -36,14 +36,18 @@ impl Worker {
         if fault_injection::is_planted(PlantedBug::AckBeforeCommit) {
             settle::acknowledge_too_early(&delivery).await;
         }
-        let settlement = match forms::read(&delivery.body, delivery.message_id()) {
+        let settlement = match forms::read(&delivery.body, delivery.read_properties()) {
             Ok(Reading::Job(job)) => self.process_job(&delivery, *job).await,
             Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
             Ok(Reading::Nothing(reason)) => {
                 tracing::info!(reason, "message ignored");
+                self.reply_error(&delivery, ReplyErrorCode::NothingRequested, &reason).await;
                 Settlement::Ignore
             }
-            Err(Malformed(reason)) => Settlement::DeadLetter { reason, job_id: None },
+            Err(Malformed(reason)) => {
+                self.reply_error(&delivery, ReplyErrorCode::NotUnderstood, &reason).await;
+                Settlement::dead_letter(reason)
+            }
         };
         timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
     }
@@ -52,16 +56,36 @@ impl Worker {
     async fn process_job(&self, delivery: &Delivery, job: Job) -> Settlement {
         let request = self.request(delivery, job);
         let mut end = self.processor.process(&request).await;
-        if let JobEnd::Committed { verdict, revised_event, new_event } = &mut end {
-            if let Some(new_event) = new_event.take() {
-                self.publisher.hand_over(new_event);
+        match &mut end {
+            JobEnd::Committed { verdict, revised_event, new_event } => {
+                if let Some(new_event) = new_event.take() {
+                    self.publisher.hand_over(new_event);
+                }
+                if let Some(queue) = delivery.reply_to() {
+                    let event = revised_event.take().unwrap_or_else(|| self.processor.event(&request, verdict, None));
+                    self.publisher.reply(queue, &event).await;
+                }
             }
-            if let Some(queue) = delivery.reply_to() {
-                let event = revised_event.take().unwrap_or_else(|| self.processor.event(&request, verdict, None));
-                self.publisher.reply(queue, &event).await;
+            JobEnd::IdConflict => self.reply_error(delivery, ReplyErrorCode::IdConflict, settle::ID_CONFLICT).await,
+            JobEnd::Unrecorded { reason } => self.reply_error(delivery, ReplyErrorCode::NotStored, reason).await,
+            JobEnd::AnsweredBefore(id) => {
+                if let Some(queue) = delivery.reply_to()
+                    && let Some(event) = self.processor.stored_event(&request, *id).await
+                {
+                    self.publisher.reply(queue, &event).await;
+                }
             }
+            JobEnd::AttemptFailed { .. } | JobEnd::Held(_) | JobEnd::Interrupted => {}
         }
         settle::settlement_of(end)
+    }
+
+    /// Answers a message that has no result, if its sender waits for one.
+    async fn reply_error(&self, delivery: &Delivery, code: ReplyErrorCode, message: &str) {
+        if let Some(queue) = delivery.reply_to() {
+            let error = ReplyError { code, message };
+            self.publisher.reply_error(queue, delivery.correlation_id(), &error).await;
+        }
     }
 
     fn request(&self, delivery: &Delivery, job: Job) -> JobRequest {

@@ -16,6 +16,9 @@ pub trait Acknowledger: Send + Sync + fmt::Debug {
 
     /// Returns the message to its queue. Returns false when the channel is gone.
     async fn requeue(&self) -> Result<bool, BrokerError>;
+
+    /// Has the broker move the message to the dead letters by itself. Returns false when the channel is gone.
+    async fn reject(&self) -> Result<bool, BrokerError>;
 }
 
 #[async_trait]
@@ -26,5 +29,9 @@ impl Acknowledger for Acker {
 
     async fn requeue(&self) -> Result<bool, BrokerError> {
         Ok(self.nack(BasicNackOptions { requeue: true, multiple: false }).await?)
+    }
+
+    async fn reject(&self) -> Result<bool, BrokerError> {
+        Ok(self.nack(BasicNackOptions { requeue: false, multiple: false }).await?)
     }
 }

@@ -4,6 +4,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
+use serde_json::{Value, json};
 
 use super::{BrokerError, with_timeout};
 
@@ -25,25 +26,6 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, 
     }
 }
 
-/// The first messages of a queue, and the number of further ones. No message is acknowledged, and all of them are back in the
-/// queue when this returns.
-///
-/// # Errors
-/// When a request fails.
-pub async fn peek(connection: &Connection, queue: &str, limit: usize) -> Result<(Vec<Delivery>, u32), BrokerError> {
-    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
-    let (mut seen, mut left) = (Vec::new(), 0);
-    while seen.len() < limit {
-        let got = with_timeout("reading a message", channel.basic_get(queue.into(), BasicGetOptions::default()));
-        let Some(message) = got.await? else { break };
-        left = message.message_count;
-        seen.push(message.delivery);
-    }
-    // Closing the channel returns the messages before this function returns.
-    with_timeout("closing a channel", channel.close(200, "inspected".into())).await?;
-    Ok((seen, left))
-}
-
 /// A header's value as text, if it is a text or a number.
 #[must_use]
 pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
@@ -54,6 +36,33 @@ pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
         AMQPValue::LongInt(n) => Some(n.to_string()),
         AMQPValue::LongLongInt(n) => Some(n.to_string()),
         _ => None,
+    }
+}
+
+/// A header's value as JSON. Bytes that are not UTF-8 are replaced by U+FFFD.
+#[must_use]
+pub fn header_json(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => json!(value),
+        AMQPValue::ShortShortInt(n) => json!(n),
+        AMQPValue::ShortShortUInt(n) => json!(n),
+        AMQPValue::ShortInt(n) => json!(n),
+        AMQPValue::ShortUInt(n) => json!(n),
+        AMQPValue::LongInt(n) => json!(n),
+        AMQPValue::LongUInt(n) => json!(n),
+        AMQPValue::LongLongInt(n) => json!(n),
+        AMQPValue::Timestamp(seconds) => json!(seconds),
+        AMQPValue::Float(n) => json!(n),
+        AMQPValue::Double(n) => json!(n),
+        AMQPValue::DecimalValue(decimal) => json!({"scale": decimal.scale, "value": decimal.value}),
+        AMQPValue::ShortString(text) => json!(text.as_str()),
+        AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ByteArray(bytes) => json!(String::from_utf8_lossy(bytes.as_slice())),
+        AMQPValue::FieldArray(items) => items.as_slice().iter().map(header_json).collect(),
+        AMQPValue::FieldTable(table) => {
+            table.inner().iter().map(|(key, value)| (key.to_string(), header_json(value))).collect()
+        }
+        AMQPValue::Void => Value::Null,
     }
 }
 

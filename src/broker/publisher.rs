@@ -14,6 +14,11 @@ use crate::config::SecretUrl;
 use crate::fault_injection::{self, PlantedBug};
 use crate::retry::Delays;
 
+/// The beginning of the address at which a requester receives replies directly. The broker delivers such a reply to the
+/// requester's channel. As no queue holds it, the broker returns a reply that was published as mandatory, although it has
+/// delivered it.
+const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+
 /// Why a message was not published.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PublishError {
@@ -127,7 +132,7 @@ impl Publisher {
         let _slot = self.slots.acquire().await;
         let (generation, channel) = self.check_out().await?;
         let options = BasicPublishOptions {
-            mandatory: !fault_injection::is_planted(PlantedBug::NoMandatory),
+            mandatory: is_mandatory(&message) && !fault_injection::is_planted(PlantedBug::NoMandatory),
             ..BasicPublishOptions::default()
         };
         let properties = message.properties.with_delivery_mode(2);
@@ -234,6 +239,11 @@ impl Publisher {
             }));
         }
     }
+}
+
+/// Whether the broker has to return the message if no queue takes it.
+fn is_mandatory(message: &Message<'_>) -> bool {
+    !(message.exchange.is_empty() && message.routing_key.starts_with(DIRECT_REPLY_PREFIX))
 }
 
 async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {

@@ -8,7 +8,7 @@ use clap::Args;
 use super::console::stdout;
 use super::options::{ScreeningOptions, ServiceOptions};
 use super::with_origin;
-use crate::broker::{Topology, connect, depth};
+use crate::broker::{MAX_MESSAGE_BYTES, Topology, accepts_message_of, connect, depth};
 use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::Lane;
@@ -22,6 +22,10 @@ pub struct CheckArguments {
     services: ServiceOptions,
     #[command(flatten)]
     screening: ScreeningOptions,
+    /// Do not find out how large a message may be. For that, one large message is published to no queue. A broker that
+    /// refuses it logs an error, which is too much for a check that runs every few seconds
+    #[arg(long)]
+    no_size_probe: bool,
 }
 
 impl CheckArguments {
@@ -45,7 +49,7 @@ impl From<anyhow::Result<CheckResult>> for CheckResult {
     }
 }
 
-pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
+pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::Result<u8> {
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let mut failed = false;
     let mut report = |dependency: &str, result: CheckResult| -> std::io::Result<()> {
@@ -59,7 +63,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
         };
         writeln!(stdout(), "{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "))
     };
-    report("queue", queue(config, &topology).await.into())?;
+    report("queue", queue(arguments, config, &topology).await.into())?;
     report("events", events(config, &topology).await.into())?;
     report("ledger", ledger(config).await.into())?;
     for result in objects(config).await {
@@ -77,7 +81,11 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<u8> {
     Ok(u8::from(failed))
 }
 
-async fn queue(config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
+async fn queue(
+    arguments: &CheckArguments,
+    config: &Config,
+    topology: &Topology,
+) -> anyhow::Result<CheckResult> {
     let url = config.queue()?;
     let connection = connect(url, "check").await?;
     let mut words = format!("connected to {url}");
@@ -96,7 +104,17 @@ async fn queue(config: &Config, topology: &Topology) -> anyhow::Result<CheckResu
         // Declaring again changes nothing, and fails where the user of a worker lacks a permission.
         topology.declare(&connection).await?;
     }
-    Ok(CheckResult::Ok(words))
+    if arguments.no_size_probe {
+        return Ok(CheckResult::Ok(words));
+    }
+    let limit = format!("{} KiB", MAX_MESSAGE_BYTES >> 10);
+    Ok(match accepts_message_of(&connection, MAX_MESSAGE_BYTES + 1).await {
+        Ok(false) => CheckResult::Ok(format!("{words}; messages of more than {limit} are refused")),
+        Ok(true) => CheckResult::Warning(format!(
+            "{words}; messages of more than {limit} are accepted, and a worker holds up to two prefetches of messages\n  hint: set `max_message_size = {MAX_MESSAGE_BYTES}` in the broker's rabbitmq.conf, as deploy/rabbitmq/rabbitmq.conf does"
+        )),
+        Err(e) => CheckResult::Warning(format!("{words}; cannot find out how large a message may be: {e}")),
+    })
 }
 
 /// Checks whether events of flagged images are consumed. Only the default queue can be checked: other bindings are not

@@ -1,6 +1,6 @@
 //! `pixwarden dead`: arguments and output of [`crate::dead`].
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -9,10 +9,13 @@ use super::UsageError;
 use super::age::Age;
 use super::console::{note, stdout};
 use super::options::QueueOption;
-use super::output::{Format, Output};
+use super::output::{Format, Output, printable};
 use crate::config::Config;
 use crate::dead::{DeadLetterQueue, LetterSelection, SelectedCounts};
 use crate::job::Lane;
+
+/// Reasons that are counted one by one in the output. Those of most dead letters come first.
+const MAX_REASONS: usize = 20;
 
 #[derive(Debug, Args)]
 pub struct DeadArguments {
@@ -24,11 +27,11 @@ pub struct DeadArguments {
 
 #[derive(Debug, Subcommand)]
 enum DeadCommand {
-    /// Print the dead letters; none is consumed
+    /// Print the dead letters, those that died first at the top; all are read and none is consumed
     List {
         #[command(flatten)]
         conditions: Conditions,
-        /// Maximum number of messages to read; other consumers do not receive them while this runs
+        /// Maximum number of dead letters to print
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: usize,
         /// Output format
@@ -37,7 +40,7 @@ enum DeadCommand {
     },
     /// Print one dead letter in full: properties, headers and body
     Show {
-        /// Id of the job or of the message
+        /// Id of the job or of the message, or the position that `dead list` prints
         #[arg(value_name = "ID")]
         id: String,
     },
@@ -69,8 +72,8 @@ struct Conditions {
     /// Dead letters that have been dead for at least this long, such as 90s, 15m, 2h or 7d
     #[arg(long, value_name = "AGE")]
     older_than: Option<Age>,
-    /// Dead letters of this job or message [repeatable]
-    #[arg(long, value_name = "ID")]
+    /// Dead letters of this job or message, or at this position [repeatable]
+    #[arg(long, visible_alias = "position", value_name = "ID")]
     id: Vec<String>,
 }
 
@@ -112,29 +115,22 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
     let queue = DeadLetterQueue::open(config).await?;
     match &arguments.command {
         DeadCommand::List { limit, format, .. } => {
-            let (letters, left) = queue.list(&selection, *limit).await?;
-            let columns = &["dead_since", "reason", "lane", "job_id", "message_id", "body"];
+            let (letters, beyond) = queue.list(&selection, *limit).await?;
+            let columns = &["position", "dead_since", "reason", "lane", "attempts", "job_id", "message_id", "body"];
             let mut output = Output::new(Format::or_default(*format), columns)?;
             for letter in letters {
                 output.row(&letter.row())?;
             }
             output.finish()?;
-            if left > 0 {
-                note!("{left} more messages were not read; raise --limit to see them");
+            if beyond > 0 {
+                note!("{beyond} more are not printed; raise --limit to see them");
             }
         }
         DeadCommand::Show { id } => {
-            let mut written = Ok(());
-            let print = |letter: &str| {
-                if written.is_ok() {
-                    written = writeln!(stdout(), "{letter}");
-                }
-            };
-            let found = queue.show(id, print).await?;
-            written?;
-            if found == 0 {
+            let mut out = stdout();
+            if queue.show(id, |letter| writeln!(out, "{letter}")).await? == 0 {
                 bail!(
-                    "no dead letter has the job id or message id \"{id}\"\n  hint: `pixwarden dead list` prints the existing ones"
+                    "no dead letter has the job id, the message id or the position \"{id}\"\n  hint: `pixwarden dead list` prints the existing ones"
                 );
             }
         }
@@ -159,8 +155,15 @@ fn print_counts(counts: &SelectedCounts, done: &str, mode: &Mode) {
     let total: u64 = counts.by_reason.values().sum();
     let would = if mode.dry_run { "would be " } else { "" };
     note!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
-    for (reason, n) in &counts.by_reason {
-        note!("  {n}  {reason}");
+    let mut reasons: Vec<_> = counts.by_reason.iter().collect();
+    reasons.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+    let (printed, others) = reasons.split_at(reasons.len().min(MAX_REASONS));
+    for (reason, n) in printed {
+        note!("  {n}  {}", printable(reason));
+    }
+    if !others.is_empty() {
+        let letters: u64 = others.iter().map(|(_, n)| **n).sum();
+        note!("  {letters}  with {} other reasons", others.len());
     }
     if counts.without_lane > 0 {
         note!("{} name no lane and stay among the dead letters; give one with --lane", counts.without_lane);

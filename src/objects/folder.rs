@@ -19,7 +19,7 @@ use futures_util::stream::{self, BoxStream};
 
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::config::ConfigError;
-use crate::job::{ImageRef, NO_VERSION};
+use crate::job::{ImageRef, NULL_VERSION};
 
 /// Bytes per read.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -117,7 +117,7 @@ impl ObjectStore for Folder {
 
 fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     // Stores say "null" for an object without a version.
-    if image.version_id.as_ref().is_some_and(|version| version != NO_VERSION) {
+    if image.version_id.as_ref().is_some_and(|version| version != NULL_VERSION) {
         return Err(StoreError::Missing("a folder store has no versions".into()));
     }
     let (file, found) = open_file(bucket, &image.key)?;

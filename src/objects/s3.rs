@@ -21,7 +21,7 @@ use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObjec
 use crate::certificates;
 use crate::config::{Bucket, Config};
 use crate::error_text::innermost_text;
-use crate::job::{ImageRef, NO_VERSION};
+use crate::job::{ImageRef, NULL_VERSION};
 
 /// A cheap handle: clones share their clients.
 #[derive(Clone)]
@@ -232,7 +232,7 @@ impl ObjectStore for S3 {
         let version_id = answer.version_id().map(str::to_owned);
         // A store without versions ignores the parameter, and returns whatever it has.
         if let Some(wanted) = &image.version_id
-            && wanted != version_id.as_deref().unwrap_or(NO_VERSION)
+            && wanted != version_id.as_deref().unwrap_or(NULL_VERSION)
         {
             return Err(StoreError::Missing(match &version_id {
                 Some(found) => format!("the store returned the version \"{found}\" instead of \"{wanted}\""),

@@ -7,9 +7,15 @@ use lapin::types::{AMQPValue, ShortString};
 use time::OffsetDateTime;
 
 use crate::broker::{ATTEMPT_HEADER, Acknowledger, JOB_ID_HEADER, header};
-use crate::job::{Lane, forms};
+use crate::job::Lane;
+use crate::job::forms::{self, MessageProperties};
 use crate::telemetry::metrics::{self, GaugeGuard};
 use crate::telemetry::traces::TraceContext;
+
+/// The header that each CloudEvent in binary mode has. There is no binding for AMQP 0-9-1, so senders use the names of other
+/// bindings.
+const CLOUD_EVENT_HEADERS: [&str; 4] =
+    ["cloudEvents:specversion", "cloudEvents_specversion", "ce-specversion", "ce_specversion"];
 
 /// One message, from its arrival to its settlement.
 #[derive(Debug)]
@@ -81,9 +87,18 @@ impl Delivery {
         }
     }
 
+    /// What the message's reading depends on besides its body.
     #[must_use]
-    pub fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(ShortString::as_str)
+    pub fn read_properties(&self) -> MessageProperties<'_> {
+        let headers = self.properties.headers().iter().flat_map(|headers| headers.inner().keys());
+        let is_binary_cloud_event = |key: &ShortString| {
+            CLOUD_EVENT_HEADERS.iter().any(|header| header.eq_ignore_ascii_case(key.as_str()))
+        };
+        MessageProperties {
+            message_id: self.properties.message_id().as_ref().map(ShortString::as_str),
+            content_encoding: self.properties.content_encoding().as_ref().map(ShortString::as_str),
+            is_binary_cloud_event: headers.into_iter().any(is_binary_cloud_event),
+        }
     }
 
     #[must_use]

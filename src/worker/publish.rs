@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::types::{FieldTable, ShortString};
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -102,12 +103,66 @@ impl EventPublisher {
 
     /// Sends a job's result to the queue that its sender named. The reply is not repeated if it fails.
     pub async fn reply(&self, reply_to: &str, event: &Event) {
-        if self.topology.owns(reply_to) {
-            tracing::warn!(reply_to, "reply not sent, its queue belongs to Pixwarden");
+        if self.may_reply_to(reply_to)
+            && let Err(e) = send(self.publisher.as_ref(), "", reply_to, event).await
+        {
+            tracing::info!(reply_to, error = %e, "reply not delivered");
+        }
+    }
+
+    /// Answers a message that has no result. The reply is not repeated if it fails.
+    pub async fn reply_error(&self, reply_to: &str, correlation_id: Option<&str>, error: &ReplyError<'_>) {
+        if !self.may_reply_to(reply_to) {
             return;
         }
-        if let Err(e) = send(self.publisher.as_ref(), "", reply_to, event).await {
+        let body = json!({"error": {"code": error.code.as_str(), "message": error.message}}).to_string();
+        let mut message = Message::json("", reply_to, &body);
+        if let Some(id) = correlation_id.and_then(|id| ShortString::try_new(id).ok()) {
+            message.properties = message.properties.with_correlation_id(id);
+        }
+        if let Err(e) = self.publisher.publish(message).await {
             tracing::info!(reply_to, error = %e, "reply not delivered");
+        }
+    }
+
+    fn may_reply_to(&self, queue: &str) -> bool {
+        let is_ours = self.topology.owns(queue);
+        if is_ours {
+            tracing::warn!(reply_to = queue, "reply not sent, its queue belongs to Pixwarden");
+        }
+        !is_ours
+    }
+}
+
+/// Why a message has no result, for its sender.
+#[derive(Debug)]
+pub struct ReplyError<'a> {
+    pub code: ReplyErrorCode,
+    pub message: &'a str,
+}
+
+/// What a sender can tell such messages apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyErrorCode {
+    /// The message is not a job. It is a dead letter.
+    NotUnderstood,
+    /// The message was read, and requests no image.
+    NothingRequested,
+    /// The job's id belongs to a job for another image. The message is a dead letter.
+    IdConflict,
+    /// The ledger stores no verdict of the job. The message is a dead letter.
+    NotStored,
+}
+
+impl ReplyErrorCode {
+    /// The word in the reply.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotUnderstood => "not_understood",
+            Self::NothingRequested => "nothing_requested",
+            Self::IdConflict => "id_conflict",
+            Self::NotStored => "not_stored",
         }
     }
 }

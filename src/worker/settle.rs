@@ -6,15 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::AMQPValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Delivery;
 use crate::broker::{
-    ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER, Topology,
-    delay_queue_index, hold_queue_index, text,
+    ATTEMPT_HEADER, BrokerError, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
+    Topology, copied_properties, delay_queue_index, hold_queue_index, text,
 };
 use crate::fault_injection;
 use crate::job::Outcome;
@@ -22,14 +21,11 @@ use crate::life::{Held, JobEnd};
 use crate::telemetry::metrics::labels::SettlementLabel;
 use crate::telemetry::{metrics, traces};
 
+/// The reason of a dead letter whose job's id belongs to another image.
+pub(super) const ID_CONFLICT: &str = "id_conflict: the job's id belongs to a job for another image";
+
 /// Longest reason in a header. The verdict and the log have the whole text.
 const MAX_REASON_CHARS: usize = 500;
-
-/// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB by default. A table that
-/// fills the frame leaves no room for our headers, and the broker would close the connection.
-const MAX_SENDER_HEADER_BYTES: usize = 64 << 10;
-/// Largest size of a header that is kept even if the others fill the limit.
-const MAX_REQUIRED_HEADER_BYTES: usize = 4 << 10;
 
 /// Delay before a message returns to its queue because its copy could not be published. It is delivered again at once, and
 /// must not circulate at the speed of the processor.
@@ -52,14 +48,24 @@ pub enum Settlement {
         reason: String,
         /// The id of the `failed` verdict. A replay of the dead letter finds the verdict by it.
         job_id: Option<String>,
+        /// The attempts that have failed, with the last one; 0 if the job was never tried.
+        failed_attempts: u32,
     },
     /// A message of several records: each of these bodies becomes a message.
     Split(Vec<String>),
     /// The message returns to its queue as if it had never been delivered.
     Return,
+    /// The broker moves the message to the dead letters by itself, because it refuses every copy. Returned to its queue, the
+    /// message would circulate for ever.
+    Reject,
 }
 
 impl Settlement {
+    /// A dead letter without a verdict.
+    pub fn dead_letter(reason: impl Into<String>) -> Self {
+        Self::DeadLetter { reason: reason.into(), job_id: None, failed_attempts: 0 }
+    }
+
     /// The label in metrics and traces.
     const fn label(&self) -> SettlementLabel {
         match self {
@@ -67,7 +73,7 @@ impl Settlement {
             Self::Ignore => SettlementLabel::Ignored,
             Self::Retry { .. } => SettlementLabel::Retried,
             Self::Hold { .. } => SettlementLabel::Held,
-            Self::DeadLetter { .. } => SettlementLabel::DeadLettered,
+            Self::DeadLetter { .. } | Self::Reject => SettlementLabel::DeadLettered,
             Self::Split(_) => SettlementLabel::Split,
             Self::Return => SettlementLabel::Returned,
         }
@@ -81,16 +87,14 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
         JobEnd::Committed { verdict, .. } if verdict.judgement.outcome == Outcome::Failed => Settlement::DeadLetter {
             reason: verdict.judgement.reason.unwrap_or_default(),
             job_id: Some(verdict.job_id),
+            failed_attempts: verdict.attempts,
         },
         JobEnd::Committed { .. } | JobEnd::AnsweredBefore(_) => Settlement::Ack,
-        JobEnd::IdConflict => Settlement::DeadLetter {
-            reason: "id_conflict: the job's id belongs to a job for another image".into(),
-            job_id: None,
-        },
+        JobEnd::IdConflict => Settlement::dead_letter(ID_CONFLICT),
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
         JobEnd::Held(Held { reason, duration }) => Settlement::Hold { reason, duration },
         JobEnd::Interrupted => Settlement::Return,
-        JobEnd::Unrecorded { reason } => Settlement::DeadLetter { reason, job_id: None },
+        JobEnd::Unrecorded { reason } => Settlement::dead_letter(reason),
     }
 }
 
@@ -110,7 +114,7 @@ impl Settler {
     /// Settles a delivery. If a copy cannot be published, the original returns to its queue.
     pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
         let copied = match &settlement {
-            Settlement::Ack | Settlement::Ignore | Settlement::Return => Ok(()),
+            Settlement::Ack | Settlement::Ignore | Settlement::Return | Settlement::Reject => Ok(()),
             Settlement::Retry { failed_attempts, reason } => {
                 let queue = self.topology.delay(delivery.lane, delay_queue_index(*failed_attempts));
                 tracing::info!(reason, failed_attempts, queue, "attempt failed, job is retried later");
@@ -126,17 +130,25 @@ impl Settler {
                 let headers = [(REASON_HEADER, text(&shortened(reason)))];
                 self.publish_copy(&delivery, "", &queue, &headers).await
             }
-            Settlement::DeadLetter { reason, job_id } => {
+            Settlement::DeadLetter { reason, job_id, failed_attempts } => {
                 tracing::warn!(reason, job_id, "message dead-lettered");
                 let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
                 let mut headers = vec![(REASON_HEADER, text(&shortened(reason))), (DEAD_SINCE_HEADER, text(&now))];
                 headers.extend(job_id.iter().map(|id| (JOB_ID_HEADER, text(id))));
+                let failed_attempts = (*failed_attempts).max(delivery.failed_attempts());
+                if failed_attempts > 0 {
+                    headers.push((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)));
+                }
                 self.publish_copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
         };
         let settlement = match copied {
             Ok(()) => settlement,
+            Err(PublishError::Broker(e @ BrokerError::PreconditionFailed(_))) => {
+                tracing::error!(error = %e, "copy refused by the broker, message rejected to the dead letters as it is");
+                Settlement::Reject
+            }
             Err(e) => {
                 tracing::warn!(error = %e, "copy not published, message returned to its queue");
                 tokio::time::sleep(RETURN_DELAY).await;
@@ -146,6 +158,7 @@ impl Settler {
         traces::record_text("pixwarden.settlement", settlement.label().as_str());
         let result = match settlement {
             Settlement::Return => delivery.acknowledger().requeue().await,
+            Settlement::Reject => delivery.acknowledger().reject().await,
             _ => delivery.acknowledger().acknowledge().await,
         };
         fault_injection::crash_point("settle");
@@ -189,126 +202,6 @@ pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
     }
 }
 
-/// The sender's properties with additional headers. Left out are `expiration`, by which the copy could vanish, and
-/// `user_id`, which the broker accepts only from that user.
-fn copied_properties(properties: &BasicProperties, headers: &[(&str, AMQPValue)]) -> BasicProperties {
-    let mut all = FieldTable::default();
-    let mut left = MAX_SENDER_HEADER_BYTES;
-    for (key, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
-        // The targets in CC and BCC have received the original already.
-        if matches!(key.as_str(), "CC" | "BCC") {
-            continue;
-        }
-        let size = key.as_str().len() + header_value_bytes(value);
-        // A replayed job would get another verdict if it lost its id.
-        let is_required =
-            [JOB_ID_HEADER, "traceparent", "tracestate"].contains(&key.as_str()) && size <= MAX_REQUIRED_HEADER_BYTES;
-        if size > left && !is_required {
-            tracing::warn!(header = key.as_str(), bytes = size, "header too large, left out of the copy");
-            continue;
-        }
-        left = left.saturating_sub(size);
-        all.insert(key.clone(), value.clone());
-    }
-    for (key, value) in headers {
-        all.insert((*key).into(), value.clone());
-    }
-    let mut copy = BasicProperties::default().with_headers(all);
-    if let Some(value) = properties.content_type() {
-        copy = copy.with_content_type(value.clone());
-    }
-    if let Some(value) = properties.content_encoding() {
-        copy = copy.with_content_encoding(value.clone());
-    }
-    if let Some(value) = properties.priority() {
-        copy = copy.with_priority(*value);
-    }
-    if let Some(value) = properties.correlation_id() {
-        copy = copy.with_correlation_id(value.clone());
-    }
-    if let Some(value) = properties.reply_to() {
-        copy = copy.with_reply_to(value.clone());
-    }
-    if let Some(value) = properties.message_id() {
-        copy = copy.with_message_id(value.clone());
-    }
-    if let Some(value) = properties.timestamp() {
-        copy = copy.with_timestamp(*value);
-    }
-    if let Some(value) = properties.kind() {
-        copy = copy.with_type(value.clone());
-    }
-    if let Some(value) = properties.app_id() {
-        copy = copy.with_app_id(value.clone());
-    }
-    copy
-}
-
-/// An upper bound of a header value's size in its frame, in bytes.
-fn header_value_bytes(value: &AMQPValue) -> usize {
-    const FIXED: usize = 16;
-    let inner = match value {
-        AMQPValue::ShortString(text) => text.as_str().len(),
-        AMQPValue::LongString(text) => text.as_bytes().len(),
-        AMQPValue::ByteArray(bytes) => bytes.as_slice().len(),
-        AMQPValue::FieldArray(array) => array.as_slice().iter().map(header_value_bytes).sum(),
-        AMQPValue::FieldTable(table) => {
-            table.inner().iter().map(|(key, value)| key.as_str().len() + header_value_bytes(value)).sum()
-        }
-        _ => 0,
-    };
-    FIXED + inner
-}
-
 fn shortened(reason: &str) -> String {
     reason.chars().take(MAX_REASON_CHARS).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_copy_keeps_the_senders_properties_except_those_that_could_make_it_disappear() {
-        let mut headers = FieldTable::default();
-        headers.insert("traceparent".into(), text("00-1-2-01"));
-        headers.insert("CC".into(), text("elsewhere"));
-        let original = BasicProperties::default()
-            .with_headers(headers)
-            .with_message_id("m".into())
-            .with_correlation_id("c".into())
-            .with_reply_to("r".into())
-            .with_content_type("application/json".into())
-            .with_expiration("1000".into())
-            .with_user_id("another".into());
-        let copy = copied_properties(&original, &[(REASON_HEADER, text("why"))]);
-        assert_eq!(copy.expiration(), &None);
-        assert_eq!(copy.user_id(), &None);
-        let (id, correlation, reply) = (copy.message_id(), copy.correlation_id(), copy.reply_to());
-        assert_eq!((id, correlation, reply), (original.message_id(), original.correlation_id(), original.reply_to()));
-        let headers = copy.headers().as_ref().unwrap().inner();
-        assert_eq!(headers.get("traceparent"), Some(&text("00-1-2-01")));
-        assert_eq!(headers.get(REASON_HEADER), Some(&text("why")));
-        assert_eq!(headers.get("CC"), None);
-    }
-
-    #[test]
-    fn a_copy_leaves_out_headers_that_would_fill_its_frame() {
-        let mut nested = FieldTable::default();
-        nested.insert("inside".into(), text(&"a".repeat(MAX_SENDER_HEADER_BYTES)));
-        let mut headers = FieldTable::default();
-        headers.insert("a-long".into(), text(&"a".repeat(MAX_SENDER_HEADER_BYTES)));
-        headers.insert("b-nested".into(), AMQPValue::FieldTable(nested));
-        for i in 0..10_000 {
-            headers.insert(format!("c-{i}").into(), AMQPValue::Boolean(true));
-        }
-        headers.insert(JOB_ID_HEADER.into(), text("job-1"));
-        let original = BasicProperties::default().with_headers(headers);
-        let copy = copied_properties(&original, &[(REASON_HEADER, text("why"))]);
-        let kept = copy.headers().as_ref().unwrap().inner();
-        assert_eq!(kept.get(JOB_ID_HEADER), Some(&text("job-1")), "a replayed job keeps its id");
-        assert!(!kept.contains_key("a-long") && !kept.contains_key("b-nested"));
-        assert!((1_000..10_000).contains(&kept.len()), "{} of the small ones are kept", kept.len());
-        assert_eq!(kept.get(REASON_HEADER), Some(&text("why")));
-    }
 }

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use lapin::BasicProperties;
+use lapin::protocol::{AMQPError, AMQPSoftError};
+use lapin::{BasicProperties, ErrorKind};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -39,6 +40,7 @@ use crate::telemetry::intake::{Intake, IntakeState};
 enum Settled {
     Acknowledged,
     Requeued,
+    Rejected,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,10 @@ impl Acknowledger for FakeAcknowledger {
 
     async fn requeue(&self) -> Result<bool, BrokerError> {
         Ok(self.0.send(Settled::Requeued).is_ok())
+    }
+
+    async fn reject(&self) -> Result<bool, BrokerError> {
+        Ok(self.0.send(Settled::Rejected).is_ok())
     }
 }
 
@@ -78,6 +84,8 @@ struct FakeBroker {
     /// Messages that came back.
     returned: AtomicUsize,
     is_down: Mutex<bool>,
+    /// Every message is larger than the broker allows.
+    refuses_size: Mutex<bool>,
 }
 
 impl FakeBroker {
@@ -92,6 +100,10 @@ impl MessagePublisher for FakeBroker {
     async fn publish(&self, message: Message<'_>) -> Result<(), PublishError> {
         if *self.is_down.lock().unwrap() {
             return Err(PublishError::Nacked);
+        }
+        if *self.refuses_size.lock().unwrap() {
+            let refused = AMQPError::new(AMQPSoftError::PRECONDITIONFAILED.into(), "message size 600000 is too large".into());
+            return Err(BrokerError::from(lapin::Error::from(ErrorKind::ProtocolError(refused))).into());
         }
         if self.unroutable.lock().unwrap().contains(message.routing_key) {
             self.returned.fetch_add(1, Ordering::SeqCst);
@@ -433,7 +445,9 @@ async fn a_failed_attempt_is_repeated_from_a_delay_queue_and_the_last_one_fails_
     assert_eq!(world.settle(job("denied").with_failed_attempts(2)).await, Settled::Acknowledged);
     let verdict = world.verdict("denied").await.unwrap();
     assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Failed, 3));
-    assert_eq!(world.broker.published_to("pixwarden.dead").len(), 1);
+    let [letter] = &world.broker.published_to("pixwarden.dead")[..] else { panic!("one dead letter") };
+    assert!(letter.header(REASON_HEADER).unwrap().starts_with("given up after 3 attempts"));
+    assert_eq!(letter.header(ATTEMPT_HEADER).as_deref(), Some("3"), "the reason and the count agree");
 }
 
 #[tokio::test]
@@ -458,6 +472,13 @@ async fn a_message_without_a_job_never_stops_the_others() {
 
     assert_eq!(world.settle(message(json!({"Event": "s3:TestEvent"}))).await, Settled::Acknowledged);
     assert!(world.broker.published_to("pixwarden.jobs").is_empty(), "a test event requests nothing");
+
+    let folder = json!({"key": "new/", "size": 0});
+    let marker = json!({"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": folder}}]});
+    assert_eq!(world.settle(message(marker)).await, Settled::Acknowledged);
+    assert_eq!(world.store.opened.load(Ordering::SeqCst), 0, "a folder marker is no image");
+    assert!(world.broker.published_to("pixwarden.events").is_empty());
+    assert_eq!(world.broker.published_to("pixwarden.dead").len(), 1);
 
     let record = |key: &str| json!({"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}});
     let several = json!({"Records": [record("a"), record("b")]});
@@ -560,7 +581,7 @@ async fn a_delivery_whose_copy_cannot_be_published_returns_to_its_queue() {
     let settler = Settler::new(broker.clone(), topology());
     for settlement in [
         Settlement::Retry { failed_attempts: 1, reason: "denied".into() },
-        Settlement::DeadLetter { reason: "malformed".into(), job_id: None },
+        Settlement::dead_letter("malformed"),
         Settlement::Split(vec!["{}".into()]),
     ] {
         let (sender, mut settlement_of) = mpsc::unbounded_channel();
@@ -569,6 +590,18 @@ async fn a_delivery_whose_copy_cannot_be_published_returns_to_its_queue() {
         settler.settle(delivery, settlement.clone()).await;
         assert_eq!(settlement_of.recv().await, Some(Settled::Requeued), "{settlement:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_copies_the_broker_refuses_does_not_circulate() {
+    let broker = Arc::new(FakeBroker::default());
+    *broker.refuses_size.lock().unwrap() = true;
+    let settler = Settler::new(broker.clone(), topology());
+    let (sender, mut settlement_of) = mpsc::unbounded_channel();
+    let acknowledger = Box::new(FakeAcknowledger(sender));
+    let delivery = Delivery::new(Lane::Live, Vec::new(), BasicProperties::default(), false, acknowledger);
+    settler.settle(delivery, Settlement::dead_letter("the body is too large")).await;
+    assert_eq!(settlement_of.recv().await, Some(Settled::Rejected));
 }
 
 #[tokio::test]
@@ -582,6 +615,26 @@ async fn a_reply_is_sent_for_every_outcome_but_never_to_a_queue_of_our_own() {
     let outcomes: Vec<_> =
         replies.iter().map(|reply| (reply.routing_key.as_str(), reply.body["data"]["outcome"].as_str())).collect();
     assert_eq!(outcomes, [("answers", Some("passed")), ("answers", Some("missing"))]);
+}
+
+#[tokio::test]
+async fn a_sender_that_waits_learns_why_its_message_has_no_result() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("image")).await;
+    let mut malformed = message("{not json").with_reply_to("answers");
+    malformed.properties = malformed.properties.with_correlation_id("c-1".into());
+    let test_event = message(json!({"Event": "s3:TestEvent"})).with_reply_to("answers");
+    let conflict = message(json!({"id": "image", "image": "s3://uploads/another"})).with_reply_to("answers");
+    for message in [malformed, test_event, conflict, message("{}").with_reply_to("pixwarden.jobs.live")] {
+        assert_eq!(world.settle(message).await, Settled::Acknowledged);
+    }
+    let replies = world.broker.published_to("");
+    let codes: Vec<_> = replies.iter().map(|reply| reply.body["error"]["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["not_understood", "nothing_requested", "id_conflict"], "never to a queue of our own");
+    assert!(replies[0].body["error"]["message"].as_str().unwrap().contains("neither JSON nor s3://"));
+    assert_eq!(replies[0].properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
+    assert_eq!(replies[0].properties.content_type().as_ref().unwrap().as_str(), "application/json");
 }
 
 #[tokio::test]

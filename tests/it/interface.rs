@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lapin::BasicProperties;
-use pixwarden::job::forms::{Reading, read};
+use pixwarden::job::forms::{MessageProperties, Reading, read};
 use pixwarden::job::{Identity, Lane};
 use serde_json::{Value, json};
 
@@ -17,7 +17,8 @@ fn docs(below: &str) -> PathBuf {
 
 /// What an example of a job asks for, in one line.
 fn asks_for(body: &[u8]) -> String {
-    match read(body, Some("message-7")).unwrap() {
+    let properties = MessageProperties { message_id: Some("message-7"), ..MessageProperties::default() };
+    match read(body, properties).unwrap() {
         Reading::Job(job) => {
             let id = match job.identity {
                 Identity::Given(id) => id,

@@ -293,7 +293,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("backfill", &["broker", "config", "job", "ledger", "objects", "offload", "retry", "screen"]),
-    ("dead", &["broker", "config", "escape", "job"]),
+    ("dead", &["broker", "canonical", "config", "escape", "job"]),
     ("evaluate", &["config", "detector", "error_text", "files", "job", "lanes", "policy", "screen"]),
     (
         "bench",

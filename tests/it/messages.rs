@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use lapin::BasicProperties;
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use pixwarden::broker::{Message, Topology, text};
+use pixwarden::broker::{self, Message, Topology, text};
 use pixwarden::job::Lane;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Lab, good_image, judged_fixtures, reason};
 
@@ -361,4 +362,134 @@ async fn several_detectors_look_at_one_decode_and_a_shadow_is_never_judged() {
             assert!((found - p.as_f64().unwrap()).abs() <= 0.005, "{detector}, {label}: {found} instead of {p}");
         }
     }
+}
+
+/// An S3 event about one object.
+fn s3_event(lab: &Lab, source: &str, name: &str, object: &Value) -> String {
+    let stored = json!({"bucket": {"name": lab.bucket}, "object": object});
+    json!({"Records": [{"eventSource": source, "eventName": name, "s3": stored}]}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_other_stores_are_read_as_they_are_meant() {
+    let lab = Lab::new().await;
+    for key in ["ceph/a+b%20c.png", "synced.png", "null.png", "weak.png", "mark.png"] {
+        lab.put(key, good_image()).await;
+    }
+    lab.put("new/", Vec::new()).await;
+    let weak = lab.put("weak.png", good_image()).await;
+    let worker = lab.started_worker().await;
+    let created = "ObjectCreated:Put";
+    let weak = json!({"image": {"bucket": lab.bucket, "key": "weak.png", "etag": format!("W/\"{weak}\"")}});
+    for body in [
+        s3_event(&lab, "ceph:s3", created, &json!({"key": "ceph/a+b%20c.png", "size": 1, "versionId": "", "eTag": ""})),
+        s3_event(&lab, "ceph:s3", "ObjectSynced:Create", &json!({"key": "synced.png", "size": 1})),
+        s3_event(&lab, "minio:s3", created, &json!({"key": "null.png", "size": 1, "versionId": "null"})),
+        s3_event(&lab, "aws:s3", created, &json!({"key": "new/", "size": 0})),
+        weak.to_string(),
+        format!("\u{feff}{}\n", json!({"image": format!("s3://{}/mark.png", lab.bucket)})),
+    ] {
+        lab.publish(Lane::Live, body, BasicProperties::default()).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome = 'passed'", 5, &worker).await;
+    lab.until_settled(&worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 5, "a folder marker has no verdict");
+    assert_eq!(lab.waiting(&lab.topology.dead()).await, 0);
+    assert!(worker.log_has("a folder marker"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_says_what_its_message_is() {
+    let lab = Lab::new().await;
+    let worker = lab.started_worker().await;
+    let mut death = FieldTable::default();
+    death.insert("queue".into(), broker::text("q"));
+    let mut headers = FieldTable::default();
+    headers.insert("x-big".into(), broker::text(&"x".repeat(100_000)));
+    let deaths = lapin::types::FieldArray::from(vec![lapin::types::AMQPValue::FieldTable(death)]);
+    headers.insert("x-death".into(), lapin::types::AMQPValue::FieldArray(deaths));
+    let plain = BasicProperties::default;
+    let cases = [
+        (&b"\x1f\x8b\x08\x00\xb2\x62\x07\x62"[..], plain().with_content_encoding("gzip".into()), "compressed (gzip)"),
+        (br#"{"kind": "storage#object", "name": "p/gcs.png", "bucket": "b", "etag": "x"}"#, plain(), "Google Cloud Storage"),
+        (br#"{"nonsense": 2}"#, plain().with_headers(headers), "not a job"),
+    ];
+    for (body, properties, says) in cases {
+        lab.publish(Lane::Live, body, properties).await;
+        lab.until_settled(&worker).await;
+        let dead = lab.drain(&lab.topology.dead()).await;
+        let [(_, properties)] = &dead[..] else { panic!("{} dead letters", dead.len()) };
+        assert!(reason(properties).contains(says), "{}", reason(properties));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_object_is_screened_under_the_very_key_that_the_store_holds() {
+    let lab = Lab::new().await;
+    let image = good_image();
+    let long = format!("{}.png", "a".repeat(1020));
+    let keys = [
+        "/lead", "a//b", "a/./b", "a/../b", "..", "dots/..", "q?x=1", "h#1", "per%41cent", "pl+us", "back\\slash",
+        "new\nline", "emoji-\u{1f600}", "e\u{301}", "\u{e9}", "sp ace ", " lead", "tab\t.png", "star*", "amp&eq=",
+        "quote'\"", "trail/", "\u{202e}.png", "ctl\u{1}", &long,
+    ];
+    let mut held = Vec::new();
+    for key in keys {
+        // A server may refuse some of them.
+        let put = lab.s3.put_object().bucket(&lab.bucket).key(key).body(image.clone().into());
+        if put.send().await.is_ok() {
+            held.push(key.to_owned());
+        }
+    }
+    assert!(held.len() > 15, "{held:?}");
+    let worker = lab.started_worker().await;
+    for key in &held {
+        lab.job(Lane::Live, json!({"image": {"bucket": lab.bucket, "key": key}})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", held.len() as i64, &worker).await;
+    let mut screened: Vec<String> =
+        sqlx::query_scalar("SELECT key FROM verdicts WHERE outcome = 'passed'").fetch_all(&lab.db).await.unwrap();
+    screened.sort_unstable();
+    held.sort_unstable();
+    assert_eq!(screened, held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_reply_arrives_and_is_not_logged_as_lost() {
+    let lab = Lab::new().await;
+    lab.put("a.jpg", good_image()).await;
+    let worker = lab.started_worker().await;
+    let channel = lab.connection.create_channel().await.unwrap();
+    let (queue, options) = ("amq.rabbitmq.reply-to", BasicConsumeOptions { no_ack: true, ..Default::default() });
+    let mut replies = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
+    let job = json!({"image": format!("s3://{}/a.jpg", lab.bucket)}).to_string();
+    for (id, body) in [("job", job.as_str()), ("none", "no job")] {
+        let properties = BasicProperties::default().with_reply_to(queue.into()).with_correlation_id(id.into());
+        let (exchange, lane) = (lab.topology.jobs(), Lane::Live.as_str());
+        let options = BasicPublishOptions::default();
+        let published = channel.basic_publish(exchange.as_str().into(), lane.into(), options, body.as_bytes(), properties);
+        drop(published.await.unwrap());
+        let reply = tokio::time::timeout(Duration::from_secs(60), replies.next()).await;
+        let reply = reply.expect("no reply within a minute").unwrap().unwrap();
+        assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), id);
+        let body: Value = serde_json::from_slice(&reply.data).unwrap();
+        match id {
+            "job" => assert_eq!(body["data"]["outcome"], "passed"),
+            _ => assert_eq!(body["error"]["code"], "not_understood"),
+        }
+    }
+    lab.until_settled(&worker).await;
+    assert!(!worker.log_has("reply not delivered"), "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_shows_how_large_a_message_may_be() {
+    let lab = Lab::new().await;
+    // The test's broker has the limit of deploy/rabbitmq/rabbitmq.conf.
+    assert!(broker::accepts_message_of(&lab.connection, broker::MAX_MESSAGE_BYTES).await.unwrap());
+    assert!(!broker::accepts_message_of(&lab.connection, broker::MAX_MESSAGE_BYTES + 1).await.unwrap());
+    let check = lab.run(&["check"]).await;
+    assert!(check.stdout.contains("messages of more than 512 KiB are refused"), "{}", check.stdout);
+    let check = lab.run(&["check", "--no-size-probe"]).await;
+    assert!(!check.stdout.contains("KiB are refused"), "{}", check.stdout);
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use pixwarden::broker::{Message, text};
 use pixwarden::job::Lane;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -16,6 +18,17 @@ fn rows(ended: &Ended) -> Vec<Value> {
 
 fn field<'a>(rows: &'a [Value], name: &str) -> Vec<&'a str> {
     rows.iter().map(|row| row[name].as_str().unwrap_or_default()).collect()
+}
+
+/// The header by which the broker recognises that a message was in a queue before.
+fn death_in(queue: &str) -> AMQPValue {
+    let mut death = FieldTable::default();
+    for (key, value) in [("queue", queue), ("reason", "expired"), ("exchange", "")] {
+        death.insert(key.into(), text(value));
+    }
+    death.insert("count".into(), AMQPValue::LongLongInt(1));
+    death.insert("routing-keys".into(), AMQPValue::FieldArray(vec![text("backfill")].into()));
+    AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())
 }
 
 /// Two jobs that failed because of broken downloads, and an invalid message.
@@ -32,8 +45,9 @@ async fn with_dead_letters() -> Lab {
     let mut worker = lab.started_worker().await;
     let job = |i: u8| json!({"id": format!("job-{i}"), "image": format!("s3://{}/cut-{i}", lab.bucket)}).to_string();
     let headers = {
-        let mut headers = lapin::types::FieldTable::default();
-        headers.insert("traceparent".into(), pixwarden::broker::text("00-1-2-01"));
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), text("00-1-2-01"));
+        headers.insert("x-death".into(), death_in(&lab.topology.lane(Lane::Backfill)));
         headers
     };
     for i in [1, 2] {
@@ -60,6 +74,7 @@ async fn listing_dead_letters_consumes_none() {
     ids.sort_unstable();
     assert_eq!(ids, ["job-1", "job-2"]);
     assert!(failed.iter().all(|row| row["lane"] == "backfill" && row["dead_since"].is_string()), "{failed:?}");
+    assert!(failed.iter().all(|row| row["attempts"] == 2), "as the reason says: {failed:?}");
     assert_eq!(rows(&lab.run(&["dead", "list", "--older-than", "1h", "--format", "jsonl"]).await.expect_ok()).len(), 0);
     assert_eq!(rows(&lab.run(&["dead", "list", "--older-than", "0s", "--format", "jsonl"]).await.expect_ok()).len(), 3);
 
@@ -70,7 +85,7 @@ async fn listing_dead_letters_consumes_none() {
     assert_eq!(odd["body"], "nonsense");
     let nobody = lab.run(&["dead", "show", "nobody"]).await;
     assert_eq!(nobody.status, 1);
-    assert!(nobody.stderr.contains("no dead letter has the job id or message id \"nobody\""), "{}", nobody.stderr);
+    assert!(nobody.stderr.contains("no dead letter has the job id, the message id or the position \"nobody\""), "{}", nobody.stderr);
     lab.until_waiting(&lab.topology.dead(), 3).await;
 }
 
@@ -119,6 +134,42 @@ async fn dropped_letters_are_gone_and_the_others_stay() {
     assert!(dropped.stderr.contains("2 dead letters dropped"), "{}", dropped.stderr);
     let left = rows(&lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok());
     assert_eq!(field(&left, "job_id"), ["job-2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_without_an_id_are_found_by_a_position_that_stays() {
+    let lab = Lab::new().await;
+    let sender = lab.queue.parse::<url::Url>().unwrap().username().to_owned();
+    // Enough that the broker returns them in another order, and each of them twice.
+    for i in 0..40 {
+        let (exchange, body) = (lab.topology.jobs(), format!("junk {}", i % 20));
+        let properties = BasicProperties::default().with_user_id(sender.as_str().into());
+        let message = Message { exchange: &exchange, routing_key: "uploads", payload: body.as_bytes(), properties };
+        lab.publisher.publish(message).await.unwrap();
+    }
+    let list = async |limit| rows(&lab.run(&["dead", "list", "--format", "jsonl", "--limit", limit]).await.expect_ok());
+    let first = list("100").await;
+    let positions: std::collections::BTreeSet<_> = field(&first, "position").into_iter().collect();
+    assert_eq!(positions.len(), 40, "no two are equal");
+    assert!(field(&first, "reason").iter().all(|reason| reason.starts_with("no lane \"uploads\"")), "{first:?}");
+    for _ in 0..3 {
+        assert_eq!(list("100").await, first);
+        assert_eq!(list("7").await, first[..7], "the same ones, however many are printed");
+    }
+
+    let (position, body) = (first[11]["position"].as_str().unwrap(), &first[11]["body"]);
+    let shown: Value = serde_json::from_str(&lab.run(&["dead", "show", position]).await.expect_ok().stdout).unwrap();
+    assert_eq!(&shown["body"], body);
+    let nowhere = lab.run(&["dead", "replay", "--id", position]).await.expect_ok();
+    assert!(nowhere.stderr.contains("1 name no lane"), "{}", nowhere.stderr);
+    let replayed = lab.run(&["dead", "replay", "--position", position, "--lane", "live"]).await.expect_ok();
+    assert!(replayed.stderr.contains("1 dead letter replayed\n  1  no lane \"uploads\": a"), "{}", replayed.stderr);
+    let revived = lab.drain(&lab.topology.lane(Lane::Live)).await;
+    assert_eq!(revived.iter().map(|(body, _)| body).collect::<Vec<_>>(), [body]);
+    let position = first[0]["position"].as_str().unwrap();
+    let dropped = lab.run(&["dead", "drop", "--id", position]).await.expect_ok();
+    assert!(dropped.stderr.contains("1 dead letter dropped"), "{}", dropped.stderr);
+    assert_eq!(list("100").await.len(), 38);
 }
 
 /// A ledger with a verdict on every fixture, and what the worker told of each.

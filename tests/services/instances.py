@@ -96,6 +96,7 @@ class RabbitMq(Service):
             f"management.tcp.port = {self.management_port}\n"
             # The counts of queues need no statistics, which would cost processor time.
             "management_agent.disable_metrics_collector = true\n"
+            + (DEPLOY / "rabbitmq" / "rabbitmq.conf").read_text()
         )
         # The counts of a quorum queue are as old as its last tick. The default is five seconds.
         (self.folder / "advanced.config").write_text("[{rabbit, [{quorum_tick_interval, 250}]}].\n")
