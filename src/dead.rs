@@ -117,11 +117,7 @@ impl<'a> DeadLetterQueue<'a> {
     ///
     /// # Errors
     /// When the broker does not respond as it should, or `print` fails.
-    pub(crate) async fn show(
-        &self,
-        id: &str,
-        mut print: impl FnMut(&str) -> io::Result<()>,
-    ) -> anyhow::Result<u32> {
+    pub(crate) async fn show(&self, id: &str, mut print: impl FnMut(&str) -> io::Result<()>) -> anyhow::Result<u32> {
         let mut found = 0;
         let show = async |message: &LetterMessage<'_>, letter: DeadLetter| {
             if letter.is_called(id) {

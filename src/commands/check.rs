@@ -81,11 +81,7 @@ pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::
     Ok(u8::from(failed))
 }
 
-async fn queue(
-    arguments: &CheckArguments,
-    config: &Config,
-    topology: &Topology,
-) -> anyhow::Result<CheckResult> {
+async fn queue(arguments: &CheckArguments, config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
     let url = config.queue()?;
     let connection = connect(url, "check").await?;
     let mut words = format!("connected to {url}");

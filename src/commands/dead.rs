@@ -1,6 +1,6 @@
 //! `pixwarden dead`: arguments and output of [`crate::dead`].
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};

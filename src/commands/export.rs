@@ -124,10 +124,7 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     note!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
     note!("next: {option} {next}");
     if end.is_early {
-        note!(
-            "  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them",
-            lag.as_secs()
-        );
+        note!("  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them", lag.as_secs());
     }
     Ok(0)
 }

@@ -238,7 +238,12 @@ mod tests {
         for (exchange, key, headers, expected) in [
             ("pixwarden.dead", "live", &worker[..], Some("id_conflict: why")),
             ("pixwarden.dead", "live", &death[..], Some("the broker dead-lettered it from the queue \"q\": expired")),
-            ("pixwarden.jobs", "uploads", &[][..], Some("no lane \"uploads\": a job's routing key is live or backfill")),
+            (
+                "pixwarden.jobs",
+                "uploads",
+                &[][..],
+                Some("no lane \"uploads\": a job's routing key is live or backfill"),
+            ),
             // It was in another queue before, and that is not why it is here.
             ("pixwarden.jobs", "", &death[..], Some("no lane \"\": a job's routing key is live or backfill")),
             ("pixwarden.jobs", "live", &[][..], Some("no queue was bound for the lane \"live\"")),
@@ -278,9 +283,12 @@ mod tests {
 
     #[test]
     fn attempts_are_a_number_and_nested_headers_are_shown() {
-        let death = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(properties(&[("queue", text("q"))]).headers().clone().unwrap())].into());
+        let death = AMQPValue::FieldArray(
+            vec![AMQPValue::FieldTable(properties(&[("queue", text("q"))]).headers().clone().unwrap())].into(),
+        );
         let properties = properties(&[(ATTEMPT_HEADER, AMQPValue::LongUInt(5)), ("x-death", death)]);
-        let message = LetterMessage { exchange: "pixwarden.dead", routing_key: "live", properties: &properties, data: b"{}" };
+        let message =
+            LetterMessage { exchange: "pixwarden.dead", routing_key: "live", properties: &properties, data: b"{}" };
         let letter = DeadLetter::of(&message, "here".into(), "pixwarden.jobs");
         assert_eq!(letter.row()["attempts"], json!(5));
         let shown: Value = serde_json::from_str(&as_json(&message, &letter)).unwrap();
@@ -292,7 +300,8 @@ mod tests {
     fn a_replayed_letter_has_nothing_that_the_broker_would_refuse_or_route_elsewhere() {
         let headers = [("CC", text("pixwarden.flagged")), (REASON_HEADER, text("why")), (JOB_ID_HEADER, text("job-1"))];
         let properties = properties(&headers).with_user_id("sender".into()).with_expiration("1".into());
-        let message = LetterMessage { exchange: "pixwarden.dead", routing_key: "live", properties: &properties, data: b"{}" };
+        let message =
+            LetterMessage { exchange: "pixwarden.dead", routing_key: "live", properties: &properties, data: b"{}" };
         let revived = revived(&message, "pixwarden.jobs", Lane::Live).properties;
         assert_eq!((revived.user_id(), revived.expiration()), (&None, &None));
         let kept: Vec<_> = revived.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();

@@ -224,7 +224,8 @@ fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
         return Ok(Reading::Nothing(format!("an EventBridge event other than Object Created: {}", shortened(kind))));
     }
     let detail = &object["detail"];
-    let (Some(bucket), Some(key)) = (filled_text(&detail["bucket"]["name"]), filled_text(&detail["object"]["key"])) else {
+    let (Some(bucket), Some(key)) = (filled_text(&detail["bucket"]["name"]), filled_text(&detail["object"]["key"]))
+    else {
         return malformed("an EventBridge event without `detail.bucket.name` or `detail.object.key`");
     };
     let Event { version, etag, sequencer } = Event::of(&detail["object"], "version-id", "etag");
@@ -470,7 +471,10 @@ mod tests {
         let removal = serde_json::from_str(&bodies[1]).unwrap();
         assert_eq!(nothing(&removal), "no record of a created object: ObjectRemoved:Delete");
         for (body, says) in [
-            (json!({"Records": [record("2", "ObjectRemoved:Delete"), record("3", "ObjectTagging:Put")]}), "ObjectRemoved:Delete, ObjectTagging:Put"),
+            (
+                json!({"Records": [record("2", "ObjectRemoved:Delete"), record("3", "ObjectTagging:Put")]}),
+                "ObjectRemoved:Delete, ObjectTagging:Put",
+            ),
             (json!({"Records": [record("2", "s3:ObjectSynced:Delete")]}), "s3:ObjectSynced:Delete"),
             (json!({"Records": []}), "without records"),
             (json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}), "test event"),
@@ -502,9 +506,7 @@ mod tests {
 
     #[test]
     fn a_folder_marker_requests_nothing_and_an_image_under_such_a_key_is_a_job() {
-        let event_bridge = |size: u32| {
-            json!({"detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": {"key": "new/", "size": size}}})
-        };
+        let event_bridge = |size: u32| json!({"detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": {"key": "new/", "size": size}}});
         let notification = |size: u32| json!({"Records": [record("aws:s3", "new/", json!({"size": size}))]});
         for marker in [notification(0), event_bridge(0)] {
             assert!(nothing(&marker).contains("folder marker"), "{marker}");
@@ -537,7 +539,9 @@ mod tests {
             assert_eq!(one(&records(record("aws:s3", "k", json!({"eTag": etag})))).image.etag.as_deref(), Some("e"));
         }
         assert_eq!(one(&records(record("aws:s3", "k", json!({"eTag": "\"\""})))).image.etag, None);
-        assert!(reason(r#"{"image": {"bucket": "b", "key": "k", "etag": "W/\"\""}}"#).contains("`image.etag` is empty"));
+        assert!(
+            reason(r#"{"image": {"bucket": "b", "key": "k", "etag": "W/\"\""}}"#).contains("`image.etag` is empty")
+        );
     }
 
     #[test]

@@ -91,9 +91,8 @@ impl Delivery {
     #[must_use]
     pub fn read_properties(&self) -> MessageProperties<'_> {
         let headers = self.properties.headers().iter().flat_map(|headers| headers.inner().keys());
-        let is_binary_cloud_event = |key: &ShortString| {
-            CLOUD_EVENT_HEADERS.iter().any(|header| header.eq_ignore_ascii_case(key.as_str()))
-        };
+        let is_binary_cloud_event =
+            |key: &ShortString| CLOUD_EVENT_HEADERS.iter().any(|header| header.eq_ignore_ascii_case(key.as_str()));
         MessageProperties {
             message_id: self.properties.message_id().as_ref().map(ShortString::as_str),
             content_encoding: self.properties.content_encoding().as_ref().map(ShortString::as_str),

@@ -12,8 +12,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Delivery;
 use crate::broker::{
-    ATTEMPT_HEADER, BrokerError, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
-    Topology, copied_properties, delay_queue_index, hold_queue_index, text,
+    ATTEMPT_HEADER, BrokerError, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError,
+    REASON_HEADER, Topology, copied_properties, delay_queue_index, hold_queue_index, text,
 };
 use crate::fault_injection;
 use crate::job::Outcome;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use lapin::protocol::{AMQPError, AMQPSoftError};
-use lapin::{BasicProperties, ErrorKind};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, ErrorKind};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
@@ -102,7 +102,8 @@ impl MessagePublisher for FakeBroker {
             return Err(PublishError::Nacked);
         }
         if *self.refuses_size.lock().unwrap() {
-            let refused = AMQPError::new(AMQPSoftError::PRECONDITIONFAILED.into(), "message size 600000 is too large".into());
+            let refused =
+                AMQPError::new(AMQPSoftError::PRECONDITIONFAILED.into(), "message size 600000 is too large".into());
             return Err(BrokerError::from(lapin::Error::from(ErrorKind::ProtocolError(refused))).into());
         }
         if self.unroutable.lock().unwrap().contains(message.routing_key) {

@@ -411,7 +411,11 @@ async fn a_dead_letter_says_what_its_message_is() {
     let plain = BasicProperties::default;
     let cases = [
         (&b"\x1f\x8b\x08\x00\xb2\x62\x07\x62"[..], plain().with_content_encoding("gzip".into()), "compressed (gzip)"),
-        (br#"{"kind": "storage#object", "name": "p/gcs.png", "bucket": "b", "etag": "x"}"#, plain(), "Google Cloud Storage"),
+        (
+            br#"{"kind": "storage#object", "name": "p/gcs.png", "bucket": "b", "etag": "x"}"#,
+            plain(),
+            "Google Cloud Storage",
+        ),
         (br#"{"nonsense": 2}"#, plain().with_headers(headers), "not a job"),
     ];
     for (body, properties, says) in cases {
@@ -429,9 +433,31 @@ async fn each_object_is_screened_under_the_very_key_that_the_store_holds() {
     let image = good_image();
     let long = format!("{}.png", "a".repeat(1020));
     let keys = [
-        "/lead", "a//b", "a/./b", "a/../b", "..", "dots/..", "q?x=1", "h#1", "per%41cent", "pl+us", "back\\slash",
-        "new\nline", "emoji-\u{1f600}", "e\u{301}", "\u{e9}", "sp ace ", " lead", "tab\t.png", "star*", "amp&eq=",
-        "quote'\"", "trail/", "\u{202e}.png", "ctl\u{1}", &long,
+        "/lead",
+        "a//b",
+        "a/./b",
+        "a/../b",
+        "..",
+        "dots/..",
+        "q?x=1",
+        "h#1",
+        "per%41cent",
+        "pl+us",
+        "back\\slash",
+        "new\nline",
+        "emoji-\u{1f600}",
+        "e\u{301}",
+        "\u{e9}",
+        "sp ace ",
+        " lead",
+        "tab\t.png",
+        "star*",
+        "amp&eq=",
+        "quote'\"",
+        "trail/",
+        "\u{202e}.png",
+        "ctl\u{1}",
+        &long,
     ];
     let mut held = Vec::new();
     for key in keys {
@@ -467,7 +493,8 @@ async fn a_direct_reply_arrives_and_is_not_logged_as_lost() {
         let properties = BasicProperties::default().with_reply_to(queue.into()).with_correlation_id(id.into());
         let (exchange, lane) = (lab.topology.jobs(), Lane::Live.as_str());
         let options = BasicPublishOptions::default();
-        let published = channel.basic_publish(exchange.as_str().into(), lane.into(), options, body.as_bytes(), properties);
+        let published =
+            channel.basic_publish(exchange.as_str().into(), lane.into(), options, body.as_bytes(), properties);
         drop(published.await.unwrap());
         let reply = tokio::time::timeout(Duration::from_secs(60), replies.next()).await;
         let reply = reply.expect("no reply within a minute").unwrap().unwrap();

@@ -85,7 +85,11 @@ async fn listing_dead_letters_consumes_none() {
     assert_eq!(odd["body"], "nonsense");
     let nobody = lab.run(&["dead", "show", "nobody"]).await;
     assert_eq!(nobody.status, 1);
-    assert!(nobody.stderr.contains("no dead letter has the job id, the message id or the position \"nobody\""), "{}", nobody.stderr);
+    assert!(
+        nobody.stderr.contains("no dead letter has the job id, the message id or the position \"nobody\""),
+        "{}",
+        nobody.stderr
+    );
     lab.until_waiting(&lab.topology.dead(), 3).await;
 }
 

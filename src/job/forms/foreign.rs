@@ -81,7 +81,10 @@ mod tests {
         let cloud_event = |kind: &str| json!({"specversion": "1.0", "type": kind, "source": "/s", "id": "1", "data": {"bucket": "b", "name": "k"}});
         for (body, name) in [
             (json!({"kind": "storage#object", "name": "k", "bucket": "b", "etag": "x"}), "Google Cloud Storage"),
-            (json!({"message": {"data": "e30=", "attributes": {"eventType": "OBJECT_FINALIZE"}}, "subscription": "s"}), "Google Pub/Sub"),
+            (
+                json!({"message": {"data": "e30=", "attributes": {"eventType": "OBJECT_FINALIZE"}}, "subscription": "s"}),
+                "Google Pub/Sub",
+            ),
             (cloud_event("google.cloud.storage.object.v1.finalized"), "Google Cloud Storage"),
             (blob.clone(), "Azure Event Grid"),
             (json!([blob]), "Azure Event Grid"),

@@ -14,7 +14,8 @@ use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, rea
 use crate::job::ImageRef;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
-    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
+    VerdictPage,
 };
 use crate::retry;
 

@@ -12,7 +12,8 @@ use super::{BEGIN, Sqlite, read_verdict_row};
 use crate::job::ImageRef;
 use crate::ledger::columns::{LockedVerdict, parse_uuid, to_json};
 use crate::ledger::{
-    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter, VerdictPage,
+    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
+    VerdictPage,
 };
 
 /// The condition of a verdict that may be pruned.

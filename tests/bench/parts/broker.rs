@@ -22,9 +22,9 @@ use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane};
 use pixwarden::ledger::{
-    Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow,
-    Position, PrunedPage, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict, UnpublishedEvents,
-    VerdictFilter, VerdictPage, Verdicts,
+    Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox,
+    OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict,
+    UnpublishedEvents, VerdictFilter, VerdictPage, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
