@@ -205,7 +205,7 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, G
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{MissingFile, Sqlite};
+    use crate::ledger::{Ledger, MissingFile, Sqlite};
 
     #[test]
     fn a_group_never_waits_for_more_than_can_come() {
@@ -216,6 +216,7 @@ mod tests {
     async fn many_rows_that_are_refused_in_a_row_are_the_ledgers_matter_and_a_few_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
+        ledger.migrate().await.unwrap();
         let unclear = UnclearRows::default();
         let row = |n| [Uuid::from_u128(n)];
         for n in [1, 1, 1, 1, 2, 3] {
