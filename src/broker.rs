@@ -7,6 +7,7 @@ mod acknowledge;
 mod echo;
 mod inspect;
 mod publisher;
+mod replies;
 mod topology;
 
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub use acknowledge::Acknowledger;
 pub use echo::Echo;
 pub use inspect::{Fate, depth, header, peek, visit_messages};
 pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
+pub use replies::{Reply, ReplyChannel};
 pub use topology::{DELAY_QUEUES, Topology, delay_queue_index};
 
 /// Longest wait for a connection, including TLS and login. Without a limit some failures hang for ever.

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
 use super::error::DecoderProcessError;
 use super::infer::{Engine, InferError, OnnxRuntime};
-use super::self_test::{SelfTest, SelfTestError, run_self_test};
+use super::self_test::{SelfTest, SelfTestError, run_self_test, score_still};
 use crate::config::{Config, DecodeMode, DetectorEntry, Origin};
-use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};
+use crate::detector::{DecodeSettings, Detector, GoldenImage, PackageError, PackageSource};
 use crate::policy::{Policy, PolicyError};
 
 /// Why the screen cannot start.
@@ -45,6 +46,18 @@ pub enum StartError {
     /// A decoder cannot be started.
     #[error(transparent)]
     Decoder(#[from] DecoderProcessError),
+    /// A package that must not get a second golden image.
+    #[error("detector {0} has a golden image already\n  hint: if it is wrong, delete golden.json in the package first")]
+    HasGoldenImage(String),
+    /// The golden image cannot be stored.
+    #[error("cannot write a golden image to {}: {error}", .folder.display())]
+    CannotWriteGolden {
+        /// The package.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
     /// No runtime for the self-test.
     #[error("cannot start the self-test")]
     Runtime(#[source] std::io::Error),
@@ -57,7 +70,12 @@ impl StartError {
             Self::Package(_) | Self::PackageAt { .. } | Self::SameName(_) | Self::NoDetector(_) | Self::Policy(_) => {
                 true
             }
-            Self::Infer(_) | Self::SelfTest(_) | Self::Decoder(_) | Self::Runtime(_) => false,
+            Self::Infer(_)
+            | Self::SelfTest(_)
+            | Self::Decoder(_)
+            | Self::HasGoldenImage(_)
+            | Self::CannotWriteGolden { .. }
+            | Self::Runtime(_) => false,
         }
     }
 }
@@ -186,6 +204,28 @@ fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> std::io::Result<
         let waiting = scope.spawn(|| Ok(tokio::runtime::Builder::new_current_thread().build()?.block_on(future)));
         waiting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Scores an image with every configured detector on this machine, and stores image and scores in each package as its golden
+/// image.
+///
+/// # Errors
+/// When a package is invalid or has a golden image, or the image cannot be scored. Packages before that one have theirs.
+pub(crate) fn write_golden_images(config: &Config, file_name: &Path, image: &Bytes) -> Result<(), StartError> {
+    let (report_broken, _) = watch::channel(None);
+    let starter = DetectorStarter::new(config, report_broken.clone())?;
+    for (folder, detector) in load_packages(config)? {
+        let detector = detector?;
+        if detector.golden.is_some() {
+            return Err(StartError::HasGoldenImage(detector.name));
+        }
+        let engine = Engine::start(&starter.runtime, detector, &config.inference, report_broken.clone())?;
+        let scoring = score_still(&engine, &starter.decoders, image.clone());
+        let scores = block_on(scoring).map_err(StartError::Runtime)??;
+        GoldenImage::write(&folder, file_name, image, &engine.detector.labels, &scores)
+            .map_err(|error| StartError::CannotWriteGolden { folder, error })?;
+    }
+    Ok(())
 }
 
 /// A detector that runs on this machine.

@@ -1,5 +1,8 @@
 //! `pixwarden models check`: the self-test of every detector, each by itself.
 
+use std::path::Path;
+
+use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::commands::console::note;
@@ -7,7 +10,7 @@ use crate::commands::output::{Format, Output};
 use crate::config::Config;
 use crate::error_text;
 use crate::job::exact;
-use crate::screen::{CheckedDetector, SelfTest, check_detectors};
+use crate::screen::{CheckedDetector, HOW_TO_WRITE, SelfTest, check_detectors, write_golden_images};
 
 const COLUMNS: [&str; 7] = ["name", "digest", "model_sha256", "device", "labels", "deviation", "proved"];
 
@@ -16,7 +19,13 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
     let mut failures = Vec::new();
     for (folder, checked) in check_detectors(config)? {
         match checked {
-            Ok(checked) => output.row(&row(&checked))?,
+            Ok(checked) => {
+                output.row(&row(&checked))?;
+                if checked.self_test == SelfTest::NoGoldenImage {
+                    let name = &checked.detector.name;
+                    note!("{name} has no golden image, so that nothing proves its scores here\n  hint: {HOW_TO_WRITE}");
+                }
+            }
             Err(e) => {
                 let error = error_text(&e);
                 // A detector that fails has no name yet, so that its folder stands for it.
@@ -31,6 +40,12 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
         note!("error: {failure}");
     }
     Ok(u8::from(!failures.is_empty()))
+}
+
+/// Stores an image and its scores on this machine in each package.
+pub(super) fn write_golden(image: &Path, config: &Config) -> anyhow::Result<()> {
+    let bytes = std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
+    Ok(write_golden_images(config, image, &bytes.into())?)
 }
 
 fn row(CheckedDetector { detector, device, self_test }: &CheckedDetector) -> Map<String, Value> {
