@@ -33,7 +33,7 @@ use start::DetectorStarter;
 pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
 pub(crate) use self_test::{HOW_TO_WRITE, SelfTest};
 pub use start::StartError;
-pub(crate) use start::{CheckedDetector, check_detectors, packages, plan, policy_for, write_golden_images};
+pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policy_for};
 
 /// Everything that turns bytes into a judgement, ready to run.
 pub struct Screen {

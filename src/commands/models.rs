@@ -69,10 +69,7 @@ pub(super) async fn run(arguments: &ModelsArguments, config: &Config) -> anyhow:
         ModelsCommand::List { format, .. } => list::run(Format::or_default(*format), config),
         ModelsCommand::Fetch(arguments) => fetch::run(arguments, config).await,
         ModelsCommand::Check { format, write_golden, .. } => {
-            if let Some(image) = write_golden {
-                check::write_golden(image, config)?;
-            }
-            check::run(Format::or_default(*format), config)
+            check::run(Format::or_default(*format), write_golden.as_deref(), config)
         }
     }
 }

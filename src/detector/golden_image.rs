@@ -48,20 +48,21 @@ impl GoldenImage {
     pub(crate) fn write(
         folder: &Path,
         file_name: &Path,
-        image: &[u8],
+        image: &Bytes,
         labels: &[String],
         scores: &[f32],
-    ) -> io::Result<()> {
+    ) -> io::Result<Self> {
         let extension = file_name.extension().and_then(OsStr::to_str).filter(|text| {
             !text.eq_ignore_ascii_case("json") && text.bytes().all(|letter| letter.is_ascii_alphanumeric())
         });
         let name = format!("golden.{}", extension.unwrap_or("image").to_ascii_lowercase());
         // Six decimals, as the converter writes them.
         let rounded = |score: &f32| json!((f64::from(*score) * 1e6).round() / 1e6);
-        let scores: JsonObject = labels.iter().cloned().zip(scores.iter().map(rounded)).collect();
-        let golden = json!({"image": name, "scores": scores});
+        let by_label: JsonObject = labels.iter().cloned().zip(scores.iter().map(rounded)).collect();
+        let golden = json!({"image": name, "scores": by_label});
         create(&folder.join(&name), image)?;
-        create(&folder.join(FILE), format!("{golden:#}\n").as_bytes())
+        create(&folder.join(FILE), format!("{golden:#}\n").as_bytes())?;
+        Ok(Self { image: image.clone(), scores: scores.to_vec(), tolerance: DEFAULT_TOLERANCE })
     }
 }
 
@@ -138,7 +139,15 @@ mod tests {
     fn a_written_golden_image_is_read_back_and_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let labels = ["real".to_owned(), "fake".to_owned()];
-        let write = || GoldenImage::write(folder.path(), Path::new("a/b.PNG"), b"pixels", &labels, &[0.25, 0.75]);
+        let write = || {
+            GoldenImage::write(
+                folder.path(),
+                Path::new("a/b.PNG"),
+                &Bytes::from_static(b"pixels"),
+                &labels,
+                &[0.25, 0.75],
+            )
+        };
         write().unwrap();
         let text = std::fs::read_to_string(folder.path().join("golden.json")).unwrap();
         let golden = GoldenImage::read(folder.path(), &serde_json::from_str(&text).unwrap(), &labels).unwrap();

@@ -195,6 +195,26 @@ impl<'a> DetectorStarter<'a> {
         let self_test = block_on(run_self_test(&engine, &self.decoders)).map_err(StartError::Runtime)??;
         Ok((engine, self_test))
     }
+
+    /// As [`DetectorStarter::start`], for a package that gets its golden image here.
+    fn start_with_new_golden(
+        &self,
+        folder: &Path,
+        detector: Detector,
+        golden: &NewGoldenImage,
+    ) -> Result<(Engine, SelfTest), StartError> {
+        if detector.golden.is_some() {
+            return Err(StartError::HasGoldenImage(detector.name));
+        }
+        let (mut engine, _) = self.start(detector)?;
+        let scores =
+            block_on(score_still(&engine, &self.decoders, golden.bytes.clone())).map_err(StartError::Runtime)??;
+        let written = GoldenImage::write(folder, &golden.file, &golden.bytes, &engine.detector.labels, &scores);
+        let cannot_write = |error| StartError::CannotWriteGolden { folder: folder.to_owned(), error };
+        engine.detector.golden = Some(written.map_err(cannot_write)?);
+        let self_test = block_on(run_self_test(&engine, &self.decoders)).map_err(StartError::Runtime)??;
+        Ok((engine, self_test))
+    }
 }
 
 /// Waits for a future on another thread. Starting blocks a thread of the runtime, and such a thread must not wait for a
@@ -206,26 +226,12 @@ fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> std::io::Result<
     })
 }
 
-/// Scores an image with every configured detector on this machine, and stores image and scores in each package as its golden
-/// image.
-///
-/// # Errors
-/// When a package is invalid or has a golden image, or the image cannot be scored. Packages before that one have theirs.
-pub(crate) fn write_golden_images(config: &Config, file_name: &Path, image: &Bytes) -> Result<(), StartError> {
-    let (report_broken, _) = watch::channel(None);
-    let starter = DetectorStarter::new(config, report_broken.clone())?;
-    for (folder, detector) in load_packages(config)? {
-        let detector = detector?;
-        if detector.golden.is_some() {
-            return Err(StartError::HasGoldenImage(detector.name));
-        }
-        let engine = Engine::start(&starter.runtime, detector, &config.inference, report_broken.clone())?;
-        let scoring = score_still(&engine, &starter.decoders, image.clone());
-        let scores = block_on(scoring).map_err(StartError::Runtime)??;
-        GoldenImage::write(&folder, file_name, image, &engine.detector.labels, &scores)
-            .map_err(|error| StartError::CannotWriteGolden { folder, error })?;
-    }
-    Ok(())
+/// An image that packages without a golden image get.
+pub(crate) struct NewGoldenImage {
+    /// The file it was read from, whose extension it keeps.
+    pub(crate) file: PathBuf,
+    /// The file's content.
+    pub(crate) bytes: Bytes,
 }
 
 /// A detector that runs on this machine.
@@ -238,19 +244,33 @@ pub(crate) struct CheckedDetector {
     pub(crate) self_test: SelfTest,
 }
 
-/// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed.
+/// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed. With `golden`
+/// each package first gets its golden image, with the scores on this machine.
 ///
 /// # Errors
 /// When there is no package, no runtime or no decoder. What is wrong with one package is that package's own result.
-pub(crate) fn check_detectors(config: &Config) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
+pub(crate) fn check_detectors(
+    config: &Config,
+    golden: Option<&NewGoldenImage>,
+) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
     let packages = load_packages(config)?;
     let (report_broken, _) = watch::channel(None);
     let starter = DetectorStarter::new(config, report_broken)?;
-    let check = |detector: Result<Detector, PackageError>| {
-        let (engine, self_test) = starter.start(detector?)?;
+    let check = |folder: &Path, detector: Result<Detector, PackageError>| {
+        let detector = detector?;
+        let (engine, self_test) = match golden {
+            Some(golden) => starter.start_with_new_golden(folder, detector, golden)?,
+            None => starter.start(detector)?,
+        };
         Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
     };
-    Ok(packages.into_iter().map(|(folder, detector)| (folder, check(detector))).collect())
+    Ok(packages
+        .into_iter()
+        .map(|(folder, detector)| {
+            let checked = check(&folder, detector);
+            (folder, checked)
+        })
+        .collect())
 }
 
 #[cfg(test)]

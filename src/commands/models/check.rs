@@ -10,14 +10,19 @@ use crate::commands::output::{Format, Output};
 use crate::config::Config;
 use crate::error_text;
 use crate::job::exact;
-use crate::screen::{CheckedDetector, HOW_TO_WRITE, SelfTest, check_detectors, write_golden_images};
+use crate::screen::{CheckedDetector, HOW_TO_WRITE, NewGoldenImage, SelfTest, check_detectors};
 
 const COLUMNS: [&str; 7] = ["name", "digest", "model_sha256", "device", "labels", "deviation", "proved"];
 
-pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
+pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) -> anyhow::Result<u8> {
+    let read = |file: &Path| {
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        anyhow::Ok(NewGoldenImage { file: file.to_owned(), bytes: bytes.into() })
+    };
+    let golden = write_golden.map(read).transpose()?;
     let mut output = Output::new(format, &COLUMNS)?;
     let mut failures = Vec::new();
-    for (folder, checked) in check_detectors(config)? {
+    for (folder, checked) in check_detectors(config, golden.as_ref())? {
         match checked {
             Ok(checked) => {
                 output.row(&row(&checked))?;
@@ -40,12 +45,6 @@ pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
         note!("error: {failure}");
     }
     Ok(u8::from(!failures.is_empty()))
-}
-
-/// Stores an image and its scores on this machine in each package.
-pub(super) fn write_golden(image: &Path, config: &Config) -> anyhow::Result<()> {
-    let bytes = std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
-    Ok(write_golden_images(config, image, &bytes.into())?)
 }
 
 fn row(CheckedDetector { detector, device, self_test }: &CheckedDetector) -> Map<String, Value> {
