@@ -9,6 +9,7 @@ mod echo;
 mod inspect;
 mod message_size;
 mod publisher;
+mod replies;
 mod topology;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use echo::Echo;
 pub use inspect::{Fate, depth, header, header_json, visit_messages};
 pub use message_size::{MAX_MESSAGE_BYTES, accepts_message_of};
 pub use publisher::{Message, MessagePublisher, PublishError, Publisher};
+pub use replies::{Reply, ReplyChannel};
 pub use topology::{DELAY_QUEUES, Topology, delay_queue_index, hold_queue_index};
 
 /// Longest wait for a connection, including TLS and login. Without a limit some failures hang for ever.

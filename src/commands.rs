@@ -34,11 +34,7 @@ use crate::worker::WorkerError;
 use crate::{files, processes};
 
 use console::note;
-pub use console::{is_closed_pipe, print_note};
-
-/// The exit status where the reader of stdout closed the pipe: that of a program that SIGPIPE ended. It is not 0, so that
-/// `scan --fail-on` never looks like a clean result.
-pub const CLOSED_PIPE: u8 = 141;
+pub use console::{CLOSED_PIPE, is_closed_pipe, print_note, print_parser_text};
 
 /// Screens images for content moderation.
 #[derive(Debug, Parser)]

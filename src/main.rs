@@ -5,13 +5,13 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use pixwarden::commands::{CLOSED_PIPE, Cli, is_closed_pipe, print_note, run, status};
+use pixwarden::commands::{CLOSED_PIPE, Cli, is_closed_pipe, print_note, print_parser_text, run, status};
 use pixwarden::error_text;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(text) => return print_parser_text(&text),
+        Err(text) => return ExitCode::from(print_parser_text(&text)),
     };
     match run(&cli) {
         Ok(status) => ExitCode::from(status),
@@ -21,19 +21,5 @@ fn main() -> ExitCode {
             print_note(format_args!("error: {}", error_text(error.as_ref())));
             ExitCode::from(status(&error))
         }
-    }
-}
-
-/// Prints help or the version to stdout, or a usage error to stderr.
-fn print_parser_text(text: &clap::Error) -> ExitCode {
-    match text.print() {
-        Err(error) if !text.use_stderr() && error.kind() == std::io::ErrorKind::BrokenPipe => {
-            ExitCode::from(CLOSED_PIPE)
-        }
-        Err(error) if !text.use_stderr() => {
-            print_note(format_args!("error: cannot write to stdout: {error}"));
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::from(u8::try_from(text.exit_code()).unwrap_or(2)),
     }
 }

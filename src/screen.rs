@@ -31,9 +31,9 @@ use pixels::Pixels;
 use start::DetectorStarter;
 
 pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
-pub(crate) use self_test::SelfTest;
+pub(crate) use self_test::{HOW_TO_WRITE, SelfTest};
 pub use start::StartError;
-pub(crate) use start::{CheckedDetector, check_detectors, packages, plan, policy_for};
+pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policy_for};
 
 /// Everything that turns bytes into a judgement, ready to run.
 pub struct Screen {

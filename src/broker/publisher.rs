@@ -246,13 +246,13 @@ fn is_mandatory(message: &Message<'_>) -> bool {
     !(message.exchange.is_empty() && message.routing_key.starts_with(DIRECT_REPLY_PREFIX))
 }
 
-async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
+pub(super) async fn confirming(connection: &Connection) -> Result<Channel, BrokerError> {
     let channel = with_timeout("opening a channel", connection.create_channel()).await?;
     with_timeout("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 
-fn unroutable(exchange: &str, returned: &BasicReturnMessage) -> PublishError {
+pub(super) fn unroutable(exchange: &str, returned: &BasicReturnMessage) -> PublishError {
     PublishError::Unroutable {
         exchange: exchange.to_owned(),
         routing_key: returned.routing_key.to_string(),

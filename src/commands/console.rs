@@ -6,6 +6,18 @@ use std::io::{self, Write};
 
 use crate::error_text::io_text;
 
+/// Writes a formatted line to stderr, as [`print_note`] does.
+macro_rules! note {
+    ($($argument:tt)*) => {
+        $crate::commands::console::print_note(format_args!($($argument)*))
+    };
+}
+pub(super) use note;
+
+/// The exit status where the reader of stdout closed the pipe: that of a program that SIGPIPE ended. It is not 0, so that
+/// `scan --fail-on` never looks like a clean result.
+pub const CLOSED_PIPE: u8 = 141;
+
 /// Standard output. A failed write is an error of the command; its cause is a [`StdoutError`].
 pub(super) struct Stdout(io::Stdout);
 
@@ -54,18 +66,28 @@ pub fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
+/// Prints help or the version to stdout, or a usage error to stderr. Returns the exit status.
+pub fn print_parser_text(text: &clap::Error) -> u8 {
+    match text.print() {
+        Err(error) if text.use_stderr() || error.kind() == io::ErrorKind::BrokenPipe => {
+            if text.use_stderr() {
+                2
+            } else {
+                CLOSED_PIPE
+            }
+        }
+        Err(error) => {
+            note!("error: {}", StdoutError(error));
+            1
+        }
+        Ok(()) => u8::try_from(text.exit_code()).unwrap_or(2),
+    }
+}
+
 /// Writes a line to stderr. Where that fails there is no place to report it, and the command goes on.
 pub fn print_note(line: fmt::Arguments<'_>) {
     writeln!(io::stderr(), "{line}").unwrap_or(());
 }
-
-/// Writes a formatted line to stderr, as [`print_note`] does.
-macro_rules! note {
-    ($($argument:tt)*) => {
-        $crate::commands::console::print_note(format_args!($($argument)*))
-    };
-}
-pub(super) use note;
 
 #[cfg(test)]
 mod tests {

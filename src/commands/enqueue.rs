@@ -1,114 +1,301 @@
 //! `pixwarden enqueue`: publishes a job for each reference. The broker confirms each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::Instant;
 
+use super::UsageError;
+use super::age::Age;
 use super::console::note;
 use super::options::QueueOption;
-use crate::broker::{Message, Publisher, Topology, connect};
+use super::output::{Format, Output};
+use crate::broker::{Message, Publisher, ReplyChannel, Topology, connect};
 use crate::config::Config;
+use crate::job::forms::{Reading, read};
 use crate::job::{ImageRef, Lane};
 
 /// Unconfirmed messages at the same time.
 const MAX_UNCONFIRMED: usize = 64;
 
+const VERDICT_COLUMNS: [&str; 5] = ["subject", "outcome", "label", "score", "reason"];
+
 #[derive(Debug, Args)]
+#[command(
+    after_help = "With --wait the exit status is 0 when every job has a verdict, whatever its outcome, and 1 when a verdict \
+did not arrive in time. The jobs of such a run stay published."
+)]
 pub struct EnqueueArguments {
-    /// `s3://bucket/key`, or `-` to read one per line from stdin (also as {"source-ref": "s3://…"})
+    /// `s3://bucket/key`, or `-` to read one per line from stdin (also as {"source-ref": "s3://…"}, or a whole job as
+    /// {"image": …})
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
     /// The lane of the jobs
     #[arg(long, value_enum, default_value = "live")]
     lane: Lane,
+    /// Id of the job; the same id never gets a second verdict. Only for a single reference
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// A JSON object that is copied to verdict and event
+    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    metadata: Option<Value>,
+    /// Names of the detectors that screen the image [default: all that the workers have]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    detectors: Vec<String>,
+    /// Print the verdict of each job, in the order in which they arrive
+    #[arg(long)]
+    wait: bool,
+    /// Longest wait for verdicts after the last job was published: 90s, 15m or 2h
+    #[arg(long, value_name = "AGE", default_value = "60s", requires = "wait")]
+    timeout: Age,
+    /// Output format of the verdicts
+    #[arg(long, value_enum, requires = "wait")]
+    format: Option<Format>,
     #[command(flatten)]
     pub(super) queue: QueueOption,
 }
 
+fn json_object(text: &str) -> Result<Value, String> {
+    match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err("it must be a JSON object, such as {\"user\": 7}".into()),
+        Err(e) => Err(format!("it must be a JSON object: {e}")),
+    }
+}
+
 pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow::Result<u8> {
+    if arguments.id.is_some() && (arguments.references.len() > 1 || arguments.references == ["-"]) {
+        return Err(UsageError("--id names one job, so that it needs exactly one s3://bucket/key".into()).into());
+    }
     let url = config.queue()?.clone();
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(&url, "enqueue").await?;
     topology.ensure(&connection, &topology.lane(arguments.lane)).await?;
-    let jobs = JobPublisher {
-        publisher: Arc::new(Publisher::new(url, "enqueue", MAX_UNCONFIRMED)),
-        exchange: topology.jobs(),
-        lane: arguments.lane,
-    };
 
-    let references: BoxStream<'_, anyhow::Result<ImageRef>> = if arguments.references == ["-"] {
-        from_stdin().boxed()
+    let jobs: BoxStream<'_, anyhow::Result<JobBody>> = if arguments.references == ["-"] {
+        from_stdin(arguments).boxed()
     } else {
-        stream::iter(&arguments.references).map(|text| reference(text)).boxed()
+        stream::iter(&arguments.references).map(|text| arguments.job(text)).boxed()
     };
+    let target = Target { exchange: topology.jobs(), lane: arguments.lane };
+    if arguments.wait {
+        return WaitingRun::new(ReplyChannel::open(&connection).await?, target).run(jobs, arguments).await;
+    }
+    let publisher = Arc::new(Publisher::new(url, "enqueue", MAX_UNCONFIRMED));
     // A job is published as soon as its line is read, so that a slow pipe is not delayed.
-    let mut publishing = references.map(|image| async { jobs.publish(image?).await }).buffer_unordered(MAX_UNCONFIRMED);
+    let publish = async |job: anyhow::Result<JobBody>| {
+        let job = job?;
+        publisher.publish(target.message(&job)).await.with_context(|| job.cannot_publish())
+    };
+    let mut publishing = jobs.map(publish).buffer_unordered(MAX_UNCONFIRMED);
     let mut sent = 0u64;
     while let Some(done) = publishing.next().await {
-        done.with_context(|| format!("stopped after {sent} published jobs"))?;
+        done.with_context(|| stopped_after(sent))?;
         sent += 1;
     }
     drop(publishing);
-    jobs.publisher.close().await;
-    note!("{sent} {} published to {}, lane {}", if sent == 1 { "job" } else { "jobs" }, jobs.exchange, jobs.lane);
+    publisher.close().await;
+    target.note_sent(sent);
     Ok(0)
 }
 
-/// One reference per line. Empty lines are skipped.
-fn from_stdin() -> impl Stream<Item = anyhow::Result<ImageRef>> {
+fn stopped_after(sent: u64) -> String {
+    format!("stopped after {sent} published jobs")
+}
+
+/// Where jobs go.
+struct Target {
+    exchange: String,
+    lane: Lane,
+}
+
+impl Target {
+    fn message<'a>(&'a self, job: &'a JobBody) -> Message<'a> {
+        Message::json(&self.exchange, self.lane.as_str(), &job.body)
+    }
+
+    fn note_sent(&self, sent: u64) {
+        let jobs = if sent == 1 { "job" } else { "jobs" };
+        note!("{sent} {jobs} published to {}, lane {}", self.exchange, self.lane);
+    }
+}
+
+/// One job per line. Empty lines are skipped.
+fn from_stdin(arguments: &EnqueueArguments) -> impl Stream<Item = anyhow::Result<JobBody>> {
     let lines = BufReader::new(tokio::io::stdin()).lines();
     stream::unfold((lines, 1u64), |(mut lines, number)| async move {
         let line = lines.next_line().await.context("cannot read stdin").transpose()?;
         Some(((number, line), (lines, number + 1)))
     })
-    .filter_map(|(number, line)| async move {
+    .filter_map(move |(number, line)| async move {
         match line {
             Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => Some(reference(&line).with_context(|| format!("line {number}"))),
+            Ok(line) => Some(arguments.job(&line).with_context(|| format!("line {number}"))),
             Err(e) => Some(Err(e)),
         }
     })
 }
 
-/// Parses `s3://bucket/key` or a line of a Rekognition manifest.
-fn reference(line: &str) -> anyhow::Result<ImageRef> {
-    let uri = match serde_json::from_str(line) {
-        Ok(Value::Object(object)) => match object.get("source-ref").and_then(Value::as_str) {
-            Some(uri) => uri.to_owned(),
-            None => bail!("a JSON line without \"source-ref\": {line}"),
-        },
-        _ => line.to_owned(),
-    };
-    ImageRef::from_uri(&uri).with_context(|| format!("\"{uri}\" is not s3://bucket/key"))
+/// A job that a worker will understand.
+#[derive(Debug)]
+struct JobBody {
+    /// The image, for messages.
+    image: String,
+    body: String,
 }
 
-struct JobPublisher {
-    publisher: Arc<Publisher>,
-    exchange: String,
-    lane: Lane,
+impl JobBody {
+    fn cannot_publish(&self) -> String {
+        format!("cannot publish the job for {}", self.image)
+    }
 }
 
-impl JobPublisher {
-    async fn publish(&self, image: ImageRef) -> anyhow::Result<()> {
-        let body = json!({"image": {"bucket": image.bucket, "key": image.key}}).to_string();
-        let message = Message::json(&self.exchange, self.lane.as_str(), &body);
-        self.publisher.publish(message).await.with_context(|| format!("cannot publish the job for {}", image.uri()))
+impl EnqueueArguments {
+    /// The job of one reference or line. Options fill in what a line does not say itself.
+    fn job(&self, line: &str) -> anyhow::Result<JobBody> {
+        let mut job = match serde_json::from_str(line) {
+            Ok(Value::Object(job)) if job.contains_key("image") => job,
+            Ok(Value::Object(manifest)) => match manifest.get("source-ref").and_then(Value::as_str) {
+                Some(uri) => by_reference(uri)?,
+                None => bail!("a JSON line with neither \"source-ref\" nor \"image\": {line}"),
+            },
+            _ => by_reference(line)?,
+        };
+        let mut fill = |field: &str, value: Option<Value>| {
+            if let Some(value) = value
+                && job.get(field).is_none_or(Value::is_null)
+            {
+                job.insert(field.to_owned(), value);
+            }
+        };
+        fill("id", self.id.as_deref().map(Value::from));
+        fill("metadata", self.metadata.clone());
+        fill("detectors", (!self.detectors.is_empty()).then(|| json!(self.detectors)));
+        let body = Value::Object(job).to_string();
+        match read(body.as_bytes(), None) {
+            Ok(Reading::Job(job)) => Ok(JobBody { image: job.image.uri(), body }),
+            Ok(_) => bail!("not a single job: {line}"),
+            Err(e) => Err(UsageError(format!("a worker would refuse the job: {e}")).into()),
+        }
+    }
+}
+
+/// Form 1 of a job. The key is used as it is.
+fn by_reference(uri: &str) -> anyhow::Result<Map<String, Value>> {
+    let image = ImageRef::from_uri(uri).with_context(|| format!("\"{uri}\" is not s3://bucket/key"))?;
+    Ok(Map::from_iter([("image".to_owned(), json!({"bucket": image.bucket, "key": image.key}))]))
+}
+
+/// Publishes jobs and prints their verdicts.
+struct WaitingRun {
+    replies: ReplyChannel,
+    target: Target,
+    /// Images whose verdict has not arrived, by the correlation id of their job.
+    waiting: BTreeMap<String, String>,
+    /// Replies that are no verdict.
+    errors: u64,
+}
+
+impl WaitingRun {
+    fn new(replies: ReplyChannel, target: Target) -> Self {
+        Self { replies, target, waiting: BTreeMap::new(), errors: 0 }
+    }
+
+    async fn run(
+        mut self,
+        mut jobs: BoxStream<'_, anyhow::Result<JobBody>>,
+        arguments: &EnqueueArguments,
+    ) -> anyhow::Result<u8> {
+        let mut sent = 0u64;
+        while let Some(job) = jobs.next().await {
+            let job = job.with_context(|| stopped_after(sent))?;
+            let id = sent.to_string();
+            let published = self.replies.publish(self.target.message(&job), &id).await;
+            published.with_context(|| job.cannot_publish()).with_context(|| stopped_after(sent))?;
+            self.waiting.insert(id, job.image);
+            sent += 1;
+        }
+        self.target.note_sent(sent);
+        let mut output = Output::new(Format::or_default(arguments.format), &VERDICT_COLUMNS)?;
+        let deadline = Instant::now() + arguments.timeout.0;
+        while !self.waiting.is_empty() {
+            let Ok(reply) = tokio::time::timeout_at(deadline, self.replies.next()).await else { break };
+            let reply = reply?;
+            // A worker that crashed after its reply replies again.
+            if self.waiting.remove(&reply.correlation_id).is_some() {
+                self.print(&reply.body, &mut output)?;
+            }
+        }
+        output.finish()?;
+        if let Some(image) = self.waiting.values().next() {
+            bail!(
+                "{} of {sent} jobs have no verdict after {} s, such as {image}\n  hint: `pixwarden check` prints how many jobs wait and how many workers consume; raise --timeout",
+                self.waiting.len(),
+                arguments.timeout.0.as_secs()
+            );
+        }
+        Ok(u8::from(self.errors > 0))
+    }
+
+    fn print(&mut self, body: &[u8], output: &mut Output) -> anyhow::Result<()> {
+        let event: Value = serde_json::from_slice(body).context("a reply is not JSON")?;
+        match event.get("data").and_then(Value::as_object).filter(|data| data.contains_key("outcome")) {
+            Some(data) => {
+                let mut row = data.clone();
+                row.insert("subject".into(), event["subject"].clone());
+                output.row(&row)?;
+            }
+            None => {
+                self.errors += 1;
+                note!("error: the worker answered without a verdict: {event}");
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: EnqueueArguments,
+    }
+
+    fn arguments(line: &[&str]) -> EnqueueArguments {
+        Line::try_parse_from([&["enqueue", "-"], line].concat()).unwrap().arguments
+    }
+
     #[test]
-    fn references_are_read_in_both_forms() {
-        assert_eq!(reference("s3://b/a b").unwrap().key, "a b");
-        assert_eq!(reference(r#"{"source-ref": "s3://b/a%20b", "x": 1}"#).unwrap().key, "a%20b");
-        assert!(reference(r#"{"source": "s3://b/k"}"#).unwrap_err().to_string().contains("source-ref"));
-        assert!(reference("b/k").is_err());
+    fn references_are_read_in_every_form() {
+        let plain = arguments(&[]);
+        let image = |line: &str| plain.job(line).map(|job| job.image);
+        assert_eq!(image("s3://b/a b").unwrap(), "s3://b/a b");
+        assert_eq!(image(r#"{"source-ref": "s3://b/a%20b", "x": 1}"#).unwrap(), "s3://b/a%20b");
+        assert_eq!(image(r#"{"image": "s3://b/k", "id": "7"}"#).unwrap(), "s3://b/k");
+        assert!(image(r#"{"source": "s3://b/k"}"#).unwrap_err().to_string().contains("source-ref"));
+        assert!(image("b/k").is_err());
+        assert!(image(r#"{"image": 7}"#).unwrap_err().to_string().contains("`image` is neither"));
+    }
+
+    #[test]
+    fn options_fill_in_what_a_line_does_not_say() {
+        let given = arguments(&["--metadata", r#"{"user": 7}"#, "--detectors", "a,b"]);
+        let body = |line: &str| serde_json::from_str::<Value>(&given.job(line).unwrap().body).unwrap();
+        let image = json!({"bucket": "b", "key": "k"});
+        assert_eq!(body("s3://b/k"), json!({"image": image, "metadata": {"user": 7}, "detectors": ["a", "b"]}));
+        let own = body(r#"{"image": "s3://b/k", "metadata": {"user": 8}, "detectors": null}"#);
+        assert_eq!(own, json!({"image": "s3://b/k", "metadata": {"user": 8}, "detectors": ["a", "b"]}));
+        assert!(Line::try_parse_from(["enqueue", "s3://b/k", "--metadata", "7"]).is_err());
+        assert!(Line::try_parse_from(["enqueue", "s3://b/k", "--timeout", "5s"]).is_err(), "it needs --wait");
     }
 }

@@ -4,6 +4,8 @@ mod check;
 mod fetch;
 mod list;
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::options::{DetectorOption, DeviceOption};
@@ -38,6 +40,12 @@ enum ModelsCommand {
         format: Option<Format>,
         #[command(flatten)]
         detector: DetectorOption,
+        /// First score this image on this machine and store it with its scores in each package
+        ///
+        /// Do this where the scores are known to be right. Every later start, on any machine, then compares its scores with
+        /// these. Choose a still image whose highest score is clear. A package that has a golden image is refused.
+        #[arg(long, value_name = "IMAGE")]
+        write_golden: Option<PathBuf>,
         #[command(flatten)]
         device: DeviceOption,
     },
@@ -60,6 +68,8 @@ pub(super) async fn run(arguments: &ModelsArguments, config: &Config) -> anyhow:
     match &arguments.command {
         ModelsCommand::List { format, .. } => list::run(Format::or_default(*format), config),
         ModelsCommand::Fetch(arguments) => fetch::run(arguments, config).await,
-        ModelsCommand::Check { format, .. } => check::run(Format::or_default(*format), config),
+        ModelsCommand::Check { format, write_golden, .. } => {
+            check::run(Format::or_default(*format), write_golden.as_deref(), config)
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! `golden.json`: an image, and its scores where the package was made. The self-test compares them with the scores on this
 //! machine. It decides nothing else, so it has no part in the digest.
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{FieldError, JsonObject};
 
@@ -34,6 +37,39 @@ impl GoldenImage {
             tolerance: tolerance(fields.get("tolerance"))?,
         })
     }
+}
+
+impl GoldenImage {
+    /// Stores an image as `golden.` with the extension of `file_name`, and its scores in `golden.json`, which is written
+    /// last: a package with half of both is refused.
+    ///
+    /// # Errors
+    /// When a file exists already or cannot be written.
+    pub(crate) fn write(
+        folder: &Path,
+        file_name: &Path,
+        image: &Bytes,
+        labels: &[String],
+        scores: &[f32],
+    ) -> io::Result<Self> {
+        let extension = file_name.extension().and_then(OsStr::to_str).filter(|text| {
+            !text.eq_ignore_ascii_case("json") && text.bytes().all(|letter| letter.is_ascii_alphanumeric())
+        });
+        let name = format!("golden.{}", extension.unwrap_or("image").to_ascii_lowercase());
+        // Six decimals, as the converter writes them.
+        let rounded = |score: &f32| json!((f64::from(*score) * 1e6).round() / 1e6);
+        let by_label: JsonObject = labels.iter().cloned().zip(scores.iter().map(rounded)).collect();
+        let golden = json!({"image": name, "scores": by_label});
+        create(&folder.join(&name), image)?;
+        create(&folder.join(FILE), format!("{golden:#}\n").as_bytes())?;
+        Ok(Self { image: image.clone(), scores: scores.to_vec(), tolerance: DEFAULT_TOLERANCE })
+    }
+}
+
+fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let mut file = File::options().write(true).create_new(true).open(path).map_err(named)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(named)
 }
 
 fn image(folder: &Path, name: Option<&Value>) -> Result<Bytes, FieldError> {
@@ -97,6 +133,27 @@ mod tests {
         assert_eq!(golden, expected);
         let stated = r#"{"image": "golden.png", "scores": {"fake": 0, "real": 1}, "tolerance": 0.1}"#;
         assert!((read(stated).unwrap().tolerance - 0.1).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_written_golden_image_is_read_back_and_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = ["real".to_owned(), "fake".to_owned()];
+        let write = || {
+            GoldenImage::write(
+                folder.path(),
+                Path::new("a/b.PNG"),
+                &Bytes::from_static(b"pixels"),
+                &labels,
+                &[0.25, 0.75],
+            )
+        };
+        write().unwrap();
+        let text = std::fs::read_to_string(folder.path().join("golden.json")).unwrap();
+        let golden = GoldenImage::read(folder.path(), &serde_json::from_str(&text).unwrap(), &labels).unwrap();
+        assert_eq!((golden.image.as_ref(), golden.scores), (&b"pixels"[..], vec![0.25, 0.75]));
+        assert!(text.contains("\"golden.png\""), "{text}");
+        assert_eq!(write().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]

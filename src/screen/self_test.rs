@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::decode::DecoderPool;
 use super::error::ScreenError;
 use super::infer::Engine;
@@ -72,7 +74,7 @@ impl std::fmt::Display for SelfTest {
                     deviation.tolerance
                 )
             }
-            Self::NoGoldenImage => write!(f, "not tested, the package has no golden.json"),
+            Self::NoGoldenImage => write!(f, "not tested, the package has no golden image; {}", HOW_TO_WRITE),
         }
     }
 }
@@ -125,12 +127,30 @@ pub enum SelfTestError {
     },
 }
 
+/// How a package gets a golden image.
+pub(crate) const HOW_TO_WRITE: &str = "`pixwarden models check --write-golden IMAGE` makes one";
+
 /// What to do about a golden image that cannot be scored.
 const REPLACE: &str = "replace the image and golden.json by converting the package again";
 
 /// Runs a detector's golden image, if it has one, through the decoders and the detector's own session.
 pub(super) async fn run_self_test(engine: &Engine, decoders: &DecoderPool) -> Result<SelfTest, SelfTestError> {
     let Some(golden) = &engine.detector.golden else { return Ok(SelfTest::NoGoldenImage) };
+    let scores = score_still(engine, decoders, golden.image.clone()).await?;
+    let (detector, device) = (engine.detector.name.clone(), engine.device.clone());
+    match Deviation::largest(&engine.detector.labels, &scores, golden) {
+        Some(deviation) if deviation.is_within() => Ok(SelfTest::Passed(deviation)),
+        Some(deviation) => Err(SelfTestError::Deviates { detector, device, deviation }),
+        None => Err(SelfTestError::NoScores { detector, device }),
+    }
+}
+
+/// The probabilities of a still image, in the order of the detector's labels.
+pub(super) async fn score_still(
+    engine: &Engine,
+    decoders: &DecoderPool,
+    image: Bytes,
+) -> Result<Vec<f32>, SelfTestError> {
     let names = || (engine.detector.name.clone(), engine.device.clone());
     let not_scored = |error| {
         let (detector, device) = names();
@@ -138,18 +158,12 @@ pub(super) async fn run_self_test(engine: &Engine, decoders: &DecoderPool) -> Re
     };
 
     let geometries = Arc::from([engine.detector.geometry]);
-    let decoded = decoders.decode_with_mode(DecodeMode::Exact, Lane::Live, golden.image.clone(), geometries);
+    let decoded = decoders.decode_with_mode(DecodeMode::Exact, Lane::Live, image, geometries);
     let decoded = decoded.await.map_err(not_scored)?;
     let [frame] = &decoded.frames[..] else {
         return Err(SelfTestError::Animated { detector: names().0, frames: decoded.info.frames });
     };
-    let scores = engine.score(Lane::Live, Arc::clone(&frame[0])).await.map_err(not_scored)?;
-    let (detector, device) = names();
-    match Deviation::largest(&engine.detector.labels, &scores, golden) {
-        Some(deviation) if deviation.is_within() => Ok(SelfTest::Passed(deviation)),
-        Some(deviation) => Err(SelfTestError::Deviates { detector, device, deviation }),
-        None => Err(SelfTestError::NoScores { detector, device }),
-    }
+    engine.score(Lane::Live, Arc::clone(&frame[0])).await.map_err(not_scored)
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
 use super::error::DecoderProcessError;
 use super::infer::{Engine, InferError, OnnxRuntime};
-use super::self_test::{SelfTest, SelfTestError, run_self_test};
+use super::self_test::{SelfTest, SelfTestError, run_self_test, score_still};
 use crate::config::{Config, DecodeMode, DetectorEntry, Origin};
-use crate::detector::{DecodeSettings, Detector, PackageError, PackageSource};
+use crate::detector::{DecodeSettings, Detector, GoldenImage, PackageError, PackageSource};
 use crate::policy::{Policy, PolicyError};
 
 /// Why the screen cannot start.
@@ -45,6 +46,18 @@ pub enum StartError {
     /// A decoder cannot be started.
     #[error(transparent)]
     Decoder(#[from] DecoderProcessError),
+    /// A package that must not get a second golden image.
+    #[error("detector {0} has a golden image already\n  hint: if it is wrong, delete golden.json in the package first")]
+    HasGoldenImage(String),
+    /// The golden image cannot be stored.
+    #[error("cannot write a golden image to {}: {error}", .folder.display())]
+    CannotWriteGolden {
+        /// The package.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
     /// No runtime for the self-test.
     #[error("cannot start the self-test")]
     Runtime(#[source] std::io::Error),
@@ -57,7 +70,12 @@ impl StartError {
             Self::Package(_) | Self::PackageAt { .. } | Self::SameName(_) | Self::NoDetector(_) | Self::Policy(_) => {
                 true
             }
-            Self::Infer(_) | Self::SelfTest(_) | Self::Decoder(_) | Self::Runtime(_) => false,
+            Self::Infer(_)
+            | Self::SelfTest(_)
+            | Self::Decoder(_)
+            | Self::HasGoldenImage(_)
+            | Self::CannotWriteGolden { .. }
+            | Self::Runtime(_) => false,
         }
     }
 }
@@ -177,6 +195,26 @@ impl<'a> DetectorStarter<'a> {
         let self_test = block_on(run_self_test(&engine, &self.decoders)).map_err(StartError::Runtime)??;
         Ok((engine, self_test))
     }
+
+    /// As [`DetectorStarter::start`], for a package that gets its golden image here.
+    fn start_with_new_golden(
+        &self,
+        folder: &Path,
+        detector: Detector,
+        golden: &NewGoldenImage,
+    ) -> Result<(Engine, SelfTest), StartError> {
+        if detector.golden.is_some() {
+            return Err(StartError::HasGoldenImage(detector.name));
+        }
+        let (mut engine, _) = self.start(detector)?;
+        let scores =
+            block_on(score_still(&engine, &self.decoders, golden.bytes.clone())).map_err(StartError::Runtime)??;
+        let written = GoldenImage::write(folder, &golden.file, &golden.bytes, &engine.detector.labels, &scores);
+        let cannot_write = |error| StartError::CannotWriteGolden { folder: folder.to_owned(), error };
+        engine.detector.golden = Some(written.map_err(cannot_write)?);
+        let self_test = block_on(run_self_test(&engine, &self.decoders)).map_err(StartError::Runtime)??;
+        Ok((engine, self_test))
+    }
 }
 
 /// Waits for a future on another thread. Starting blocks a thread of the runtime, and such a thread must not wait for a
@@ -186,6 +224,14 @@ fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> std::io::Result<
         let waiting = scope.spawn(|| Ok(tokio::runtime::Builder::new_current_thread().build()?.block_on(future)));
         waiting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// An image that packages without a golden image get.
+pub(crate) struct NewGoldenImage {
+    /// The file it was read from, whose extension it keeps.
+    pub(crate) file: PathBuf,
+    /// The file's content.
+    pub(crate) bytes: Bytes,
 }
 
 /// A detector that runs on this machine.
@@ -198,19 +244,33 @@ pub(crate) struct CheckedDetector {
     pub(crate) self_test: SelfTest,
 }
 
-/// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed.
+/// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed. With `golden`
+/// each package first gets its golden image, with the scores on this machine.
 ///
 /// # Errors
 /// When there is no package, no runtime or no decoder. What is wrong with one package is that package's own result.
-pub(crate) fn check_detectors(config: &Config) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
+pub(crate) fn check_detectors(
+    config: &Config,
+    golden: Option<&NewGoldenImage>,
+) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
     let packages = load_packages(config)?;
     let (report_broken, _) = watch::channel(None);
     let starter = DetectorStarter::new(config, report_broken)?;
-    let check = |detector: Result<Detector, PackageError>| {
-        let (engine, self_test) = starter.start(detector?)?;
+    let check = |folder: &Path, detector: Result<Detector, PackageError>| {
+        let detector = detector?;
+        let (engine, self_test) = match golden {
+            Some(golden) => starter.start_with_new_golden(folder, detector, golden)?,
+            None => starter.start(detector)?,
+        };
         Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
     };
-    Ok(packages.into_iter().map(|(folder, detector)| (folder, check(detector))).collect())
+    Ok(packages
+        .into_iter()
+        .map(|(folder, detector)| {
+            let checked = check(&folder, detector);
+            (folder, checked)
+        })
+        .collect())
 }
 
 #[cfg(test)]

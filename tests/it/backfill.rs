@@ -326,6 +326,9 @@ async fn invalid_arguments_are_refused_with_a_hint() {
         assert!(refused.stderr.contains(words), "{arguments:?}: {}", refused.stderr);
     }
     assert_eq!(lab.waiting(&lab.topology.lane(Lane::Backfill)).await, 1, "what came before the wrong line");
+    let half = lab.run(&["backfill", "--dry-run", "--manifest", list]).await;
+    assert_eq!((half.status, half.stdout.as_str()), (1, ""), "half a listing gives no counts");
+    assert!(!half.stderr.contains("would be published"), "{}", half.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -195,7 +195,7 @@ async fn an_invalid_detector_or_policy_is_reported() {
     contains(&refused(&lab, &[], 2).await, &["unknown option `worker.atempts`", "did you mean `worker.attempts`"]);
     lab.extra = String::new();
     lab.bucket = String::new();
-    contains(&refused(&lab, &[], 2).await, &["`buckets`", "an entry has no name"]);
+    contains(&refused(&lab, &[], 2).await, &["worker.toml, line ", "`buckets[0]`: the entry has no name"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

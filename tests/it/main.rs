@@ -29,6 +29,7 @@ mod messages;
 mod models;
 mod observe;
 mod operate;
+mod output;
 mod proxy;
 mod sandbox;
 mod scan;

@@ -277,6 +277,20 @@ async fn enqueue_and_dead_list_do_what_they_say() {
     let uri = format!("s3://{}/a b.jpg", lab.bucket);
     let sent = lab.run(&["enqueue", "--lane", "backfill", &uri]).await.expect_ok();
     assert!(sent.stdout.is_empty(), "data only goes to stdout");
+    // The verdicts come back over RabbitMQ's direct reply-to, for which the sender needs no further permission.
+    let options = ["--metadata", r#"{"user": 7}"#, "--detectors", "spread-nhwc", "--wait", "--format", "jsonl"];
+    let absent = format!("s3://{}/absent", lab.bucket);
+    let waited = lab.run(&[&["enqueue", &uri, &absent][..], &options].concat()).await.expect_ok();
+    let rows = waited.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows: std::collections::BTreeMap<String, serde_json::Value> =
+        rows.map(|row| (row["subject"].as_str().unwrap().to_owned(), row)).collect();
+    assert_eq!((&rows[&uri]["outcome"], &rows[&absent]["outcome"]), (&json!("passed"), &json!("missing")));
+    assert_eq!(rows[&uri]["metadata"], json!({"user": 7}));
+    let named = lab.run(&["enqueue", &uri, "--id", "mine", "--wait", "--format", "jsonl"]).await.expect_ok();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&named.stdout).unwrap()["job_id"], "mine");
+    // Nobody consumes the other lane's exchange here: a queue without a worker.
+    let two = lab.run(&["enqueue", &uri, &absent, "--id", "mine"]).await;
+    assert_eq!(two.status, 2, "{}", two.stderr);
     lab.until("SELECT count(*) FROM verdicts WHERE lane = 'backfill' AND outcome = 'passed'", 1, &worker).await;
 
     for i in 0..3 {

@@ -114,6 +114,39 @@ async fn check_lists_failed_detectors_beside_those_that_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_package_without_a_golden_image_is_told_how_to_get_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = package(folder.path(), false);
+    for file in ["golden.png", "golden.json"] {
+        std::fs::remove_file(path.join(file)).unwrap();
+    }
+    let check = ["models", "check", "--log", "off", "--detector", path.to_str().unwrap()];
+    let without = run(folder.path(), &check).await.expect_ok();
+    assert!(without.stdout.contains("\"proved\":false"), "{}", without.stdout);
+    assert!(without.stderr.contains("hint: `pixwarden models check --write-golden IMAGE`"), "{}", without.stderr);
+
+    let image = image();
+    let write = [&check[..], &["--write-golden", image.to_str().unwrap()]].concat();
+    let written = run(folder.path(), &write).await.expect_ok();
+    assert!(written.stdout.contains("\"proved\":true") && written.stderr.is_empty(), "{}", written.stderr);
+    // The scores are those of the reference, which this program agrees with.
+    let golden: Value = serde_json::from_slice(&std::fs::read(path.join("golden.json")).unwrap()).unwrap();
+    for (label, score) in expected()["scores"]["spread-nhwc"].as_object().unwrap() {
+        assert!((score.as_f64().unwrap() - golden["scores"][label].as_f64().unwrap()).abs() <= 0.005, "{golden}");
+    }
+    let again = run(folder.path(), &write).await;
+    assert_eq!(again.status, 1, "{}", again.stderr);
+    assert!(again.stderr.contains("hint: if it is wrong, delete golden.json"), "{}", again.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bundled_detector_is_found_from_any_working_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = run(folder.path(), &["models", "list"]).await.expect_ok();
+    assert!(listed.stdout.contains("\"name\":\"cifake-32\""), "{}", listed.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_golden_image_has_no_part_in_the_digest_and_a_broken_one_is_refused_by_field() {
     let folder = tempfile::tempdir().unwrap();
     let path = package(folder.path(), false);

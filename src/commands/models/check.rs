@@ -1,5 +1,8 @@
 //! `pixwarden models check`: the self-test of every detector, each by itself.
 
+use std::path::Path;
+
+use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::commands::console::note;
@@ -7,16 +10,27 @@ use crate::commands::output::{Format, Output};
 use crate::config::Config;
 use crate::error_text;
 use crate::job::exact;
-use crate::screen::{CheckedDetector, SelfTest, check_detectors};
+use crate::screen::{CheckedDetector, HOW_TO_WRITE, NewGoldenImage, SelfTest, check_detectors};
 
 const COLUMNS: [&str; 7] = ["name", "digest", "model_sha256", "device", "labels", "deviation", "proved"];
 
-pub(super) fn run(format: Format, config: &Config) -> anyhow::Result<u8> {
+pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) -> anyhow::Result<u8> {
+    let read = |file: &Path| {
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        anyhow::Ok(NewGoldenImage { file: file.to_owned(), bytes: bytes.into() })
+    };
+    let golden = write_golden.map(read).transpose()?;
     let mut output = Output::new(format, &COLUMNS)?;
     let mut failures = Vec::new();
-    for (folder, checked) in check_detectors(config)? {
+    for (folder, checked) in check_detectors(config, golden.as_ref())? {
         match checked {
-            Ok(checked) => output.row(&row(&checked))?,
+            Ok(checked) => {
+                output.row(&row(&checked))?;
+                if checked.self_test == SelfTest::NoGoldenImage {
+                    let name = &checked.detector.name;
+                    note!("{name} has no golden image, so that nothing proves its scores here\n  hint: {HOW_TO_WRITE}");
+                }
+            }
             Err(e) => {
                 let error = error_text(&e);
                 // A detector that fails has no name yet, so that its folder stands for it.
