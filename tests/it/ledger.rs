@@ -747,7 +747,8 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
                 break;
             }
         }
-        assert_eq!((deleted, calls), (1, 3));
+        assert_eq!(deleted, 1);
+        assert!(calls <= 3, "{calls} calls");
         assert_eq!(delete(&[], None, 10).await, nothing);
         assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2, "the events of deleted verdicts are deleted");
         assert_eq!(subject.count("SELECT count(*) FROM verdict_history").await, 0, "and so is their history");
