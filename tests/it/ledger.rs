@@ -763,6 +763,9 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
     }
 }
 
+/// Whether a verdict is expected.
+type Condition<'c> = &'c dyn Fn(&Verdict) -> bool;
+
 /// All pages of a selection, of two verdicts each.
 async fn selected(ledger: &dyn Ledger, filter: &VerdictFilter) -> Vec<String> {
     let (mut found, mut from) = (Vec::new(), None);
@@ -805,7 +808,7 @@ async fn verdicts_are_selected_by_every_condition_page_by_page() {
             buckets: names.iter().map(|name| (*name).to_owned()).collect(),
             ..all.clone()
         };
-        let cases: [(VerdictFilter, &dyn Fn(&Verdict) -> bool); 12] = [
+        let cases: [(VerdictFilter, Condition<'_>); 12] = [
             (all.clone(), &|_| true),
             (VerdictFilter { since: Some(minute), ..all.clone() }, &|v| v.decided_at >= minute),
             (VerdictFilter { until: Some(minute), ..all.clone() }, &|v| v.decided_at < minute),
