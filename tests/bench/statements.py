@@ -157,9 +157,10 @@ class Ledger:
         text = self.config.read_text().replace('prefix = "statements"', 'prefix = "worker"')
         text = text.replace('objects = "s3://"', f'objects = "file://{bucket.parent}"').replace("0.95", "0.0").replace("0.5", "0.0")
         config.write_text(text)
-        worker = subprocess.Popen(
-            self.command("worker", config=config), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        # Into a file: a pipe that nobody reads would stop the worker.
+        path = self.folder / "worker.log"
+        with path.open("w") as log:
+            worker = subprocess.Popen(self.command("worker", config=config), env=self.environment(), stderr=log)
         # First the sweeper meets the events that nobody takes.
         self.wait("SELECT count(*) FROM outbox WHERE routing_key = 'image.passed' AND tries > 0", 1)
         enqueue = self.command("enqueue", *(f"s3://uploads/{n}.jpg" for n in range(images)), config=config)
@@ -168,9 +169,9 @@ class Ledger:
                      WHERE routing_key = 'image.flagged' AND job_id <> id::text AND published_at IS NOT NULL"""
         self.wait(f"SELECT count(*) {flagged}", images)
         worker.send_signal(signal.SIGTERM)
-        log = worker.communicate(timeout=60)[1]
+        worker.wait(timeout=60)
         query = f"SELECT max(extract(epoch FROM published_at - decided_at)) {flagged}"
-        return log, self.connection.execute(query).fetchone()[0]
+        return path.read_text(), self.connection.execute(query).fetchone()[0]
 
     def wait(self, query, at_least):
         began = time.monotonic()
