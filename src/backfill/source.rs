@@ -74,11 +74,10 @@ pub enum SourceError {
     },
     /// The root file system may be read-only, as in a container.
     #[error(
-        "cannot copy {location} to a temporary file in {}: {error}\n  hint: name a folder that can be written with the variable TMPDIR, or mount one there", folder.display()
+        "cannot copy {location} to a temporary file in {}: {error}\n  hint: name a folder that can be written with the variable TMPDIR, or mount one there", std::env::temp_dir().display()
     )]
     TemporaryFile {
         location: ListLocation,
-        folder: PathBuf,
         #[source]
         error: std::io::Error,
     },
@@ -267,11 +266,8 @@ impl ListLocation {
             Self::File { path, .. } => return File::open(path).map_err(failed),
             Self::Object(object) => object,
         };
-        let mut file = tempfile::tempfile().map_err(|error| SourceError::TemporaryFile {
-            location: self.clone(),
-            folder: std::env::temp_dir(),
-            error,
-        })?;
+        let mut file =
+            tempfile::tempfile().map_err(|error| SourceError::TemporaryFile { location: self.clone(), error })?;
         let opened = fetcher.open_object(object).await.map_err(|e| match e {
             StoreError::Missing(why) => self.invalid(why),
             other => other.into(),

