@@ -18,6 +18,10 @@ OTHER_STATE = "another state of the object"
 # The fault by which the rows of some jobs are refused.
 POISON_FAULT = "ledger-poison-trigger"
 
+# How often workers may die of one image: three times while it is screened alone (worker.deaths), once when it is delivered
+# for the first time, once when it is delivered again, and as often when it comes back as a copy after a failed attempt.
+DEATHS_OF_IMAGE = 10
+
 # How much each resource may grow from warm-up to the end of the run.
 GROWTH = {"resident_mib": 50, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
 
@@ -40,6 +44,7 @@ class Evidence:
     partial: list = field(default_factory=list)  # a Partial for each fault that concerned some jobs only
     sessions: list = field(default_factory=list)  # outages in which workers had too many sessions of the ledger
     suspects: list = field(default_factory=list)  # ids in the table of suspects at rest
+    deaths_by_image: int = 0  # of workers
     begun_alone: list = field(default_factory=list)  # ids of verdicts whose screening was begun alone
 
 
@@ -188,6 +193,9 @@ def check_partial_faults(evidence, jobs, rows, findings):
 def check_quarantine(evidence, findings):
     """A record of the quarantine ends with its job, and only a process that died leaves suspects behind."""
     findings.add("records of the quarantine that were left behind", evidence.suspects)
+    images = sum(record["kind"] == "deadly" for record in evidence.tried.values())
+    if evidence.deaths_by_image > DEATHS_OF_IMAGE * images:
+        findings.append(f"workers died of {images} images {evidence.deaths_by_image} times")
     # A process that lost the broker or the ledger may leave a record behind too.
     harmless = all(kind == "worker-restart" or kind.startswith("store-") for kind in evidence.injected)
     if harmless and evidence.injected:

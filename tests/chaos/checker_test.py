@@ -213,6 +213,10 @@ class Checker(unittest.TestCase):
     def test_a_record_of_the_quarantine_that_was_left_behind_is_found(self):
         self.finds(replace(good(), suspects=["3"]), "records of the quarantine that were left behind: 1, such as 3")
 
+    def test_an_image_that_kills_workers_again_and_again_is_found(self):
+        self.finds(replace(good(), deaths_by_image=10))
+        self.finds(replace(good(), deaths_by_image=11), "workers died of 1 images 11 times")
+
     def test_a_job_that_an_orderly_restart_made_a_suspect_is_found(self):
         evidence = replace(good(), injected={"worker-restart", "store-503"})
         self.finds(evidence, "screened alone although no worker died: 1, such as 3")

@@ -13,6 +13,8 @@ from pathlib import Path
 from world import BUCKET, FAR_BUCKET, at, wait
 
 RESTART_S = 0.3
+# The log line of a worker that died of an image.
+DIED_OF_IMAGE = b"over a deadly image"
 # Longer than worker.drain_ms, after which a worker ends in any case.
 DRAIN_LIMIT_S = 45
 
@@ -61,6 +63,19 @@ class Worker:
         except (urllib.error.URLError, OSError):
             self.said = ""
         return False
+
+    def knows_of_no_outage(self):
+        """Whether it is ready, and takes every store for working. While one store is down, the worker is ready."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                lines = answer.read().decode().splitlines()
+        except (urllib.error.URLError, OSError):
+            return False
+        down = [line for line in lines if line.startswith("pixwarden_stores_down ") and float(line.split()[1]) > 0]
+        return self.is_ready() and not down
+
+    def deaths_by_image(self):
+        return self._log.read_bytes().count(DIED_OF_IMAGE) if self._log.exists() else 0
 
     def usage(self):
         """Resident memory in MiB and open file descriptors, including those of its decoder processes; 0 if it has ended."""
@@ -141,6 +156,12 @@ class Fleet(threading.Thread):
 
     def ready(self):
         return all([worker.is_ready() for worker in self.workers])
+
+    def is_calm(self):
+        return all([worker.knows_of_no_outage() for worker in self.workers])
+
+    def deaths_by_image(self):
+        return sum(worker.deaths_by_image() for worker in self.workers)
 
     def kill(self, worker):
         worker.process.send_signal(signal.SIGKILL)
