@@ -11,6 +11,16 @@ DOUBLED = "doubled: jobs with several outcomes"
 MISSING_EVENTS = "verdicts without their event"
 UNPUBLISHED = "unpublished events in the outbox"
 WRONG_OUTCOME = "unexpected outcomes"
+FAILED = "jobs that failed because of an outage"
+
+# A job without an id may meet the row of an earlier state of its object. This is in the reason of its dead letter.
+OTHER_STATE = "another state of the object"
+# The fault by which the rows of some jobs are refused.
+POISON_FAULT = "ledger-poison-trigger"
+
+# How often workers may die of one image: three times while it is screened alone (worker.deaths), once when it is delivered
+# for the first time, once when it is delivered again, and as often when it comes back as a copy after a failed attempt.
+DEATHS_OF_IMAGE = 10
 
 # How much each resource may grow from warm-up to the end of the run.
 GROWTH = {"resident_mib": 50, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
@@ -20,7 +30,7 @@ GROWTH = {"resident_mib": 50, "descriptors": 12, "broker_connections": 1, "ledge
 class Evidence:
     tried: dict = field(default_factory=dict)  # id → record, of every job that was published at least once
     confirmed: set = field(default_factory=set)  # ids whose publish was confirmed
-    verdicts: list = field(default_factory=list)  # rows: id, job_id, key, outcome
+    verdicts: list = field(default_factory=list)  # rows: id, job_id, key, outcome, reason, attempts, has_metadata
     audit: list = field(default_factory=list)  # rows: job_id, before, after
     outbox: list = field(default_factory=list)  # rows: event id, whether published
     events: list = field(default_factory=list)  # as recorded by the listener
@@ -30,6 +40,21 @@ class Evidence:
     before: object = None  # monitor.Usage after warm-up
     after: object = None  # monitor.Usage after the faults
     unexpected: list = field(default_factory=list)  # workers that ended without being killed
+    injected: set = field(default_factory=set)  # kinds of faults
+    partial: list = field(default_factory=list)  # a Partial for each fault that concerned some jobs only
+    sessions: list = field(default_factory=list)  # outages in which workers had too many sessions of the ledger
+    suspects: list = field(default_factory=list)  # ids in the table of suspects at rest
+    deaths_by_image: int = 0  # of workers
+    begun_alone: list = field(default_factory=list)  # ids of verdicts whose screening was begun alone
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What happened during a fault that concerns some jobs only."""
+
+    kind: str
+    verdicts: int  # on jobs that it does not concern
+    pauses: list  # why workers paused their intake
 
 
 class Findings(list):
@@ -52,6 +77,9 @@ def check(evidence):
     check_outcomes(evidence, jobs, rows, findings)
     check_events(evidence, findings)
     check_queues(evidence, rows, findings)
+    check_failures(evidence, jobs, rows, findings)
+    check_partial_faults(evidence, jobs, rows, findings)
+    check_quarantine(evidence, findings)
     check_growth(evidence.before, evidence.after, findings)
     findings.add("workers that ended without being killed", evidence.unexpected)
     return findings
@@ -71,7 +99,7 @@ def check_outcomes(evidence, jobs, rows, findings):
             f"{job}: {row['outcome']} instead of {jobs[job]['outcome']}"
             for job, answers in rows.items()
             for row in answers
-            if job in jobs and row["outcome"] not in allowed(jobs[job], evidence.false_responses)
+            if job in jobs and row["outcome"] not in allowed(jobs[job], evidence.false_responses) | {"failed"}
         ),
     )
 
@@ -123,6 +151,57 @@ def check_events(evidence, findings):
     findings.add(UNPUBLISHED, (id for id, published in evidence.outbox if not published))
 
 
+def check_failures(evidence, jobs, rows, findings):
+    """No outage makes a job fail: an image that kills processes does, and a row that the ledger refuses."""
+    may_fail = {job for job, record in jobs.items() if record["outcome"] == "failed" or is_refused(record, evidence)}
+    now = (
+        f"{job}: {row['reason']}" for job, answers in rows.items() for row in answers if row["outcome"] == "failed" and job not in may_fail
+    )
+    before = (f"{job}: failed at first, then {after}" for job, old, after in evidence.audit if old == "failed" and job not in may_fail)
+    findings.add(FAILED, [*now, *before])
+    # What the sender attached is left out only where the ledger refuses the row.
+    stripped = (
+        f"{job}: {row['outcome']}"
+        for job, answers in rows.items()
+        for row in answers
+        if job in jobs and jobs[job].get("has_metadata") and not row["has_metadata"]
+        if not (row["outcome"] == "failed" and is_refused(jobs[job], evidence))
+    )
+    findings.add("verdicts without the metadata of their job", stripped)
+
+
+def is_refused(record, evidence):
+    """Whether the ledger refused the rows of this job for a while."""
+    return record["kind"] == "poison" and POISON_FAULT in evidence.injected
+
+
+def check_partial_faults(evidence, jobs, rows, findings):
+    """A fault that concerns some jobs neither stops the others nor costs anything."""
+    findings.add("no verdict on other jobs for as long as a fault lasted", (p.kind for p in evidence.partial if not p.verdicts))
+    paused = (f"{partial.kind}: {reason}" for partial in evidence.partial for reason in partial.pauses)
+    findings.add("intake paused by a fault that concerned some jobs only", paused)
+    counted = (
+        f"{job}: {row['attempts']} attempts, {row['reason']}"
+        for job, answers in rows.items()
+        for row in answers
+        if job in jobs and jobs[job]["kind"] == "far" and row["attempts"] != 1
+    )
+    findings.add("attempts counted against jobs whose store was down", counted)
+    findings.add("more sessions of the ledger than workers may have", evidence.sessions)
+
+
+def check_quarantine(evidence, findings):
+    """A record of the quarantine ends with its job, and only a process that died leaves suspects behind."""
+    findings.add("records of the quarantine that were left behind", evidence.suspects)
+    images = sum(record["kind"] == "deadly" for record in evidence.tried.values())
+    if evidence.deaths_by_image > DEATHS_OF_IMAGE * images:
+        findings.append(f"workers died of {images} images {evidence.deaths_by_image} times")
+    # A process that lost the broker or the ledger may leave a record behind too.
+    harmless = all(kind == "worker-restart" or kind.startswith("store-") for kind in evidence.injected)
+    if harmless and evidence.injected:
+        findings.add("jobs screened alone although no worker died", evidence.begun_alone)
+
+
 def check_queues(evidence, rows, findings):
     findings.add("messages left in queues", (f"{count} in {queue}" for queue, count in evidence.queues.items() if count))
     kinds = [kind_of_dead(entry, evidence, rows) for entry in evidence.dead]
@@ -141,9 +220,12 @@ def check_queues(evidence, rows, findings):
 def kind_of_dead(entry, evidence, rows):
     """Why a message was dead-lettered, or None if it should not have been."""
     job, key, reason = entry
+    if job is None and key is None:
+        return "malformed"
     if job is None:
-        # A job without an id that can be parsed is never dead-lettered.
-        return "malformed" if key is None else None
+        # A job without an id is dead-lettered only if it found its object in another state than the row of its id is on.
+        had_two_states = f"key:{key}" in rows and key in evidence.false_responses
+        return "other state" if had_two_states and OTHER_STATE in reason else None
     if reason.startswith("id_conflict"):
         return "conflict" if f"conflict:{key}" in evidence.tried else None
     has_failed = {row["outcome"] for row in rows.get(job, [])} | {before for name, before, _ in evidence.audit if name == job}

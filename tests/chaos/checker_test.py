@@ -6,9 +6,13 @@
 import unittest
 from dataclasses import replace
 
-from checker import Evidence, check
+from checker import Evidence, Partial, check
 from monitor import Usage
 from schedule import KINDS, plan
+
+
+def verdict(id, job_id, key, outcome, **other):
+    return {"id": id, "job_id": job_id, "key": key, "outcome": outcome, "reason": None, "attempts": 1, "has_metadata": True} | other
 
 
 def good():
@@ -23,9 +27,9 @@ def good():
         },
         confirmed={"a", "key:b.jpg", "d", "m", "conflict:c.jpg"},
         verdicts=[
-            {"id": "1", "job_id": "a", "key": "a.jpg", "outcome": "flagged"},
-            {"id": "2", "job_id": "5f2c", "key": "b.jpg", "outcome": "passed"},
-            {"id": "3", "job_id": "d", "key": "d.jpg", "outcome": "failed"},
+            verdict("1", "a", "a.jpg", "flagged"),
+            verdict("2", "5f2c", "b.jpg", "passed", has_metadata=False),
+            verdict("3", "d", "d.jpg", "failed"),
         ],
         audit=[("d", "failed", "passed")],
         outbox=[("e1", True), ("e2", True), ("e3", True)],
@@ -39,7 +43,23 @@ def good():
         dead=[(None, None, "no JSON"), ("d", "d.jpg", "died"), ("a", "c.jpg", "id_conflict: it belongs to another")],
         before=Usage(100, 40, 4, 10),
         after=Usage(120, 42, 4, 10),
+        injected={"worker-kill", "worker-restart", "ledger-poison-trigger", "store-one-of-two-down"},
+        partial=[Partial("ledger-poison-trigger", 40, []), Partial("store-one-of-two-down", 40, [])],
+        begun_alone=["3"],
     )
+
+
+def with_job(kind, expected, **row):
+    """A good run with one more job, whose verdict and event are as they should be."""
+    evidence = good()
+    evidence.tried["n"] = {"id": "n", "kind": kind, "key": "n.jpg", "outcome": expected, "has_metadata": True}
+    evidence.confirmed.add("n")
+    evidence.verdicts.append(verdict("4", "n", "n.jpg", **{"outcome": expected} | row))
+    outcome = evidence.verdicts[-1]["outcome"]
+    evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "n", "outcome": outcome, "body": "w"})
+    if outcome == "failed":
+        evidence.dead.append(("n", "n.jpg", "why"))
+    return evidence
 
 
 class Checker(unittest.TestCase):
@@ -67,7 +87,7 @@ class Checker(unittest.TestCase):
 
     def test_two_verdicts_of_one_job_are_found(self):
         evidence = good()
-        evidence.verdicts.append({"id": "4", "job_id": "77", "key": "b.jpg", "outcome": "passed"})
+        evidence.verdicts.append(verdict("4", "77", "b.jpg", "passed"))
         evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "77", "outcome": "passed", "body": "w"})
         self.finds(evidence, "doubled: jobs with several outcomes: 1, such as key:b.jpg")
         evidence.false_responses["b.jpg"] = {"missing"}
@@ -75,7 +95,7 @@ class Checker(unittest.TestCase):
 
     def test_a_verdict_without_a_job_is_found(self):
         evidence = good()
-        evidence.verdicts.append({"id": "4", "job_id": "ghost", "key": "g.jpg", "outcome": "passed"})
+        evidence.verdicts.append(verdict("4", "ghost", "g.jpg", "passed"))
         evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "ghost", "outcome": "passed", "body": "w"})
         self.finds(evidence, "outcomes without a job: 1, such as ghost")
 
@@ -117,7 +137,8 @@ class Checker(unittest.TestCase):
 
     def test_a_failed_verdict_that_was_replaced_has_an_event_for_each_outcome(self):
         evidence = good()
-        evidence.tried["d"]["outcome"] = evidence.verdicts[2]["outcome"] = "passed"
+        evidence.tried["d"] |= {"kind": "poison", "outcome": "passed"}
+        evidence.verdicts[2]["outcome"] = "passed"
         evidence.events.append({"id": "e5", "verdict_id": "3", "job_id": "d", "outcome": "passed", "body": "v"})
         self.finds(evidence)
         last = evidence.events.pop()
@@ -140,10 +161,67 @@ class Checker(unittest.TestCase):
             evidence, "unexplained dead letters", "the id of another job", "failed jobs that were not", "malformed messages that were not"
         )
 
-    def test_a_job_without_an_id_is_no_malformed_message(self):
+    def test_the_dead_letter_of_a_job_without_an_id_is_explained_only_by_another_state_of_the_object(self):
+        reason = "failed: access denied; the verdict 2 (missing) has the same job id and is on another state of the object"
         evidence = good()
-        evidence.dead.append((None, "b.jpg", "the ledger refuses the row"))
+        evidence.dead.append((None, "b.jpg", reason))
         self.finds(evidence, "unexplained dead letters: 1")
+        evidence.false_responses["b.jpg"] = {"wrong-etag"}
+        self.finds(evidence)
+        evidence.dead[-1] = (None, "b.jpg", "the ledger refuses the row")
+        self.finds(evidence, "unexplained dead letters: 1")
+        evidence.dead[-1] = (None, "c.jpg", reason)
+        evidence.false_responses["c.jpg"] = {"wrong-etag"}
+        self.finds(evidence, "unexplained dead letters: 1")
+
+    def test_a_job_that_failed_because_of_an_outage_is_found(self):
+        evidence = with_job("good", "passed", outcome="failed", reason="store down")
+        self.finds(evidence, "failed because of an outage: 1, such as n: store down")
+        evidence = with_job("good", "passed")
+        evidence.audit.append(("n", "failed", "passed"))
+        evidence.events.append({"id": "e5", "verdict_id": "4", "job_id": "n", "outcome": "failed", "body": "v"})
+        self.finds(evidence, "failed because of an outage: 1, such as n: failed at first, then passed")
+
+    def test_a_refused_job_fails_alone_and_without_metadata(self):
+        self.finds(with_job("poison", "passed"))
+        failed = {"outcome": "failed", "reason": "refused", "has_metadata": False}
+        evidence = with_job("poison", "passed", **failed)
+        self.finds(evidence)
+        evidence.injected.remove("ledger-poison-trigger")
+        self.finds(evidence, "failed because of an outage: 1, such as n: refused", "without the metadata of their job: 1")
+        self.finds(with_job("good", "passed", **failed), "failed because of an outage: 1", "without the metadata of their job: 1")
+        self.finds(with_job("good", "passed", has_metadata=False), "without the metadata of their job: 1, such as n: passed")
+
+    def test_a_fault_that_concerns_some_jobs_neither_stops_nor_pauses_the_others(self):
+        evidence = good()
+        evidence.partial = [Partial("store-one-of-two-down", 0, ["paused: storage: refused"])]
+        self.finds(
+            evidence,
+            "no verdict on other jobs for as long as a fault lasted: 1, such as store-one-of-two-down",
+            "intake paused by a fault that concerned some jobs only: 1, such as store-one-of-two-down: paused: storage",
+        )
+
+    def test_an_attempt_that_was_counted_while_a_store_was_down_is_found(self):
+        self.finds(with_job("far", "passed"))
+        self.finds(with_job("good", "passed", attempts=2))
+        self.finds(with_job("far", "passed", attempts=2), "attempts counted against jobs whose store was down: 1, such as n: 2 attempts")
+        self.finds(with_job("far", "passed", outcome="missing"), "unexpected outcomes: 1, such as n: missing instead of passed")
+
+    def test_too_many_sessions_of_the_ledger_are_found(self):
+        self.finds(replace(good(), sessions=["40 after 9 s, more than 32"]), "more sessions of the ledger than workers may have: 1, such as 40")
+
+    def test_a_record_of_the_quarantine_that_was_left_behind_is_found(self):
+        self.finds(replace(good(), suspects=["3"]), "records of the quarantine that were left behind: 1, such as 3")
+
+    def test_an_image_that_kills_workers_again_and_again_is_found(self):
+        self.finds(replace(good(), deaths_by_image=10))
+        self.finds(replace(good(), deaths_by_image=11), "workers died of 1 images 11 times")
+
+    def test_a_job_that_an_orderly_restart_made_a_suspect_is_found(self):
+        evidence = replace(good(), injected={"worker-restart", "store-503"})
+        self.finds(evidence, "screened alone although no worker died: 1, such as 3")
+        evidence.begun_alone.clear()
+        self.finds(evidence)
 
     def test_growth_and_unexpected_ends_are_found(self):
         evidence = replace(good(), after=Usage(900, 400, 9, 90), unexpected=["worker 0 ended with 1"])

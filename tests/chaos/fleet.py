@@ -10,9 +10,23 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from world import at
+from world import BUCKET, FAR_BUCKET, at, wait
 
 RESTART_S = 0.3
+# The log line of a worker that died of an image.
+DIED_OF_IMAGE = b"over a deadly image"
+# Longer than worker.drain_ms, after which a worker ends in any case.
+DRAIN_LIMIT_S = 45
+
+BUCKETS = """
+[[buckets]]
+name = "{near}"
+
+[[buckets]]
+name = "{far}"
+endpoint = "{endpoint}"
+path_style = true
+"""
 
 
 def free_port():
@@ -27,25 +41,41 @@ class Worker:
         self.port = free_port()
         self.process = None
         self.was_ready = False
-        self.expects_crash = False
-        self.started_at = 0.0
+        self.is_asked_to_end = False
+        # The answer to the last question whether it is ready.
+        self.said = ""
 
     def start(self, crash=None):
         environment = {**self._environment, "PIXWARDEN_METRICS_LISTEN": f"127.0.0.1:{self.port}"}
         if crash:
             environment["TEST_CRASH"] = crash
-        self.was_ready, self.expects_crash = False, bool(crash)
-        self.started_at = time.monotonic()
+        self.was_ready = self.is_asked_to_end = False
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(self._command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
 
     def is_ready(self):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1) as answer:
-                self.was_ready = self.was_ready or answer.status == 200
-                return answer.status == 200
+                self.was_ready, self.said = True, answer.read().decode().strip()
+                return True
+        except urllib.error.HTTPError as answer:
+            self.said = answer.read().decode().strip()
+        except (urllib.error.URLError, OSError):
+            self.said = ""
+        return False
+
+    def knows_of_no_outage(self):
+        """Whether it is ready, and takes every store for working. While one store is down, the worker is ready."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                lines = answer.read().decode().splitlines()
         except (urllib.error.URLError, OSError):
             return False
+        down = [line for line in lines if line.startswith("pixwarden_stores_down ") and float(line.split()[1]) > 0]
+        return self.is_ready() and not down
+
+    def deaths_by_image(self):
+        return self._log.read_bytes().count(DIED_OF_IMAGE) if self._log.exists() else 0
 
     def usage(self):
         """Resident memory in MiB and open file descriptors, including those of its decoder processes; 0 if it has ended."""
@@ -71,10 +101,10 @@ class Worker:
 class Fleet(threading.Thread):
     def __init__(self, world, count, proxies, planted):
         super().__init__(daemon=True)
-        queue, ledger, store = proxies
+        queue, ledger, store, far_store = proxies
         environment = world.environment(
             queue=at(world.amqp_url, port=queue.port),
-            ledger=at(world.postgres_url, port=ledger.port, query="sslmode=disable"),
+            ledger=at(world.worker_url, port=ledger.port, query="sslmode=disable"),
             store=f"http://127.0.0.1:{store.port}",
         ) | {
             # The process that manages the services uses this to find left-over workers if this run is killed.
@@ -91,12 +121,16 @@ class Fleet(threading.Thread):
             "PIXWARDEN_DECODE_THREADS": "1",
             "PIXWARDEN_INFERENCE_THREADS": "1",
         }
-        flags = ["--detector", str(world.folder / "fixtures" / "detectors" / "spread-nhwc"), "--label", "by AI"]
+        # The file has the buckets, because a variable cannot say that one of them has its own endpoint.
+        del environment["PIXWARDEN_BUCKETS"]
+        config = world.folder / "pixwarden.toml"
+        config.write_text(BUCKETS.format(near=BUCKET, far=FAR_BUCKET, endpoint=f"http://127.0.0.1:{far_store.port}"))
+        flags = ["--config", str(config), "--detector", str(world.folder / "fixtures" / "detectors" / "spread-nhwc"), "--label", "by AI"]
         command = [world.pixwarden, "worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn", *flags]
         self.workers = [
             Worker(number, command, environment, world.folder / f"worker-{number}.log") for number in range(count)
         ]
-        self.kills = 0
+        self.kills = self.restarts = 0
         self.unexpected = []
         self._lock = threading.Lock()
         self._crash_next = {}
@@ -115,11 +149,19 @@ class Fleet(threading.Thread):
     def _bury(self, worker, status):
         if status in (-signal.SIGKILL, -signal.SIGABRT):
             self.kills += 1
+        elif worker.is_asked_to_end and status == 0:
+            self.restarts += 1
         elif worker.was_ready:
             self.unexpected.append(f"worker {worker.number} ended with {status}")
 
     def ready(self):
         return all([worker.is_ready() for worker in self.workers])
+
+    def is_calm(self):
+        return all([worker.knows_of_no_outage() for worker in self.workers])
+
+    def deaths_by_image(self):
+        return sum(worker.deaths_by_image() for worker in self.workers)
 
     def kill(self, worker):
         worker.process.send_signal(signal.SIGKILL)
@@ -129,6 +171,22 @@ class Fleet(threading.Thread):
         with self._lock:
             self._crash_next[worker.number] = f"{step}:{times}"
             self.kill(worker)
+
+    def restart(self, workers):
+        """Asks workers to end, and waits until each has a successor."""
+        with self._lock:
+            old = [worker.process for worker in workers]
+            for worker, process in zip(workers, old):
+                worker.is_asked_to_end = True
+                process.send_signal(signal.SIGTERM)
+        try:
+            wait("workers ended", lambda: not any(w.process is o for w, o in zip(workers, old)), DRAIN_LIMIT_S)
+        except TimeoutError:
+            self.unexpected.append(f"a worker had not drained {DRAIN_LIMIT_S} s after SIGTERM")
+
+    def pauses(self):
+        """Why the intake of a worker is paused now."""
+        return {worker.said for worker in self.workers if worker.said.startswith("paused")}
 
     def end(self):
         """Drains all workers and returns their exit statuses."""

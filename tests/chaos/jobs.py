@@ -10,7 +10,7 @@ from urllib.parse import quote_plus
 import botocore.exceptions
 import pika
 
-from world import BUCKET, PREFIX, Journal
+from world import BUCKET, FAR_BUCKET, PREFIX, Journal
 
 REPLIES = "chaos-replies"
 # A copy of DEADLY_IMAGE in src/fault_injection/active.rs.
@@ -18,7 +18,18 @@ DEADLY = b"planted: this image kills the process"
 MALFORMED = (b"not a job", b'{"image": 7}', b"\xff\xfe", b'{"Records": 1}')
 
 # The relative frequency of each kind of job.
-SHARES = {"good": 62, "derived": 12, "damaged": 9, "missing": 5, "rejected": 3, "malformed": 4, "twice": 4, "conflict": 1}
+SHARES = {
+    "good": 50,
+    "derived": 12,
+    "far": 8,
+    "poison": 4,
+    "damaged": 9,
+    "missing": 5,
+    "rejected": 3,
+    "malformed": 4,
+    "twice": 4,
+    "conflict": 1,
+}
 
 
 class Jobs(threading.Thread):
@@ -80,20 +91,23 @@ class Jobs(threading.Thread):
         if kind == "derived":
             return self._derived(number)
         data, outcome = self._chance.choice(self._damaged if kind == "damaged" else self._good)
-        return self._plain(number, "damaged" if kind == "damaged" else "good", data, outcome)
+        return self._plain(number, kind, data, outcome)
 
     def _plain(self, number, kind, data, outcome):
         key = f"{kind}/{number} ä+%20.jpg"
-        etag = None if data is None else self._put(key, data)
-        record = {"id": f"job-{number}", "kind": kind, "key": key, "outcome": outcome}
-        image = f"s3://{BUCKET}/{key}"
+        bucket = FAR_BUCKET if kind == "far" else BUCKET
+        etag = None if data is None else self._put(key, data, bucket)
+        record = {"id": f"job-{number}", "kind": kind, "key": key, "outcome": outcome, "has_metadata": True}
+        image = f"s3://{bucket}/{key}"
         if etag and number % 3 == 0:
-            image = {"bucket": BUCKET, "key": key, "etag": etag}
-        body = {"image": image, "id": record["id"], "metadata": {"number": number}}
+            image = {"bucket": bucket, "key": key, "etag": etag}
+        metadata = {"number": number} | ({"poison": True} if kind == "poison" else {})
+        body = {"image": image, "id": record["id"], "metadata": metadata}
         properties = {"reply_to": REPLIES} if number % 20 == 0 else {}
-        if number % 4 == 1:
+        if number % 4 == 1 and kind != "poison":
             body = image if isinstance(image, str) else {"image": image}
             properties["message_id"] = record["id"]
+            record["has_metadata"] = False
         made = record, self._message(body, **properties)
         if kind != "deadly":
             self._recent = [*self._recent[-200:], made]
@@ -116,10 +130,10 @@ class Jobs(threading.Thread):
         lane = "live" if self._chance.random() < 0.4 else "backfill"
         return lane, body, properties
 
-    def _put(self, key, data):
+    def _put(self, key, data, bucket=BUCKET):
         while True:
             try:
-                return self._world.s3.put_object(Bucket=BUCKET, Key=key, Body=data)["ETag"].strip('"')
+                return self._world.s3.put_object(Bucket=bucket, Key=key, Body=data)["ETag"].strip('"')
             except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
                 time.sleep(0.2)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from world import FAR_BUCKET
+
 POLL_INTERVAL_S = 0.1
 
 
@@ -25,7 +27,11 @@ class Monitor(threading.Thread):
         self._world, self._fleet = world, fleet
         self._progress = threading.Condition()
         self.verdicts = 0
+        # Verdicts on images of the store that is not the far one.
+        self.near_verdicts = 0
         self.not_ready_at = None
+        # Why a worker's intake was paused since this was emptied.
+        self.pauses = set()
         self._last_at = time.monotonic()
 
     def run(self):
@@ -34,8 +40,10 @@ class Monitor(threading.Thread):
         while True:
             try:
                 database = database or self._world.database()
-                verdicts = database.execute("SELECT count(*) FROM verdicts").fetchone()[0]
+                query = "SELECT count(*), count(*) FILTER (WHERE bucket <> %s) FROM verdicts"
+                verdicts, near = database.execute(query, [FAR_BUCKET]).fetchone()
                 with self._progress:
+                    self.near_verdicts = near
                     if verdicts > self.verdicts:
                         self.verdicts, self._last_at = verdicts, time.monotonic()
                         self._progress.notify_all()
@@ -47,6 +55,7 @@ class Monitor(threading.Thread):
         while True:
             if not self._fleet.ready() and self.not_ready_at is None:
                 self.not_ready_at = time.monotonic()
+            self.pauses |= self._fleet.pauses()
             time.sleep(POLL_INTERVAL_S)
 
     def progress_after(self, moment, limit_s):

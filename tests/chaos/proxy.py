@@ -22,6 +22,34 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
 
+class Port:
+    """A port that can refuse connections for a while, and cannot be taken by another program meanwhile."""
+
+    def __init__(self, loop, serve):
+        self._loop, self._serve = loop, serve
+        # Bound and never listening. Without a listener beside it, the system refuses connections (ECONNREFUSED).
+        self._reserved = self._bound(0)
+        self.number = self._reserved.getsockname()[1]
+        self._server = None
+        self.accept()
+
+    def accept(self):
+        self._server = self._loop.call(asyncio.start_server(self._serve, sock=self._bound(self.number)))
+
+    def refuse(self):
+        self._loop.call(self._close())
+
+    async def _close(self):
+        self._server.close()
+
+    @staticmethod
+    def _bound(number):
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(("127.0.0.1", number))
+        return bound
+
+
 class Link:
     """One connection through the proxy."""
 

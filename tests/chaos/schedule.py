@@ -7,6 +7,7 @@ from dataclasses import dataclass
 KINDS = {
     "worker-kill": (0, 0),
     "worker-stop": (2, 15),
+    "worker-restart": (0, 0),
     "worker-crash-fetch": (0, 0),
     "worker-crash-commit": (0, 0),
     "worker-crash-publish": (0, 0),
@@ -23,11 +24,15 @@ KINDS = {
     "ledger-backends-terminated": (0, 0),
     "ledger-restart": (1, 5),
     "ledger-read-only": (2, 6),
+    "ledger-insert-revoked": (2, 12),
+    "ledger-poison-trigger": (4, 12),
+    "ledger-statement-timeout": (3, 20),
     "ledger-commit-reply-dropped": (2, 5),
     "ledger-reset": (0, 0),
     "ledger-black-hole": (2, 25),
     "ledger-latency": (3, 8),
     "ledger-drip": (3, 8),
+    "store-one-of-two-down": (4, 15),
     "store-restart": (1, 5),
     "store-slow": (3, 8),
     "store-stalled": (3, 10),
@@ -38,6 +43,9 @@ KINDS = {
     "store-reset": (2, 5),
     "store-black-hole": (2, 15),
 }
+
+# Faults that concern some jobs only. Meanwhile the other jobs go on, and no worker pauses its intake.
+PARTIAL = {"ledger-poison-trigger", "store-one-of-two-down"}
 
 FIRST_S = 3
 PAUSE_S = (1.5, 4.0)

@@ -5,7 +5,7 @@ import random
 import threading
 from urllib.parse import unquote
 
-from proxy import LATENCY_S, POLL_INTERVAL_S, reset
+from proxy import LATENCY_S, POLL_INTERVAL_S, Port, reset
 
 # The share of requests that a fault affects, so that some jobs succeed while others fail.
 SHARE = 0.7
@@ -22,8 +22,15 @@ class StoreProxy:
         self._lock = threading.Lock()
         self._chance = random.Random(f"store-{seed}")
         self._target_port = target_port
-        server = loop.call(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
+        self._port = Port(loop, self._serve)
+        self.port = self._port.number
+
+    def refuse(self):
+        """Refuses connections until `accept`."""
+        self._port.refuse()
+
+    def accept(self):
+        self._port.accept()
 
     async def _serve(self, reader, writer):
         # One request per connection: every response has `Connection: close`.

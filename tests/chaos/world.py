@@ -5,19 +5,24 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import boto3
 import botocore.config
 import pika
 import psycopg
 
+ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "chaos"
 BUCKET = "chaos"
+# The workers reach this bucket over an endpoint of its own, so that it is in another store for them.
+FAR_BUCKET = "chaos-far"
 DATABASE = "chaos"
 LISTENER = "chaos-listener"
+# The role of deploy/postgres/roles.sql that the workers use. It neither owns a table nor passes over privileges.
+ROLE = "pixwarden_worker"
 
-# Records every change of a verdict after its first commit.
+# Records every change of a verdict after its first commit, and every job whose screening was begun alone.
 AUDIT = """
 CREATE TABLE audit (at timestamptz NOT NULL DEFAULT now(), job_id text NOT NULL, before text NOT NULL, after text NOT NULL);
 CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -27,6 +32,47 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER note_change AFTER UPDATE OR DELETE ON verdicts FOR EACH ROW EXECUTE FUNCTION note_change();
+
+CREATE TABLE begun_alone (at timestamptz NOT NULL DEFAULT now(), id uuid NOT NULL);
+CREATE FUNCTION note_begun_alone() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO public.begun_alone (id) VALUES (NEW.id);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_begun_alone AFTER INSERT OR UPDATE ON suspects FOR EACH ROW
+    -- A ping of the ledger writes a row of a verdict that no job has, and takes it back.
+    WHEN (NEW.starts > 0 AND NEW.id <> NEW.process) EXECUTE FUNCTION note_begun_alone();
+"""
+
+# Faults inside the database. A row in `planted` switches one on. A trigger that was created for each fault would have to
+# wait for the statements that the fault holds up.
+PLANTED = """
+CREATE TABLE planted (fault text PRIMARY KEY, code text);
+
+-- A disk that no longer completes a write.
+CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    WHILE EXISTS (SELECT FROM public.planted WHERE fault = 'stall') LOOP
+        PERFORM pg_sleep(0.1);
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER stall BEFORE INSERT OR UPDATE OR DELETE ON verdicts FOR EACH STATEMENT EXECUTE FUNCTION stall();
+CREATE TRIGGER stall BEFORE INSERT OR UPDATE OR DELETE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION stall();
+CREATE TRIGGER stall BEFORE INSERT OR UPDATE OR DELETE ON suspects FOR EACH STATEMENT EXECUTE FUNCTION stall();
+
+-- A rule of the operator's that refuses the rows of some jobs.
+CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    code text := (SELECT planted.code FROM public.planted WHERE fault = 'poison');
+BEGIN
+    IF code IS NOT NULL THEN
+        RAISE EXCEPTION 'the row is poison' USING ERRCODE = code;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse_poison BEFORE INSERT ON verdicts FOR EACH ROW WHEN (NEW.metadata ? 'poison')
+    EXECUTE FUNCTION refuse_poison();
 """
 
 
@@ -37,6 +83,8 @@ class World:
         self.amqp_url = os.environ["TEST_AMQP_URL"]
         self.admin_url = os.environ["TEST_POSTGRES_URL"]
         self.postgres_url = at(self.admin_url, path=f"/{DATABASE}")
+        password = quote(os.environ["TEST_POSTGRES_PASSWORD"], safe="")
+        self.worker_url = at(self.postgres_url, user=f"{ROLE}:{password}")
         self.s3_url = os.environ["TEST_S3_ENDPOINT"]
         self.s3 = boto3.client(
             "s3",
@@ -48,13 +96,16 @@ class World:
         )
 
     def prepare(self):
-        """Creates the database with its schema and the audit table, and the bucket. Workers declare the queues."""
+        """Creates the database with its schema, its roles and the audit tables, and the buckets. Workers declare the queues."""
         with psycopg.connect(self.admin_url, autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {DATABASE}")
         self.run("migrate")
         with self.database() as database:
+            database.execute((ROOT / "deploy/postgres/roles.sql").read_text(encoding="utf-8"))
             database.execute(AUDIT)
-        self.s3.create_bucket(Bucket=BUCKET)
+            database.execute(PLANTED)
+        for bucket in (BUCKET, FAR_BUCKET):
+            self.s3.create_bucket(Bucket=bucket)
 
     def run(self, *arguments):
         """Runs one command of Pixwarden, without the proxies."""
@@ -101,8 +152,10 @@ class World:
 
 
 def at(url, **parts):
-    """A URL with some of its parts replaced; `port` keeps user and host."""
+    """A URL with some of its parts replaced; `port` keeps user and host, and `user` is one with its password."""
     split = urlsplit(url)
+    if "user" in parts:
+        parts["netloc"] = f"{parts.pop('user')}@{split.netloc.rpartition('@')[2]}"
     if "port" in parts:
         parts["netloc"] = f"{split.netloc.rpartition(':')[0]}:{parts.pop('port')}"
     return urlunsplit(split._replace(**parts))
