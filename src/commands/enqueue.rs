@@ -17,7 +17,7 @@ use super::options::QueueOption;
 use super::output::{Format, Output};
 use crate::broker::{Message, Publisher, ReplyChannel, Topology, connect};
 use crate::config::Config;
-use crate::job::forms::{Reading, read};
+use crate::job::forms::{MessageProperties, Reading, read};
 use crate::job::{ImageRef, Lane};
 
 /// Unconfirmed messages at the same time.
@@ -177,7 +177,7 @@ impl EnqueueArguments {
         fill("metadata", self.metadata.clone());
         fill("detectors", (!self.detectors.is_empty()).then(|| json!(self.detectors)));
         let body = Value::Object(job).to_string();
-        match read(body.as_bytes(), None) {
+        match read(body.as_bytes(), MessageProperties::default()) {
             Ok(Reading::Job(job)) => Ok(JobBody { image: job.image.uri(), body }),
             Ok(_) => bail!("not a single job: {line}"),
             Err(e) => Err(UsageError(format!("a worker would refuse the job: {e}")).into()),
