@@ -23,7 +23,9 @@ impl ObjectFilter {
     /// Whether a listing has all that is needed to apply the conditions and to compare the object with the ledger.
     #[must_use]
     pub fn is_decidable(&self, object: &ListedObject) -> bool {
-        let sized = object.bytes.is_some() || (self.min_bytes.is_none() && self.max_bytes.is_none());
+        let may_be_folder = object.image.key.ends_with('/');
+        let needs_size = may_be_folder || self.min_bytes.is_some() || self.max_bytes.is_some();
+        let sized = object.bytes.is_some() || !needs_size;
         let dated = object.modified.is_some() || (self.since.is_none() && self.until.is_none());
         object.image.etag.is_some() && sized && dated
     }
@@ -36,8 +38,10 @@ impl ObjectFilter {
             let from = key.len().checked_sub(suffix.len());
             from.is_some_and(|from| key[from..].eq_ignore_ascii_case(suffix.as_bytes()))
         };
-        // Some tools store folders as keys that end with a slash. A key with U+0000 or longer than S3 allows is no valid job.
-        let valid = !key.ends_with(b"/") && !key.contains(&0) && key.len() <= MAX_KEY_BYTES;
+        // Some tools store folders as empty objects whose keys end with a slash. A key with U+0000 or longer than S3 allows is
+        // no valid job.
+        let is_folder = key.ends_with(b"/") && object.bytes == Some(0);
+        let valid = !is_folder && !key.contains(&0) && key.len() <= MAX_KEY_BYTES;
         valid && (self.suffixes.is_empty() || self.suffixes.iter().any(ends_with))
     }
 
@@ -85,6 +89,7 @@ mod tests {
             assert!(!filter.accepts(&object(key, bytes, at)), "{key} {bytes} {at}");
         }
         assert!(!ObjectFilter::default().accepts(&object("folder/", 0, early)));
+        assert!(ObjectFilter::default().accepts(&object("image/", 1, early)), "no folder marker, as it has content");
         assert!(!ObjectFilter::default().accepts(&object("nul\0", 1, early)));
         assert!(!ObjectFilter::default().accepts(&object(&"k".repeat(1_025), 1, early)));
     }
@@ -98,6 +103,8 @@ mod tests {
             !ObjectFilter { until: Some(datetime!(2026-01-01 00:00 UTC)), ..ObjectFilter::default() }
                 .is_decidable(&bare)
         );
+        let perhaps_folder = ListedObject { image: ImageRef { key: "k/".into(), ..bare.image.clone() }, ..bare.clone() };
+        assert!(!ObjectFilter::default().is_decidable(&perhaps_folder), "an image may have such a key");
         let unnamed = ListedObject { image: ImageRef { etag: None, ..bare.image.clone() }, ..bare };
         assert!(!ObjectFilter::default().is_decidable(&unnamed));
     }
