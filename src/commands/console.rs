@@ -61,6 +61,11 @@ pub fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
         if let Some(StdoutError(cause)) = inside.and_then(|inside| inside.downcast_ref()) {
             return cause.kind() == io::ErrorKind::BrokenPipe;
         }
+        // The CSV writer's error does not name its source.
+        let csv = inside.and_then(|inside| inside.downcast_ref::<csv::Error>()).map(csv::Error::kind);
+        if let Some(csv::ErrorKind::Io(cause)) = csv {
+            return is_closed_pipe(cause);
+        }
         next = error.source();
     }
     false

@@ -59,7 +59,7 @@ impl Stage {
             vec!["show", job, "--ledger", ledger],
             vec!["export", "--ledger", ledger],
             vec!["export", "--ledger", ledger, "--format", "csv"],
-            // Every stored score is judged anew by other thresholds, so that there is a row.
+            // Every stored score is judged again by other thresholds, so that there is a row.
             vec!["rejudge", "--ledger", ledger, "--review-at", "0", "--flag-at", "0", "--dry-run"],
             vec!["dead", "list"],
             vec!["dead", "show", "letter"],
