@@ -36,6 +36,14 @@ macro_rules! selected {
     };
 }
 
+/// The condition of an unpublished event, for statements that find it by its id or its verdict. `published_at IS NULL` would
+/// invite Postgres to read the index of all unpublished events instead, of which there can be any number.
+macro_rules! unpublished {
+    () => {
+        "coalesce(published_at, 'infinity') = 'infinity'"
+    };
+}
+
 mod archive;
 mod connect;
 mod indexes;

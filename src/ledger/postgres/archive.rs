@@ -22,7 +22,7 @@ use crate::retry;
 /// The condition of a verdict that may be pruned. A scalar subquery is looked up in the index for each verdict; EXISTS could
 /// become a join that reads the whole outbox.
 const WITHOUT_UNPUBLISHED_EVENT: &str =
-    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL LIMIT 1) IS NULL";
+    concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NULL");
 
 #[async_trait]
 impl Archive for Postgres {

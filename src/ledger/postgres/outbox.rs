@@ -80,9 +80,10 @@ impl Outbox for Postgres {
     async fn mark_published(&self, ids: &[Uuid]) -> Result<(), LedgerError> {
         let ids = ids.to_vec();
         self.run(RESPONSE_TIMEOUT, move |c| {
-            let query = sqlx::query(
-                "UPDATE outbox SET published_at = now(), last_error = NULL WHERE event_id = ANY($1) AND published_at IS NULL",
-            );
+            let query = sqlx::query(concat!(
+                "UPDATE outbox SET published_at = now(), last_error = NULL WHERE event_id = ANY($1) AND ",
+                unpublished!()
+            ));
             Box::pin(query.bind(ids).execute(c))
         })
         .await
@@ -92,7 +93,8 @@ impl Outbox for Postgres {
     async fn note_unpublished(&self, id: Uuid, error: &str) -> Result<(), LedgerError> {
         let error = error.to_owned();
         self.run(RESPONSE_TIMEOUT, move |c| {
-            let query = sqlx::query("UPDATE outbox SET last_error = $2 WHERE event_id = $1 AND published_at IS NULL");
+            let query =
+                sqlx::query(concat!("UPDATE outbox SET last_error = $2 WHERE event_id = $1 AND ", unpublished!()));
             Box::pin(query.bind(id).bind(error).execute(c))
         })
         .await

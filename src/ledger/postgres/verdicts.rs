@@ -159,7 +159,7 @@ pub(super) async fn replace_history(
         .filter(|(revise, locked)| revise.makes_events_stale(locked.existing.outcome))
         .map(|(revise, _)| revise.verdict.id)
         .collect();
-    let query = "DELETE FROM outbox WHERE verdict_id = ANY($1) AND published_at IS NULL";
+    let query = concat!("DELETE FROM outbox WHERE verdict_id = ANY($1) AND ", unpublished!());
     sqlx::query(query).bind(outdated).execute(c).await.map(drop)
 }
 
