@@ -48,6 +48,8 @@ pub const JOB_ID_HEADER: &str = "x-pixwarden-job-id";
 pub const DEAD_SINCE_HEADER: &str = "x-pixwarden-dead-since";
 /// How many attempts at a job have failed.
 pub const ATTEMPT_HEADER: &str = "x-pixwarden-attempt";
+/// Set in a copy in a delay queue if a process had the original before and did not settle it.
+pub const REDELIVERED_HEADER: &str = "x-pixwarden-redelivered";
 
 /// Why a request to the broker failed. The texts hold the broker's own message, because a hint follows it; so lapin's error
 /// is a field and not the source.

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
-use crate::job::{Judgement, Outcome, Revision, Verdict, verdict_id};
+use crate::job::{Judgement, Outcome, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
@@ -94,6 +94,12 @@ impl JobProcessor {
         }
     }
 
+    /// Refuses every job that waits for its turn now or comes later.
+    pub fn close_gates(&self) {
+        self.admission.close();
+        self.alone.close();
+    }
+
     /// Processes one job until its verdict is committed, or until it is known why there is none.
     pub async fn process(&self, request: &JobRequest) -> JobEnd {
         traces::record_image(&request.job.image);
@@ -144,7 +150,7 @@ impl JobProcessor {
 
     /// One attempt at a job.
     async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
-        progress.replayed = self.find_replayed(request).await.map_err(ledger_is_broken)?;
+        progress.replayed = self.find_replayed(request).await.map_err(failed_call)?;
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
@@ -195,8 +201,10 @@ impl JobProcessor {
 
     /// Ends a job whose verdict exists.
     async fn end_if_answered(&self, request: &JobRequest, id: Uuid) -> Result<(), Stop> {
-        match self.ledger.find_verdict(id).await.map_err(ledger_is_broken)? {
+        match self.ledger.find_verdict(id).await.map_err(failed_call)? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
+            // An object that was missing may be there by now.
+            Some(known) if known.outcome == Outcome::Missing && !request.job.has_given_id() => Ok(()),
             Some(known) if known.outcome != Outcome::Failed => Err(Stop::Ended(JobEnd::AnsweredBefore(id).into())),
             _ => Ok(()),
         }
@@ -275,6 +283,16 @@ impl JobProcessor {
                 self.event_if_published(event)
             };
             match timed(Stage::Commit, self.commits.commit(&entry, &request.job.image, event_of_revision)).await {
+                // The row of this id is on another state of the object, so this state gets the next id.
+                Ok(Inserted::Existing(earlier))
+                    if entry.verdict.judgement.outcome != Outcome::Failed
+                        && earlier.answers(&request.job.image)
+                        && !answers_state(request, &earlier, &entry.verdict) =>
+                {
+                    let job_id = next_id(&entry.verdict.job_id);
+                    let verdict = Verdict { id: verdict_id(&job_id), job_id, ..entry.verdict };
+                    entry = self.with_event(request, verdict);
+                }
                 Ok(inserted) => break inserted,
                 Err(LedgerError::Refused(reason)) if !was_refused => {
                     // What a database cannot store comes from the sender, most likely in the metadata.
@@ -296,6 +314,7 @@ impl JobProcessor {
         let outcome = verdict.judgement.outcome;
         match inserted {
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
+            // A failure gets no other row. Its dead letter can be replayed, and then has an outcome.
             Inserted::Existing(earlier) if !answers_state(request, &earlier, &verdict) => {
                 let reason = verdict.judgement.reason.unwrap_or_default();
                 let reason = format!(
@@ -376,13 +395,21 @@ struct Progress {
 }
 
 /// Whether an earlier verdict of the same id answers the state of the object that `verdict` is about. An id that the sender
-/// gave stands for one verdict. A derived id names a state of the object, unless its version and its `ETag` were unknown.
+/// gave stands for one verdict. A derived id names a state of the object, unless its version and its `ETag` were unknown; and
+/// a state that was missing may be there again.
 fn answers_state(request: &JobRequest, earlier: &ExistingVerdict, verdict: &Verdict) -> bool {
     let (before, now) = (&earlier.image, &verdict.image);
     let versions = before.named_version().zip(now.named_version());
     let etags = before.etag.as_deref().zip(now.etag.as_deref());
-    request.job.has_given_id()
-        || versions.or(etags).map_or(earlier.outcome == verdict.judgement.outcome, |(before, now)| before == now)
+    let is_back = earlier.outcome == Outcome::Missing && verdict.judgement.outcome != Outcome::Missing;
+    let is_same =
+        versions.or(etags).map_or(earlier.outcome == verdict.judgement.outcome, |(before, now)| before == now);
+    request.job.has_given_id() || (is_same && !is_back)
+}
+
+/// The id of a job without a given id whose derived id has a row on another state of the object.
+fn next_id(job_id: &str) -> String {
+    derived_id(&serde_json::json!(["next", job_id]))
 }
 
 /// Records a new verdict in metrics, in the job's span and in the log.
@@ -408,7 +435,13 @@ fn record_commit(request: &JobRequest, verdict: &Verdict, earlier: Option<Uuid>)
     );
 }
 
-/// A look-up writes nothing, so the ledger cannot have refused a row.
-fn ledger_is_broken(error: LedgerError) -> Stop {
-    Stop::Failed(AttemptError::Broken(Service::Ledger, error.to_string()))
+/// What a failed call of the ledger means for the job. A living ledger that refuses one call, as for a damaged page, must
+/// not stop the others: this job's attempt has failed.
+fn failed_call(error: LedgerError) -> Stop {
+    Stop::Failed(match error {
+        LedgerError::Refused(_) | LedgerError::RefusedUnclear(_) => {
+            AttemptError::Failed(AttemptCause::Ledger, error.to_string())
+        }
+        error => AttemptError::Broken(Service::Ledger, error.to_string()),
+    })
 }

@@ -378,8 +378,10 @@ impl From<StoreError> for TryError {
             StoreError::Denied(reason) => Self::Clear(FetchError::Denied(one_line(&reason))),
             StoreError::Unsupported(reason) => Self::Clear(FetchError::Unsupported(reason)),
             StoreError::BucketDown(reason) => Self::Clear(FetchError::BucketDown(one_line(&reason))),
-            StoreError::Down(reason) => Self::Clear(FetchError::StoreDown(one_line(&reason))),
-            StoreError::Unclear(reason) => Self::Unclear { reason: one_line(&reason), etag: None },
+            // The store says that of itself in response to one key, and keys come from senders: the probe decides.
+            StoreError::Down(reason) | StoreError::Unclear(reason) => {
+                Self::Unclear { reason: one_line(&reason), etag: None }
+            }
         }
     }
 }

@@ -103,7 +103,8 @@ mod tests {
             !ObjectFilter { until: Some(datetime!(2026-01-01 00:00 UTC)), ..ObjectFilter::default() }
                 .is_decidable(&bare)
         );
-        let perhaps_folder = ListedObject { image: ImageRef { key: "k/".into(), ..bare.image.clone() }, ..bare.clone() };
+        let perhaps_folder =
+            ListedObject { image: ImageRef { key: "k/".into(), ..bare.image.clone() }, ..bare.clone() };
         assert!(!ObjectFilter::default().is_decidable(&perhaps_folder), "an image may have such a key");
         let unnamed = ListedObject { image: ImageRef { etag: None, ..bare.image.clone() }, ..bare };
         assert!(!ObjectFilter::default().is_decidable(&unnamed));

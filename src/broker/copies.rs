@@ -3,7 +3,7 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::{ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, REASON_HEADER};
+use super::{ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, REASON_HEADER, REDELIVERED_HEADER};
 
 /// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB by default. A table that
 /// fills the frame leaves no room for our headers, and the broker would close the connection.
@@ -76,7 +76,7 @@ fn is_copied(key: &str) -> bool {
     // The queues that CC and BCC name have received the original already.
     let routes = ["CC", "BCC"].contains(&key);
     // A copy gets its own, if any.
-    let is_ours = [REASON_HEADER, ATTEMPT_HEADER, DEAD_SINCE_HEADER].contains(&key);
+    let is_ours = [REASON_HEADER, ATTEMPT_HEADER, DEAD_SINCE_HEADER, REDELIVERED_HEADER].contains(&key);
     !routes && !is_ours && !is_added_by_broker(key)
 }
 

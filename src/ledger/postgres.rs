@@ -74,10 +74,12 @@ const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How much earlier the server gives up a statement than this program.
 const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_millis(500);
 /// Settings of each session, for servers that have them.
-const SESSION_SETTINGS: [(&str, &str); 3] = [
+const SESSION_SETTINGS: [(&str, &str); 4] = [
     // How often the server looks, during a statement, whether this program is still connected. Since PostgreSQL 14, and not
     // on every operating system.
     ("client_connection_check_interval", "5s"),
+    // A program that vanishes in a transaction must not keep its locks until the connection times out.
+    ("idle_in_transaction_session_timeout", "60s"),
     // Statements read few rows. Compiling one takes longer than running it, and so does starting a parallel worker.
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
@@ -335,18 +337,16 @@ fn refusal_of(code: &str) -> Refusal {
         (_, "40001" | "40P01") => Refusal::Contention,
         // Data exception, integrity constraint violation, program limit exceeded (an index entry that is too large).
         ("22" | "23" | "54", _) => Refusal::Row,
-        // Connection exception, feature not supported (a prepared statement after a change of the schema), invalid
-        // transaction state (a read-only server is 25006), invalid statement name, invalid authorization, invalid catalog
-        // or schema name, transaction rollback, syntax error or access rule violation (no privilege is 42501, no table
-        // 42P01), insufficient resources (a full disk is 53100), object not in prerequisite state (a lock is 55P03),
-        // operator intervention (a statement timeout is 57014), system error, snapshot failure, configuration file error.
-        (
-            "08" | "0A" | "25" | "26" | "28" | "2D" | "3B" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58"
-            | "72" | "F0",
-            _,
-        ) => Refusal::Ledger,
-        // Among them triggered action exception (09), errors of functions (21, 2F, 38, 39), P0001 of RAISE, and the internal
-        // errors XX000 to XX002.
+        // Connection exception, invalid transaction state (a read-only server is 25006), invalid statement name, invalid
+        // authorization, invalid catalog or schema name, transaction rollback, insufficient resources (a full disk is
+        // 53100), a lock that is not available, operator intervention (a statement timeout is 57014), system error, snapshot
+        // failure, configuration file error.
+        ("08" | "25" | "26" | "28" | "2D" | "3B" | "3D" | "3F" | "40" | "53" | "57" | "58" | "72" | "F0", _)
+        | (_, "55P03") => Refusal::Ledger,
+        // Among them triggered action exception (09), errors of functions (21, 2F, 38, 39), P0001 of RAISE, the internal errors
+        // XX000 to XX002, and what a trigger or a policy for rows can raise as well as a schema that does not fit: feature
+        // not supported (0A), access rule violation (no privilege is 42501, no table 42P01), object not in prerequisite
+        // state (55).
         _ => Refusal::Unclear,
     }
 }
@@ -370,10 +370,10 @@ mod tests {
             ("38000", Refusal::Unclear),
             ("U1234", Refusal::Unclear),
             ("08006", Refusal::Ledger),
-            ("0A000", Refusal::Ledger),
+            ("0A000", Refusal::Unclear),
             ("25006", Refusal::Ledger),
-            ("42501", Refusal::Ledger),
-            ("42P01", Refusal::Ledger),
+            ("42501", Refusal::Unclear),
+            ("42P01", Refusal::Unclear),
             ("53100", Refusal::Ledger),
             ("55P03", Refusal::Ledger),
             ("57014", Refusal::Ledger),

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Event, NewVerdict};
-use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict};
+use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict};
 
 /// A new verdict with an event. A ping writes it and takes it back: a database that answers reads may refuse writes, because
 /// its disk is full, a privilege was revoked or its statements take too long.
@@ -15,11 +15,11 @@ pub(super) fn probe_verdict() -> NewVerdict {
         job_id: format!("pixwarden-probe-{id}"),
         lane: Lane::Live,
         image: ImageRef { bucket: "pixwarden-probe".into(), key: id.to_string(), version_id: None, etag: None },
-        sha256: None,
-        bytes: None,
+        sha256: Some([0; 32]),
+        bytes: Some(0),
         seen: None,
         judgement: Judgement::unscored(Outcome::Rejected, "a probe of the ledger"),
-        scores: None,
+        scores: Some(Scores::new()),
         detectors: Digests::new(),
         policy: PolicyRef { name: "probe".into(), sha256: String::new() },
         metadata: None,

@@ -8,7 +8,7 @@
 //! damaged index. Then the row is the reason if the ledger accepts others, and the ledger is if it accepts none.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -35,41 +35,16 @@ pub fn linger_limit(in_flight: usize) -> usize {
     MAX_LINGER.min(in_flight / 2)
 }
 
-/// So many different rows may be refused for an unclear reason without an accepted one in between. Further ones mean that
-/// the ledger is the reason.
-const MAX_UNCLEAR_ROWS: usize = 3;
-
 /// Commits verdicts in groups.
 #[derive(Clone)]
 pub struct CommitQueue {
     ledger: Arc<dyn Ledger>,
     entries: mpsc::Sender<Waiting>,
-    unclear: Arc<UnclearRows>,
 }
 
-/// The rows that were refused for an unclear reason since a row was accepted.
-#[derive(Debug, Default)]
-struct UnclearRows(Mutex<HashSet<Uuid>>);
-
-impl UnclearRows {
-    fn a_row_was_accepted(&self) {
-        self.rows().clear();
-    }
-
-    /// Whether the ledger, and not these rows, is the reason: it accepts no rows, also those of a probe.
-    async fn are_the_ledgers(&self, ledger: &dyn Ledger, refused: impl IntoIterator<Item = Uuid>) -> bool {
-        let count = {
-            let mut rows = self.rows();
-            // One more than are allowed is enough to know.
-            rows.extend(refused.into_iter().take(MAX_UNCLEAR_ROWS + 1));
-            rows.len()
-        };
-        count > MAX_UNCLEAR_ROWS || ledger.ping().await.is_err()
-    }
-
-    fn rows(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What refusals for an unclear reason mean: if the ledger does not accept the row of a probe either, it is the reason.
+async fn are_the_ledgers(ledger: &dyn Ledger) -> bool {
+    ledger.ping().await.is_err()
 }
 
 /// What a refusal means, once it is known whose fault it is.
@@ -92,9 +67,7 @@ impl CommitQueue {
     pub fn new(ledger: Arc<dyn Ledger>, linger_limit: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (entries, waiting) = mpsc::channel(MAX_GROUP);
         let groups = Groups::new(waiting, MAX_GROUP, LINGER_DELAY, linger_limit);
-        let unclear = Arc::new(UnclearRows::default());
-        let queue = Self { ledger: Arc::clone(&ledger), entries, unclear: Arc::clone(&unclear) };
-        (queue, write_groups(ledger, unclear, groups))
+        (Self { ledger: Arc::clone(&ledger), entries }, write_groups(ledger, groups))
     }
 
     /// Commits one verdict with its event, in a group with others that are ready. A `failed` verdict that answers a job for
@@ -124,7 +97,7 @@ impl CommitQueue {
         let inserted = match replaced {
             Ok(inserted) => inserted,
             Err(error @ LedgerError::RefusedUnclear(_)) => {
-                let is_ledgers = self.unclear.are_the_ledgers(self.ledger.as_ref(), [new.verdict.id]).await;
+                let is_ledgers = are_the_ledgers(self.ledger.as_ref()).await;
                 return Err(decided(error, is_ledgers));
             }
             Err(error) => return Err(error),
@@ -136,21 +109,14 @@ impl CommitQueue {
     }
 }
 
-async fn write_groups(ledger: Arc<dyn Ledger>, unclear: Arc<UnclearRows>, mut groups: Groups<Waiting>) {
+async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
     while let Some(ready) = groups.next().await {
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest): (Vec<_>, _) = ready.into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         let size = group.len();
         let result = commit_group(ledger.as_ref(), group).await;
-        if result.accepted > 0 {
-            unclear.a_row_was_accepted();
-        }
-        let is_ledgers = if result.accepted > 0 || result.unclear.is_empty() {
-            false
-        } else {
-            let ids = result.unclear.iter().map(|(waiting, _)| waiting.entry.verdict.id);
-            unclear.are_the_ledgers(ledger.as_ref(), ids).await
-        };
+        let is_in_doubt = result.written == 0 && !result.unclear.is_empty();
+        let is_ledgers = is_in_doubt && are_the_ledgers(ledger.as_ref()).await;
         for (waiting, error) in result.unclear {
             drop(waiting.reply.send(Err(decided(error, is_ledgers))));
         }
@@ -161,8 +127,8 @@ async fn write_groups(ledger: Arc<dyn Ledger>, unclear: Arc<UnclearRows>, mut gr
 /// What became of a group.
 #[derive(Default)]
 struct GroupResult {
-    /// Rows that were written, or that existed.
-    accepted: usize,
+    /// Rows that were written. Rows that existed show nothing of the ledger.
+    written: usize,
     /// Rows that were refused for an unclear reason. Their callers have no answer yet.
     unclear: Vec<(Waiting, LedgerError)>,
 }
@@ -175,22 +141,23 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, G
         match ledger.insert(&entries).await {
             Ok(answers) => {
                 metrics::transaction_committed(entries.len(), began.elapsed());
+                let written = answers.iter().filter(|answer| matches!(answer, Inserted::Written(_))).count();
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }
-                GroupResult { accepted: entries.len(), unclear: Vec::new() }
+                GroupResult { written, unclear: Vec::new() }
             }
             Err(LedgerError::Refused(_) | LedgerError::RefusedUnclear(_)) if group.len() > 1 => {
                 let rest = group.split_off(group.len() / 2);
                 let mut result = commit_group(ledger, group).await;
                 let second = commit_group(ledger, rest).await;
-                result.accepted += second.accepted;
+                result.written += second.written;
                 result.unclear.extend(second.unclear);
                 result
             }
             Err(error @ LedgerError::RefusedUnclear(_)) => {
                 let unclear = group.into_iter().map(|waiting| (waiting, error.clone())).collect();
-                GroupResult { accepted: 0, unclear }
+                GroupResult { written: 0, unclear }
             }
             Err(error) => {
                 for waiting in group {
@@ -213,23 +180,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_rows_that_are_refused_in_a_row_are_the_ledgers_matter_and_a_few_are_not() {
+    async fn a_ledger_that_takes_no_probe_is_the_reason_for_a_refusal() {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
         ledger.migrate().await.unwrap();
-        let unclear = UnclearRows::default();
-        let row = |n| [Uuid::from_u128(n)];
-        for n in [1, 1, 1, 1, 2, 3] {
-            assert!(!unclear.are_the_ledgers(&ledger, row(n)).await, "{n}");
-        }
-        assert!(unclear.are_the_ledgers(&ledger, row(4)).await, "nothing was accepted in between");
-        unclear.a_row_was_accepted();
-        assert!(!unclear.are_the_ledgers(&ledger, row(4)).await);
-        assert!(unclear.are_the_ledgers(&ledger, (10..30).map(Uuid::from_u128)).await, "a whole group");
-
-        // A ledger that does not take a probe either.
-        unclear.a_row_was_accepted();
+        assert!(!are_the_ledgers(&ledger).await);
         ledger.close().await;
-        assert!(unclear.are_the_ledgers(&ledger, row(1)).await);
+        assert!(are_the_ledgers(&ledger).await);
     }
 }

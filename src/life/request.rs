@@ -85,6 +85,8 @@ pub enum AttemptCause {
     Decoder,
     /// The model cannot run this image, while it runs others.
     Session,
+    /// The ledger refuses a call for this job, while it accepts others.
+    Ledger,
     /// The program panicked.
     Panic,
 }
@@ -97,6 +99,7 @@ impl AttemptCause {
             Self::Object => RetryCause::Object,
             Self::Decoder => RetryCause::Decoder,
             Self::Session => RetryCause::Session,
+            Self::Ledger => RetryCause::Ledger,
             Self::Panic => RetryCause::Panic,
         }
     }

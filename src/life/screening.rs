@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::admission::wait_in_time;
 use super::request::AttemptError;
 use super::steps::{Fetched, Screened, Stop, find_reusable, screen};
-use super::{JobProcessor, ledger_is_broken};
+use super::{JobProcessor, failed_call};
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::{Lane, Outcome};
 use crate::screen::ScreenError;
@@ -25,7 +25,7 @@ impl JobProcessor {
         if self.config.worker.reuse_scores {
             let found =
                 find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
-            if let Some(screened) = found.await.map_err(ledger_is_broken)? {
+            if let Some(screened) = found.await.map_err(failed_call)? {
                 return Ok(screened);
             }
         }
@@ -51,7 +51,7 @@ impl JobProcessor {
         if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             return self.screen_in_company(fetched, bytes).await;
         }
-        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(ledger_is_broken)? {
+        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(failed_call)? {
             return self.screen_alone(fetched, bytes).await;
         }
         let screened = self.screen_in_company(fetched, bytes).await;
@@ -68,7 +68,7 @@ impl JobProcessor {
         // The wait for its turn may have been long.
         self.fail_if_broken(&request.job.image.bucket)?;
         self.end_if_answered(request, id).await?;
-        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(ledger_is_broken)?;
+        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(failed_call)?;
         let deaths = starts.saturating_sub(1);
         let screened = if deaths >= self.config.worker.deaths {
             let reason = format!("the worker died {deaths} times while it screened this image in quarantine");

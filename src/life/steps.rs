@@ -43,11 +43,11 @@ pub(super) struct Replayed {
 
 impl Identified<'_> {
     /// The job's id. A derived id depends on the `ETag` that the object was fetched with. A replay keeps the id of its
-    /// `failed` verdict. If that was replaced before, the replay keeps the id only for the same state of the object.
+    /// `failed` verdict, unless that is on another state of the object.
     pub(super) fn job_id(&self, fetched_etag: Option<&str>) -> String {
         match &self.replayed {
             Some(Replayed { job_id, earlier })
-                if earlier.outcome == Outcome::Failed
+                if (earlier.outcome == Outcome::Failed && (fetched_etag.is_none() || earlier.image.etag.is_none()))
                     || (fetched_etag.is_some() && earlier.image.etag.as_deref() == fetched_etag) =>
             {
                 job_id.clone()

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
@@ -196,10 +196,12 @@ impl Engine {
         let first = spawn(&detector, {
             let (queue, detector, config) = (Arc::clone(&queue), detector.clone(), config.clone());
             let (report_broken, clock) = (report_broken.clone(), Arc::clone(&clocks[0]));
+            let began = Instant::now();
             move || match open().and_then(|session| make_warm(session, &detector, &config)) {
                 Err(e) => drop(report_warm.send(Err(e))),
                 Ok((session, warm)) => {
                     queue.with(|queue| *queue = BatchQueue::new(warm.max_batch));
+                    clock.set_warm_up(began.elapsed());
                     let activation = warm.activation;
                     drop(report_warm.send(Ok(warm)));
                     let (queue, detector, clock, report_broken) = (&queue, &detector, &clock, &report_broken);

@@ -6,7 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortString};
 use time::OffsetDateTime;
 
-use crate::broker::{ATTEMPT_HEADER, Acknowledger, JOB_ID_HEADER, header};
+use crate::broker::{ATTEMPT_HEADER, Acknowledger, JOB_ID_HEADER, REDELIVERED_HEADER, header};
 use crate::job::Lane;
 use crate::job::forms::{self, MessageProperties};
 use crate::telemetry::metrics::{self, GaugeGuard};
@@ -53,11 +53,12 @@ impl Delivery {
         redelivered: bool,
         acknowledger: Box<dyn Acknowledger>,
     ) -> Self {
+        let was_redelivered = header(&properties, REDELIVERED_HEADER).is_some();
         Self {
             lane,
             body,
             properties,
-            redelivered,
+            redelivered: redelivered || was_redelivered,
             received_at: OffsetDateTime::now_utc(),
             arrived: Instant::now(),
             acknowledger,

@@ -39,6 +39,8 @@ const CONTENT_TYPE: &str = "application/cloudevents+json";
 const MAX_WAITING_EVENTS: usize = 4_096;
 /// Events of one routing key that the sweeper takes at once.
 const SWEEP_BATCH: u32 = 500;
+/// Longest sweep. An event that is due since the sweep began waits for the next one.
+const MAX_SWEEP: Duration = Duration::from_secs(5);
 /// Published events that are deleted at once, so that pruning never holds locks for long.
 const PRUNE_BATCH: u32 = 5_000;
 /// After so many fresh events in a row, one from the outbox goes first.
@@ -354,8 +356,10 @@ impl Sweeper {
     /// Takes events until none is due: a long outage of the broker leaves many. The routing keys take turns, so that a
     /// backlog of one does not keep the others waiting.
     async fn sweep(&self) -> Result<(), LedgerError> {
+        let began = Instant::now();
         let mut keys: BTreeSet<String> = self.ledger.unpublished_keys().await?.into_iter().collect();
-        while !keys.is_empty() && !self.stop.is_cancelled() {
+        // The next sweep finds the keys that have events since.
+        while !keys.is_empty() && !self.stop.is_cancelled() && began.elapsed() < MAX_SWEEP {
             for key in keys.clone() {
                 let limit = self.blocked.allowance(&key, SWEEP_BATCH, Instant::now());
                 let due = if limit > 0 { self.ledger.lease_events(&key, limit).await? } else { Vec::new() };

@@ -246,7 +246,7 @@ impl RunningWorker {
 
     async fn drain(self, accepting: JoinHandle<Option<DrainingConnection>>) {
         self.stop.cancel();
-        self.worker.processor.admission.close();
+        self.worker.processor.close_gates();
         let connection = accepting.await.ok().flatten();
         self.deliveries.wait().await;
         // The tasks end when the last sender to them is dropped. Sessions and decoders end with the screen.

@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Delivery;
 use crate::broker::{
     ATTEMPT_HEADER, BrokerError, DEAD_SINCE_HEADER, JOB_ID_HEADER, Message, MessagePublisher, PublishError,
-    REASON_HEADER, Topology, copied_properties, delay_queue_index, hold_queue_index, text,
+    REASON_HEADER, REDELIVERED_HEADER, Topology, copied_properties, delay_queue_index, hold_queue_index, text,
 };
 use crate::fault_injection;
 use crate::job::Outcome;
@@ -118,17 +118,12 @@ impl Settler {
             Settlement::Retry { failed_attempts, reason } => {
                 let queue = self.topology.delay(delivery.lane, delay_queue_index(*failed_attempts));
                 tracing::info!(reason, failed_attempts, queue, "attempt failed, job is retried later");
-                let headers = [
-                    (ATTEMPT_HEADER, AMQPValue::LongUInt(*failed_attempts)),
-                    (REASON_HEADER, text(&shortened(reason))),
-                ];
-                self.publish_copy(&delivery, "", &queue, &headers).await
+                self.publish_delayed(&delivery, &queue, *failed_attempts, reason).await
             }
             Settlement::Hold { reason, duration } => {
                 let queue = self.topology.delay(delivery.lane, hold_queue_index(*duration));
                 tracing::debug!(reason, queue, "store or bucket broken, job waits in a delay queue");
-                let headers = [(REASON_HEADER, text(&shortened(reason)))];
-                self.publish_copy(&delivery, "", &queue, &headers).await
+                self.publish_delayed(&delivery, &queue, delivery.failed_attempts(), reason).await
             }
             Settlement::DeadLetter { reason, job_id, failed_attempts } => {
                 tracing::warn!(reason, job_id, "message dead-lettered");
@@ -181,6 +176,25 @@ impl Settler {
             self.publisher.publish(message).await?;
         }
         Ok(())
+    }
+
+    /// Publishes a copy to a delay queue. It keeps what the worker knows of the message: a copy is a new message for the
+    /// broker.
+    async fn publish_delayed(
+        &self,
+        delivery: &Delivery,
+        queue: &str,
+        failed_attempts: u32,
+        reason: &str,
+    ) -> Result<(), PublishError> {
+        let mut headers = vec![(REASON_HEADER, text(&shortened(reason)))];
+        if failed_attempts > 0 {
+            headers.push((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)));
+        }
+        if delivery.redelivered {
+            headers.push((REDELIVERED_HEADER, AMQPValue::Boolean(true)));
+        }
+        self.publish_copy(delivery, "", queue, &headers).await
     }
 
     async fn publish_copy(

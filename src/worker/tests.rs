@@ -25,7 +25,7 @@ use super::settle::{Settlement, Settler};
 use super::{Delivery, WorkerError};
 use crate::broker::{
     ATTEMPT_HEADER, Acknowledger, BrokerError, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
-    Topology, header, text,
+    REDELIVERED_HEADER, Topology, header, text,
 };
 use crate::config::{Bucket, Config, Isolation, RuleConfig};
 use crate::job::{ImageRef, Lane, Outcome, Verdict, verdict_id};
@@ -786,6 +786,46 @@ async fn a_job_without_an_id_never_vanishes_behind_the_row_of_an_earlier_state()
     world.settle(replay()).await;
     assert_eq!(world.events(4).await.last().unwrap().body["data"]["outcome"], "flagged");
     assert_eq!(world.verdict(&id).await.unwrap().judgement.outcome, Outcome::Passed, "the first verdict stands");
+}
+
+#[tokio::test]
+async fn an_upload_that_was_missing_once_is_screened_when_it_is_back() {
+    let world = World::with(|config| config.events.publish.retain(|key| key != "image.failed")).await;
+    let Stored::Bytes(bytes) = png(250, 0, 0) else { unreachable!() };
+    let etag = hex::encode(&Sha256::digest(&bytes)[..8]);
+    let announced = || message(json!({"image": {"bucket": "uploads", "key": "toggled", "etag": etag}}));
+    // It was deleted before it could be fetched. Then it was uploaded again.
+    world.settle(announced()).await;
+    world.put("toggled", Stored::Bytes(bytes));
+    for message in [announced(), announced().redelivered(), announced()] {
+        assert_eq!(world.settle(message).await, Settled::Acknowledged);
+    }
+    let events = world.events(1).await;
+    assert_eq!(events.len(), 1, "one verdict, however often the event comes");
+    assert_eq!(events[0].body["data"]["outcome"], "flagged");
+}
+
+#[tokio::test]
+async fn a_hold_counts_no_attempt_and_forgets_none() {
+    let world = World::with(|config| config.buckets.push(Bucket::Name("far".into()))).await;
+    *world.store.far_is_down.lock().unwrap() = true;
+    let job = message(json!({"id": "far", "image": "s3://far/image"})).with_failed_attempts(2).redelivered();
+    world.settle(job).await;
+    let copies = world.broker.published_to("");
+    assert_eq!(copies[0].header(ATTEMPT_HEADER).as_deref(), Some("2"));
+    assert!(copies[0].header(REDELIVERED_HEADER).is_some(), "the copy is a new message for the broker");
+}
+
+#[tokio::test]
+async fn a_replay_of_another_state_leaves_the_failed_verdict_alone() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    world.put("image", png(0, 255, 0));
+    world.settle(nameless("image")).await;
+    let id = world.dead_letters()[0].header(JOB_ID_HEADER).unwrap();
+    world.put("image", png(250, 0, 0));
+    world.settle(nameless("image").with_header(JOB_ID_HEADER, text(&id))).await;
+    assert_eq!(world.events(2).await[1].body["data"]["outcome"], "flagged");
+    assert_eq!(world.verdict(&id).await.unwrap().judgement.outcome, Outcome::Failed, "that was another image");
 }
 
 #[tokio::test]

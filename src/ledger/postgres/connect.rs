@@ -57,9 +57,11 @@ pub(super) async fn diagnose(options: &PgConnectOptions) -> Option<sqlx::Error> 
 
 /// Why a call got no connection from the pool.
 pub(super) async fn why_no_connection(options: &PgConnectOptions) -> String {
-    let Some(error) = diagnose(options).await else {
-        return "no free connection in time".into();
-    };
+    const UNKNOWN: &str = "no free connection in time";
+    // Many calls time out together, and each diagnosis opens a connection.
+    static DIAGNOSING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let Ok(_only) = DIAGNOSING.try_lock() else { return UNKNOWN.into() };
+    let Some(error) = diagnose(options).await else { return UNKNOWN.into() };
     let place = match options.get_socket() {
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),

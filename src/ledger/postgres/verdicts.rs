@@ -101,7 +101,14 @@ pub(super) async fn write_and_take_back(c: &mut PgConnection) -> Result<(), sqlx
     let events = EventArrays::of(event.iter().map(|event| (verdict.id, event)));
     let mut transaction = c.begin().await?;
     let mut taken_back = transaction.begin().await?;
+    // Triggers that wait for the end of the transaction must not wait for it here.
+    sqlx::query("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *taken_back).await?;
     columns.insert(&mut taken_back, &events, HANDOVER_DELAY).await?;
+    lock_verdicts(&mut taken_back, &[verdict.id]).await?;
+    let history = concat!(insert_history!(), " WHERE id = ANY($1)");
+    sqlx::query(history).bind([verdict.id]).execute(&mut *taken_back).await?;
+    let revise = "UPDATE verdicts SET revision = revision + 1 WHERE id = $1";
+    sqlx::query(revise).bind(verdict.id).execute(&mut *taken_back).await?;
     taken_back.rollback().await?;
     let insert = "INSERT INTO suspects (id, starts, process) VALUES ($1, 1, $1)";
     sqlx::query(insert).bind(verdict.id).execute(&mut *transaction).await?;

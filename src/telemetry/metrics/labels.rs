@@ -167,6 +167,8 @@ closed_label! {
         Decoder = "decoder",
         /// The model could not score the image.
         Session = "session",
+        /// The ledger refused a call for the job.
+        Ledger = "ledger",
         /// The worker panicked.
         Panic = "panic",
     }
