@@ -14,7 +14,7 @@ mod screening;
 mod steps;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -36,7 +36,7 @@ pub use admission::Admission;
 use buckets::BucketHolds;
 pub use commit::{CommitQueue, linger_limit};
 pub use health::{Dependency, Health, Service};
-pub use request::{AttemptCause, AttemptError, Held, JobEnd, JobRequest};
+pub use request::{AttemptCause, AttemptError, Held, JobEnd, JobRequest, QuarantineRecords};
 use steps::{Fetched, Identified, Replayed, Stop};
 pub(crate) use steps::{Judged, ObjectFacts, Record, Screened, find_reusable, screen};
 
@@ -58,6 +58,8 @@ pub struct JobProcessor {
     screening: RwLock<()>,
     /// Admits one job at a time to be screened alone.
     alone: Gate,
+    /// Records of screenings that could not be removed yet.
+    unremoved: Mutex<Vec<Uuid>>,
     stop: CancellationToken,
 }
 
@@ -90,6 +92,7 @@ impl JobProcessor {
             process_id: Uuid::new_v4(),
             screening: RwLock::new(()),
             alone: Gate::new(1),
+            unremoved: Mutex::default(),
             stop,
         }
     }
@@ -103,6 +106,19 @@ impl JobProcessor {
     /// Processes one job until its verdict is committed, or until it is known why there is none.
     pub async fn process(&self, request: &JobRequest) -> JobEnd {
         traces::record_image(&request.job.image);
+        let end = self.process_until_end(request).await;
+        if request.is_redelivered {
+            // A record that another process left behind has no use any more.
+            match &end {
+                JobEnd::Committed { verdict, .. } => request.records.add(verdict.id),
+                JobEnd::AnsweredBefore(id) => request.records.add(*id),
+                _ => {}
+            }
+        }
+        end
+    }
+
+    async fn process_until_end(&self, request: &JobRequest) -> JobEnd {
         loop {
             // What this attempt has found out is kept if it fails.
             let mut progress = Progress::default();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::Job;
 use crate::job::forms::{self, Malformed, Reading};
-use crate::life::{JobEnd, JobProcessor, JobRequest};
+use crate::life::{JobEnd, JobProcessor, JobRequest, QuarantineRecords};
 use crate::telemetry::{Stage, timed};
 
 pub use delivery::Delivery;
@@ -37,7 +37,7 @@ impl Worker {
             settle::acknowledge_too_early(&delivery).await;
         }
         let settlement = match forms::read(&delivery.body, delivery.read_properties()) {
-            Ok(Reading::Job(job)) => self.process_job(&delivery, *job).await,
+            Ok(Reading::Job(job)) => return self.process_job(delivery, *job).await,
             Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
             Ok(Reading::Nothing(reason)) => {
                 tracing::info!(reason, "message ignored");
@@ -52,17 +52,24 @@ impl Worker {
         timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
     }
 
+    /// Processes a job and settles its delivery. What the ledger has recorded of its screening is removed last.
+    async fn process_job(&self, delivery: Delivery, job: Job) {
+        let request = self.request(&delivery, job);
+        let settlement = self.finish_job(&delivery, &request).await;
+        timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
+        self.processor.end_quarantine(&request).await;
+    }
+
     /// Processes a job, publishes its event and sends its reply. The verdict is committed before either.
-    async fn process_job(&self, delivery: &Delivery, job: Job) -> Settlement {
-        let request = self.request(delivery, job);
-        let mut end = self.processor.process(&request).await;
+    async fn finish_job(&self, delivery: &Delivery, request: &JobRequest) -> Settlement {
+        let mut end = self.processor.process(request).await;
         match &mut end {
             JobEnd::Committed { verdict, revised_event, new_event } => {
                 if let Some(new_event) = new_event.take() {
                     self.publisher.hand_over(new_event);
                 }
                 if let Some(queue) = delivery.reply_to() {
-                    let event = revised_event.take().unwrap_or_else(|| self.processor.event(&request, verdict, None));
+                    let event = revised_event.take().unwrap_or_else(|| self.processor.event(request, verdict, None));
                     self.publisher.reply(queue, &event).await;
                 }
             }
@@ -70,7 +77,7 @@ impl Worker {
             JobEnd::Unrecorded { reason } => self.reply_error(delivery, ReplyErrorCode::NotStored, reason).await,
             JobEnd::AnsweredBefore(id) => {
                 if let Some(queue) = delivery.reply_to()
-                    && let Some(event) = self.processor.stored_event(&request, *id).await
+                    && let Some(event) = self.processor.stored_event(request, *id).await
                 {
                     self.publisher.reply(queue, &event).await;
                 }
@@ -94,6 +101,7 @@ impl Worker {
             job,
             lane: delivery.lane,
             replayed_id: delivery.job_id(),
+            records: QuarantineRecords::default(),
             failed_attempts: delivery.failed_attempts(),
             is_redelivered: delivery.redelivered,
             received_at: delivery.received_at,

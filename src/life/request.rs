@@ -1,5 +1,6 @@
 //! What a caller gives for a job, and how a job can end.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -22,6 +23,8 @@ pub struct JobRequest {
     pub replayed_id: Option<String>,
     /// Attempts that have failed before.
     pub failed_attempts: u32,
+    /// The records of the job's screening in the ledger.
+    pub records: QuarantineRecords,
     /// A process had this job before and did not settle it: it returned the job, lost the broker, or died.
     pub is_redelivered: bool,
     pub received_at: OffsetDateTime,
@@ -31,6 +34,22 @@ pub struct JobRequest {
     pub deadline: Instant,
     pub correlation_id: Option<String>,
     pub trace: Option<TraceContext>,
+}
+
+/// The ids under which the ledger has recorded that a redelivered job is screened. The records stay until the delivery is
+/// settled: a process that dies before has not survived the job.
+#[derive(Debug, Default)]
+pub struct QuarantineRecords(Mutex<Vec<Uuid>>);
+
+impl QuarantineRecords {
+    pub(super) fn add(&self, id: Uuid) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// Returns the ids and forgets them.
+    pub(super) fn take(&self) -> Vec<Uuid> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// How a job ended for its caller.

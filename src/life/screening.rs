@@ -2,11 +2,12 @@
 //!
 //! `docs/decisions/0001-quarantine.md` says why.
 
+use std::sync::PoisonError;
+
 use bytes::Bytes;
-use uuid::Uuid;
 
 use super::admission::wait_in_time;
-use super::request::AttemptError;
+use super::request::{AttemptError, JobRequest};
 use super::steps::{Fetched, Screened, Stop, find_reusable, screen};
 use super::{JobProcessor, failed_call};
 use crate::fault_injection::{self, PlantedBug};
@@ -54,8 +55,9 @@ impl JobProcessor {
         if !self.ledger.begin_in_company(id, self.process_id).await.map_err(failed_call)? {
             return self.screen_alone(fetched, bytes).await;
         }
+        fetched.identified.request.records.add(id);
         let screened = self.screen_in_company(fetched, bytes).await;
-        self.end_quarantine(id, &screened).await;
+        self.keep_records_if_dying(fetched, &screened);
         screened
     }
 
@@ -69,6 +71,7 @@ impl JobProcessor {
         self.fail_if_broken(&request.job.image.bucket)?;
         self.end_if_answered(request, id).await?;
         let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(failed_call)?;
+        request.records.add(id);
         let deaths = starts.saturating_sub(1);
         let screened = if deaths >= self.config.worker.deaths {
             let reason = format!("the worker died {deaths} times while it screened this image in quarantine");
@@ -78,16 +81,35 @@ impl JobProcessor {
             let _alone = self.screening.write().await;
             self.screen_bytes(fetched, bytes).await
         };
-        self.end_quarantine(id, &screened).await;
+        self.keep_records_if_dying(fetched, &screened);
         screened
     }
 
-    /// Removes the record of a screening that the process survived. A broken session ends the process, and that counts as
-    /// a death. If the record stays because the ledger is broken, a second start by this process is not counted.
-    async fn end_quarantine(&self, id: Uuid, screened: &Result<Screened, Stop>) {
-        let is_dying = matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown)));
-        if !is_dying && let Err(error) = self.ledger.end_quarantine(id).await {
-            tracing::warn!(%error, "quarantine record not removed");
+    /// A broken session ends the process, and that counts as a death.
+    fn keep_records_if_dying(&self, fetched: &Fetched<'_>, screened: &Result<Screened, Stop>) {
+        if matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown))) {
+            drop(fetched.identified.request.records.take());
+        }
+    }
+
+    /// Removes the records of a redelivered job, once its delivery is settled. What cannot be removed because the ledger is
+    /// broken is removed with the next one's.
+    pub async fn end_quarantine(&self, request: &JobRequest) {
+        let mut ids = request.records.take();
+        if ids.is_empty() {
+            return;
+        }
+        ids.append(&mut self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut unremoved = Vec::new();
+        for id in ids {
+            if let Err(error) = self.ledger.end_quarantine(id).await {
+                tracing::debug!(%error, verdict = %id, "quarantine record not removed");
+                unremoved.push(id);
+            }
+        }
+        if !unremoved.is_empty() {
+            tracing::warn!(records = unremoved.len(), "quarantine records not removed, the next job tries again");
+            self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).append(&mut unremoved);
         }
     }
 

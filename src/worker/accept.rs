@@ -140,9 +140,11 @@ impl Acceptor {
             with_timeout("setting the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
             channels.push((lane, channel));
         }
+        let mut turn = 0;
         while !self.stop.is_cancelled() {
             if self.broken.borrow_and_update().is_empty() {
-                self.consume_until_paused(connection, &channels, take, in_flight).await?;
+                turn += 1;
+                self.consume_until_paused(connection, &channels, turn, take, in_flight).await?;
             } else {
                 self.set_paused();
                 tokio::select! {
@@ -156,20 +158,22 @@ impl Acceptor {
     }
 
     /// Consumes both lanes until intake pauses or the worker drains. Then the consumers are cancelled, and what was on its
-    /// way is taken too. The channels stay open, because the deliveries are acknowledged on them.
+    /// way is taken too. `turn` counts the calls. The channels stay open, because the deliveries are acknowledged on them.
     async fn consume_until_paused(
         &self,
         connection: &Connection,
         channels: &[(Lane, Channel)],
+        turn: u32,
         take: &impl Fn(Delivery),
         in_flight: &impl Fn(Lane) -> usize,
     ) -> Result<(), BrokerError> {
+        // A tag is used once: RabbitMQ 3.10 closes the connection if a cancelled one is used again on its channel.
+        let tag = |lane: Lane| format!("pixwarden.{lane}.{turn}");
         let mut consumers = Vec::new();
         for (lane, channel) in channels {
-            let tag = format!("pixwarden.{lane}");
             let options = BasicConsumeOptions::default();
             let queue = self.topology.lane(*lane).as_str().into();
-            let request = channel.basic_consume(queue, tag.as_str().into(), options, FieldTable::default());
+            let request = channel.basic_consume(queue, tag(*lane).as_str().into(), options, FieldTable::default());
             consumers.push((*lane, with_timeout("consuming", request).await?));
         }
         self.intake.set_state(IntakeState::Consuming);
@@ -201,9 +205,8 @@ impl Acceptor {
         }
         self.set_paused();
         for (lane, channel) in channels {
-            let tag = format!("pixwarden.{lane}");
-            with_timeout("cancelling", channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()))
-                .await?;
+            let cancel = channel.basic_cancel(tag(*lane).as_str().into(), BasicCancelOptions::default());
+            with_timeout("cancelling", cancel).await?;
         }
         for (lane, mut consumer) in consumers {
             while let Some(delivery) = next_before_end(&mut consumer).await {

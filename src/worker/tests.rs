@@ -189,7 +189,7 @@ impl ObjectStore for Arc<FakeStore> {
 }
 
 /// A PNG of one colour. The fake session gives red / 255 as the score, fails for pure green, and gives NaN for pure blue.
-/// For the colour 1, 2, 3 it waits until [`release_session`] is called.
+/// A [`slow`] image waits.
 fn png(red: u8, green: u8, blue: u8) -> Stored {
     let image = image::RgbImage::from_pixel(8, 8, image::Rgb([red, green, blue]));
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -201,22 +201,33 @@ fn fake_outputs(pixel: [u8; 3]) -> Option<Vec<f32>> {
     match pixel {
         [0, 255, 0] => None,
         [0, 0, 255] => Some(vec![f32::NAN, f32::NAN]),
-        [1, 2, 3] => {
-            let mut is_released = IS_RELEASED.lock().unwrap();
-            while !*is_released {
-                is_released = RELEASED.wait(is_released).unwrap();
-            }
+        [1, 2, test] => {
+            SLOW_RUNS.lock().unwrap().entry(test).or_default().runs += 1;
+            let released = |runs: &mut BTreeMap<u8, SlowRuns>| !runs[&test].are_released;
+            drop(RELEASED.wait_while(SLOW_RUNS.lock().unwrap(), released).unwrap());
             Some(vec![1.0, 0.0])
         }
         [red, ..] => Some(vec![1.0 - f32::from(red) / 255.0, f32::from(red) / 255.0]),
     }
 }
 
-static IS_RELEASED: Mutex<bool> = Mutex::new(false);
+/// Runs that wait until their test releases them.
+#[derive(Default)]
+struct SlowRuns {
+    runs: u32,
+    are_released: bool,
+}
+
+static SLOW_RUNS: Mutex<BTreeMap<u8, SlowRuns>> = Mutex::new(BTreeMap::new());
 static RELEASED: Condvar = Condvar::new();
 
-fn release_session() {
-    *IS_RELEASED.lock().unwrap() = true;
+/// An image whose run waits for [`release`]. Each test has its own number.
+fn slow(test: u8) -> Stored {
+    png(1, 2, test)
+}
+
+fn release(test: u8) {
+    SLOW_RUNS.lock().unwrap().entry(test).or_default().are_released = true;
     RELEASED.notify_all();
 }
 
@@ -957,7 +968,7 @@ async fn deliveries_in_flight_are_counted_by_lane() {
 #[tokio::test]
 async fn a_first_redelivery_is_recorded_and_screened_in_company() {
     let world = World::new().await;
-    world.put("slow", png(1, 2, 3));
+    world.put("slow", slow(1));
     world.put("returned", png(0, 0, 0));
     let mut slow = world.deliver(job("slow").backfill());
     world.until("the session runs", async || world.store.opened.load(Ordering::SeqCst) == 1).await;
@@ -968,16 +979,16 @@ async fn a_first_redelivery_is_recorded_and_screened_in_company() {
         })
         .await;
     assert!(slow.try_recv().is_err());
-    release_session();
+    release(1);
     assert_eq!(settled(&mut slow).await, Settled::Acknowledged);
     assert_eq!(settled(&mut returned).await, Settled::Acknowledged);
-    assert_eq!(world.starts_alone("returned").await, None, "the record is gone");
+    world.until("the record is gone", async || world.starts_alone("returned").await.is_none()).await;
 }
 
 #[tokio::test]
 async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass() {
     let world = World::new().await;
-    world.put("suspect", png(1, 2, 3));
+    world.put("suspect", slow(2));
     world.put("text", Stored::Bytes(b"not an image".to_vec()));
     let dead_process = Uuid::new_v4();
     assert!(world.ledger.begin_in_company(verdict_id("suspect"), dead_process).await.unwrap());
@@ -990,7 +1001,7 @@ async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass
     world.until("the backfill job is fetched", async || world.store.opened.load(Ordering::SeqCst) == 2).await;
     assert_eq!(world.settle(message("live")).await, Settled::Acknowledged);
     assert!(suspect.try_recv().is_err() && backfill.try_recv().is_err());
-    release_session();
+    release(2);
     assert_eq!(settled(&mut suspect).await, Settled::Acknowledged);
     assert_eq!(settled(&mut backfill).await, Settled::Acknowledged);
 }
@@ -999,7 +1010,7 @@ async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass
 async fn a_suspect_that_was_answered_while_it_waited_is_not_screened_again() {
     let world = World::new().await;
     for key in ["first", "second"] {
-        world.put(key, png(1, 2, 3));
+        world.put(key, slow(3));
         assert!(world.ledger.begin_in_company(verdict_id(key), Uuid::new_v4()).await.unwrap());
     }
     let mut first = world.deliver(job("first").backfill().redelivered());
@@ -1010,17 +1021,18 @@ async fn a_suspect_that_was_answered_while_it_waited_is_not_screened_again() {
     let text = message(json!({"id": "second", "image": "s3://uploads/second"}));
     world.put("second", Stored::Bytes(b"not an image".to_vec()));
     assert_eq!(world.settle(text).await, Settled::Acknowledged);
-    release_session();
+    release(3);
     assert_eq!(settled(&mut first).await, Settled::Acknowledged);
     assert_eq!(settled(&mut second).await, Settled::Acknowledged);
     assert_eq!(world.verdict("second").await.unwrap().judgement.outcome, Outcome::Undecodable);
-    assert_eq!(world.starts_alone("second").await, Some(0), "it was not begun alone");
+    assert_eq!(SLOW_RUNS.lock().unwrap()[&3].runs, 1, "only the first was screened");
+    world.until("the record is gone", async || world.starts_alone("second").await.is_none()).await;
 }
 
 #[tokio::test]
 async fn a_run_that_never_ends_ends_the_process_and_says_so() {
     let mut world = World::new().await;
-    world.put("hangs", png(1, 2, 3));
+    world.put("hangs", slow(4));
     let _never = world.deliver(job("hangs"));
     let ended = tokio::time::timeout(Duration::from_secs(30), &mut world.running).await.unwrap().unwrap();
     assert!(matches!(&ended, Err(WorkerError::SessionBroken(why)) if why.contains("has not ended")), "{ended:?}");

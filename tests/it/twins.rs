@@ -156,8 +156,8 @@ async fn no_job_reads_a_file_outside_of_its_bucket() {
     let absolute = lab.folder.path().join("outside").display().to_string();
     let cases = [
         // Every name is allowed, and these are no buckets.
-        ("root", ".", "in-no-bucket", "missing"),
-        ("above", "..", "outside", "missing"),
+        ("root", ".", "in-no-bucket", "rejected"),
+        ("above", "..", "outside", "rejected"),
         ("linked-bucket", "linked", "outside", "failed"),
         ("dots", "uploads", "../private/secret", "missing"),
         ("far", "uploads", "../../outside", "missing"),
