@@ -192,7 +192,7 @@ impl Settler {
             headers.push((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)));
         }
         if delivery.redelivered {
-            headers.push((REDELIVERED_HEADER, AMQPValue::Boolean(true)));
+            headers.push((REDELIVERED_HEADER, text("true")));
         }
         self.publish_copy(delivery, "", queue, &headers).await
     }
