@@ -22,8 +22,10 @@ pub struct CheckArguments {
     services: ServiceOptions,
     #[command(flatten)]
     screening: ScreeningOptions,
-    /// Do not find out how large a message may be. For that, one large message is published to no queue. A broker that
-    /// refuses it logs an error, which is too much for a check that runs every few seconds
+    /// Do not test which message size the broker accepts
+    ///
+    /// The test publishes one large message. A broker that refuses it logs an error: use this option where check runs every
+    /// few seconds.
     #[arg(long)]
     no_size_probe: bool,
 }

@@ -44,7 +44,8 @@ pub struct EnqueueArguments {
     /// A JSON object that is copied to verdict and event
     #[arg(long, value_name = "JSON", value_parser = json_object)]
     metadata: Option<Value>,
-    /// Names of the detectors that screen the image [default: all that the workers have]
+    /// Detectors to screen with, as a list of names; one that the policy has a rule for may not be left out [default: all
+    /// that the workers have]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     detectors: Vec<String>,
     /// Print the verdict of each job, in the order in which they arrive
