@@ -305,7 +305,7 @@ pub struct PolicyRef {
     pub sha256: String,
 }
 
-/// Why a verdict was judged once more.
+/// Why a verdict was revised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RevisionCause {

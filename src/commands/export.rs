@@ -36,7 +36,7 @@ pub struct ExportArguments {
     selection: VerdictSelection,
     #[command(flatten)]
     findings: FindingSelection,
-    /// Only verdicts that were judged once more at or after this time, in the order of that time
+    /// Only verdicts that were revised at or after this time, in the order of that time
     ///
     /// A verdict that was judged only once is left out: --since selects it.
     #[arg(long, value_name = "TIME", value_parser = instant)]

@@ -56,7 +56,7 @@ impl VerdictFilter {
     }
 
     /// The first place and the place behind the last one, in the order of `decided_at`, or of `judged_at` for verdicts
-    /// that were judged once more.
+    /// that were revised.
     pub(super) fn range(&self) -> (Position, Position) {
         let (from, to) = match self.revised_since {
             Some(since) => (Some(since), self.revised_until),
