@@ -191,15 +191,18 @@ impl Rejudging<'_> {
             judged_at,
             event: None,
         };
-        // A file of a scan has no bucket. Nobody publishes the events of its ledger.
-        let is_announced = before != after && !stored.verdict.image.bucket.is_empty();
-        if is_announced && self.config.events.publish.iter().any(|key| key == after.routing_key()) {
+        if is_announced(&self.config.events.publish, &stored.verdict.image, before, after) {
             let context = EventContext::default();
             let event = event::revised_event(&revise.verdict, &revise.revision(), context, &self.config.prefix);
             revise.event = Some(event);
         }
         Rejudged::Changed(Box::new(revise))
     }
+}
+
+/// Whether a change is an event. A file of a scan has no bucket, and nobody publishes the events of its ledger.
+fn is_announced(publish: &[String], image: &ImageRef, before: Outcome, after: Outcome) -> bool {
+    before != after && !image.bucket.is_empty() && publish.iter().any(|key| key == after.routing_key())
 }
 
 /// What a policy makes of a stored verdict.
@@ -284,5 +287,21 @@ impl RejudgeSummary {
             note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_outcome_is_announced_except_for_a_scanned_file() {
+        let stored = ImageRef::from_uri("s3://b/k").unwrap();
+        let scanned = ImageRef { bucket: String::new(), ..stored.clone() };
+        let publish = [Outcome::Flagged.routing_key().to_owned()];
+        let is_announced = |image, after| is_announced(&publish, image, Outcome::Passed, after);
+        assert!(is_announced(&stored, Outcome::Flagged));
+        assert!(!is_announced(&scanned, Outcome::Flagged));
+        assert!(!is_announced(&stored, Outcome::Passed) && !is_announced(&stored, Outcome::Review));
     }
 }

@@ -235,7 +235,7 @@ mod tests {
         summary.add_file(Outcome::Undecodable, false);
         summary.add_skipped(SkipCause::FolderLink);
         let text = summary.text();
-        assert!(text.starts_with("3 images: 2 passed, 1 undecodable; 1 file is no image; 1 skipped; "), "{text}");
+        assert!(text.starts_with("3 images: 2 passed, 1 undecodable; 1 file is not an image; 1 skipped; "), "{text}");
         let gate = Gate { fail_on: FailOn::Flagged, allow_unscreened: false };
         let words = summary.closed_gate(gate).unwrap();
         assert!(words.starts_with("--fail-on flagged is reached: 2 paths could not be screened\n  hint: "), "{words}");
