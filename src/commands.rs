@@ -12,6 +12,7 @@ mod evaluate;
 pub mod export;
 pub mod migrate;
 pub mod models;
+mod numbers;
 mod options;
 mod output;
 mod progress;

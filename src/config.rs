@@ -114,6 +114,11 @@ impl Config {
         self.decode.check()?;
         self.inference.check()?;
         self.storage.check()?;
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            if let Bucket::Table(table) = bucket {
+                crate::objects::options::check_endpoint(&format!("buckets[{index}].endpoint"), &table.endpoint)?;
+            }
+        }
         self.worker.check()?;
         self.events.check()?;
         self.outbox.check()?;

@@ -14,12 +14,13 @@ pub fn error_text(error: &(dyn Error + 'static)) -> String {
     let (mut text, mut hints) = (String::new(), String::new());
     let mut next = Some(error);
     while let Some(error) = next {
-        let message = error.to_string();
+        let original = error.to_string();
+        let message = error.downcast_ref::<io::Error>().map_or_else(|| original.clone(), io_text);
         let (message, hint) = match message.split_once(HINT) {
             Some((message, hint)) => (message, format!("{HINT}{hint}")),
             None => (message.as_str(), String::new()),
         };
-        if !text.ends_with(message) {
+        if !text.ends_with(message) && !text.ends_with(&original) {
             if !text.is_empty() {
                 text += ": ";
             }

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use walkdir::{DirEntry, WalkDir};
 
+use crate::error_text::io_text;
+
 /// What was found at or below the paths, in order.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -120,7 +122,7 @@ fn leads_to_file(entry: &DirEntry) -> bool {
 fn unreadable(error: &walkdir::Error) -> anyhow::Error {
     let path = path_text(error.path().unwrap_or(Path::new("")));
     match error.io_error() {
-        Some(e) => anyhow!("cannot read {path}: {e}"),
+        Some(e) => anyhow!("cannot read {path}: {}", io_text(e)),
         None => anyhow!("cannot read {path}: {error}"),
     }
 }
@@ -246,7 +248,7 @@ mod tests {
                 "end of empty",
                 "named b/pipe",
                 "end of b/pipe",
-                "cannot read no: No such file or directory (os error 2)",
+                "cannot read no: no such file or directory",
                 "end of no",
                 "a/to-b/3",
                 "a/to-b/pipe: not a file or a folder",

@@ -149,10 +149,10 @@ impl Screen {
         self.engines.iter().map(|engine| {
             let labels: Vec<_> = engine.detector.labels.iter().map(|label| format!("\"{label}\"")).collect();
             format!(
-                "{} runs on {}, up to {} images per run, labels {}",
+                "{} runs on {}, up to {} per run, labels {}",
                 engine.detector.name,
                 engine.device,
-                engine.max_batch(),
+                if engine.max_batch() == 1 { "1 image".into() } else { format!("{} images", engine.max_batch()) },
                 labels.join(", ")
             )
         })

@@ -9,6 +9,7 @@ pub mod traces;
 
 use std::io::{IsTerminal, stderr};
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -83,9 +84,27 @@ where
     }
 }
 
+/// The directives for libraries that report as errors what we report ourselves, where the filter does not name them.
+fn quiet_directives(filter: &str) -> impl Iterator<Item = &'static str> {
+    let given: Vec<&str> = filter.split(',').map(str::trim).collect();
+    let is_named = |target: &str| {
+        given.iter().any(|directive| {
+            directive.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', '[']))
+        })
+    };
+    // Where nothing else is logged, this would add lines.
+    let has_level = given.iter().any(|word| word.parse::<LevelFilter>().is_ok_and(|level| level != LevelFilter::OFF));
+    let quiet = [("lapin", "lapin=off", true), ("aws_config", "aws_config=off", true), ("ort", "ort=error", has_level)];
+    let named = quiet.map(|(target, ..)| is_named(target));
+    quiet.into_iter().zip(named).filter(|((.., fits), named)| *fits && !named).map(|((_, directive, _), _)| directive)
+}
+
 fn log_filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
     let invalid = |what: String| ConfigError::Invalid { option: "log.filter".into(), what };
     let mut filter = EnvFilter::builder().parse(&log.filter).map_err(|e| invalid(e.to_string()))?;
+    for quiet in quiet_directives(&log.filter) {
+        filter = filter.add_directive(quiet.parse().map_err(|e| invalid(format!("{quiet}: {e}")))?);
+    }
     for target in EXCLUDED_TARGETS {
         let directive = format!("{target}=off").parse().map_err(|e| invalid(format!("{target}: {e}")))?;
         filter = filter.add_directive(directive);
@@ -96,6 +115,16 @@ fn log_filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_keeps_the_libraries_quiet_that_it_does_not_name() {
+        let quiet = |filter| quiet_directives(filter).collect::<Vec<_>>();
+        assert_eq!(quiet("error"), ["lapin=off", "aws_config=off", "ort=error"]);
+        assert_eq!(quiet("info,lapin=off,ort=error"), ["aws_config=off"]);
+        assert_eq!(quiet("debug, ort::logging=info"), ["lapin=off", "aws_config=off"]);
+        assert_eq!(quiet("off"), ["lapin=off", "aws_config=off"]);
+        assert_eq!(quiet("pixwarden=debug"), ["lapin=off", "aws_config=off"]);
+    }
 
     #[test]
     fn without_a_collector_no_span_is_created_for_it() {

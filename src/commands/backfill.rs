@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::age::Age;
 use super::console::note;
+use super::numbers;
 use super::options::{DetectorOption, ServiceOptions};
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
@@ -27,6 +28,7 @@ const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const SUMMARY_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "published", "end"];
+const DRY_RUN_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "to_publish", "end"];
 
 #[derive(Debug, Args)]
 #[command(
@@ -48,10 +50,10 @@ pub struct BackfillArguments {
     #[arg(long, value_name = "TEXT")]
     suffix: Vec<String>,
     /// Only objects with at least this many bytes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::whole::<u64>)]
     min_bytes: Option<u64>,
     /// Only objects with at most this many bytes
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::whole::<u64>)]
     max_bytes: Option<u64>,
     /// Only objects last modified at or after this time: 2026-11-25, or 2026-11-25T13:00:00Z
     #[arg(long, value_name = "TIME", value_parser = instant)]
@@ -63,7 +65,7 @@ pub struct BackfillArguments {
     #[arg(long)]
     retry_failed: bool,
     /// Maximum number of jobs to publish
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::whole::<u64>)]
     limit: Option<u64>,
     /// Only count; nothing is published or recorded
     #[arg(long)]
@@ -72,13 +74,13 @@ pub struct BackfillArguments {
     #[arg(long)]
     restart: bool,
     /// Maximum number of jobs published per second; a higher rate loads broker and ledger more
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| numbers::within(text, 0.001..=1e6))]
     rate: Option<f64>,
     /// Maximum number of jobs that wait in the lane; publishing pauses while there are more
     ///
     /// The depth is read twice per second: enough jobs must wait to keep the workers busy until the next reading. More jobs
     /// only take memory and disk on the broker.
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = |text: &str| numbers::whole_within(text, 1..=u32::MAX))]
     depth: u32,
     /// A published job without a verdict counts as lost after this time: 90s, 15m, 2h or 7d
     ///
@@ -132,11 +134,6 @@ impl BackfillArguments {
             },
         }
     }
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
-    rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
 }
 
 /// Whether an error is about the arguments, for the exit status.
@@ -208,8 +205,9 @@ fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<B
     };
     let total = counts.total();
     let values = [json!(total), json!(filtered), json!(screened), json!(waiting), json!(published), json!(end)];
-    let row: Map<_, _> = SUMMARY_COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect();
-    let mut output = Output::new(Format::or_default(arguments.format), &SUMMARY_COLUMNS)?;
+    let columns = if arguments.dry_run { &DRY_RUN_COLUMNS } else { &SUMMARY_COLUMNS };
+    let row: Map<_, _> = columns.iter().map(|column| (*column).to_owned()).zip(values).collect();
+    let mut output = Output::new(Format::or_default(arguments.format), columns)?;
     output.row(&row)?;
     output.finish()?;
     let would = if arguments.dry_run { "would be published" } else { "published" };

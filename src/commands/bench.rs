@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::UsageError;
 use super::console::note;
 use super::options::{DetectorOption, DeviceOption, LabelOption, ServiceOptions};
 use super::output::printable;
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
+use super::{UsageError, numbers};
 use crate::bench::{Bench, BenchObserver, Conclusions, Interrupted, ObjectPath, start_screen};
-use crate::config::{Config, ConfigError, Overlay};
+use crate::config::{Config, Overlay};
 use crate::error_text;
 
 #[derive(Debug, Args)]
@@ -32,10 +32,10 @@ pub struct BenchArguments {
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// How long each part is measured; longer gives steadier figures
-    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = |text: &str| numbers::within(text, 0.01..=3600.0))]
     seconds: f64,
     /// Cost of this machine per hour, in any currency
-    #[arg(long, value_name = "PRICE")]
+    #[arg(long, value_name = "PRICE", value_parser = numbers::positive)]
     price_per_hour: Option<f64>,
     /// Output format
     #[arg(long, value_enum)]
@@ -69,16 +69,8 @@ impl BenchArguments {
         self.device.set(overlay);
     }
 
-    fn time(&self) -> Result<Duration, ConfigError> {
-        let invalid = |option: &str, what: &str| Err(ConfigError::Invalid { option: option.into(), what: what.into() });
-        // NaN is in no range, and is refused here too.
-        if !(0.01..=3600.0).contains(&self.seconds) {
-            return invalid("--seconds", "must be from 0.01 to 3600");
-        }
-        if self.price_per_hour.is_some_and(|price| !(price.is_finite() && price >= 0.0)) {
-            return invalid("--price-per-hour", "must be a number, at least 0");
-        }
-        Ok(Duration::from_secs_f64(self.seconds))
+    fn time(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
     }
 }
 
@@ -118,7 +110,7 @@ impl BenchObserver for BenchProgress {
 }
 
 pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::Result<u8> {
-    let time = arguments.time()?;
+    let time = arguments.time();
     let (local, remote) = local_and_remote(&arguments.paths)?;
     let screen = start_screen(config)?;
     let progress = Progress::new(Unit::Measurements);

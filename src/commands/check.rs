@@ -2,10 +2,9 @@
 
 use std::io::Write;
 
-use anyhow::Context;
 use clap::Args;
 
-use super::console::stdout;
+use super::console::{counted, stdout};
 use super::options::{ScreeningOptions, ServiceOptions};
 use super::with_origin;
 use crate::broker::{MAX_MESSAGE_BYTES, Topology, accepts_message_of, connect, depth};
@@ -66,7 +65,10 @@ pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::
         writeln!(stdout(), "{mark}  {dependency:<9}  {}", words.replace('\n', "\n                   "))
     };
     report("queue", queue(arguments, config, &topology).await.into())?;
-    report("events", events(config, &topology).await.into())?;
+    match events(config, &topology).await {
+        Ok(results) => results.into_iter().try_for_each(|result| report("events", result))?,
+        Err(e) => report("events", CheckResult::Failed(e))?,
+    }
     report("ledger", ledger(config).await.into())?;
     for result in objects(config).await {
         report("objects", result)?;
@@ -91,7 +93,7 @@ async fn queue(arguments: &CheckArguments, config: &Config, topology: &Topology)
     for lane in Lane::ALL {
         let queue = topology.lane(lane);
         words += &match depth(&connection, &queue).await? {
-            Some((messages, consumers)) => format!("; {queue}: {messages} messages, {consumers} consumers"),
+            Some((messages, consumers)) => format!("; {queue}: {}", depth_words(messages, consumers)),
             None => {
                 declared = false;
                 format!("; {queue} is not declared yet, the first worker declares it")
@@ -115,22 +117,41 @@ async fn queue(arguments: &CheckArguments, config: &Config, topology: &Topology)
     })
 }
 
-/// Checks whether events of flagged images are consumed. Only the default queue can be checked: other bindings are not
-/// visible over AMQP without publishing.
-async fn events(config: &Config, topology: &Topology) -> anyhow::Result<CheckResult> {
+fn depth_words(messages: u32, consumers: u32) -> String {
+    format!(
+        "{}, {}",
+        counted(messages.into(), "message", "messages"),
+        counted(consumers.into(), "consumer", "consumers")
+    )
+}
+
+/// Checks whether events are consumed. Only the default queues can be checked: other bindings are not visible over AMQP
+/// without publishing.
+async fn events(config: &Config, topology: &Topology) -> anyhow::Result<Vec<CheckResult>> {
     if !config.events.default_queue {
         let exchange = topology.events();
-        return Ok(CheckResult::Ok(format!("events.default_queue is off; bind your queue to {exchange}")));
+        return Ok(vec![CheckResult::Ok(format!("events.default_queue is off; bind your queue to {exchange}"))]);
     }
     let connection = connect(config.queue()?, "check").await?;
-    let queue = topology.flagged();
-    Ok(match depth(&connection, &queue).await? {
-        Some((messages @ 1.., 0)) => CheckResult::Warning(format!(
-            "{queue}: {messages} messages and no consumer\n  hint: consume the queue, or bind another one and set `events.default_queue = false`"
+    let mut results = Vec::new();
+    for queue in [topology.flagged(), topology.unscreened(), topology.updates()] {
+        let found = depth(&connection, &queue).await?;
+        results.push(events_in(&queue, found));
+    }
+    Ok(results)
+}
+
+/// The state of one queue of events: its messages and consumers, where it is declared.
+fn events_in(queue: &str, depth: Option<(u32, u32)>) -> CheckResult {
+    match depth {
+        Some((0, 0)) => CheckResult::Ok(format!("{queue}: no consumer yet")),
+        Some((messages, 0)) => CheckResult::Warning(format!(
+            "{queue}: {} and no consumer\n  hint: consume the queue, or bind another one and set `events.default_queue = false`",
+            counted(messages.into(), "message", "messages")
         )),
-        Some((messages, consumers)) => CheckResult::Ok(format!("{queue}: {messages} messages, {consumers} consumers")),
+        Some((messages, consumers)) => CheckResult::Ok(format!("{queue}: {}", depth_words(messages, consumers))),
         None => CheckResult::Ok(format!("{queue} is not declared yet, the first worker declares it")),
-    })
+    }
 }
 
 async fn ledger(config: &Config) -> anyhow::Result<CheckResult> {
@@ -156,8 +177,12 @@ async fn objects(config: &Config) -> Vec<CheckResult> {
     };
     let mut results = Vec::new();
     for bucket in fetcher.named_buckets() {
-        let probed = fetcher.probe(&bucket).await.map_err(anyhow::Error::from);
-        let checked = probed.with_context(|| format!("cannot access the bucket \"{bucket}\""));
+        let checked = fetcher.probe(&bucket).await.map_err(|e| {
+            // Most errors name the bucket themselves, with its place.
+            let is_named = error_text(&e).contains(&format!("\"{bucket}\""));
+            let error = anyhow::Error::from(e);
+            if is_named { error } else { error.context(format!("cannot access the bucket \"{bucket}\"")) }
+        });
         results.push(checked.map(|()| CheckResult::Ok(format!("bucket \"{bucket}\" is accessible"))).into());
     }
     results
@@ -168,5 +193,18 @@ fn decoding(screen: &Screen) -> CheckResult {
     match screen.decoders().confinement() {
         Some(layers) if !layers.missing.is_empty() => CheckResult::Warning(screen.describe_decoding()),
         Some(_) | None => CheckResult::Ok(screen.describe_decoding()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waiting_events_without_a_consumer_are_worth_a_warning() {
+        assert!(matches!(events_in("q", Some((0, 0))), CheckResult::Ok(words) if words == "q: no consumer yet"));
+        assert!(matches!(events_in("q", Some((1, 2))), CheckResult::Ok(words) if words == "q: 1 message, 2 consumers"));
+        let warned = events_in("q", Some((1, 0)));
+        assert!(matches!(warned, CheckResult::Warning(words) if words.starts_with("q: 1 message and no consumer")));
     }
 }

@@ -2,8 +2,9 @@
 //! process with a panic where the output cannot be written.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use super::UsageError;
 use crate::error_text::io_text;
 
 /// Writes a formatted line to stderr, as [`print_note`] does.
@@ -92,6 +93,31 @@ pub fn print_parser_text(text: &clap::Error) -> u8 {
 /// Writes a line to stderr. Where that fails there is no place to report it, and the command goes on.
 pub fn print_note(line: fmt::Arguments<'_>) {
     writeln!(io::stderr(), "{line}").unwrap_or(());
+}
+
+/// A number with its noun: "1 job", "2 jobs".
+pub(super) fn counted(n: u64, one: &str, several: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { several })
+}
+
+/// Refuses a deletion that nobody can be asked about. `what` is what is deleted, `delete` the verb.
+pub(super) fn require_terminal(delete: &str, what: &str) -> Result<(), UsageError> {
+    if io::stdin().is_terminal() && io::stderr().is_terminal() {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "cannot {delete} {what}: there is no terminal to ask on\n  hint: count them with --dry-run, then {delete} them with --yes"
+    )))
+}
+
+/// Asks on a terminal. Only a clear yes is one.
+pub(super) fn is_confirmed(question: &str) -> io::Result<bool> {
+    let mut stderr = io::stderr();
+    write!(stderr, "{question} [y/N] ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::UsageError;
 use super::age::Age;
-use super::console::{note, stdout};
+use super::console::{counted, is_confirmed, note, require_terminal, stdout};
 use super::options::QueueOption;
 use super::output::{Format, Output, printable};
 use crate::config::Config;
@@ -27,7 +27,7 @@ pub struct DeadArguments {
 
 #[derive(Debug, Subcommand)]
 enum DeadCommand {
-    /// Print the dead letters, those that died first at the top; all are read and none is consumed
+    /// Print the dead letters, oldest first; those without a time come before them
     List {
         #[command(flatten)]
         conditions: Conditions,
@@ -60,6 +60,9 @@ enum DeadCommand {
         conditions: Conditions,
         #[command(flatten)]
         mode: Mode,
+        /// Discard without asking; required where there is no terminal to ask on
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -107,17 +110,24 @@ impl Conditions {
 pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::Result<u8> {
     let selection = match &arguments.command {
         DeadCommand::List { conditions, .. } => conditions.selection(),
-        DeadCommand::Replay { conditions, mode, .. } | DeadCommand::Drop { conditions, mode } => {
+        DeadCommand::Replay { conditions, mode, .. } | DeadCommand::Drop { conditions, mode, .. } => {
             conditions.checked(mode)?
         }
         DeadCommand::Show { .. } => LetterSelection::default(),
     };
+    let asks = matches!(&arguments.command, DeadCommand::Drop { mode, yes, .. } if !mode.dry_run && !yes);
+    if asks {
+        require_terminal("discard", "dead letters")?;
+    }
     let queue = DeadLetterQueue::open(config).await?;
     match &arguments.command {
         DeadCommand::List { limit, format, .. } => {
             let (letters, beyond) = queue.list(&selection, *limit).await?;
             let columns = &["position", "dead_since", "reason", "lane", "attempts", "job_id", "message_id", "body"];
             let mut output = Output::new(Format::or_default(*format), columns)?;
+            if letters.is_empty() && beyond == 0 {
+                note!("no dead letters");
+            }
             for letter in letters {
                 output.row(&letter.row())?;
             }
@@ -141,6 +151,11 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
             replayed?;
         }
         DeadCommand::Drop { mode, .. } => {
+            if asks && !is_drop_confirmed(&queue, &selection).await? {
+                queue.close().await?;
+                note!("nothing was discarded");
+                return Ok(1);
+            }
             let mut counts = SelectedCounts::default();
             let dropped = queue.discard(&selection, mode.dry_run, &mut counts).await;
             print_counts(&counts, "dropped", mode);
@@ -151,10 +166,19 @@ pub(super) async fn run(arguments: &DeadArguments, config: &Config) -> anyhow::R
     Ok(0)
 }
 
+/// Counts the selected dead letters, and asks whether to discard them.
+async fn is_drop_confirmed(queue: &DeadLetterQueue<'_>, selection: &LetterSelection) -> anyhow::Result<bool> {
+    let mut counts = SelectedCounts::default();
+    queue.discard(selection, true, &mut counts).await?;
+    let total = counts.by_reason.values().sum();
+    // There is nothing to ask about.
+    Ok(total == 0 || is_confirmed(&format!("Discard {} permanently?", counted(total, "dead letter", "dead letters")))?)
+}
+
 fn print_counts(counts: &SelectedCounts, done: &str, mode: &Mode) {
     let total: u64 = counts.by_reason.values().sum();
     let would = if mode.dry_run { "would be " } else { "" };
-    note!("{total} dead {} {would}{done}", if total == 1 { "letter" } else { "letters" });
+    note!("{} {would}{done}", counted(total, "dead letter", "dead letters"));
     let mut reasons: Vec<_> = counts.by_reason.iter().collect();
     reasons.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     let (printed, others) = reasons.split_at(reasons.len().min(MAX_REASONS));
@@ -163,7 +187,7 @@ fn print_counts(counts: &SelectedCounts, done: &str, mode: &Mode) {
     }
     if !others.is_empty() {
         let letters: u64 = others.iter().map(|(_, n)| **n).sum();
-        note!("  {letters}  with {} other reasons", others.len());
+        note!("  {letters}  with {}", counted(others.len() as u64, "other reason", "other reasons"));
     }
     if counts.without_lane > 0 {
         note!("{} name no lane and stay among the dead letters; give one with --lane", counts.without_lane);

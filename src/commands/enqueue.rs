@@ -9,14 +9,16 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::UsageError;
 use super::age::Age;
-use super::console::note;
+use super::console::{counted, note};
 use super::options::QueueOption;
-use super::output::{Format, Output};
+use super::output::{Format, Output, printable};
 use crate::broker::{Message, Publisher, ReplyChannel, Topology, connect};
 use crate::config::Config;
+use crate::error_text;
 use crate::job::forms::{MessageProperties, Reading, read};
 use crate::job::{ImageRef, Lane};
 
@@ -52,7 +54,7 @@ pub struct EnqueueArguments {
     #[arg(long)]
     wait: bool,
     /// Longest wait for verdicts after the last job was published: 90s, 15m or 2h
-    #[arg(long, value_name = "AGE", default_value = "60s", requires = "wait")]
+    #[arg(long, value_name = "DURATION", default_value = "60s", requires = "wait")]
     timeout: Age,
     /// Output format of the verdicts
     #[arg(long, value_enum, requires = "wait")]
@@ -71,18 +73,24 @@ fn json_object(text: &str) -> Result<Value, String> {
 
 pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow::Result<u8> {
     if arguments.id.is_some() && (arguments.references.len() > 1 || arguments.references == ["-"]) {
-        return Err(UsageError("--id names one job, so that it needs exactly one s3://bucket/key".into()).into());
+        return Err(
+            UsageError("--id needs exactly one s3://bucket/key, because two jobs cannot have one id".into()).into()
+        );
     }
+    let is_stdin = arguments.references == ["-"];
+    // A mistake in the arguments is found before anything is published.
+    let named: Vec<anyhow::Result<JobBody>> = if is_stdin {
+        Vec::new()
+    } else {
+        arguments.references.iter().map(|text| arguments.job(text)).map(|job| job.map(Ok)).collect::<Result<_, _>>()?
+    };
     let url = config.queue()?.clone();
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let connection = connect(&url, "enqueue").await?;
     topology.ensure(&connection, &topology.lane(arguments.lane)).await?;
 
-    let jobs: BoxStream<'_, anyhow::Result<JobBody>> = if arguments.references == ["-"] {
-        from_stdin(arguments).boxed()
-    } else {
-        stream::iter(&arguments.references).map(|text| arguments.job(text)).boxed()
-    };
+    let jobs: BoxStream<'_, anyhow::Result<JobBody>> =
+        if is_stdin { from_stdin(arguments).boxed() } else { stream::iter(named).boxed() };
     let target = Target { exchange: topology.jobs(), lane: arguments.lane };
     if arguments.wait {
         return WaitingRun::new(ReplyChannel::open(&connection).await?, target).run(jobs, arguments).await;
@@ -93,20 +101,47 @@ pub(super) async fn run(arguments: &EnqueueArguments, config: &Config) -> anyhow
         let job = job?;
         publisher.publish(target.message(&job)).await.with_context(|| job.cannot_publish())
     };
+    let stop = CancellationToken::new();
+    let jobs = until_first_error(jobs).take_until(Box::pin(stop.cancelled()));
     let mut publishing = jobs.map(publish).buffer_unordered(MAX_UNCONFIRMED);
-    let mut sent = 0u64;
+    let (mut sent, mut failure) = (0u64, None);
+    // After an error nothing more is read. What is in flight is waited for, so that the number is right.
     while let Some(done) = publishing.next().await {
-        done.with_context(|| stopped_after(sent))?;
-        sent += 1;
+        match done {
+            Ok(()) => sent += 1,
+            Err(e) => {
+                stop.cancel();
+                failure.get_or_insert(e);
+            }
+        }
     }
     drop(publishing);
     publisher.close().await;
+    if let Some(error) = failure {
+        return Err(after(sent, error));
+    }
     target.note_sent(sent);
     Ok(0)
 }
 
-fn stopped_after(sent: u64) -> String {
-    format!("stopped after {sent} published jobs")
+/// The jobs up to the first that is wrong, with its error.
+fn until_first_error<'a>(
+    jobs: impl Stream<Item = anyhow::Result<JobBody>> + 'a,
+) -> impl Stream<Item = anyhow::Result<JobBody>> + 'a {
+    jobs.scan(false, |is_over, job| {
+        let item = (!*is_over).then_some(job);
+        *is_over |= matches!(item, Some(Err(_)));
+        std::future::ready(item)
+    })
+}
+
+/// An error with what was published before it.
+fn after(sent: u64, error: anyhow::Error) -> anyhow::Error {
+    match sent {
+        0 => error,
+        1 => error.context("1 job was published before this error"),
+        _ => error.context(format!("{sent} jobs were published before this error")),
+    }
 }
 
 /// Where jobs go.
@@ -121,8 +156,7 @@ impl Target {
     }
 
     fn note_sent(&self, sent: u64) {
-        let jobs = if sent == 1 { "job" } else { "jobs" };
-        note!("{sent} {jobs} published to {}, lane {}", self.exchange, self.lane);
+        note!("{} published to {}, lane {}", counted(sent, "job", "jobs"), self.exchange, self.lane);
     }
 }
 
@@ -136,10 +170,15 @@ fn from_stdin(arguments: &EnqueueArguments) -> impl Stream<Item = anyhow::Result
     .filter_map(move |(number, line)| async move {
         match line {
             Ok(line) if line.trim().is_empty() => None,
-            Ok(line) => Some(arguments.job(&line).with_context(|| format!("line {number}"))),
+            Ok(line) => Some(arguments.job(&line).map_err(|e| wrong_line(number, &e))),
             Err(e) => Some(Err(e)),
         }
     })
+}
+
+fn wrong_line(number: u64, error: &anyhow::Error) -> anyhow::Error {
+    let error = error_text(error.as_ref());
+    UsageError(format!("line {number}: {error}\n  hint: correct the line, and enqueue from it on")).into()
 }
 
 /// A job that a worker will understand.
@@ -163,7 +202,10 @@ impl EnqueueArguments {
             Ok(Value::Object(job)) if job.contains_key("image") => job,
             Ok(Value::Object(manifest)) => match manifest.get("source-ref").and_then(Value::as_str) {
                 Some(uri) => by_reference(uri)?,
-                None => bail!("a JSON line with neither \"source-ref\" nor \"image\": {line}"),
+                None => {
+                    let what = format!("a JSON line with neither \"source-ref\" nor \"image\": {line}");
+                    return Err(UsageError(what).into());
+                }
             },
             _ => by_reference(line)?,
         };
@@ -180,15 +222,15 @@ impl EnqueueArguments {
         let body = Value::Object(job).to_string();
         match read(body.as_bytes(), MessageProperties::default()) {
             Ok(Reading::Job(job)) => Ok(JobBody { image: job.image.uri(), body }),
-            Ok(_) => bail!("not a single job: {line}"),
+            Ok(_) => Err(UsageError(format!("not a single job: {line}")).into()),
             Err(e) => Err(UsageError(format!("a worker would refuse the job: {e}")).into()),
         }
     }
 }
 
 /// Form 1 of a job. The key is used as it is.
-fn by_reference(uri: &str) -> anyhow::Result<Map<String, Value>> {
-    let image = ImageRef::from_uri(uri).with_context(|| format!("\"{uri}\" is not s3://bucket/key"))?;
+fn by_reference(uri: &str) -> Result<Map<String, Value>, UsageError> {
+    let image = ImageRef::from_uri(uri).ok_or_else(|| UsageError(format!("\"{uri}\" is not s3://bucket/key")))?;
     Ok(Map::from_iter([("image".to_owned(), json!({"bucket": image.bucket, "key": image.key}))]))
 }
 
@@ -214,10 +256,10 @@ impl WaitingRun {
     ) -> anyhow::Result<u8> {
         let mut sent = 0u64;
         while let Some(job) = jobs.next().await {
-            let job = job.with_context(|| stopped_after(sent))?;
+            let job = job.map_err(|e| after(sent, e))?;
             let id = sent.to_string();
             let published = self.replies.publish(self.target.message(&job), &id).await;
-            published.with_context(|| job.cannot_publish()).with_context(|| stopped_after(sent))?;
+            published.with_context(|| job.cannot_publish()).map_err(|e| after(sent, e))?;
             self.waiting.insert(id, job.image);
             sent += 1;
         }
@@ -228,8 +270,8 @@ impl WaitingRun {
             let Ok(reply) = tokio::time::timeout_at(deadline, self.replies.next()).await else { break };
             let reply = reply?;
             // A worker that crashed after its reply replies again.
-            if self.waiting.remove(&reply.correlation_id).is_some() {
-                self.print(&reply.body, &mut output)?;
+            if let Some(image) = self.waiting.remove(&reply.correlation_id) {
+                self.print(&image, &reply.body, &mut output)?;
             }
         }
         output.finish()?;
@@ -243,7 +285,7 @@ impl WaitingRun {
         Ok(u8::from(self.errors > 0))
     }
 
-    fn print(&mut self, body: &[u8], output: &mut Output) -> anyhow::Result<()> {
+    fn print(&mut self, image: &str, body: &[u8], output: &mut Output) -> anyhow::Result<()> {
         let event: Value = serde_json::from_slice(body).context("a reply is not JSON")?;
         match event.get("data").and_then(Value::as_object).filter(|data| data.contains_key("outcome")) {
             Some(data) => {
@@ -253,7 +295,8 @@ impl WaitingRun {
             }
             None => {
                 self.errors += 1;
-                note!("error: the worker answered without a verdict: {event}");
+                let message = event["error"]["message"].as_str().map_or_else(|| event.to_string(), printable);
+                note!("error: {image} has no verdict: {message}");
             }
         }
         Ok(())
@@ -286,6 +329,23 @@ mod tests {
         assert!(image(r#"{"source": "s3://b/k"}"#).unwrap_err().to_string().contains("source-ref"));
         assert!(image("b/k").is_err());
         assert!(image(r#"{"image": 7}"#).unwrap_err().to_string().contains("`image` is neither"));
+    }
+
+    #[test]
+    fn nothing_is_read_after_a_wrong_line_and_the_error_says_what_was_published() {
+        use futures_util::FutureExt;
+        let plain = arguments(&[]);
+        let lines = ["s3://b/k", "foo", "s3://b/l"].map(|line| plain.job(line).map_err(|e| wrong_line(2, &e)));
+        let read: Vec<_> = until_first_error(stream::iter(lines)).collect().now_or_never().unwrap();
+        assert_eq!(read.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false]);
+        let error = after(1, read.into_iter().nth(1).unwrap().unwrap_err());
+        assert_eq!(
+            error_text(error.as_ref()),
+            "1 job was published before this error: line 2: \"foo\" is not s3://bucket/key\n  hint: correct the line, and \
+             enqueue from it on"
+        );
+        assert_eq!(super::super::status(&error), 2);
+        assert_eq!(super::super::status(&plain.job("foo").unwrap_err()), 2);
     }
 
     #[test]

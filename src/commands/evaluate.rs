@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::console::note;
+use super::numbers;
 use super::options::ScreeningOptions;
 use super::output::{Format, printable};
 use super::progress::{Progress, Unit};
@@ -40,11 +41,11 @@ pub struct EvaluateArguments {
     datasets: Vec<Dataset>,
     /// False-positive rate for flagging: the share of the negative images that may reach `flag_at`. A
     /// higher rate flags more images, and more of them wrongly
-    #[arg(long, value_name = "RATE", default_value_t = 0.01)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = numbers::share)]
     fpr: f64,
     /// False-positive rate for review. A higher rate finds more images, and sends more harmless images to people
     /// [default: 5 × --fpr]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = numbers::share)]
     review_fpr: Option<f64>,
     /// Write a page with curves, histograms and the worst mistakes to one HTML file
     #[arg(long, value_name = "FILE")]
@@ -74,6 +75,10 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
     screen_all(reader, &screen, &config, &mut results, arguments.report.is_some(), &bar).await?;
     bar.0.finish();
 
+    if results.is_empty() {
+        note!("error: no image was scored: there is nothing to evaluate");
+        return Ok(1);
+    }
     let summaries: Vec<Summary<'_>> =
         (0..results.subjects.len()).map(|index| Summary::new(&results, index, target_rates)).collect();
     print::print(Format::or_default(arguments.format), &summaries, &results)?;
@@ -82,10 +87,7 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
         let page = report::page(&summaries, &results, &info);
         std::fs::write(path, page).with_context(|| format!("cannot write the report {}", path.display()))?;
     }
-    if results.is_empty() {
-        note!("error: no image was scored: there is nothing to evaluate");
-    }
-    Ok(u8::from(results.is_empty()))
+    Ok(0)
 }
 
 /// Shows the screening on the progress bar.

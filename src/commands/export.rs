@@ -12,8 +12,9 @@ use futures_util::TryStreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::UsageError;
 use super::age::Age;
-use super::console::note;
+use super::console::{counted, note};
 use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection, instant};
@@ -70,8 +71,9 @@ struct ExportEnd {
 }
 
 impl ExportEnd {
-    fn new(now: OffsetDateTime, lag: Duration, until: Option<OffsetDateTime>) -> Self {
-        let safe = now - lag;
+    /// The end is never before the beginning, so that exports that follow each other never go back.
+    fn new(now: OffsetDateTime, lag: Duration, since: Option<OffsetDateTime>, until: Option<OffsetDateTime>) -> Self {
+        let safe = since.map_or(now - lag, |since| since.max(now - lag));
         match until {
             Some(until) if until <= safe => Self { at: until, is_early: false },
             _ => Self { at: safe, is_early: lag > Duration::ZERO },
@@ -94,12 +96,27 @@ impl ExportArguments {
     }
 
     fn end(&self, now: OffsetDateTime, lag: Duration) -> ExportEnd {
-        let until = if self.revised_since.is_some() { None } else { self.selection.filter().until };
-        ExportEnd::new(now, lag, until)
+        let VerdictFilter { since, until, .. } = self.selection.filter();
+        match self.revised_since {
+            Some(since) => ExportEnd::new(now, lag, Some(since), None),
+            None => ExportEnd::new(now, lag, since, until),
+        }
+    }
+
+    fn check(&self) -> Result<(), UsageError> {
+        let VerdictFilter { since, until, .. } = self.selection.filter();
+        match (since, until) {
+            (Some(since), Some(until)) if until < since => {
+                let [since, until] = [since, until].map(|at| at.format(&Rfc3339).unwrap_or_default());
+                Err(UsageError(format!("--until {until} is before --since {since}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow::Result<u8> {
+    arguments.check()?;
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let format = match arguments.format {
@@ -121,7 +138,7 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     ledger.close().await;
     let option = if arguments.revised_since.is_some() { "--revised-since" } else { "--since" };
     let next = end.at.format(&Rfc3339).unwrap_or_default();
-    note!("{written} {}", if written == 1 { "verdict" } else { "verdicts" });
+    note!("{}", counted(written, "verdict", "verdicts"));
     note!("next: {option} {next}");
     if end.is_early {
         note!("  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them", lag.as_secs());
@@ -137,10 +154,13 @@ mod tests {
     fn an_export_ends_before_what_may_still_be_committed() {
         let now = time::macros::datetime!(2026-11-25 12:00 UTC);
         let lag = Duration::from_secs(120);
-        let end = |until| ExportEnd::new(now, lag, until);
+        let end = |until| ExportEnd::new(now, lag, None, until);
         assert_eq!(end(None), ExportEnd { at: now - lag, is_early: true });
         assert_eq!(end(Some(now)), ExportEnd { at: now - lag, is_early: true });
         assert_eq!(end(Some(now - lag)), ExportEnd { at: now - lag, is_early: false });
-        assert_eq!(ExportEnd::new(now, Duration::ZERO, None), ExportEnd { at: now, is_early: false });
+        assert_eq!(ExportEnd::new(now, Duration::ZERO, None, None), ExportEnd { at: now, is_early: false });
+        let later = now + lag;
+        assert_eq!(ExportEnd::new(now, lag, Some(later), None).at, later, "never before the beginning");
+        assert_eq!(ExportEnd::new(now, lag, Some(now - lag), None).at, now - lag);
     }
 }

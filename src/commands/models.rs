@@ -38,14 +38,14 @@ enum ModelsCommand {
         /// Output format
         #[arg(long, value_enum)]
         format: Option<Format>,
-        #[command(flatten)]
-        detector: DetectorOption,
         /// First score this image on this machine and store it with its scores in each package
         ///
         /// Do this where the scores are known to be right. Every later start, on any machine, then compares its scores with
         /// these. Choose a still image whose highest score is clear. A package that has a golden image is refused.
         #[arg(long, value_name = "IMAGE")]
         write_golden: Option<PathBuf>,
+        #[command(flatten)]
+        detector: DetectorOption,
         #[command(flatten)]
         device: DeviceOption,
     },

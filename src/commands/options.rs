@@ -5,6 +5,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::numbers;
 use crate::config::{Device, LogFormat, Overlay};
 
 /// Options of every command.
@@ -121,10 +122,10 @@ impl LabelOption {
 #[command(next_help_heading = "Configuration")]
 pub(super) struct ThresholdOptions {
     /// Review threshold of the default rule; a higher value sends fewer images to people, and misses more
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = numbers::share)]
     review_at: Option<f64>,
     /// Flagging threshold of the default rule; a higher value flags fewer images, and misses more
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = numbers::share)]
     flag_at: Option<f64>,
 }
 
@@ -238,7 +239,7 @@ mod tests {
             (&["dead", "list"], vec!["--queue"]),
             (&["dead", "show", "ID"], vec!["--queue"]),
             (&["dead", "replay", "--all"], vec!["--queue"]),
-            (&["dead", "drop", "--all"], vec!["--queue"]),
+            (&["dead", "drop", "--all", "--yes"], vec!["--queue"]),
             (&["models", "list"], vec!["--detector"]),
             (&["models", "check"], vec!["--detector", "--device"]),
             (&["models", "fetch", "hf://o/n"], vec![]),
@@ -273,6 +274,21 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_wrong_number_is_refused_in_our_words() {
+        for (command, flag, text, expected) in [
+            ("worker", "--flag-at", "x", "\"x\" is not a number from 0 to 1"),
+            ("worker", "--review-at", "0,5", "\"0,5\" is not a number from 0 to 1"),
+            ("worker", "--prefetch", "x", "\"x\" is not a whole number from 0 to 65535"),
+            ("worker", "--attempts", "0", "\"0\" is not a whole number from 1 to 4294967295"),
+            ("bench", "--seconds", "NaN", "\"NaN\" is not a number from 0.01 to 3600"),
+        ] {
+            let error = parse(&[], &[command, flag, text], &[]).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(error.exit_code(), 2);
         }
     }
 

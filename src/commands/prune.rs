@@ -2,7 +2,6 @@
 //!
 //! A job whose verdict was deleted is new to the ledger: if it is delivered again, it is screened and announced again.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::UsageError;
 use super::age::Age;
-use super::console::note;
+use super::console::{counted, is_confirmed, note, require_terminal};
 use super::options::LedgerOption;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
@@ -28,8 +27,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 #[command(after_help = "A verdict whose event is still unpublished stays, whatever is selected.")]
 pub struct PruneArguments {
-    /// Delete verdicts that were decided at least this long ago, such as 90d
-    #[arg(long, value_name = "AGE", required_unless_present = "until")]
+    /// Delete verdicts that were decided at least this long ago, such as 90d; required without --until
+    #[arg(long, value_name = "AGE")]
     older_than: Option<Age>,
     #[command(flatten)]
     selection: VerdictSelection,
@@ -56,60 +55,77 @@ impl PruneArguments {
 
 pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {
     let filter = arguments.filter();
-    if !arguments.dry_run && !arguments.yes && !is_confirmed(&filter)? {
-        note!("nothing was deleted");
-        return Ok(1);
+    if filter.until.is_none() {
+        return Err(UsageError("no age is given\n  hint: give --older-than AGE or --until TIME".into()).into());
+    }
+    if !arguments.dry_run && !arguments.yes {
+        require_terminal("delete", "verdicts")?;
+        if !is_confirmed(&format!("Delete from {} {}?", config.ledger, description(&filter)))? {
+            note!("nothing was deleted");
+            return Ok(1);
+        }
     }
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     if arguments.dry_run {
-        note!("{} would be deleted", verdicts(count(ledger.as_ref(), &filter).await?));
+        let prunable = count(ledger.as_ref(), &filter).await?;
+        let kept = count_kept(ledger.as_ref(), &filter).await?;
+        note!("{} would be deleted{}", verdicts(prunable), kept_words(kept, "would stay"));
     } else {
-        note!("{} deleted", verdicts(delete(ledger.as_ref(), &filter).await?));
+        let deleted = delete(ledger.as_ref(), &filter).await?;
+        let kept = count_kept(ledger.as_ref(), &filter).await?;
+        note!("{} deleted{}", verdicts(deleted), kept_words(kept, if kept == 1 { "stays" } else { "stay" }));
     }
     ledger.close().await;
     Ok(0)
 }
 
 fn verdicts(number: u64) -> String {
-    if number == 1 { "1 verdict".into() } else { format!("{number} verdicts") }
+    counted(number, "verdict", "verdicts")
 }
 
-/// Asks on a terminal.
-fn is_confirmed(filter: &VerdictFilter) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(UsageError(
-            "cannot delete verdicts: there is no terminal to ask on\n  hint: count them with --dry-run, then delete them with --yes"
-                .into(),
-        )
-        .into());
+/// What is said of the selected verdicts that are kept.
+fn kept_words(kept: u64, stay: &str) -> String {
+    match kept {
+        0 => String::new(),
+        1 => format!("; 1 {stay}, because its event is not published yet"),
+        _ => format!("; {kept} {stay}, because their events are not published yet"),
     }
-    eprint!("Delete {}? [y/N] ", description(filter));
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 /// The selected verdicts in words.
 fn description(filter: &VerdictFilter) -> String {
-    let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
-    let mut words = vec!["all verdicts".to_owned()];
-    words.extend(filter.since.map(|since| format!("decided at or after {}", time(since))));
-    words.extend(filter.until.map(|until| format!("decided before {}", time(until))));
+    let time = |at: OffsetDateTime| at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+    let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
+    let mut decided: Vec<_> = filter.since.map(|since| format!("at or after {}", time(since))).into_iter().collect();
+    decided.extend(filter.until.map(|until| format!("before {}", time(until))));
+    let mut words = vec![format!("the verdicts that were decided {}", decided.join(" and "))];
     if !filter.outcomes.is_empty() {
         let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();
         words.push(format!("with the outcome {}", outcomes.join(" or ")));
     }
     if !filter.buckets.is_empty() {
-        words.push(format!("in the bucket {}", filter.buckets.join(" or ")));
+        words.push(format!("in the bucket {}", quoted(&filter.buckets)));
     }
     words.extend(filter.key_prefix.as_ref().map(|prefix| format!("with keys that begin with \"{prefix}\"")));
-    words.extend(filter.detector.as_ref().map(|detector| format!("scored by {detector}")));
+    words.extend(filter.detector.as_ref().map(|detector| format!("scored by \"{detector}\"")));
     if !filter.labels.is_empty() {
-        words.push(format!("with the label {}", filter.labels.join(" or ")));
+        words.push(format!("with the label {}", quoted(&filter.labels)));
     }
     words.join(", ")
+}
+
+/// The selected verdicts with an unpublished event.
+async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+    let (mut found, mut from) = (0, None);
+    loop {
+        let page = ledger.count_unprunable(filter, from).await?;
+        found += page.verdicts;
+        from = page.next;
+        if from.is_none() {
+            return Ok(found);
+        }
+    }
 }
 
 async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
@@ -151,7 +167,7 @@ mod tests {
     #[test]
     fn the_question_names_every_condition() {
         let filter = VerdictFilter {
-            until: Some(time::macros::datetime!(2026-01-01 0:00 UTC)),
+            until: Some(time::macros::datetime!(2026-01-01 0:00:00.5 UTC)),
             outcomes: vec![Outcome::Passed, Outcome::Missing],
             buckets: vec!["up*".into()],
             key_prefix: Some("a/".into()),
@@ -161,8 +177,10 @@ mod tests {
         };
         assert_eq!(
             description(&filter),
-            "all verdicts, decided before 2026-01-01T00:00:00Z, with the outcome passed or missing, in the bucket up*, \
-             with keys that begin with \"a/\", scored by d, with the label nude"
+            "the verdicts that were decided before 2026-01-01T00:00:00Z, with the outcome passed or missing, in the bucket \
+             \"up*\", with keys that begin with \"a/\", scored by \"d\", with the label \"nude\""
         );
+        assert_eq!(kept_words(0, "stay"), "");
+        assert_eq!(kept_words(2, "stay"), "; 2 stay, because their events are not published yet");
     }
 }

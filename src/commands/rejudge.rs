@@ -17,7 +17,7 @@ use serde_json::{Map, json};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::console::note;
+use super::console::{counted, note};
 use super::options::{LedgerOption, QueueOption, ThresholdOptions};
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection};
@@ -169,12 +169,15 @@ impl Rejudging<'_> {
     /// What the policy makes of one verdict.
     fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
         let StoredVerdict { verdict, revision } = stored;
-        if verdict.policy.sha256 == self.policy.reference.sha256 {
+        if verdict.scores.is_some() && verdict.policy.sha256 == self.policy.reference.sha256 {
             self.summary.current += 1;
             return Rejudged::Unchanged;
         }
         // Nothing was scored, because nothing could be shown: no policy changes that.
-        let Some(scores) = &verdict.scores else { return Rejudged::Unchanged };
+        let Some(scores) = &verdict.scores else {
+            self.summary.unscored += 1;
+            return Rejudged::Unchanged;
+        };
         let judgement = judge::judge(&self.policy, scores);
         if !has_every_score(&self.policy, scores) || matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected) {
             return Rejudged::Lacking;
@@ -188,13 +191,18 @@ impl Rejudging<'_> {
             judged_at,
             event: None,
         };
-        if before != after && self.config.events.publish.iter().any(|key| key == after.routing_key()) {
+        if is_announced(&self.config.events.publish, &stored.verdict.image, before, after) {
             let context = EventContext::default();
             let event = event::revised_event(&revise.verdict, &revise.revision(), context, &self.config.prefix);
             revise.event = Some(event);
         }
         Rejudged::Changed(Box::new(revise))
     }
+}
+
+/// Whether a change is an event. A file of a scan has no bucket, and nobody publishes the events of its ledger.
+fn is_announced(publish: &[String], image: &ImageRef, before: Outcome, after: Outcome) -> bool {
+    before != after && !image.bucket.is_empty() && publish.iter().any(|key| key == after.routing_key())
 }
 
 /// What a policy makes of a stored verdict.
@@ -216,6 +224,8 @@ struct RejudgeSummary {
     transitions: BTreeMap<(Outcome, Outcome), u64>,
     /// Verdicts that this policy had judged before.
     current: u64,
+    /// Verdicts without any score.
+    unscored: u64,
     /// Verdicts without a score for each rule of this policy.
     lacking: u64,
     /// What became of their images.
@@ -237,29 +247,61 @@ impl RejudgeSummary {
         output.finish()?;
         let changed: u64 = self.transitions.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
         let judged: u64 = self.transitions.values().sum();
-        let rejudged = if arguments.dry_run { "would be rejudged; nothing was written" } else { "were rejudged" };
+        let rejudged = match (arguments.dry_run, judged) {
+            (true, _) => "would be rejudged; nothing was written",
+            (false, 1) => "was rejudged",
+            (false, _) => "were rejudged",
+        };
         note!(
-            "{judged} verdicts {rejudged}: {changed} with another outcome; {} more were judged by this policy earlier",
-            self.current
+            "{} {rejudged}: {changed} with another outcome; {} more {} judged by this policy earlier",
+            counted(judged, "verdict", "verdicts"),
+            self.current,
+            if self.current == 1 { "was" } else { "were" }
         );
+        match self.unscored {
+            0 => {}
+            1 => note!("1 verdict has no scores and stays as it is."),
+            unscored => note!("{unscored} verdicts have no scores and stay as they are."),
+        }
         if self.lacking > 0 {
             let hint = if arguments.enqueue {
                 ""
             } else {
                 "\n  hint: --enqueue publishes jobs that screen their images again"
             };
-            note!("{} verdicts are unchanged: they have no score for a rule of this policy{hint}", self.lacking);
+            let (are, have) = if self.lacking == 1 { ("is", "it has") } else { ("are", "they have") };
+            let verdicts = counted(self.lacking, "verdict", "verdicts");
+            note!("{verdicts} {are} unchanged: {have} no score for a rule of this policy{hint}");
         }
         if let Some(BackfillCounts { screened, waiting, published, .. }) = &self.enqueued {
             let [screened, waiting, published] = [screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
             let would = if arguments.dry_run { "would be published" } else { "published" };
             note!(
-                "{published} jobs {would}; {waiting} images have a job without a verdict yet, {screened} have a later verdict"
+                "{} {would}; {} a job without a verdict yet, {screened} {} a later verdict",
+                counted(published, "job", "jobs"),
+                counted(waiting, "image has", "images have"),
+                if screened == 1 { "has" } else { "have" }
             );
         }
         if self.overtaken > 0 {
             note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_outcome_is_announced_except_for_a_scanned_file() {
+        let stored = ImageRef::from_uri("s3://b/k").unwrap();
+        let scanned = ImageRef { bucket: String::new(), ..stored.clone() };
+        let publish = [Outcome::Flagged.routing_key().to_owned()];
+        let is_announced = |image, after| is_announced(&publish, image, Outcome::Passed, after);
+        assert!(is_announced(&stored, Outcome::Flagged));
+        assert!(!is_announced(&scanned, Outcome::Flagged));
+        assert!(!is_announced(&stored, Outcome::Passed) && !is_announced(&stored, Outcome::Review));
     }
 }

@@ -291,6 +291,7 @@ fn find(arguments: &ScanArguments) -> BoxStream<'static, Found> {
             }
             // No path at all is as an empty folder: nothing was screened.
             if is_empty {
+                note!("no path on stdin");
                 sink.put(Found::End(path))?;
             }
         }

@@ -115,6 +115,10 @@ impl Subject {
                 Err(_) => Err(UsageError(format!("\"{}\" must be sha256: and 64 hexadecimal digits", printable(text)))),
             };
         }
+        if subject.is_empty() || (text.starts_with("s3://") && ImageRef::from_uri(text).is_none()) {
+            let what = format!("\"{}\" names no object\n  hint: the form is s3://BUCKET/KEY", printable(text));
+            return Err(UsageError(what));
+        }
         Ok(ImageRef::from_uri(text).map_or_else(|| Self::Name(subject.to_owned()), Self::Image))
     }
 
@@ -314,6 +318,14 @@ mod tests {
 
     fn revised(number: u32, outcome: Outcome, published: bool) -> OutboxRow {
         OutboxRow { event_id: revised_event_id(verdict_id("job-1"), number, JUDGED), ..first(outcome, published) }
+    }
+
+    #[test]
+    fn a_reference_without_a_key_is_refused() {
+        for text in ["s3://", "s3://b", "s3://b/", ""] {
+            let error = Subject::parse(OsStr::new(text)).err().unwrap();
+            assert_eq!(error.0, format!("\"{text}\" names no object\n  hint: the form is s3://BUCKET/KEY"));
+        }
     }
 
     #[test]

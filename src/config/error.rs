@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 
 use super::origin::{Origin, Origins};
+use crate::error_text::io_text;
 
 /// Why the configuration cannot be used. The process exits with 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {error}")]
+    #[error(
+        "cannot read the configuration file {path}: {}\n  hint: check the path given with --config",
+        io_text(error)
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: std::io::Error,
     },
     /// The file is not TOML.
@@ -100,7 +103,7 @@ impl ConfigError {
     /// Refuses the first of these options whose value is 0.
     pub(crate) fn refuse_zero(options: &[(&str, u64)]) -> Result<(), Self> {
         match options.iter().find(|(_, value)| *value == 0) {
-            Some((option, _)) => Err(Self::invalid(option, "must be at least 1")),
+            Some((option, _)) => Err(Self::invalid(option, "0 is not a whole number from 1")),
             None => Ok(()),
         }
     }

@@ -14,6 +14,12 @@ const DEFAULT_FILE: &str = "pixwarden.toml";
 
 const VARIABLE_PREFIX: &str = "PIXWARDEN_";
 
+/// The variable that names the file.
+const FILE_VARIABLE: &str = "PIXWARDEN_CONFIG";
+
+/// A variable that is tried for another one, which it is not similar to.
+const MISTAKEN_VARIABLE: (&str, &str) = ("PIXWARDEN_LOG", "PIXWARDEN_LOG_FILTER");
+
 /// The keys of tables in lists. The defaults do not contain them, since the lists are empty.
 const LIST_KEYS: [(&str, &[&str]); 3] = [
     ("buckets", &["name", "region", "endpoint", "path_style"]),
@@ -256,12 +262,12 @@ fn environment_values(
         leaves(defaults, "").into_iter().map(|(path, default)| (variable(&path), path, default)).collect();
     let mut values = Vec::new();
     for (name, text) in environment {
-        if !name.starts_with(VARIABLE_PREFIX) || name == "PIXWARDEN_CONFIG" {
+        if !name.starts_with(VARIABLE_PREFIX) || name == FILE_VARIABLE {
             continue;
         }
         match options.iter().find(|(known, ..)| *known == name) {
             Some((_, path, default)) => values.push((name, path.clone(), typed(&text, default))),
-            None => match misspelt(&name, options.iter().map(|(known, ..)| known.as_str())) {
+            None => match misspelt(&name, options.iter().map(|(known, ..)| known.as_str()).chain([FILE_VARIABLE])) {
                 Some(nearest) => return Err(ConfigError::UnknownVariable { name, nearest: nearest.to_owned() }),
                 // Not an error: Kubernetes sets such variables for a service of that name, for example PIXWARDEN_PORT.
                 None => warn(&format!("ignoring the variable {name}: there is no such option")),
@@ -274,6 +280,9 @@ fn environment_values(
 /// The known variable that an unknown one almost is, or whose last part it is: `PIXWARDEN_ATTEMPTS` is meant as
 /// `PIXWARDEN_WORKER_ATTEMPTS`.
 fn misspelt<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if name == MISTAKEN_VARIABLE.0 {
+        return Some(MISTAKEN_VARIABLE.1);
+    }
     let name = name.strip_prefix(VARIABLE_PREFIX)?;
     let similarity = |known: &str| {
         let known = known.strip_prefix(VARIABLE_PREFIX).unwrap_or(known);
@@ -411,7 +420,7 @@ mod tests {
     #[test]
     fn a_wrong_value_names_its_line_and_what_is_allowed() {
         for (text, line, expected) in [
-            ("\n[worker]\nattempts = \"x\"", 3, "`worker.attempts`: \"x\" is not a whole number from 0 to 4294967295"),
+            ("\n[worker]\nattempts = \"x\"", 3, "`worker.attempts`: \"x\" is not a whole number from 1 to 4294967295"),
             ("[worker]\nprefetch = 70000", 2, "`worker.prefetch`: 70000 is not a whole number from 0 to 65535"),
             ("worker.prefetch = -1", 1, "`worker.prefetch`: -1 is not a whole number from 0 to 65535"),
             ("[worker]\nreuse_scores = \"yes\"", 2, "`worker.reuse_scores`: \"yes\" is not true or false"),
@@ -436,7 +445,17 @@ mod tests {
             ("[[policy.rules]]\n\nlabel = 3", 3, "`policy.rules[0].label`: 3 is not text in quotes"),
             ("[events]\npublish = [\n1]", 3, "`events.publish[0]`: 1 is not text in quotes"),
             ("queue = \"http://host\"", 1, "`queue`: http://host/ is not a URL that begins with amqp:// or amqps://"),
-            ("[worker]\nattempts = 0", 2, "`worker.attempts`: must be at least 1"),
+            (
+                "[storage]\nendpoint = \"nourl\"",
+                2,
+                "`storage.endpoint`: \"nourl\" is not a URL that begins with http:// or https://",
+            ),
+            (
+                "[[buckets]]\nname = \"a\"\nendpoint = \"host:9000\"",
+                3,
+                "`buckets[0].endpoint`: \"host:9000\" is not a URL that begins with http:// or https://",
+            ),
+            ("[worker]\nattempts = 0", 2, "`worker.attempts`: 0 is not a whole number from 1"),
             ("[worker]\natempts = 3", 2, "unknown option `worker.atempts`\n  hint: did you mean `worker.attempts`?"),
             (
                 "[[detectors]]\npath = \"x\"\n[[detectors]]\npaht = \"x\"",
@@ -461,7 +480,7 @@ mod tests {
     #[test]
     fn a_wrong_value_of_a_variable_or_flag_names_it() {
         for (name, value, expected) in [
-            ("PIXWARDEN_WORKER_ATTEMPTS", "x", "`worker.attempts`: \"x\" is not a whole number from 0 to 4294967295"),
+            ("PIXWARDEN_WORKER_ATTEMPTS", "x", "`worker.attempts`: \"x\" is not a whole number from 1 to 4294967295"),
             ("PIXWARDEN_WORKER_PREFETCH", "70000", "`worker.prefetch`: 70000 is not a whole number from 0 to 65535"),
             ("PIXWARDEN_WORKER_REUSE_SCORES", "yes", "`worker.reuse_scores`: \"yes\" is not true or false"),
             ("PIXWARDEN_POLICY_RULES", "x", "`policy.rules[0]`: \"x\" is not a table"),
@@ -477,7 +496,7 @@ mod tests {
         overlay.set("worker.attempts", "--attempts", Some(0));
         let environment = std::iter::once(("PIXWARDEN_WORKER_ATTEMPTS".into(), "5".into()));
         let error = load(&overlay, environment, |_| {}).unwrap_err();
-        assert_eq!(error.to_string(), "--attempts: `worker.attempts`: must be at least 1");
+        assert_eq!(error.to_string(), "--attempts: `worker.attempts`: 0 is not a whole number from 1");
     }
 
     #[test]
@@ -487,6 +506,8 @@ mod tests {
             ("PIXWARDEN_BUCKET", "PIXWARDEN_BUCKETS"),
             ("PIXWARDEN_WORKER_ATEMPTS", "PIXWARDEN_WORKER_ATTEMPTS"),
             ("PIXWARDEN_ATTEMPTS", "PIXWARDEN_WORKER_ATTEMPTS"),
+            ("PIXWARDEN_CONFG", "PIXWARDEN_CONFIG"),
+            ("PIXWARDEN_LOG", "PIXWARDEN_LOG_FILTER"),
             ("PIXWARDEN_POLICY_FLAGAT", "PIXWARDEN_POLICY_FLAG_AT"),
             ("PIXWARDEN_STORAGE_ENDPONIT", "PIXWARDEN_STORAGE_ENDPOINT"),
         ] {

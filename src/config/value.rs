@@ -12,9 +12,16 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
+/// Options of 32 bits that are refused later where they are 0.
+const ABOVE_ZERO: [&str; 3] = ["worker.attempts", "worker.deaths", "decode.max_frames"];
+
 /// Reads a table with every option.
 pub(super) fn read<T: for<'de> Deserialize<'de>>(table: Table) -> Result<T, ConfigError> {
-    T::deserialize(Reader(Value::Table(table))).map_err(|e| ConfigError::Invalid { option: e.path, what: e.what })
+    T::deserialize(Reader(Value::Table(table))).map_err(|WrongValue { path, what }| {
+        let is_above_zero = ABOVE_ZERO.contains(&path.as_str());
+        let what = if is_above_zero { what.replace("whole number from 0 to", "whole number from 1 to") } else { what };
+        ConfigError::Invalid { option: path, what }
+    })
 }
 
 /// A value that an option does not take.

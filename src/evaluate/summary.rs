@@ -163,8 +163,15 @@ impl<'a> Summary<'a> {
         }
         #[expect(clippy::cast_precision_loss, reason = "counts of images stay far below 2^53")]
         let allowed = negatives as f64 * self.target_rates.flag;
+        let rate = self.target_rates.flag;
+        if rate > 0.0 && allowed < 1.0 {
+            let images = if negatives == 1 { "image" } else { "images" };
+            let least = (1.0 / rate).ceil();
+            return Some(format!(
+                "a false-positive rate of {rate} cannot be measured on {negatives} negative {images}: use at least {least:.0}"
+            ));
+        }
         (allowed < MIN_FALSE_ALARMS).then(|| {
-            let rate = self.target_rates.flag;
             format!(
                 "a rate of {rate} is only {allowed:.1} of {negatives} negative images: measure more images before relying on it"
             )
@@ -239,6 +246,8 @@ pub(crate) mod tests {
             matches!(&cautions(0.01)[..], [words] if words.starts_with("a rate of 0.01 is only 2.0 of 200 negative images"))
         );
         assert!(cautions(0.05).is_empty());
+        let none = "a false-positive rate of 0.001 cannot be measured on 200 negative images: use at least 1000";
+        assert_eq!(cautions(0.001), [none]);
     }
 
     #[test]

@@ -170,7 +170,11 @@ pub trait Archive: Send + Sync {
     /// Counts selected verdicts that may be pruned: those without an unpublished event.
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError>;
 
-    /// Deletes such verdicts with their history and events, oldest first, and at most `limit`.
+    /// Counts selected verdicts that may not be pruned yet: those with an unpublished event.
+    async fn count_unprunable(&self, filter: &VerdictFilter, from: Option<Position>)
+    -> Result<PrunedPage, LedgerError>;
+
+    /// Deletes verdicts that may be pruned with their history and events, oldest first, and at most `limit`.
     async fn delete_prunable(
         &self,
         filter: &VerdictFilter,

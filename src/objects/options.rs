@@ -101,6 +101,16 @@ impl StorageConfig {
             ("storage.max_object_bytes", self.max_object_bytes),
             ("storage.memory_bytes", self.memory_bytes),
             ("storage.deadline_ms", self.deadline_ms),
-        ])
+        ])?;
+        check_endpoint("storage.endpoint", &self.endpoint)
     }
+}
+
+/// Refuses an endpoint that is no URL. An empty one is not set.
+pub(crate) fn check_endpoint(option: &str, endpoint: &str) -> Result<(), ConfigError> {
+    let is_http = |url: url::Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
+    if endpoint.is_empty() || url::Url::parse(endpoint).is_ok_and(is_http) {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(option, format!("\"{endpoint}\" is not a URL that begins with http:// or https://")))
 }

@@ -141,7 +141,7 @@ impl S3 {
         let message = service.err().message().unwrap_or_default();
         let words = words(code, status, message);
         match (code, status) {
-            ("NoSuchBucket", _) if named => StoreError::BucketDown(format!("there is no bucket \"{bucket}\"")),
+            ("NoSuchBucket", _) if named => StoreError::BucketDown(format!("there is no {}", self.place(bucket))),
             // The bucket is allowed by a wildcard only, so its name came from the job.
             ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
             ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),

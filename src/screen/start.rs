@@ -49,6 +49,12 @@ pub enum StartError {
     /// A package that must not get a second golden image.
     #[error("detector {0} has a golden image already\n  hint: if it is wrong, delete golden.json in the package first")]
     HasGoldenImage(String),
+    /// The image that is to become the golden image gives no scores.
+    #[error(
+        "{}\n  hint: choose another image with --write-golden",
+        .0.to_string().split("\n  hint: ").next().unwrap_or_default()
+    )]
+    UnsuitableGolden(SelfTestError),
     /// The golden image cannot be stored.
     #[error("cannot write a golden image to {}: {error}", .folder.display())]
     CannotWriteGolden {
@@ -74,6 +80,7 @@ impl StartError {
             | Self::SelfTest(_)
             | Self::Decoder(_)
             | Self::HasGoldenImage(_)
+            | Self::UnsuitableGolden(_)
             | Self::CannotWriteGolden { .. }
             | Self::Runtime(_) => false,
         }
@@ -208,7 +215,9 @@ impl<'a> DetectorStarter<'a> {
         }
         let (mut engine, _) = self.start(detector)?;
         let scores =
-            block_on(score_still(&engine, &self.decoders, golden.bytes.clone())).map_err(StartError::Runtime)??;
+            block_on(score_still(&engine, &self.decoders, golden.bytes.clone())).map_err(StartError::Runtime)?;
+        // Nothing is wrong with the package.
+        let scores = scores.map_err(StartError::UnsuitableGolden)?;
         let written = GoldenImage::write(folder, &golden.file, &golden.bytes, &engine.detector.labels, &scores);
         let cannot_write = |error| StartError::CannotWriteGolden { folder: folder.to_owned(), error };
         engine.detector.golden = Some(written.map_err(cannot_write)?);

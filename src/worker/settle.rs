@@ -21,8 +21,8 @@ use crate::life::{Held, JobEnd};
 use crate::telemetry::metrics::labels::SettlementLabel;
 use crate::telemetry::{metrics, traces};
 
-/// The reason of a dead letter whose job's id belongs to another image.
-pub(super) const ID_CONFLICT: &str = "id_conflict: the job's id belongs to a job for another image";
+/// Why a job whose id belongs to another image has no verdict.
+pub(super) const ID_CONFLICT: &str = "the job's id belongs to a job for another image";
 
 /// Longest reason in a header. The verdict and the log have the whole text.
 const MAX_REASON_CHARS: usize = 500;
@@ -90,7 +90,7 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
             failed_attempts: verdict.attempts,
         },
         JobEnd::Committed { .. } | JobEnd::AnsweredBefore(_) => Settlement::Ack,
-        JobEnd::IdConflict => Settlement::dead_letter(ID_CONFLICT),
+        JobEnd::IdConflict => Settlement::dead_letter(format!("id_conflict: {ID_CONFLICT}")),
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
         JobEnd::Held(Held { reason, duration }) => Settlement::Hold { reason, duration },
         JobEnd::Interrupted => Settlement::Return,

@@ -645,6 +645,7 @@ async fn a_sender_that_waits_learns_why_its_message_has_no_result() {
     let codes: Vec<_> = replies.iter().map(|reply| reply.body["error"]["code"].as_str().unwrap()).collect();
     assert_eq!(codes, ["not_understood", "nothing_requested", "id_conflict"], "never to a queue of our own");
     assert!(replies[0].body["error"]["message"].as_str().unwrap().contains("neither JSON nor s3://"));
+    assert_eq!(replies[2].body["error"]["message"], "the job's id belongs to a job for another image");
     assert_eq!(replies[0].properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
     assert_eq!(replies[0].properties.content_type().as_ref().unwrap().as_str(), "application/json");
 }

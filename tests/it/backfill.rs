@@ -29,7 +29,7 @@ fn summary(ended: &Ended) -> Summary {
         filtered: n("filtered"),
         screened: n("screened"),
         waiting: n("waiting"),
-        published: n("published"),
+        published: row.get("published").or(row.get("to_publish")).and_then(Value::as_u64).unwrap(),
     }
 }
 

@@ -179,7 +179,7 @@ async fn a_missing_sample_is_an_error_with_a_hint() {
     let nothing = format!("s3://{}/nothing/", lab.bucket);
     for (path, status, words) in [
         (empty.to_str().unwrap(), 1, ["1 files look like images, but none decodes", "hint: name files"]),
-        ("nowhere", 1, ["cannot read nowhere", "No such file"]),
+        ("nowhere", 1, ["cannot read nowhere", "no such file"]),
         (&nothing, 1, ["no object to fetch at s3://", "hint: name s3://bucket/key"]),
         ("s3://another/a.jpg", 2, ["\"another\" is not allowed", "hint: add it"]),
         ("s3:///a.jpg", 2, ["is not s3://bucket/key", "\"s3:///a.jpg\""]),

@@ -309,7 +309,9 @@ async fn enqueue_and_dead_list_do_what_they_say() {
         assert!(lines[0]["reason"].as_str().unwrap().contains("neither JSON nor s3://"));
     }
     let check = lab.run(&["check"]).await.expect_ok();
-    assert_eq!(check.stdout.lines().filter(|line| line.starts_with("ok")).count(), 6, "{}", check.stdout);
+    // The queue of unscreened images has an event that nobody consumes.
+    let works = |line: &&str| line.starts_with("ok") || line.starts_with("warn");
+    assert_eq!(check.stdout.lines().filter(works).count(), 8, "{}", check.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,7 +135,14 @@ async fn a_replayed_job_keeps_its_id_counts_from_zero_and_gets_its_verdict() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_letters_are_gone_and_the_others_stay() {
     let lab = with_dead_letters().await;
-    let dropped = lab.run(&["dead", "drop", "--id", "job-1", "--id", "odd"]).await.expect_ok();
+    let refused = lab.run(&["dead", "drop", "--all"]).await;
+    assert_eq!(refused.status, 2, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("cannot discard dead letters: there is no terminal to ask on"),
+        "{}",
+        refused.stderr
+    );
+    let dropped = lab.run(&["dead", "drop", "--yes", "--id", "job-1", "--id", "odd"]).await.expect_ok();
     assert!(dropped.stderr.contains("2 dead letters dropped"), "{}", dropped.stderr);
     let left = rows(&lab.run(&["dead", "list", "--format", "jsonl"]).await.expect_ok());
     assert_eq!(field(&left, "job_id"), ["job-2"]);
@@ -172,7 +179,7 @@ async fn letters_without_an_id_are_found_by_a_position_that_stays() {
     let revived = lab.drain(&lab.topology.lane(Lane::Live)).await;
     assert_eq!(revived.iter().map(|(body, _)| body).collect::<Vec<_>>(), [body]);
     let position = first[0]["position"].as_str().unwrap();
-    let dropped = lab.run(&["dead", "drop", "--id", position]).await.expect_ok();
+    let dropped = lab.run(&["dead", "drop", "--yes", "--id", position]).await.expect_ok();
     assert!(dropped.stderr.contains("1 dead letter dropped"), "{}", dropped.stderr);
     assert_eq!(list("100").await.len(), 38);
 }

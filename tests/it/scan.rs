@@ -226,8 +226,8 @@ async fn paths_are_reported_as_given_and_what_is_no_image_file_is_told() {
 
     let missing = scan(&["nowhere", "z/a"]).await;
     assert_eq!((missing.status, missing.stdout.lines().count()), (1, 2), "{}", missing.stdout);
-    assert!(missing.stderr.contains("error: cannot read nowhere: No such file"), "{}", missing.stderr);
-    assert!(missing.stderr.contains("1 could not be read"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("error: cannot read nowhere: no such file"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("1 path could not be read"), "{}", missing.stderr);
     let pipe = scan(&["z/pipe"]).await;
     assert!(pipe.stderr.contains("cannot read z/pipe: not a file or a folder"), "{}", pipe.stderr);
 
@@ -292,13 +292,13 @@ async fn a_gate_lets_nothing_pass_that_was_not_screened() {
     ] {
         let ended = scan(&[paths, &["--fail-on", "flagged"]].concat()).await;
         assert_eq!(ended.status, status, "{paths:?}: {}", ended.stderr);
-        let words = "--fail-on flagged is reached: 1 could not be screened";
+        let words = "--fail-on flagged is reached: 1 path could not be screened";
         assert_eq!(ended.stderr.contains(words), status == 3, "{paths:?}: {}", ended.stderr);
         let ended = scan(&[paths, &["--fail-on", "flagged", "--allow-unscreened"]].concat()).await;
         assert_eq!(ended.status, allowed, "{paths:?}: {}", ended.stderr);
     }
     let good = scan(&["good"]).await;
-    assert!(good.stderr.contains("2 images: 2 passed; 1 file is no image; "), "{}", good.stderr);
+    assert!(good.stderr.contains("2 images: 2 passed; 1 file is not an image; "), "{}", good.stderr);
     let empty = scan(&["empty"]).await;
     assert_eq!((empty.status, empty.stderr.contains("no image in empty\n")), (0, true), "{}", empty.stderr);
     for ignored in [&["--allow-unscreened"][..], &["--fail-on", "unscreened", "--allow-unscreened"], &["--null"]] {
@@ -308,7 +308,7 @@ async fn a_gate_lets_nothing_pass_that_was_not_screened() {
     for _ in 0..2 {
         let ended = scan(&["good", "texts", "--fail-on", "unscreened", "--ledger", "sqlite://gate.db"]).await;
         assert!(ended.stderr.contains("2 images: 2 passed; "), "{}", ended.stderr);
-        assert!(ended.stderr.contains("2 files are no image; "), "{}", ended.stderr);
+        assert!(ended.stderr.contains("2 files are not images; "), "{}", ended.stderr);
         assert_eq!(ended.status, 3, "{}", ended.stderr);
     }
 }

@@ -16,7 +16,9 @@ const COLUMNS: [&str; 7] = ["name", "digest", "model_sha256", "device", "labels"
 
 pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) -> anyhow::Result<u8> {
     let read = |file: &Path| {
-        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let bytes = std::fs::read(file).with_context(|| {
+            format!("cannot read {}\n  hint: check the path given with --write-golden", file.display())
+        })?;
         anyhow::Ok(NewGoldenImage { file: file.to_owned(), bytes: bytes.into() })
     };
     let golden = write_golden.map(read).transpose()?;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 
+use super::super::console::counted;
 use super::super::files::SkipCause;
 use super::file::FileReport;
 use crate::job::Outcome;
@@ -118,15 +119,18 @@ impl ScanSummary {
             words += &format!("; {} unchanged since an earlier scan", self.unchanged);
         }
         if self.other_files > 0 {
-            words += &format!("; {} no image", counted(self.other_files, "file is", "files are"));
+            words += &format!("; {}", counted(self.other_files, "file is not an image", "files are not images"));
         }
         if self.unreadable > 0 {
-            words += &format!("; {} could not be read", self.unreadable);
+            words += &format!("; {} could not be read", counted(self.unreadable, "path", "paths"));
         }
         if self.skipped > 0 {
             words += &format!("; {} skipped", self.skipped);
         }
         let seconds = self.began.elapsed().as_secs_f64();
+        if self.images == 0 {
+            return format!("{words}; {seconds:.1} s");
+        }
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = (self.images + self.other_files) as f64 / seconds.max(0.001);
         format!("{words}; {seconds:.1} s, {rate:.0} per second")
@@ -147,7 +151,7 @@ impl ScanSummary {
             .collect();
         let mut hint = "";
         if self.unscreened > 0 && !gate.allow_unscreened {
-            why.push(format!("{} could not be screened", self.unscreened));
+            why.push(format!("{} could not be screened", counted(self.unscreened, "path", "paths")));
             if gate.fail_on != FailOn::Unscreened {
                 hint = "\n  hint: with --allow-unscreened, what could not be screened passes";
             }
@@ -160,10 +164,6 @@ impl ScanSummary {
     pub(super) fn has_failures(&self) -> bool {
         self.unreadable > 0 || self.outcomes.contains_key(&Outcome::Failed)
     }
-}
-
-fn counted(n: u64, one: &str, several: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { several })
 }
 
 #[cfg(test)]
@@ -235,9 +235,9 @@ mod tests {
         summary.add_file(Outcome::Undecodable, false);
         summary.add_skipped(SkipCause::FolderLink);
         let text = summary.text();
-        assert!(text.starts_with("3 images: 2 passed, 1 undecodable; 1 file is no image; 1 skipped; "), "{text}");
+        assert!(text.starts_with("3 images: 2 passed, 1 undecodable; 1 file is not an image; 1 skipped; "), "{text}");
         let gate = Gate { fail_on: FailOn::Flagged, allow_unscreened: false };
         let words = summary.closed_gate(gate).unwrap();
-        assert!(words.starts_with("--fail-on flagged is reached: 2 could not be screened\n  hint: "), "{words}");
+        assert!(words.starts_with("--fail-on flagged is reached: 2 paths could not be screened\n  hint: "), "{words}");
     }
 }

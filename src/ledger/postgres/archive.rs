@@ -23,6 +23,9 @@ use crate::retry;
 /// become a join that reads the whole outbox.
 const WITHOUT_UNPUBLISHED_EVENT: &str =
     concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NULL");
+/// The condition of a verdict that may not be pruned yet.
+const WITH_UNPUBLISHED_EVENT: &str =
+    concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NOT NULL");
 
 #[async_trait]
 impl Archive for Postgres {
@@ -118,6 +121,22 @@ impl Archive for Postgres {
                 let mut parts = Parts::new(&filter, from);
                 let next = parts.shorten(&mut *c).await?;
                 Ok(PrunedPage { verdicts: parts.count(c, WITHOUT_UNPUBLISHED_EVENT).await?, next })
+            })
+        })
+        .await
+    }
+
+    async fn count_unprunable(
+        &self,
+        filter: &VerdictFilter,
+        from: Option<Position>,
+    ) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut parts = Parts::new(&filter, from);
+                let next = parts.shorten(&mut *c).await?;
+                Ok(PrunedPage { verdicts: parts.count(c, WITH_UNPUBLISHED_EVENT).await?, next })
             })
         })
         .await

@@ -19,6 +19,9 @@ use crate::ledger::{
 /// The condition of a verdict that may be pruned.
 const WITHOUT_UNPUBLISHED_EVENT: &str =
     "NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
+/// The condition of a verdict that may not be pruned yet.
+const WITH_UNPUBLISHED_EVENT: &str =
+    "EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
 
 #[async_trait]
 impl Archive for Sqlite {
@@ -118,6 +121,25 @@ impl Archive for Sqlite {
                 let next = part.shorten(&mut *c).await?;
                 let mut query = part.query("SELECT count(*) FROM verdicts");
                 query.push(" AND ").push(WITHOUT_UNPUBLISHED_EVENT);
+                let found: i64 = query.build_query_scalar().fetch_one(c).await?;
+                Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
+            })
+        })
+        .await
+    }
+
+    async fn count_unprunable(
+        &self,
+        filter: &VerdictFilter,
+        from: Option<Position>,
+    ) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(move |c| {
+            Box::pin(async move {
+                let mut part = Part::new(&filter, from);
+                let next = part.shorten(&mut *c).await?;
+                let mut query = part.query("SELECT count(*) FROM verdicts");
+                query.push(" AND ").push(WITH_UNPUBLISHED_EVENT);
                 let found: i64 = query.build_query_scalar().fetch_one(c).await?;
                 Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
             })

@@ -325,6 +325,10 @@ impl Archive for Slate {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
 
+    async fn count_unprunable(&self, _: &VerdictFilter, _: Option<Position>) -> Result<PrunedPage, LedgerError> {
+        Ok(PrunedPage { verdicts: 0, next: None })
+    }
+
     async fn delete_prunable(&self, _: &VerdictFilter, _: Option<Position>, _: u32) -> Result<PrunedPage, LedgerError> {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
