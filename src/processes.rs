@@ -19,9 +19,9 @@ pub(crate) fn processes() -> Vec<u32> {
 pub(crate) fn end_in_time(timeout: Duration) {
     let ending = std::thread::Builder::new().name("end".into()).spawn(move || {
         std::thread::sleep(timeout);
-        eprintln!("error: the process did not end within {} s, it is killed", timeout.as_secs());
+        tracing::error!(timeout_s = timeout.as_secs(), "the process did not end in time, it is killed");
         if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
-            eprintln!("error: the process cannot be killed: {error}");
+            tracing::error!(%error, "the process cannot be killed");
         }
     });
     if let Err(error) = ending {

@@ -57,7 +57,7 @@ impl JobProcessor {
         }
         fetched.identified.request.records.add(id);
         let screened = self.screen_in_company(fetched, bytes).await;
-        self.keep_records_if_dying(fetched, &screened);
+        Self::keep_records_if_dying(fetched, &screened);
         screened
     }
 
@@ -81,12 +81,12 @@ impl JobProcessor {
             let _alone = self.screening.write().await;
             self.screen_bytes(fetched, bytes).await
         };
-        self.keep_records_if_dying(fetched, &screened);
+        Self::keep_records_if_dying(fetched, &screened);
         screened
     }
 
     /// A broken session ends the process, and that counts as a death.
-    fn keep_records_if_dying(&self, fetched: &Fetched<'_>, screened: &Result<Screened, Stop>) {
+    fn keep_records_if_dying(fetched: &Fetched<'_>, screened: &Result<Screened, Stop>) {
         if matches!(screened, Err(Stop::Failed(AttemptError::ShuttingDown))) {
             drop(fetched.identified.request.records.take());
         }

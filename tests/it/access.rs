@@ -107,6 +107,10 @@ async fn each_user_has_only_the_permissions_it_needs() {
         assert_eq!(code, "42501", "{statement}: {refused}");
     }
     // A publisher can neither read dead letters nor declare anything.
+    let dead = lab.topology.dead();
+    let properties = lapin::BasicProperties::default();
+    let letter = pixwarden::broker::Message { exchange: "", routing_key: &dead, payload: b"nonsense", properties };
+    lab.publisher.publish(letter).await.unwrap();
     let mut command = lab.command();
     command.env("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-publisher"));
     command.arg("--config").arg(lab.config()).args(["dead", "list"]);

@@ -241,6 +241,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "config",
         &[
             "detector::options",
+            "error_text",
             "objects::options",
             "policy::options",
             "screen::decode::options",
@@ -352,7 +353,7 @@ const STAGES: &[(&str, &[&str], &[&str])] = &[
     (
         "ledger",
         &["scratch"],
-        &["archive", "columns", "error", "outbox", "quarantine", "reconcile", "schema", "verdicts"],
+        &["archive", "columns", "error", "outbox", "probe", "quarantine", "reconcile", "schema", "verdicts"],
     ),
 ];
 

@@ -315,7 +315,7 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     assert_eq!((&shown["history"][0]["revision"], &shown["history"][0]["outcome"]), (&json!(1), &json!("review")));
     assert_eq!(shown["history"][0]["judged_at"], shown["decided_at"]);
     assert_eq!(shown["announced"], "image.flagged not published yet");
-    let exported = rows(&lab.run(&["export"]).await.expect_ok());
+    let exported = rows(&lab.run(&["export", "--lag", "0s"]).await.expect_ok());
     let exported = exported.iter().find(|row| row["job_id"] == in_review.as_str()).unwrap();
     assert_eq!((&exported["revision"], &exported["judged_at"]), (&shown["revision"], &shown["judged_at"]));
     let mut changed = 0;

@@ -25,7 +25,7 @@ async fn stage() -> Stage {
     std::fs::write(&image, &judged_fixtures()[0].bytes).unwrap();
     let image = image.to_str().unwrap().to_owned();
     lab.run(&["scan", &image, "--ledger", &ledger]).await.expect_ok();
-    let exported = lab.run(&["export", "--ledger", &ledger]).await.expect_ok();
+    let exported = lab.run(&["export", "--lag", "0s", "--ledger", &ledger]).await.expect_ok();
     let row: Value = serde_json::from_str(&exported.stdout).unwrap();
     let properties = BasicProperties::default().with_message_id("letter".into());
     let dead = lab.topology.dead();
@@ -57,8 +57,8 @@ impl Stage {
             vec!["models", "check", "--format", "table"],
             vec!["check"],
             vec!["show", job, "--ledger", ledger],
-            vec!["export", "--ledger", ledger],
-            vec!["export", "--ledger", ledger, "--format", "csv"],
+            vec!["export", "--lag", "0s", "--ledger", ledger],
+            vec!["export", "--lag", "0s", "--ledger", ledger, "--format", "csv"],
             // Every stored score is judged again by other thresholds, so that there is a row.
             vec!["rejudge", "--ledger", ledger, "--review-at", "0", "--flag-at", "0", "--dry-run"],
             vec!["dead", "list"],
@@ -118,7 +118,7 @@ async fn stderr_that_cannot_be_written_changes_no_status() {
     let man = stage.lab.folder.path().join("man");
     for arguments in [
         vec!["scan", image],
-        vec!["export", "--ledger", ledger],
+        vec!["export", "--lag", "0s", "--ledger", ledger],
         vec!["rejudge", "--ledger", ledger],
         vec!["prune", "--older-than", "90d", "--ledger", ledger, "--dry-run"],
         vec!["migrate", "--ledger", ledger],

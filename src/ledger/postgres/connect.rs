@@ -36,8 +36,10 @@ pub(super) fn hint(error: &sqlx::Error) -> &'static str {
         (_, Some("53300")) => {
             "\n  hint: raise the server's max_connections, or run fewer workers; each takes up to 8 connections"
         }
-        (sqlx::Error::Io(_), _) => "\n  hint: check that PostgreSQL runs, and host and port in `ledger`",
-        _ => certificates::hint(error),
+        _ => match (certificates::hint(error), error) {
+            ("", sqlx::Error::Io(_)) => "\n  hint: check that PostgreSQL runs, and host and port in `ledger`",
+            (hint, _) => hint,
+        },
     }
 }
 
