@@ -322,7 +322,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_text", &[]),
     ("escape", &[]),
     ("fault_injection", &[]),
-    ("files", &[]),
+    ("files", &["error_text"]),
     ("groups", &[]),
     ("offload", &[]),
     ("processes", &[]),

@@ -424,7 +424,7 @@ async fn a_verdict_without_a_score_for_a_new_rule_never_passes_and_is_screened_a
     assert!(dry.stderr.contains("2 jobs would be published"), "{}", dry.stderr);
     lab.run(&filtered).await.expect_ok();
     let again = lab.run(&["rejudge", "--enqueue"]).await.expect_ok();
-    assert!(again.stderr.contains("1 jobs published; 2 images have a job"), "{}", again.stderr);
+    assert!(again.stderr.contains("1 job published; 2 images have a job"), "{}", again.stderr);
     let mut keys: Vec<String> = Vec::new();
     for (body, _) in lab.drain(&lane).await {
         keys.push(
