@@ -375,7 +375,7 @@ mod tests {
         drop(tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = [0; 8192];
-                stream.read(&mut request).await.unwrap();
+                let _length = stream.read(&mut request).await.unwrap();
                 stream.write_all(response.replace('\n', "\r\n").as_bytes()).await.unwrap();
             }
         }));
