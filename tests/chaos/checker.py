@@ -191,13 +191,18 @@ def check_partial_faults(evidence, jobs, rows, findings):
 
 
 def check_quarantine(evidence, findings):
-    """A record of the quarantine ends with its job, and only a process that died leaves suspects behind."""
-    findings.add("records of the quarantine that were left behind", evidence.suspects)
+    """A record of the quarantine ends with its job, and only a process that died leaves suspects behind.
+
+    The record is removed after the job is settled. A worker that dies between the two leaves a record of an answered job,
+    and so does one that ends while the ledger is away. Such a record does no harm: no delivery of the job comes again.
+    """
+    # A process that lost the broker or the ledger may leave a record behind too.
+    harmless = all(kind == "worker-restart" or kind.startswith("store-") for kind in evidence.injected)
+    answered = set() if harmless else {row["id"] for row in evidence.verdicts}
+    findings.add("records of the quarantine that were left behind", set(evidence.suspects) - answered)
     images = sum(record["kind"] == "deadly" for record in evidence.tried.values())
     if evidence.deaths_by_image > DEATHS_OF_IMAGE * images:
         findings.append(f"workers died of {images} images {evidence.deaths_by_image} times")
-    # A process that lost the broker or the ledger may leave a record behind too.
-    harmless = all(kind == "worker-restart" or kind.startswith("store-") for kind in evidence.injected)
     if harmless and evidence.injected:
         findings.add("jobs screened alone although no worker died", evidence.begun_alone)
 

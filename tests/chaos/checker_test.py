@@ -211,7 +211,12 @@ class Checker(unittest.TestCase):
         self.finds(replace(good(), sessions=["40 after 9 s, more than 32"]), "more sessions of the ledger than workers may have: 1, such as 40")
 
     def test_a_record_of_the_quarantine_that_was_left_behind_is_found(self):
-        self.finds(replace(good(), suspects=["3"]), "records of the quarantine that were left behind: 1, such as 3")
+        answered = good().verdicts[0]["id"]
+        self.finds(replace(good(), suspects=[answered], injected={"worker-kill"}))
+        left = replace(good(), suspects=[answered, "no verdict"], injected={"worker-kill"})
+        self.finds(left, "records of the quarantine that were left behind: 1, such as no verdict")
+        left = replace(good(), suspects=[answered], injected={"worker-restart"}, begun_alone=[])
+        self.finds(left, f"records of the quarantine that were left behind: 1, such as {answered}")
 
     def test_an_image_that_kills_workers_again_and_again_is_found(self):
         self.finds(replace(good(), deaths_by_image=10))
