@@ -258,8 +258,11 @@ def _compare_processors(
 ) -> dict[str, list[Difference]]:
     """Scans with some packages and compares with what the reference makes of others of the same names."""
     config = work / "processors.toml"
-    # They are compared by pixels and scores, so none of them needs a rule.
-    config.write_text("\n".join(f"[[detectors]]\npath = {json.dumps(str(one))}\nshadow = true\n" for one in scanned))
+    # They are compared by pixels and scores. A policy must judge something, so the first one has a rule.
+    entries = [f"[[detectors]]\npath = {json.dumps(str(one))}\nshadow = {json.dumps(one != scanned[0])}\n" for one in scanned]
+    rule = {"detector": scanned[0].name, "label": detectors.POSITIVE, "review_at": 0.5, "flag_at": 0.9}
+    entries.append("[[policy.rules]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in rule.items()))
+    config.write_text("\n".join(entries))
     pixels = work / "pixels"
     records = _scan(binary, ["--config", str(config)], [one.file for one in sample], pixels)
     differences = {}
