@@ -3,6 +3,7 @@
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
+use super::replies::DIRECT_REPLY_TO;
 use super::{ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, REASON_HEADER, REDELIVERED_HEADER};
 
 /// Bytes of the sender's headers that a copy keeps. All headers travel in one frame, of 128 KiB by default. A table that
@@ -10,9 +11,6 @@ use super::{ATTEMPT_HEADER, DEAD_SINCE_HEADER, JOB_ID_HEADER, REASON_HEADER, RED
 const MAX_SENDER_HEADER_BYTES: usize = 64 << 10;
 /// Largest size of a header that is kept even if the others fill the limit.
 const MAX_REQUIRED_HEADER_BYTES: usize = 4 << 10;
-/// Where a requester consumes its replies. The broker writes the requester's address in its place, and refuses every other
-/// message whose `reply_to` is this name.
-const DIRECT_REPLY_QUEUE: &str = "amq.rabbitmq.reply-to";
 
 /// The sender's properties with additional headers, for a copy of its message.
 ///
@@ -53,7 +51,7 @@ pub fn copied_properties(properties: &BasicProperties, added: &[(&str, AMQPValue
     if let Some(value) = properties.correlation_id() {
         copy = copy.with_correlation_id(value.clone());
     }
-    if let Some(value) = properties.reply_to().as_ref().filter(|queue| queue.as_str() != DIRECT_REPLY_QUEUE) {
+    if let Some(value) = properties.reply_to().as_ref().filter(|queue| queue.as_str() != DIRECT_REPLY_TO) {
         copy = copy.with_reply_to(value.clone());
     }
     if let Some(value) = properties.message_id() {

@@ -3,10 +3,11 @@
 //! A worker holds up to `prefetch` messages of each lane, and has received a message before it can refuse it. So only the
 //! broker can bound how much memory messages take.
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Connection};
 use uuid::Uuid;
 
+use super::publisher::confirming;
 use super::{BrokerError, with_timeout};
 
 /// The `max_message_size` of `deploy/rabbitmq/rabbitmq.conf`: enough for every job (64 KiB), and for events with the scores
@@ -19,8 +20,7 @@ pub const MAX_MESSAGE_BYTES: usize = 512 << 10;
 /// # Errors
 /// When the broker does not respond, or the user may not publish to queues.
 pub async fn accepts_message_of(connection: &Connection, bytes: usize) -> Result<bool, BrokerError> {
-    let channel = with_timeout("opening a channel", connection.create_channel()).await?;
-    with_timeout("turning on confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let channel = confirming(connection).await?;
     let queue = format!("pixwarden.no-queue.{}", Uuid::new_v4().simple());
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
     let body = vec![b' '; bytes];

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use async_trait::async_trait;
-use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
@@ -148,14 +147,7 @@ impl Publisher {
             }
         };
         self.check_in(generation, channel).await;
-        match confirmation {
-            Confirmation::Ack(None) => Ok(()),
-            // Confirmed and returned: the broker could not route the message, and has dropped it.
-            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                Err(unroutable(message.exchange, &returned))
-            }
-            Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Nacked),
-        }
+        routed(message.exchange, confirmation)
     }
 
     /// See [`MessagePublisher::ready`].
@@ -252,10 +244,16 @@ pub(super) async fn confirming(connection: &Connection) -> Result<Channel, Broke
     Ok(channel)
 }
 
-pub(super) fn unroutable(exchange: &str, returned: &BasicReturnMessage) -> PublishError {
-    PublishError::Unroutable {
-        exchange: exchange.to_owned(),
-        routing_key: returned.routing_key.to_string(),
-        reply: returned.reply_text.to_string(),
+/// Whether a message that was published to this exchange has reached a queue.
+pub(super) fn routed(exchange: &str, confirmation: Confirmation) -> Result<(), PublishError> {
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        // Confirmed and returned: the broker could not route the message, and has dropped it.
+        Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => Err(PublishError::Unroutable {
+            exchange: exchange.to_owned(),
+            routing_key: returned.routing_key.to_string(),
+            reply: returned.reply_text.to_string(),
+        }),
+        Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Nacked),
     }
 }

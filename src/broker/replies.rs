@@ -4,13 +4,14 @@
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Confirmation, Connection, Consumer};
+use lapin::{Channel, Connection, Consumer};
 
-use super::publisher::{confirming, unroutable};
+use super::publisher::{confirming, routed};
 use super::{BrokerError, Message, PublishError, with_timeout};
 
-/// RabbitMQ's name for the sender's channel. The broker replaces it in each message.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+/// RabbitMQ's name for the sender's channel. The broker writes the channel's address in its place,
+/// and refuses a message with this `reply_to` from a channel that consumes no replies.
+pub(super) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// A channel that publishes jobs and receives their replies.
 pub struct ReplyChannel {
@@ -55,13 +56,7 @@ impl ReplyChannel {
         let confirmed = with_timeout("confirming a message", async {
             self.channel.basic_publish(exchange, routing_key, options, message.payload, properties).await?.await
         });
-        match confirmed.await? {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                Err(unroutable(message.exchange, &returned))
-            }
-            Confirmation::Nack(None) | Confirmation::NotRequested => Err(PublishError::Nacked),
-        }
+        routed(message.exchange, confirmed.await?)
     }
 
     /// The next reply.

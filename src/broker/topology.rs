@@ -43,8 +43,8 @@ pub fn hold_queue_index(outage: Duration) -> usize {
     }
 }
 
-/// The most bytes in a default queue for events. A queue that nobody consumes must not fill the broker's disk: what does not
-/// fit is rejected, and waits in the outbox. An event has one to two kilobytes.
+/// The most bytes in a default queue for events. A queue without consumers must not fill the broker's disk: what does not fit
+/// is rejected, and waits in the outbox. An event has one to two kilobytes.
 const MAX_EVENT_QUEUE_BYTES: i32 = 1 << 30;
 
 /// The names and arguments of everything that Pixwarden declares. They are valid on RabbitMQ 3.10 and 4.x.

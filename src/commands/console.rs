@@ -100,7 +100,7 @@ pub(super) fn counted(n: u64, one: &str, several: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { several })
 }
 
-/// Refuses a deletion that nobody can be asked about. `what` is what is deleted, `delete` the verb.
+/// Refuses a deletion that cannot be confirmed, because no terminal is attached. `what` is what is deleted, `delete` the verb.
 pub(super) fn require_terminal(delete: &str, what: &str) -> Result<(), UsageError> {
     if io::stdin().is_terminal() && io::stderr().is_terminal() {
         return Ok(());

@@ -14,7 +14,7 @@ use super::console::{counted, is_confirmed, note, require_terminal};
 use super::options::LedgerOption;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
-use crate::ledger::{self, Ledger, VerdictFilter};
+use crate::ledger::{self, Ledger, LedgerError, Position, PrunedPage, VerdictFilter};
 
 /// Verdicts per statement.
 const BATCH: u32 = 5_000;
@@ -115,23 +115,23 @@ fn description(filter: &VerdictFilter) -> String {
     words.join(", ")
 }
 
-/// The selected verdicts with an unpublished event.
-async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
-    let (mut found, mut from) = (0, None);
-    loop {
-        let page = ledger.count_unprunable(filter, from).await?;
-        found += page.verdicts;
-        from = page.next;
-        if from.is_none() {
-            return Ok(found);
-        }
-    }
+/// The selected verdicts that can be deleted.
+async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+    sum_of_pages(|from| ledger.count_prunable(filter, from)).await
 }
 
-async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+/// The selected verdicts with an unpublished event.
+async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
+    sum_of_pages(|from| ledger.count_unprunable(filter, from)).await
+}
+
+async fn sum_of_pages<F>(page_from: impl Fn(Option<Position>) -> F) -> anyhow::Result<u64>
+where
+    F: Future<Output = Result<PrunedPage, LedgerError>>,
+{
     let (mut found, mut from) = (0, None);
     loop {
-        let page = ledger.count_prunable(filter, from).await?;
+        let page = page_from(from).await?;
         found += page.verdicts;
         from = page.next;
         if from.is_none() {

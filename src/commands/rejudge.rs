@@ -200,7 +200,7 @@ impl Rejudging<'_> {
     }
 }
 
-/// Whether a change is an event. A file of a scan has no bucket, and nobody publishes the events of its ledger.
+/// Whether a change is an event. A file of a scan has no bucket, and the events of its ledger are never published.
 fn is_announced(publish: &[String], image: &ImageRef, before: Outcome, after: Outcome) -> bool {
     before != after && !image.bucket.is_empty() && publish.iter().any(|key| key == after.routing_key())
 }

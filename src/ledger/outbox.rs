@@ -11,7 +11,7 @@ use super::{Event, LedgerError};
 pub const HANDOVER_DELAY: Duration = Duration::from_secs(30);
 
 /// Unpublished events of one routing key that are counted. More of them are not told apart: counting all would read the
-/// whole outbox again and again while nobody takes its events.
+/// whole outbox again and again while its events stay unpublished.
 pub const MAX_COUNTED_EVENTS: u32 = 10_000;
 
 /// The unpublished events of one routing key; there is at least one.

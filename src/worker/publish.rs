@@ -3,7 +3,7 @@
 //! An event is handed over right after its commit. An event that is not confirmed stays in the outbox. The sweeper takes it
 //! when it is due: after a crash, after an outage of the broker, or after a queue was bound.
 //!
-//! Events that nobody takes must not delay the others. A routing key whose event came back is paused for itself, and events
+//! Events that no queue takes must not delay the others. A routing key whose event came back is paused for itself, and events
 //! of the sweeper use at most half of the unconfirmed messages: a fresh event never waits behind them.
 
 mod blocked;

@@ -216,7 +216,7 @@ impl FileState {
     }
 }
 
-/// Whether the content is of an image format. What cannot be read counts as an image, because nobody knows what it shows.
+/// Whether the content is of an image format. What cannot be read counts as an image: it may be one.
 async fn is_of_image_format(path: PathBuf) -> bool {
     let read = tokio::task::spawn_blocking(move || files::read_head(&path, HEAD_BYTES)).await;
     !matches!(read, Ok(Ok(head)) if !decode::is_of_image_format(&head))

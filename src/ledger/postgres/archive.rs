@@ -27,6 +27,26 @@ const WITHOUT_UNPUBLISHED_EVENT: &str =
 const WITH_UNPUBLISHED_EVENT: &str =
     concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NOT NULL");
 
+impl Postgres {
+    /// How many selected verdicts of one page satisfy the condition.
+    async fn count_page(
+        &self,
+        filter: &VerdictFilter,
+        from: Option<Position>,
+        condition: &'static str,
+    ) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut parts = Parts::new(&filter, from);
+                let next = parts.shorten(&mut *c).await?;
+                Ok(PrunedPage { verdicts: parts.count(c, condition).await?, next })
+            })
+        })
+        .await
+    }
+}
+
 #[async_trait]
 impl Archive for Postgres {
     async fn read_verdict(&self, id: Uuid) -> Result<Option<StoredVerdict>, LedgerError> {
@@ -115,15 +135,7 @@ impl Archive for Postgres {
     }
 
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
-        let filter = filter.clone();
-        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut parts = Parts::new(&filter, from);
-                let next = parts.shorten(&mut *c).await?;
-                Ok(PrunedPage { verdicts: parts.count(c, WITHOUT_UNPUBLISHED_EVENT).await?, next })
-            })
-        })
-        .await
+        self.count_page(filter, from, WITHOUT_UNPUBLISHED_EVENT).await
     }
 
     async fn count_unprunable(
@@ -131,15 +143,7 @@ impl Archive for Postgres {
         filter: &VerdictFilter,
         from: Option<Position>,
     ) -> Result<PrunedPage, LedgerError> {
-        let filter = filter.clone();
-        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut parts = Parts::new(&filter, from);
-                let next = parts.shorten(&mut *c).await?;
-                Ok(PrunedPage { verdicts: parts.count(c, WITH_UNPUBLISHED_EVENT).await?, next })
-            })
-        })
-        .await
+        self.count_page(filter, from, WITH_UNPUBLISHED_EVENT).await
     }
 
     async fn delete_prunable(
@@ -179,7 +183,7 @@ async fn delete_prunable(
         _ => window,
     };
     let ids: Vec<Uuid> = places.into_iter().map(|place| place.id).collect();
-    // Nobody can add an event after this: each revision locks its verdict first.
+    // No event can be added after this: each revision locks its verdict first.
     let ids = parts.lock(&mut transaction, &ids).await?;
     let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + WITHOUT_UNPUBLISHED_EVENT + " RETURNING id";
     let gone: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;

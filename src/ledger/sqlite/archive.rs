@@ -23,6 +23,29 @@ const WITHOUT_UNPUBLISHED_EVENT: &str =
 const WITH_UNPUBLISHED_EVENT: &str =
     "EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
 
+impl Sqlite {
+    /// How many selected verdicts of one page satisfy the condition.
+    async fn count_page(
+        &self,
+        filter: &VerdictFilter,
+        from: Option<Position>,
+        condition: &'static str,
+    ) -> Result<PrunedPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(move |c| {
+            Box::pin(async move {
+                let mut part = Part::new(&filter, from);
+                let next = part.shorten(&mut *c).await?;
+                let mut query = part.query("SELECT count(*) FROM verdicts");
+                query.push(" AND ").push(condition);
+                let found: i64 = query.build_query_scalar().fetch_one(c).await?;
+                Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
+            })
+        })
+        .await
+    }
+}
+
 #[async_trait]
 impl Archive for Sqlite {
     async fn read_verdict(&self, id: Uuid) -> Result<Option<StoredVerdict>, LedgerError> {
@@ -114,18 +137,7 @@ impl Archive for Sqlite {
     }
 
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
-        let filter = filter.clone();
-        self.run(move |c| {
-            Box::pin(async move {
-                let mut part = Part::new(&filter, from);
-                let next = part.shorten(&mut *c).await?;
-                let mut query = part.query("SELECT count(*) FROM verdicts");
-                query.push(" AND ").push(WITHOUT_UNPUBLISHED_EVENT);
-                let found: i64 = query.build_query_scalar().fetch_one(c).await?;
-                Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
-            })
-        })
-        .await
+        self.count_page(filter, from, WITHOUT_UNPUBLISHED_EVENT).await
     }
 
     async fn count_unprunable(
@@ -133,18 +145,7 @@ impl Archive for Sqlite {
         filter: &VerdictFilter,
         from: Option<Position>,
     ) -> Result<PrunedPage, LedgerError> {
-        let filter = filter.clone();
-        self.run(move |c| {
-            Box::pin(async move {
-                let mut part = Part::new(&filter, from);
-                let next = part.shorten(&mut *c).await?;
-                let mut query = part.query("SELECT count(*) FROM verdicts");
-                query.push(" AND ").push(WITH_UNPUBLISHED_EVENT);
-                let found: i64 = query.build_query_scalar().fetch_one(c).await?;
-                Ok(PrunedPage { verdicts: u64::try_from(found).unwrap_or(0), next })
-            })
-        })
-        .await
+        self.count_page(filter, from, WITH_UNPUBLISHED_EVENT).await
     }
 
     async fn delete_prunable(

@@ -1,5 +1,5 @@
-//! Routing keys whose events the broker returns or rejects. Each has a growing pause of its own, so that events that nobody
-//! takes cost one try per pause, however many they are, and events of other keys do not wait for them.
+//! Routing keys whose events the broker returns or rejects. Each has a separate, growing pause, so that events that no
+//! queue takes cost one try per pause, however many they are, and events of other keys do not wait for them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
