@@ -35,7 +35,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = |text: &str| numbers::within(text, 0.01..=3600.0))]
     seconds: f64,
     /// Cost of this machine per hour, in any currency
-    #[arg(long, value_name = "PRICE", value_parser = numbers::positive)]
+    #[arg(long, value_name = "PRICE", value_parser = numbers::not_negative)]
     price_per_hour: Option<f64>,
     /// Output format
     #[arg(long, value_enum)]

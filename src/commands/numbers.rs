@@ -16,7 +16,7 @@ pub(super) fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, Stri
 }
 
 /// A number that is not negative.
-pub(super) fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
     number.ok_or_else(|| format!("\"{text}\" is not a number from 0"))
 }
@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(share("0,5").unwrap_err(), "\"0,5\" is not a number from 0 to 1");
         assert!(share("NaN").is_err() && share("1.1").is_err());
         assert_eq!(within("x", 0.01..=3600.0).unwrap_err(), "\"x\" is not a number from 0.01 to 3600");
-        assert!(positive("inf").is_err() && positive("-1").is_err());
+        assert!(not_negative("inf").is_err() && not_negative("-1").is_err());
         assert_eq!(whole::<u64>("7"), Ok(7));
         assert_eq!(whole::<u64>("-1").unwrap_err(), "\"-1\" is not a whole number from 0");
         assert_eq!(whole_within("0", 1..=9u32).unwrap_err(), "\"0\" is not a whole number from 1 to 9");

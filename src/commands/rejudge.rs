@@ -46,7 +46,7 @@ pub struct RejudgeArguments {
     findings: FindingSelection,
     /// Publish a job in the lane backfill for each image that lacks a score for one of the policy's rules
     ///
-    /// Such a verdict is never changed. The job gets a verdict of its own, from the current detectors. A job that was
+    /// Such a verdict is never changed. The job gets a separate verdict, from the current detectors. A job that was
     /// published before and has no verdict yet is not published again.
     #[arg(long)]
     enqueue: bool,
@@ -260,8 +260,8 @@ impl RejudgeSummary {
         );
         match self.unscored {
             0 => {}
-            1 => note!("1 verdict has no scores and stays as it is."),
-            unscored => note!("{unscored} verdicts have no scores and stay as they are."),
+            1 => note!("1 verdict has no scores and stays as it is"),
+            unscored => note!("{unscored} verdicts have no scores and stay as they are"),
         }
         if self.lacking > 0 {
             let hint = if arguments.enqueue {

@@ -12,7 +12,7 @@ pub struct WorkerConfig {
     pub prefetch: u16,
     /// Failed attempts after which a job is given up.
     pub attempts: u32,
-    /// Deaths of the process, while it screened a job alone, after which the job is given up.
+    /// Deaths of the process, while it screened a job in quarantine, after which the job is given up.
     pub deaths: u32,
     /// Whether scores are reused for equal content and detectors.
     pub reuse_scores: bool,

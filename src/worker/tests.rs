@@ -667,8 +667,7 @@ async fn an_unroutable_event_stays_in_the_outbox_and_holds_up_no_other() {
 async fn a_backlog_that_nobody_takes_is_not_tried_event_by_event_and_delays_no_other() {
     let world = World::with(|config| (config.outbox.sweep_ms, config.outbox.in_flight) = (10, 4)).await;
     world.broker.unroutable.lock().unwrap().insert("image.failed".into());
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&world.ledger_file);
-    let direct = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let direct = world.direct().await;
     let backlog = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 5000)
                    INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at)
                    SELECT printf('00000000-0000-4000-8000-%012d', n), 'v', 'image.failed', 'c', '{}', '2020', '2020' FROM number";
