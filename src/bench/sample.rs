@@ -1,6 +1,5 @@
 //! The images that everything is measured with, held in memory.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -210,10 +209,9 @@ fn choose_files(
 }
 
 fn begins_like_image(path: &Path) -> anyhow::Result<bool> {
-    let mut header = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut header));
-    read.with_context(|| format!("cannot read {}", files::path_text(path)))?;
-    Ok(decode::has_image_signature(&header))
+    let head =
+        files::read_head(path, HEADER_BYTES).with_context(|| format!("cannot read {}", files::path_text(path)))?;
+    Ok(decode::has_image_signature(&head))
 }
 
 /// A few JPEGs of a megapixel: grain on colour gradients. Plain noise would take an entropy decoder longer than any

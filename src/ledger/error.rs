@@ -51,6 +51,14 @@ impl LedgerError {
         matches!(self, Self::Down(_) | Self::Contended(_))
     }
 
+    /// What an error at the row of a probe means: a ledger that refuses this row refuses every row.
+    pub(super) fn of_probe(self) -> Self {
+        match self {
+            Self::Refused(error) | Self::RefusedUnclear(error) => Self::Down(error),
+            other => other,
+        }
+    }
+
     /// Counts this error in the metrics.
     pub(super) fn count(&self) {
         match self {

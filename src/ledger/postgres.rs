@@ -268,11 +268,7 @@ impl Ledger for Postgres {
 
     async fn ping(&self) -> Result<(), LedgerError> {
         let written = self.run(RESPONSE_TIMEOUT, |c| Box::pin(verdicts::write_and_take_back(c))).await;
-        // A ledger that refuses this row refuses every row.
-        written.map_err(|error| match error {
-            LedgerError::Refused(error) | LedgerError::RefusedUnclear(error) => LedgerError::Down(error),
-            other => other,
-        })
+        written.map_err(LedgerError::of_probe)
     }
 
     async fn missing_privileges(&self) -> Result<Vec<String>, LedgerError> {
