@@ -25,6 +25,7 @@ pub use crate::worker::publish::options::{EventsConfig, OutboxConfig};
 pub use error::ConfigError;
 pub use layers::{FlagValue, Overlay, load};
 pub use origin::{Origin, Origins};
+pub(crate) use value::above_zero;
 
 /// All options. Where a number may be 0, Pixwarden chooses the value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,7 +120,6 @@ impl Config {
                 crate::objects::options::check_endpoint(&format!("buckets[{index}].endpoint"), &table.endpoint)?;
             }
         }
-        self.worker.check()?;
         self.events.check()?;
         self.outbox.check()?;
         self.traces.check()

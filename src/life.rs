@@ -166,7 +166,7 @@ impl JobProcessor {
 
     /// One attempt at a job.
     async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
-        progress.replayed = self.find_replayed(request).await.map_err(failed_call)?;
+        progress.replayed = self.call(self.find_replayed(request)).await?;
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
@@ -217,7 +217,7 @@ impl JobProcessor {
 
     /// Ends a job whose verdict exists.
     async fn end_if_answered(&self, request: &JobRequest, id: Uuid) -> Result<(), Stop> {
-        match self.ledger.find_verdict(id).await.map_err(failed_call)? {
+        match self.call(self.ledger.find_verdict(id)).await? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
             // An object that was missing may be there by now.
             Some(known) if known.outcome == Outcome::Missing && !request.job.has_given_id() => Ok(()),
@@ -286,6 +286,21 @@ impl JobProcessor {
         Ok((fetched, object.into_bytes_with(object_permit)))
     }
 
+    /// Calls the ledger for a job. A working ledger that refuses one call, as for a damaged page, must not stop the other
+    /// jobs: this job's attempt has failed. A ledger that refuses the row of a probe too is broken.
+    async fn call<T>(&self, call: impl Future<Output = Result<T, LedgerError>> + Send) -> Result<T, Stop> {
+        let error = match call.await {
+            Ok(result) => return Ok(result),
+            Err(error) => error,
+        };
+        let is_refusal = matches!(error, LedgerError::Refused(_) | LedgerError::RefusedUnclear(_));
+        Err(Stop::Failed(if is_refusal && self.ledger.ping().await.is_ok() {
+            AttemptError::Failed(AttemptCause::Ledger, error.to_string())
+        } else {
+            AttemptError::Broken(Service::Ledger, error.to_string())
+        }))
+    }
+
     /// Commits a verdict with its event.
     async fn commit(&self, request: &JobRequest, judged: Judged) -> JobEnd {
         let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
@@ -305,6 +320,9 @@ impl JobProcessor {
                         && earlier.answers(&request.job.image)
                         && !answers_state(request, &earlier, &entry.verdict) =>
                 {
+                    if request.is_redelivered {
+                        request.records.add(entry.verdict.id);
+                    }
                     let job_id = next_id(&entry.verdict.job_id);
                     let verdict = Verdict { id: verdict_id(&job_id), job_id, ..entry.verdict };
                     entry = self.with_event(request, verdict);
@@ -449,15 +467,4 @@ fn record_commit(request: &JobRequest, verdict: &Verdict, earlier: Option<Uuid>)
         ms = u64::try_from(took.whole_milliseconds()).unwrap_or(0),
         "job finished"
     );
-}
-
-/// What a failed call of the ledger means for the job. A living ledger that refuses one call, as for a damaged page, must
-/// not stop the others: this job's attempt has failed.
-fn failed_call(error: LedgerError) -> Stop {
-    Stop::Failed(match error {
-        LedgerError::Refused(_) | LedgerError::RefusedUnclear(_) => {
-            AttemptError::Failed(AttemptCause::Ledger, error.to_string())
-        }
-        error => AttemptError::Broken(Service::Ledger, error.to_string()),
-    })
 }

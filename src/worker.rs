@@ -56,8 +56,11 @@ impl Worker {
     async fn process_job(&self, delivery: Delivery, job: Job) {
         let request = self.request(&delivery, job);
         let settlement = self.finish_job(&delivery, &request).await;
-        timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
-        self.processor.end_quarantine(&request).await;
+        let is_settled = timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
+        // A message that had to return to its queue although its job has ended comes again, and may be deadly.
+        if is_settled {
+            self.processor.end_quarantine(&request).await;
+        }
     }
 
     /// Processes a job, publishes its event and sends its reply. The verdict is committed before either.

@@ -18,12 +18,12 @@ pub(super) fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, Stri
 /// A number that is not negative.
 pub(super) fn not_negative(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
-    number.ok_or_else(|| format!("\"{text}\" is not a number from 0"))
+    number.ok_or_else(|| format!("\"{text}\" is not a number of 0 or more"))
 }
 
 /// A whole number of any size.
 pub(super) fn whole<N: FromStr>(text: &str) -> Result<N, String> {
-    text.parse().map_err(|_| format!("\"{text}\" is not a whole number from 0"))
+    text.parse().map_err(|_| format!("\"{text}\" is not a whole number of 0 or more"))
 }
 
 /// A whole number in a range.
@@ -47,7 +47,7 @@ mod tests {
         assert_eq!(within("x", 0.01..=3600.0).unwrap_err(), "\"x\" is not a number from 0.01 to 3600");
         assert!(not_negative("inf").is_err() && not_negative("-1").is_err());
         assert_eq!(whole::<u64>("7"), Ok(7));
-        assert_eq!(whole::<u64>("-1").unwrap_err(), "\"-1\" is not a whole number from 0");
+        assert_eq!(whole::<u64>("-1").unwrap_err(), "\"-1\" is not a whole number of 0 or more");
         assert_eq!(whole_within("0", 1..=9u32).unwrap_err(), "\"0\" is not a whole number from 1 to 9");
     }
 }

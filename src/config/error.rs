@@ -103,7 +103,7 @@ impl ConfigError {
     /// Refuses the first of these options whose value is 0.
     pub(crate) fn refuse_zero(options: &[(&str, u64)]) -> Result<(), Self> {
         match options.iter().find(|(_, value)| *value == 0) {
-            Some((option, _)) => Err(Self::invalid(option, "0 is not a whole number from 1")),
+            Some((option, _)) => Err(Self::invalid(option, "0 is too small, the smallest value is 1")),
             None => Ok(()),
         }
     }

@@ -455,7 +455,7 @@ mod tests {
                 3,
                 "`buckets[0].endpoint`: \"host:9000\" is not a URL that begins with http:// or https://",
             ),
-            ("[worker]\nattempts = 0", 2, "`worker.attempts`: 0 is not a whole number from 1"),
+            ("[worker]\nattempts = 0", 2, "`worker.attempts`: 0 is not a whole number from 1 to 4294967295"),
             ("[worker]\natempts = 3", 2, "unknown option `worker.atempts`\n  hint: did you mean `worker.attempts`?"),
             (
                 "[[detectors]]\npath = \"x\"\n[[detectors]]\npaht = \"x\"",
@@ -496,7 +496,7 @@ mod tests {
         overlay.set("worker.attempts", "--attempts", Some(0));
         let environment = std::iter::once(("PIXWARDEN_WORKER_ATTEMPTS".into(), "5".into()));
         let error = load(&overlay, environment, |_| {}).unwrap_err();
-        assert_eq!(error.to_string(), "--attempts: `worker.attempts`: 0 is not a whole number from 1");
+        assert_eq!(error.to_string(), "--attempts: `worker.attempts`: 0 is not a whole number from 1 to 4294967295");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! and not in those of Rust.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, Error, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
@@ -12,16 +13,15 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// Options of 32 bits that are refused later where they are 0.
-const ABOVE_ZERO: [&str; 3] = ["worker.attempts", "worker.deaths", "decode.max_frames"];
-
 /// Reads a table with every option.
 pub(super) fn read<T: for<'de> Deserialize<'de>>(table: Table) -> Result<T, ConfigError> {
-    T::deserialize(Reader(Value::Table(table))).map_err(|WrongValue { path, what }| {
-        let is_above_zero = ABOVE_ZERO.contains(&path.as_str());
-        let what = if is_above_zero { what.replace("whole number from 0 to", "whole number from 1 to") } else { what };
-        ConfigError::Invalid { option: path, what }
-    })
+    T::deserialize(Reader(Value::Table(table)))
+        .map_err(|WrongValue { path, what }| ConfigError::Invalid { option: path, what })
+}
+
+/// Reads an option that must not be 0.
+pub(crate) fn above_zero<'de, D: Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+    NonZeroU32::deserialize(value).map(NonZeroU32::get)
 }
 
 /// A value that an option does not take.
@@ -102,6 +102,7 @@ fn allowed_words(expected: &str) -> String {
         "u8" => whole(u8::MAX.into()),
         "u16" => whole(u16::MAX.into()),
         "u32" => whole(u32::MAX.into()),
+        "a nonzero u32" => format!("a whole number from 1 to {}", u32::MAX),
         "u64" | "usize" => "a whole number, at least 0".into(),
         "i8" | "i16" | "i32" | "i64" => "a whole number".into(),
         "f32" | "f64" => "a number".into(),

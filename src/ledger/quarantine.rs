@@ -5,17 +5,22 @@ use uuid::Uuid;
 
 use super::LedgerError;
 
+/// How long a record is kept whose job never comes back.
+pub(super) const KEEP_RECORDS_DAYS: i32 = 30;
+
 /// Counts the processes that died while they screened a redelivered job.
 #[async_trait]
 pub trait Quarantine: Send + Sync {
     /// Records, durably and before the work, that `process` begins to screen this verdict's job beside others. Returns
-    /// false, and records nothing, if another process has left its record behind.
+    /// false, and records nothing, if there is a record already: another process has left it behind, or this one has begun
+    /// the job alone before.
     async fn begin_in_company(&self, verdict: Uuid, process: Uuid) -> Result<bool, LedgerError>;
 
     /// Records, durably and before the work, that `process` begins to screen this verdict's job alone. Returns how many
     /// processes have begun it; a process that begins it again has not died of it and counts once.
     async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError>;
 
-    /// Removes the record: the process survived the job.
-    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError>;
+    /// Removes records: the process survived the jobs. Records older than [`KEEP_RECORDS_DAYS`] go too. Their jobs were
+    /// screened under another id, because their objects had changed by then.
+    async fn end_quarantine(&self, verdicts: &[Uuid]) -> Result<(), LedgerError>;
 }

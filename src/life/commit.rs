@@ -43,12 +43,12 @@ pub struct CommitQueue {
 }
 
 /// What refusals for an unclear reason mean: if the ledger does not accept the row of a probe either, it is the reason.
-async fn are_the_ledgers(ledger: &dyn Ledger) -> bool {
+async fn probe_is_refused(ledger: &dyn Ledger) -> bool {
     ledger.ping().await.is_err()
 }
 
 /// What a refusal means, once it is known whose fault it is.
-fn decided(error: LedgerError, is_ledgers: bool) -> LedgerError {
+fn resolve_unclear(error: LedgerError, is_ledgers: bool) -> LedgerError {
     match error {
         LedgerError::RefusedUnclear(reason) if is_ledgers => LedgerError::Down(reason),
         LedgerError::RefusedUnclear(reason) => LedgerError::Refused(reason),
@@ -97,8 +97,8 @@ impl CommitQueue {
         let inserted = match replaced {
             Ok(inserted) => inserted,
             Err(error @ LedgerError::RefusedUnclear(_)) => {
-                let is_ledgers = are_the_ledgers(self.ledger.as_ref()).await;
-                return Err(decided(error, is_ledgers));
+                let is_ledgers = probe_is_refused(self.ledger.as_ref()).await;
+                return Err(resolve_unclear(error, is_ledgers));
             }
             Err(error) => return Err(error),
         };
@@ -116,9 +116,9 @@ async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
         let size = group.len();
         let result = commit_group(ledger.as_ref(), group).await;
         let is_in_doubt = result.written == 0 && !result.unclear.is_empty();
-        let is_ledgers = is_in_doubt && are_the_ledgers(ledger.as_ref()).await;
+        let is_ledgers = is_in_doubt && probe_is_refused(ledger.as_ref()).await;
         for (waiting, error) in result.unclear {
-            drop(waiting.reply.send(Err(decided(error, is_ledgers))));
+            drop(waiting.reply.send(Err(resolve_unclear(error, is_ledgers))));
         }
         groups.done(size, rest);
     }
@@ -184,8 +184,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
         ledger.migrate().await.unwrap();
-        assert!(!are_the_ledgers(&ledger).await);
+        assert!(!probe_is_refused(&ledger).await);
         ledger.close().await;
-        assert!(are_the_ledgers(&ledger).await);
+        assert!(probe_is_refused(&ledger).await);
     }
 }

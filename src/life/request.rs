@@ -43,7 +43,10 @@ pub struct QuarantineRecords(Mutex<Vec<Uuid>>);
 
 impl QuarantineRecords {
     pub(super) fn add(&self, id: Uuid) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
     }
 
     /// Returns the ids and forgets them.

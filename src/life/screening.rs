@@ -6,10 +6,10 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 
+use super::JobProcessor;
 use super::admission::wait_in_time;
 use super::request::{AttemptError, JobRequest};
 use super::steps::{Fetched, Screened, Stop, find_reusable, screen};
-use super::{JobProcessor, failed_call};
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::{Lane, Outcome};
 use crate::screen::ScreenError;
@@ -26,7 +26,7 @@ impl JobProcessor {
         if self.config.worker.reuse_scores {
             let found =
                 find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
-            if let Some(screened) = found.await.map_err(failed_call)? {
+            if let Some(screened) = self.call(found).await? {
                 return Ok(screened);
             }
         }
@@ -52,7 +52,7 @@ impl JobProcessor {
         if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             return self.screen_in_company(fetched, bytes).await;
         }
-        if !self.ledger.begin_in_company(id, self.process_id).await.map_err(failed_call)? {
+        if !self.call(self.ledger.begin_in_company(id, self.process_id)).await? {
             return self.screen_alone(fetched, bytes).await;
         }
         fetched.identified.request.records.add(id);
@@ -70,7 +70,7 @@ impl JobProcessor {
         // The wait for its turn may have been long.
         self.fail_if_broken(&request.job.image.bucket)?;
         self.end_if_answered(request, id).await?;
-        let starts = self.ledger.begin_quarantine(id, self.process_id).await.map_err(failed_call)?;
+        let starts = self.call(self.ledger.begin_quarantine(id, self.process_id)).await?;
         request.records.add(id);
         let deaths = starts.saturating_sub(1);
         let screened = if deaths >= self.config.worker.deaths {
@@ -100,16 +100,10 @@ impl JobProcessor {
             return;
         }
         ids.append(&mut self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut unremoved = Vec::new();
-        for id in ids {
-            if let Err(error) = self.ledger.end_quarantine(id).await {
-                tracing::debug!(%error, verdict = %id, "quarantine record not removed");
-                unremoved.push(id);
-            }
-        }
-        if !unremoved.is_empty() {
-            tracing::warn!(records = unremoved.len(), "quarantine records not removed, the next job tries again");
-            self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).append(&mut unremoved);
+        if let Err(error) = self.ledger.end_quarantine(&ids).await {
+            let records = ids.len();
+            tracing::warn!(%error, records, "quarantine records not removed, tried again with those of the next redelivered job");
+            self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).append(&mut ids);
         }
     }
 

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ConfigError;
-
 /// `[worker]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -11,8 +9,10 @@ pub struct WorkerConfig {
     /// Deliveries per lane; 0: 2 × largest batch × detectors + decoders + downloads + 64 for those being committed.
     pub prefetch: u16,
     /// Failed attempts after which a job is given up.
+    #[serde(deserialize_with = "crate::config::above_zero")]
     pub attempts: u32,
     /// Deaths of the process, while it screened a job in quarantine, after which the job is given up.
+    #[serde(deserialize_with = "crate::config::above_zero")]
     pub deaths: u32,
     /// Whether scores are reused for equal content and detectors.
     pub reuse_scores: bool,
@@ -25,11 +25,5 @@ pub struct WorkerConfig {
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self { prefetch: 0, attempts: 5, deaths: 3, reuse_scores: true, hold_ms: 60_000, drain_ms: 30_000 }
-    }
-}
-
-impl WorkerConfig {
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        ConfigError::refuse_zero(&[("worker.attempts", self.attempts.into()), ("worker.deaths", self.deaths.into())])
     }
 }

@@ -111,8 +111,8 @@ impl Settler {
         Self { publisher, topology }
     }
 
-    /// Settles a delivery. If a copy cannot be published, the original returns to its queue.
-    pub async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+    /// Settles a delivery. If a copy cannot be published, the original returns to its queue, and the result is false.
+    pub async fn settle(&self, delivery: Delivery, settlement: Settlement) -> bool {
         let copied = match &settlement {
             Settlement::Ack | Settlement::Ignore | Settlement::Return | Settlement::Reject => Ok(()),
             Settlement::Retry { failed_attempts, reason } => {
@@ -138,16 +138,16 @@ impl Settler {
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
         };
-        let settlement = match copied {
-            Ok(()) => settlement,
+        let (settlement, is_settled) = match copied {
+            Ok(()) => (settlement, true),
             Err(PublishError::Broker(e @ BrokerError::PreconditionFailed(_))) => {
                 tracing::error!(error = %e, "copy refused by the broker, message rejected to the dead letters as it is");
-                Settlement::Reject
+                (Settlement::Reject, true)
             }
             Err(e) => {
                 tracing::warn!(error = %e, "copy not published, message returned to its queue");
                 tokio::time::sleep(RETURN_DELAY).await;
-                Settlement::Return
+                (Settlement::Return, false)
             }
         };
         traces::record_text("pixwarden.settlement", settlement.label().as_str());
@@ -163,6 +163,7 @@ impl Settler {
             Ok(false) => tracing::debug!("delivery not settled, its channel is gone"),
             Err(e) => tracing::debug!(error = %e, "delivery not settled"),
         }
+        is_settled
     }
 
     async fn split(&self, delivery: &Delivery, bodies: &[String]) -> Result<(), PublishError> {

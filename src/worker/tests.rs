@@ -43,12 +43,14 @@ enum Settled {
     Rejected,
 }
 
+/// Settles a delivery, in its turn.
 #[derive(Debug)]
-struct FakeAcknowledger(mpsc::UnboundedSender<Settled>);
+struct FakeAcknowledger(mpsc::UnboundedSender<Settled>, Arc<tokio::sync::Mutex<()>>);
 
 #[async_trait]
 impl Acknowledger for FakeAcknowledger {
     async fn acknowledge(&self) -> Result<bool, BrokerError> {
+        let _turn = self.1.lock().await;
         Ok(self.0.send(Settled::Acknowledged).is_ok())
     }
 
@@ -240,6 +242,8 @@ struct World {
     deliveries: mpsc::UnboundedSender<Delivery>,
     in_flight: Box<dyn Fn(Lane) -> usize + Send>,
     intake: Intake,
+    /// While it is locked, no delivery is acknowledged.
+    acknowledging: Arc<tokio::sync::Mutex<()>>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), WorkerError>>,
     _folder: tempfile::TempDir,
@@ -287,8 +291,19 @@ impl World {
         });
         let (shutdown, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(running.run(accepting, intake.clone(), async { drop(stopped.await) }));
-        let shutdown = Some(shutdown);
-        Self { broker, store, ledger, ledger_file, deliveries, in_flight, intake, shutdown, running, _folder: folder }
+        Self {
+            broker,
+            store,
+            ledger,
+            ledger_file,
+            deliveries,
+            in_flight,
+            intake,
+            acknowledging: Arc::default(),
+            shutdown: Some(shutdown),
+            running,
+            _folder: folder,
+        }
     }
 
     fn put(&self, key: &str, stored: Stored) {
@@ -299,7 +314,7 @@ impl World {
     fn deliver(&self, message: TestMessage) -> mpsc::UnboundedReceiver<Settled> {
         let (settled, settlement) = mpsc::unbounded_channel();
         let TestMessage { body, properties, redelivered, lane } = message;
-        let acknowledger = Box::new(FakeAcknowledger(settled));
+        let acknowledger = Box::new(FakeAcknowledger(settled, Arc::clone(&self.acknowledging)));
         let delivery = Delivery::new(lane, body.into_bytes(), properties, redelivered, acknowledger);
         self.deliveries.send(delivery).unwrap();
         settlement
@@ -554,6 +569,40 @@ async fn a_row_that_the_ledger_refuses_fails_alone() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_refuses_every_record_of_a_screening_costs_no_attempt() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    let direct = world.direct().await;
+    let trigger = "CREATE TRIGGER refusal BEFORE INSERT ON suspects BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    sqlx::query(trigger).execute(&direct).await.unwrap();
+    world.put("image", png(0, 0, 0));
+    let mut settlement = world.deliver(job("image").redelivered());
+    assert!(tokio::time::timeout(Duration::from_secs(1), settlement.recv()).await.is_err(), "the delivery is held");
+    sqlx::query("DROP TRIGGER refusal").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    let verdict = world.verdict("image").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+}
+
+#[tokio::test]
+async fn a_ledger_that_refuses_one_record_of_a_screening_costs_an_attempt_of_its_job() {
+    let world = World::new().await;
+    let direct = world.direct().await;
+    let id = verdict_id("image");
+    let trigger = format!(
+        "CREATE TRIGGER refusal BEFORE INSERT ON suspects WHEN NEW.id = '{id}'
+         BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(trigger)).execute(&direct).await.unwrap();
+    direct.close().await;
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image").redelivered()).await, Settled::Acknowledged);
+    let copies = world.broker.published_to("");
+    let retried: Vec<_> = copies.iter().filter_map(|copy| copy.header(REASON_HEADER)).collect();
+    assert!(matches!(&retried[..], [reason] if reason.contains("refused")), "{copies:?}");
+}
+
+#[tokio::test]
 async fn a_broken_store_costs_no_attempt() {
     let world = World::with(|config| config.worker.attempts = 1).await;
     world.put("image", png(0, 0, 0));
@@ -597,7 +646,7 @@ async fn a_delivery_whose_copy_cannot_be_published_returns_to_its_queue() {
         Settlement::Split(vec!["{}".into()]),
     ] {
         let (sender, mut settlement_of) = mpsc::unbounded_channel();
-        let acknowledger = Box::new(FakeAcknowledger(sender));
+        let acknowledger = Box::new(FakeAcknowledger(sender, Arc::default()));
         let delivery = Delivery::new(Lane::Live, Vec::new(), BasicProperties::default(), false, acknowledger);
         settler.settle(delivery, settlement.clone()).await;
         assert_eq!(settlement_of.recv().await, Some(Settled::Requeued), "{settlement:?}");
@@ -610,7 +659,7 @@ async fn a_message_whose_copies_the_broker_refuses_does_not_circulate() {
     *broker.refuses_size.lock().unwrap() = true;
     let settler = Settler::new(broker.clone(), topology());
     let (sender, mut settlement_of) = mpsc::unbounded_channel();
-    let acknowledger = Box::new(FakeAcknowledger(sender));
+    let acknowledger = Box::new(FakeAcknowledger(sender, Arc::default()));
     let delivery = Delivery::new(Lane::Live, Vec::new(), BasicProperties::default(), false, acknowledger);
     settler.settle(delivery, Settlement::dead_letter("the body is too large")).await;
     assert_eq!(settlement_of.recv().await, Some(Settled::Rejected));
@@ -986,6 +1035,85 @@ async fn a_first_redelivery_is_recorded_and_screened_in_company() {
 }
 
 #[tokio::test]
+async fn a_quarantine_record_stays_until_the_delivery_is_settled() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    let not_yet = world.acknowledging.lock().await;
+    let mut settlement = world.deliver(job("image").redelivered());
+    world.until("the verdict is committed", async || world.verdict("image").await.is_some()).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), settlement.recv()).await.is_err());
+    assert_eq!(world.starts_alone("image").await, Some(0));
+    drop(not_yet);
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    world.until("the record is gone", async || world.starts_alone("image").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_quarantine_record_stays_if_the_message_returns_to_its_queue() {
+    let world = World::new().await;
+    world.put("image", png(0, 255, 0));
+    *world.broker.is_down.lock().unwrap() = true;
+    assert_eq!(world.settle(job("image").redelivered()).await, Settled::Requeued);
+    // Removing it would take as long.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.starts_alone("image").await, Some(0));
+    *world.broker.is_down.lock().unwrap() = false;
+    assert_eq!(world.settle(job("image").redelivered()).await, Settled::Acknowledged);
+    world.until("the record is gone", async || world.starts_alone("image").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn the_record_of_a_process_that_died_after_its_commit_is_removed() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    assert!(world.ledger.begin_in_company(verdict_id("image"), Uuid::new_v4()).await.unwrap());
+    assert_eq!(world.settle(job("image").redelivered()).await, Settled::Acknowledged);
+    world.until("the record is gone", async || world.starts_alone("image").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn quarantine_records_that_the_ledger_keeps_are_removed_later() {
+    let world = World::new().await;
+    let direct = world.direct().await;
+    let trigger = "CREATE TRIGGER refusal BEFORE DELETE ON suspects WHEN OLD.id <> OLD.process
+                   BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    sqlx::query(trigger).execute(&direct).await.unwrap();
+    for key in ["first", "second"] {
+        world.put(key, png(0, 0, 0));
+    }
+    assert_eq!(world.settle(job("first").redelivered()).await, Settled::Acknowledged);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.starts_alone("first").await, Some(0));
+    sqlx::query("DROP TRIGGER refusal").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(world.settle(job("second").redelivered()).await, Settled::Acknowledged);
+    for key in ["first", "second"] {
+        world.until("the record is gone", async || world.starts_alone(key).await.is_none()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_suspect_that_waits_for_its_turn_is_returned_by_a_worker_that_drains() {
+    let mut world = World::new().await;
+    for key in ["first", "second"] {
+        world.put(key, slow(5));
+        assert!(world.ledger.begin_in_company(verdict_id(key), Uuid::new_v4()).await.unwrap());
+    }
+    let mut first = world.deliver(job("first").backfill().redelivered());
+    world.until("the first is screened", async || world.starts_alone("first").await == Some(1)).await;
+    let mut second = world.deliver(job("second").backfill().redelivered());
+    world.until("the second is fetched", async || world.store.opened.load(Ordering::SeqCst) == 2).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(world.shutdown.take());
+    assert_eq!(settled(&mut second).await, Settled::Requeued);
+    assert!(first.try_recv().is_err());
+    release(5);
+    assert_eq!(settled(&mut first).await, Settled::Acknowledged);
+    assert_eq!(world.starts_alone("second").await, Some(0), "it was not begun alone");
+}
+
+#[tokio::test]
 async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass() {
     let world = World::new().await;
     world.put("suspect", slow(2));
@@ -1033,8 +1161,9 @@ async fn a_suspect_that_was_answered_while_it_waited_is_not_screened_again() {
 async fn a_run_that_never_ends_ends_the_process_and_says_so() {
     let mut world = World::new().await;
     world.put("hangs", slow(4));
-    let _never = world.deliver(job("hangs"));
+    let _never = world.deliver(job("hangs").redelivered());
     let ended = tokio::time::timeout(Duration::from_secs(30), &mut world.running).await.unwrap().unwrap();
     assert!(matches!(&ended, Err(WorkerError::SessionBroken(why)) if why.contains("has not ended")), "{ended:?}");
     assert!(matches!(world.intake.state(), IntakeState::Broken(_)), "{}", world.intake.state());
+    assert_eq!(world.starts_alone("hangs").await, Some(0), "the process dies of it");
 }

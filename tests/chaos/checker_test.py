@@ -212,11 +212,14 @@ class Checker(unittest.TestCase):
 
     def test_a_record_of_the_quarantine_that_was_left_behind_is_found(self):
         answered = good().verdicts[0]["id"]
-        self.finds(replace(good(), suspects=[answered], injected={"worker-kill"}))
-        left = replace(good(), suspects=[answered, "no verdict"], injected={"worker-kill"})
-        self.finds(left, "records of the quarantine that were left behind: 1, such as no verdict")
-        left = replace(good(), suspects=[answered], injected={"worker-restart"}, begun_alone=[])
-        self.finds(left, f"records of the quarantine that were left behind: 1, such as {answered}")
+        what = "records of the quarantine that were left behind"
+        self.finds(replace(good(), suspects=[answered], deaths=1))
+        self.finds(replace(good(), suspects=[answered], ledger_faults=1))
+        self.finds(replace(good(), suspects=[answered, "no verdict"], deaths=1), f"{what}: 1, such as no verdict")
+        self.finds(replace(good(), suspects=[answered]), f"{what}: 1, such as {answered}")
+        all_answered = [row["id"] for row in good().verdicts]
+        self.finds(replace(good(), suspects=all_answered, deaths=1), f"{what}: 3, such as 1, 2, 3")
+        self.finds(replace(good(), suspects=all_answered, deaths=2))
 
     def test_an_image_that_kills_workers_again_and_again_is_found(self):
         self.finds(replace(good(), deaths_by_image=10))

@@ -621,8 +621,31 @@ async fn processes_that_begin_a_quarantine_are_counted_once_each() {
         assert_eq!(ledger.begin_quarantine(id, first).await.unwrap(), 1);
         assert_eq!(ledger.begin_quarantine(id, first).await.unwrap(), 1, "the same process has not died of it");
         assert_eq!(ledger.begin_quarantine(id, second).await.unwrap(), 2);
-        ledger.end_quarantine(id).await.unwrap();
+        assert!(
+            !ledger.begin_in_company(id, second).await.unwrap(),
+            "what was begun alone is never begun beside others"
+        );
+        ledger.end_quarantine(&[id]).await.unwrap();
         assert_eq!(ledger.begin_quarantine(id, second).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_record_whose_job_never_comes_back_is_removed_in_the_end() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let process = Uuid::new_v4();
+        for id in ["forgotten", "recent", "answered"].map(verdict_id) {
+            assert!(ledger.begin_in_company(id, process).await.unwrap());
+        }
+        let forgotten = verdict_id("forgotten");
+        subject
+            .execute(&format!("UPDATE suspects SET started_at = '2020-01-01T00:00:00Z' WHERE id = '{forgotten}'"))
+            .await;
+        ledger.end_quarantine(&[verdict_id("answered")]).await.unwrap();
+        assert_eq!(subject.count("SELECT count(*) FROM suspects").await, 1);
+        assert!(ledger.begin_in_company(verdict_id("recent"), process).await.unwrap());
+        assert_eq!(subject.count("SELECT count(*) FROM suspects").await, 1, "it was the recent one");
     }
 }
 

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{Postgres, RESPONSE_TIMEOUT};
+use crate::ledger::quarantine::KEEP_RECORDS_DAYS;
 use crate::ledger::{LedgerError, Quarantine};
 
 #[async_trait]
@@ -14,7 +15,7 @@ impl Quarantine for Postgres {
             let query = sqlx::query_scalar(
                 "INSERT INTO suspects (id, starts, process) VALUES ($1, 0, $2)
                  ON CONFLICT (id) DO UPDATE SET starts = suspects.starts
-                 RETURNING process = $2",
+                 RETURNING process = $2 AND starts = 0",
             );
             Box::pin(query.bind(verdict).bind(process).fetch_one(c))
         })
@@ -37,9 +38,13 @@ impl Quarantine for Postgres {
         Ok(u32::try_from(starts).unwrap_or(0))
     }
 
-    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError> {
+    async fn end_quarantine(&self, verdicts: &[Uuid]) -> Result<(), LedgerError> {
+        let verdicts = verdicts.to_vec();
         self.run(RESPONSE_TIMEOUT, move |c| {
-            Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(verdict).execute(c))
+            let query = sqlx::query(
+                "DELETE FROM suspects WHERE id = ANY($1) OR started_at < now() - make_interval(days => $2)",
+            );
+            Box::pin(query.bind(verdicts).bind(KEEP_RECORDS_DAYS).execute(c))
         })
         .await
         .map(drop)

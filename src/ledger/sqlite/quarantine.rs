@@ -1,9 +1,12 @@
 //! The quarantine in SQLite.
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Sqlite, now};
+use super::{Sqlite, now, stamp};
+use crate::ledger::columns::to_json;
+use crate::ledger::quarantine::KEEP_RECORDS_DAYS;
 use crate::ledger::{LedgerError, Quarantine};
 
 #[async_trait]
@@ -14,7 +17,7 @@ impl Quarantine for Sqlite {
             let query = sqlx::query_scalar(
                 "INSERT INTO suspects (id, starts, process, started_at) VALUES ($1, 0, $2, $3)
                  ON CONFLICT (id) DO UPDATE SET starts = suspects.starts
-                 RETURNING process = $2",
+                 RETURNING process = $2 AND starts = 0",
             );
             Box::pin(query.bind(verdict.to_string()).bind(process.to_string()).bind(now()).fetch_one(c))
         })
@@ -35,9 +38,13 @@ impl Quarantine for Sqlite {
         .await
     }
 
-    async fn end_quarantine(&self, verdict: Uuid) -> Result<(), LedgerError> {
+    async fn end_quarantine(&self, verdicts: &[Uuid]) -> Result<(), LedgerError> {
+        let ids: Vec<String> = verdicts.iter().map(Uuid::to_string).collect();
+        let oldest = stamp(OffsetDateTime::now_utc() - time::Duration::days(KEEP_RECORDS_DAYS.into()));
         self.run(move |c| {
-            Box::pin(sqlx::query("DELETE FROM suspects WHERE id = $1").bind(verdict.to_string()).execute(c))
+            let query =
+                sqlx::query("DELETE FROM suspects WHERE id IN (SELECT value FROM json_each($1)) OR started_at < $2");
+            Box::pin(query.bind(to_json(&ids)).bind(oldest).execute(c))
         })
         .await
         .map(drop)

@@ -52,6 +52,7 @@ pub struct DecodeConfig {
     /// Memory for all images being decoded; further ones wait.
     pub memory_bytes: u64,
     /// Frames of an animated image that are screened.
+    #[serde(deserialize_with = "crate::config::above_zero")]
     pub max_frames: u32,
     /// An animation of more pixels than this, over all its frames, is not decoded.
     pub max_animation_pixels: u64,
@@ -84,7 +85,6 @@ impl DecodeConfig {
         ConfigError::refuse_zero(&[
             ("decode.deadline_ms", self.deadline_ms),
             ("decode.memory_bytes", self.memory_bytes),
-            ("decode.max_frames", self.max_frames.into()),
         ])
     }
 }

@@ -46,7 +46,8 @@ impl RunClock {
         let result = run();
         let mut state = self.state();
         if let Some(since) = state.running_since.take() {
-            let took = since.elapsed();
+            // A stopped process must not make runs appear slow.
+            let took = since.elapsed().min(CHECK_INTERVAL * state.checks.saturating_add(1));
             state.usual = if state.usual.is_zero() { took } else { (state.usual * 7 + took) / 8 };
         }
         result

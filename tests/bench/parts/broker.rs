@@ -240,7 +240,7 @@ impl Quarantine for Slate {
         Ok(1)
     }
 
-    async fn end_quarantine(&self, _verdict: Uuid) -> Result<(), LedgerError> {
+    async fn end_quarantine(&self, _verdicts: &[Uuid]) -> Result<(), LedgerError> {
         Ok(())
     }
 }
