@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error_text;
+use crate::policy::PolicySet;
 use crate::screen::decode::DecoderPool;
 use crate::screen::infer::LARGEST_BATCH;
-use crate::screen::{Screen, StartError};
+use crate::screen::{Screen, StartError, plan};
 use findings::smallest_efficient_batch;
 use load::SteadyLoad;
 use parts::{batch_sizes, distinct_geometries, single_decoder_pool};
@@ -46,6 +47,7 @@ pub(crate) trait BenchObserver: Send + Sync {
 pub(crate) struct Bench<'a> {
     pub config: &'a Config,
     pub screen: &'a Screen,
+    pub policies: &'a PolicySet,
     /// How long each part is measured.
     pub time: Duration,
     /// Ends the measuring early.
@@ -111,12 +113,14 @@ impl ServiceMeasurement {
 ///
 /// # Errors
 /// When a URL is invalid, or detectors, policy or decoders do not start.
-pub(crate) fn start_screen(config: &Config) -> anyhow::Result<Screen> {
+pub(crate) fn start_screen(config: &Config) -> anyhow::Result<(Screen, PolicySet)> {
     let mut config = config.clone();
     if config.inference.max_batch == 0 {
         config.inference.max_batch = LARGEST_BATCH as usize;
     }
-    Ok(Screen::start(&config)?)
+    let (detectors, policies) = plan(&config)?;
+    policies.log();
+    Ok((Screen::start(&config, detectors)?, policies))
 }
 
 impl Bench<'_> {

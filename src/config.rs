@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::detector::options::{DetectorEntry, DetectorTable};
 pub use crate::objects::options::{Bucket, BucketTable, Objects, StorageConfig};
-pub use crate::policy::options::{PolicyConfig, RuleConfig};
+pub use crate::policy::options::{AnyOf, PolicyConfig, RuleConfig, ScopedPolicyConfig, WhenConfig};
 pub use crate::screen::decode::options::{DecodeConfig, DecodeMode, Isolation};
 pub use crate::screen::infer::options::{Device, InferenceConfig};
 pub use crate::telemetry::options::{LogConfig, LogFormat, MetricsConfig, TracesConfig};
@@ -43,8 +43,12 @@ pub struct Config {
     pub buckets: Vec<Bucket>,
     /// The model packages.
     pub detectors: Vec<DetectorEntry>,
-    /// The rules that turn scores into an outcome.
+    /// Whether `when.metadata` may choose a policy: only where no sender could choose its rules by it.
+    pub trusted_metadata: bool,
+    /// The rules that turn facts into an outcome.
     pub policy: PolicyConfig,
+    /// The rules for some of the jobs.
+    pub policies: Vec<ScopedPolicyConfig>,
     /// How images are decoded.
     pub decode: DecodeConfig,
     /// How models run.
@@ -77,7 +81,9 @@ impl Default for Config {
             prefix: "pixwarden".into(),
             buckets: Vec::new(),
             detectors: Vec::new(),
+            trusted_metadata: false,
             policy: PolicyConfig::default(),
+            policies: Vec::new(),
             decode: DecodeConfig::default(),
             inference: InferenceConfig::default(),
             storage: StorageConfig::default(),

@@ -3,6 +3,8 @@
 //! Nothing in here names a broker, a store or a database.
 
 pub mod event;
+mod facts;
+mod finding;
 pub mod forms;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
+
+pub use facts::{Facts, Scores, View, Views, exact, exact_scores};
+pub use finding::{Finding, FindingOutcome, FindingSource};
 
 /// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
@@ -173,29 +178,6 @@ pub fn revised_event_id(verdict: Uuid, revision: u32, judged_at: OffsetDateTime)
 /// Detector name to the digest of everything that determines its scores.
 pub type Digests = BTreeMap<String, String>;
 
-/// Detector name to label to probability in `0..=1`.
-pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
-
-/// A probability as JSON, in the shortest decimal form that parses to the same float32. Converted to a double, 0.1 would be
-/// written as 0.10000000149011612.
-#[must_use]
-pub fn exact(p: f32) -> serde_json::Value {
-    serde_json::from_str(&p.to_string()).unwrap_or(serde_json::Value::Null)
-}
-
-/// All scores as JSON, each in the form of [`exact`].
-#[must_use]
-pub fn exact_scores(scores: &Scores) -> serde_json::Value {
-    let labels = |labels: &BTreeMap<String, f32>| {
-        labels.iter().map(|(label, p)| (label.clone(), exact(*p))).collect::<serde_json::Map<_, _>>()
-    };
-    scores
-        .iter()
-        .map(|(name, by_label)| (name.clone(), serde_json::Value::from(labels(by_label))))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
-}
-
 /// How a job ended. Every job has exactly one outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -258,7 +240,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// An outcome with its reason, and the label and score that led to it.
+/// An outcome with its reason and findings. Label and score are those of the first finding; without a finding, those that
+/// came closest to one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     pub outcome: Outcome,
@@ -266,12 +249,42 @@ pub struct Judgement {
     pub reason: Option<String>,
     pub label: Option<String>,
     pub score: Option<f32>,
+    /// The rules that were reached, the strongest first. Judgements of earlier releases have none.
+    pub findings: Vec<Finding>,
 }
 
 impl Judgement {
     /// An outcome that does not depend on scores.
     pub fn unscored(outcome: Outcome, reason: impl Into<String>) -> Self {
-        Self { outcome, reason: Some(reason.into()), label: None, score: None }
+        Self { outcome, reason: Some(reason.into()), label: None, score: None, findings: Vec::new() }
+    }
+
+    /// Whether a client may show the image.
+    #[must_use]
+    pub fn allows(&self) -> bool {
+        self.outcome == Outcome::Passed
+    }
+
+    /// Whether both say the same of an image: the same outcome, and the same findings. Scores and thresholds may differ.
+    #[must_use]
+    pub fn says_same_as(&self, earlier: &Self) -> bool {
+        let same = |(now, before): (&Finding, &Finding)| now.says_same_as(before);
+        self.outcome == earlier.outcome
+            && (earlier.is_of_earlier_release()
+                || (self.findings.len() == earlier.findings.len()
+                    && self.findings.iter().zip(&earlier.findings).all(same)))
+    }
+
+    /// Whether both look the same to people, with the same scores and thresholds.
+    #[must_use]
+    pub fn looks_as(&self, earlier: &Self) -> bool {
+        self == earlier
+            || (earlier.is_of_earlier_release() && *earlier == Self { findings: Vec::new(), ..self.clone() })
+    }
+
+    /// Earlier releases recorded no findings. Whatever did not pass has one since.
+    fn is_of_earlier_release(&self) -> bool {
+        self.findings.is_empty() && self.outcome != Outcome::Passed
     }
 }
 
@@ -369,11 +382,12 @@ pub struct Verdict {
     /// `None` if the image was not decoded.
     pub seen: Option<ImageInfo>,
     pub judgement: Judgement,
-    pub scores: Option<Scores>,
+    /// `None` if the image was not scored.
+    pub facts: Option<Facts>,
     pub detectors: Digests,
     pub policy: PolicyRef,
     pub metadata: Option<serde_json::Value>,
-    /// The verdict whose scores were reused because the content is equal.
+    /// The verdict whose facts were reused because the content is equal.
     pub reused_from: Option<Uuid>,
     /// Attempts, including this one.
     pub attempts: u32,

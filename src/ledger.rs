@@ -34,7 +34,7 @@ pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};
 pub use scratch::Scratch;
 pub use sqlite::Sqlite;
 pub use verdicts::{
-    ExistingVerdict, Inserted, NewVerdict, ReusableScores, Revise, Revised, Verdicts, replace_failed_verdict,
+    ExistingVerdict, Inserted, NewVerdict, ReusableFacts, Revise, Revised, Verdicts, replace_failed_verdict,
 };
 
 /// A database of verdicts: the five traits, and what opening and closing it needs.

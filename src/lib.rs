@@ -6,9 +6,9 @@
 //! ```text
 //!  worker   accept ─▶ ┌ life ──────────────────────────────────────────────────────────────┐ ─▶ publish ─▶ settle
 //!           message   │ identify ─▶ admit ─▶ fetch ─▶ screen ────────────▶ judge ─▶ commit │    event       ack, retry
-//!           → job     │ job →       lanes,   object   decode ▶ infer       policy →  verdict│    → broker    or dead
-//!                     │ detectors   gates    → bytes  bytes → pixels →     outcome   + event│                letter
-//!                     └────────────────────────────── scores ──────────────────────────────┘
+//!           → job     │ job →       lanes,   object   decode ▶ infer       facts +   verdict│    → broker    or dead
+//!                     │ detectors   gates    → bytes  bytes → pixels →     policy →  + event│                letter
+//!                     └────────────────────────────── facts ────────────── outcome ────────┘
 //! ```
 //!
 //! `JobProcessor::process` in `life` contains the whole way of a job. `Worker::process_delivery` in [`worker`] contains the
@@ -18,13 +18,13 @@
 //!
 //! | module | what it is for | what it does not know |
 //! |---|---|---|
-//! | [`job`] | the shared terms: job, lane, outcome, scores, verdict, event; `job::forms` parses messages | any service |
+//! | [`job`] | the shared terms: job, lane, facts, finding, outcome, verdict, event; `job::forms` parses messages | any service |
 //! | [`config`] | defaults ← file ← environment ← flags, merged and checked once; each stage has its `options` | what an option does |
 //! | [`lanes`] | live before backfill, also at every `Gate`; backfill is never starved | what waits in them |
 //! | [`detector`] | a model package: labels, preprocessing, digest | how a model is run |
-//! | [`policy`] | rules checked against the detectors; `judge` makes an outcome from scores | where scores come from |
+//! | [`policy`] | rules checked against the detectors; `set` chooses a job's policy; `judge` makes an outcome of facts | where facts come from |
 //! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
-//! | [`screen`] | bytes to scores: `decode` (in confined processes) and `infer` | network, broker, database |
+//! | [`screen`] | bytes to facts: `decode` (in confined processes) and `infer` | network, broker, database |
 //! | [`ledger`] | the database of verdicts: five traits, with `postgres` and `sqlite` behind them | why something is stored |
 //! | `life` | an identified job becomes a committed verdict | the broker, HTTP |
 //! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |

@@ -9,6 +9,7 @@ mod buckets;
 mod commit;
 mod health;
 mod outages;
+mod refusals;
 mod request;
 mod screening;
 mod steps;
@@ -22,6 +23,7 @@ use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::refusals::resolve_refusal;
 use crate::config::Config;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
@@ -29,6 +31,7 @@ use crate::job::{Judgement, Outcome, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
+use crate::policy::{Policy, PolicySet};
 use crate::screen::Screen;
 use crate::telemetry::{Stage, metrics, timed, traces};
 
@@ -46,6 +49,7 @@ pub struct JobProcessor {
     pub ledger: Arc<dyn Ledger>,
     pub fetcher: Arc<Fetcher>,
     pub screen: Screen,
+    pub policies: PolicySet,
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
@@ -69,6 +73,7 @@ pub struct JobProcessorParts {
     pub ledger: Arc<dyn Ledger>,
     pub fetcher: Arc<Fetcher>,
     pub screen: Screen,
+    pub policies: PolicySet,
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
@@ -79,12 +84,13 @@ pub struct JobProcessorParts {
 impl JobProcessor {
     #[must_use]
     pub fn new(parts: JobProcessorParts) -> Self {
-        let JobProcessorParts { config, ledger, fetcher, screen, admission, health, commits, stop } = parts;
+        let JobProcessorParts { config, ledger, fetcher, screen, policies, admission, health, commits, stop } = parts;
         Self {
             config,
             ledger,
             fetcher,
             screen,
+            policies,
             admission,
             health,
             commits,
@@ -166,13 +172,19 @@ impl JobProcessor {
 
     /// One attempt at a job.
     async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
-        progress.replayed = self.call(self.find_replayed(request)).await?;
+        progress.replayed = self.call(|| self.find_replayed(request)).await?;
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
         let screened = self.screen(&fetched, bytes).await?;
         let Fetched { identified, job_id, object, .. } = fetched;
-        Ok(Box::new(Judged::by_policy(self.screen.policy(), job_id, identified.detectors, object, screened)))
+        let policy = self.policy(request);
+        Ok(Box::new(Judged::by_policy(policy, job_id, identified.detectors, object, screened)))
+    }
+
+    /// The policy that judges the job.
+    fn policy(&self, request: &JobRequest) -> &Policy {
+        self.policies.policy_for(&request.context())
     }
 
     /// Finds the detectors that screen the job, and refuses a job that names what is not there or not allowed.
@@ -185,7 +197,7 @@ impl JobProcessor {
                 Some(format!("the bucket \"{}\" is not allowed", job.image.bucket))
             }
             // A sender must not choose what the image is judged by.
-            Ok(detectors) => self.screen.policy().first_detector_outside(detectors).map(|detector| {
+            Ok(detectors) => self.policy(request).first_detector_outside(detectors).map(|detector| {
                 format!("\"detectors\" leaves out \"{detector}\", which the policy judges by; only shadow detectors may be left out")
             }),
         };
@@ -217,7 +229,7 @@ impl JobProcessor {
 
     /// Ends a job whose verdict exists.
     async fn end_if_answered(&self, request: &JobRequest, id: Uuid) -> Result<(), Stop> {
-        match self.call(self.ledger.find_verdict(id)).await? {
+        match self.call(|| self.ledger.find_verdict(id)).await? {
             Some(known) if !known.answers(&request.job.image) => Err(Stop::Ended(JobEnd::IdConflict.into())),
             // An object that was missing may be there by now.
             Some(known) if known.outcome == Outcome::Missing && !request.job.has_given_id() => Ok(()),
@@ -287,29 +299,35 @@ impl JobProcessor {
     }
 
     /// Calls the ledger for a job. A working ledger that refuses one call, as for a damaged page, must not stop the other
-    /// jobs: this job's attempt has failed. A ledger that refuses the row of a probe too is broken.
-    async fn call<T>(&self, call: impl Future<Output = Result<T, LedgerError>> + Send) -> Result<T, Stop> {
-        let error = match call.await {
-            Ok(result) => return Ok(result),
-            Err(error) => error,
+    /// jobs: this job's attempt has failed.
+    async fn call<T, F>(&self, call: impl Fn() -> F + Send + Sync) -> Result<T, Stop>
+    where
+        F: Future<Output = Result<T, LedgerError>> + Send,
+    {
+        let result = match call().await {
+            Err(LedgerError::Refused(reason) | LedgerError::RefusedUnclear(reason)) => {
+                resolve_refusal(self.ledger.as_ref(), reason, call).await
+            }
+            result => result,
         };
-        let is_refusal = matches!(error, LedgerError::Refused(_) | LedgerError::RefusedUnclear(_));
-        Err(Stop::Failed(if is_refusal && self.ledger.ping().await.is_ok() {
-            AttemptError::Failed(AttemptCause::Ledger, error.to_string())
-        } else {
-            AttemptError::Broken(Service::Ledger, error.to_string())
-        }))
+        result.map_err(|error| {
+            Stop::Failed(match error {
+                LedgerError::Refused(reason) => AttemptError::Failed(AttemptCause::Ledger, reason.to_string()),
+                error => AttemptError::Broken(Service::Ledger, error.to_string()),
+            })
+        })
     }
 
     /// Commits a verdict with its event.
     async fn commit(&self, request: &JobRequest, judged: Judged) -> JobEnd {
-        let verdict = judged.into_verdict(Record::of(request, self.screen.policy()));
+        let verdict = judged.into_verdict(Record::of(request, self.policy(request)));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
         let mut revised_event = None;
         let inserted = loop {
             let event_of_revision = |verdict: &Verdict, revision: &Revision| {
-                let event = self.event(request, verdict, Some(revision));
+                // Only a failure is replaced.
+                let event = self.event(request, verdict, Some((revision, Some(Outcome::Failed))));
                 revised_event = Some(event.clone());
                 self.event_if_published(event)
             };
@@ -387,28 +405,39 @@ impl JobProcessor {
         self.config.events.publish.contains(&event.routing_key).then_some(event)
     }
 
-    /// A verdict's event, whether or not its routing key is published. `revision` is set for a later judgement.
+    /// A verdict's event, whether or not its routing key is published. `revision` is set for a later judgement, with the
+    /// outcome before it.
     #[must_use]
-    pub fn event(&self, request: &JobRequest, verdict: &Verdict, revision: Option<&Revision>) -> Event {
+    pub fn event(
+        &self,
+        request: &JobRequest,
+        verdict: &Verdict,
+        revision: Option<(&Revision, Option<Outcome>)>,
+    ) -> Event {
         let trace = traces::context_to_propagate(request.trace.as_ref());
         let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
         match revision {
             None => event::event(verdict, context, &self.config.prefix),
-            Some(revision) => event::revised_event(verdict, revision, context, &self.config.prefix),
+            Some((revision, earlier)) => event::revised_event(verdict, revision, earlier, context, &self.config.prefix),
         }
     }
 
     /// The event of a verdict that the ledger has, as it is now. None if the ledger cannot be read.
     pub async fn stored_event(&self, request: &JobRequest, id: Uuid) -> Option<Event> {
-        match self.ledger.read_verdict(id).await {
-            Ok(stored) => stored.map(|StoredVerdict { verdict, revision }| {
-                self.event(request, &verdict, (revision.number > 1).then_some(&revision))
-            }),
-            Err(error) => {
-                tracing::info!(%error, verdict = %id, "earlier verdict not read");
-                None
+        let read = async {
+            let Some(StoredVerdict { verdict, revision }) = self.ledger.read_verdict(id).await? else {
+                return Ok(None);
+            };
+            if revision.number == 1 {
+                return Ok(Some(self.event(request, &verdict, None)));
             }
-        }
+            let earlier = self.ledger.earlier_states(id).await?.last().map(|state| state.judgement.outcome);
+            Ok(Some(self.event(request, &verdict, Some((&revision, earlier)))))
+        };
+        read.await.unwrap_or_else(|error: LedgerError| {
+            tracing::info!(%error, verdict = %id, "earlier verdict not read");
+            None
+        })
     }
 
     /// The end of a job whose last attempt has failed.

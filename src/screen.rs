@@ -1,8 +1,8 @@
-//! Bytes → scores → judgement. No network, no broker, no database in here.
+//! Bytes → facts. No network, no broker, no database in here, and no policy judges in here.
 //!
-//! `decode` makes pixels of an image and prepares them for each detector, `infer` gathers them into batches and scores
-//! them, and the policy judges the scores. `start` puts the stages together, and `self_test` checks each detector with its
-//! golden image. `pixels` and `error` hold what the stages share.
+//! `decode` makes pixels of an image and prepares them for each detector, and `infer` gathers them into batches and scores
+//! them. `start` puts the stages together, and `self_test` checks each detector with its golden image. `pixels` and `error`
+//! hold what the stages share.
 //!
 //! `worker`, `scan`, `evaluate` and `bench` share one [`Screen`]. They differ in where bytes come from and where results go.
 
@@ -22,8 +22,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::detector::{Detector, Geometry};
 use crate::fault_injection;
-use crate::job::{Digests, ImageInfo, Judgement, Lane, Scores};
-use crate::policy::{Policy, judge};
+use crate::job::{Digests, Facts, ImageInfo, Lane, Scores, View};
 use crate::telemetry::{Stage, metrics, timed};
 use decode::DecoderPool;
 use infer::Engine;
@@ -33,56 +32,33 @@ use start::DetectorStarter;
 pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
 pub(crate) use self_test::{HOW_TO_WRITE, SelfTest};
 pub use start::StartError;
-pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policy_for};
+pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policies_for};
 
-/// Everything that turns bytes into a judgement, ready to run.
+/// Everything that turns bytes into facts, ready to run.
 pub struct Screen {
     engines: Vec<Engine>,
     decoders: DecoderPool,
-    policy: Policy,
+    max_frames: u32,
     broken: watch::Receiver<Option<String>>,
 }
 
-/// What screening one image gave. The scores are those of the most severe frame.
+/// What screening one image gave.
 #[derive(Debug, Clone)]
 pub(crate) struct ScreenedImage {
     /// Format, size and number of frames.
     pub(crate) info: ImageInfo,
-    /// The scores of the frame that decided.
-    pub(crate) scores: Scores,
-    /// The scores of each screened frame.
-    pub(crate) frames: Vec<Scores>,
-    /// The policy's judgement.
-    pub(crate) judgement: Judgement,
+    /// The scores of all views.
+    pub(crate) facts: Facts,
     /// What each detector saw of the first frame, by the detector's name.
     pub(crate) first_frame: Vec<(String, Arc<Pixels>)>,
 }
 
 impl Screen {
-    /// Loads the packages, checks the policy against them, warms every session up, and tests it with its golden image.
+    /// Loads the models, warms every session up, and tests it with its golden image.
     ///
     /// # Errors
     /// When any of that fails. Nothing is replaced silently.
-    pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
-        let (detectors, policy) = plan(config)?;
-        Self::start_with(config, detectors, policy)
-    }
-
-    /// As [`Screen::start`], with packages that were read before: hashing a large model takes seconds.
-    ///
-    /// # Errors
-    /// As [`Screen::start`].
-    pub(crate) fn start_with(config: &Config, detectors: Vec<Detector>, policy: Policy) -> Result<Self, StartError> {
-        if policy.is_default {
-            let rule = &policy.rules[0];
-            tracing::info!(
-                detector = rule.detector,
-                label = rule.label,
-                review_at = %rule.review_at,
-                flag_at = %rule.flag_at,
-                "no policy is configured, using the default rule"
-            );
-        }
+    pub(crate) fn start(config: &Config, detectors: Vec<Detector>) -> Result<Self, StartError> {
         let (report_broken, broken) = watch::channel(None);
         let starter = DetectorStarter::new(config, report_broken)?;
         let mut engines = Vec::new();
@@ -100,12 +76,7 @@ impl Screen {
             metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
-        Ok(Self { engines, decoders: starter.decoders, policy, broken })
-    }
-
-    /// The policy that judges.
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
+        Ok(Self { engines, decoders: starter.decoders, max_frames: config.decode.max_frames, broken })
     }
 
     /// The largest batch of any detector.
@@ -204,15 +175,14 @@ impl Screen {
         let runs = inputs.map(|(engine, pixels)| engine.score(lane, pixels));
         let rows = timed(Stage::Infer, futures_util::future::try_join_all(runs)).await?;
         let mut rows = rows.into_iter();
-        let mut frame_scores =
+        let mut view_scores =
             || -> Scores { engines.iter().zip(rows.by_ref()).map(|(engine, row)| by_label(engine, row)).collect() };
-        let frames: Vec<Scores> = decoded.frames.iter().map(|_| frame_scores()).collect();
-
-        let (index, judgement) = judge::most_severe(&self.policy, &frames);
-        let scores = frames.get(index).cloned().unwrap_or_default();
+        let frames = decode::screened_frames(decoded.info.frames, self.max_frames);
+        let views = decoded.frames.iter().zip(frames).map(|(_, frame)| (View { frame }, view_scores()));
+        let facts = Facts::of_views(views);
         let names = engines.iter().map(|engine| engine.detector.name.clone());
         let first_frame = decoded.frames.first().map(|frame| names.zip(inputs_of(frame)).collect()).unwrap_or_default();
-        Ok(ScreenedImage { info: decoded.info, scores, frames, judgement, first_frame })
+        Ok(ScreenedImage { info: decoded.info, facts, first_frame })
     }
 }
 
@@ -221,18 +191,24 @@ impl Screen {
     /// A screen without models, with the detector "fake" and those that the configured rules name: `outputs` makes the scores
     /// of the labels "by human" and "by AI" from the first pixel. `None` fails the run.
     pub(crate) fn with_fake_session(config: &Config, outputs: fn([u8; 3]) -> Option<Vec<f32>>) -> Self {
-        let mut names = vec!["fake"];
-        names.extend(config.policy.rules.iter().map(|rule| rule.detector.as_str()).filter(|name| *name != "fake"));
-        let detectors = names.into_iter().map(|name| Detector {
-            activation: Some(crate::detector::Activation::Identity),
-            ..crate::policy::tests::detector(name, &["by human", "by AI"])
-        });
-        let detectors: Vec<_> = detectors.collect();
-        let policy = Policy::resolve(&config.policy, &detectors, true).unwrap();
         let (report_broken, broken) = watch::channel(None);
         let engine = |detector| Engine::with_fake_session(detector, &config.inference, report_broken.clone(), outputs);
-        let engines = detectors.into_iter().map(engine).collect();
-        Self { engines, decoders: DecoderPool::start(&config.decode).unwrap(), policy, broken }
+        let engines = Self::fake_detectors(config).into_iter().map(engine).collect();
+        let decoders = DecoderPool::start(&config.decode).unwrap();
+        Self { engines, decoders, max_frames: config.decode.max_frames, broken }
+    }
+
+    /// The detectors of [`Screen::with_fake_session`].
+    pub(crate) fn fake_detectors(config: &Config) -> Vec<Detector> {
+        let named = config.policy.rules.iter().chain(config.policies.iter().flat_map(|policy| &policy.rules));
+        let mut names: Vec<&str> = named.filter_map(|rule| rule.detector.as_deref()).chain(["fake"]).collect();
+        names.sort_unstable();
+        names.dedup();
+        let detector = |name: &str| Detector {
+            activation: Some(crate::detector::Activation::Identity),
+            ..crate::policy::tests::detector(name, &["by human", "by AI"])
+        };
+        names.into_iter().map(detector).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use super::load::{LoadResult, as_f64};
 use super::sample::Sample;
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
-use crate::job::{Judgement, Lane, Scores};
+use crate::job::{Facts, Lane};
 use crate::screen::DecoderProcessError;
 use crate::screen::decode::DecoderPool;
 use crate::screen::infer::Engine;
@@ -72,8 +72,8 @@ impl SessionResult {
 pub(crate) struct PipelineResult {
     pub in_flight: usize,
     pub result: LoadResult,
-    /// The judgement of each image of the sample, where the image was reached in time.
-    pub judged: Vec<Option<(Judgement, Scores)>>,
+    /// The facts of each image of the sample, where the image was reached in time.
+    pub facts: Vec<Option<Facts>>,
 }
 
 /// What the detectors need decoded; detectors with equal needs share one geometry.
@@ -140,20 +140,20 @@ impl Bench<'_> {
     pub(super) async fn measure_pipeline(&self, sample: &Sample) -> anyhow::Result<PipelineResult> {
         let digests = self.screen.digests(None).unwrap_or_default();
         let in_flight = max_jobs(self.config, self.screen);
-        let judged = RefCell::new(vec![None; sample.images.len()]);
+        let facts = RefCell::new(vec![None; sample.images.len()]);
         let mut indices = (0..sample.images.len()).cycle();
         let result = self.load(in_flight, sample.images.len()).run(|| {
             let index = indices.next().unwrap_or_default();
             let screening = self.screen.screen_image(Lane::Live, sample.images[index].bytes.clone(), &digests);
-            let judged = &judged;
+            let facts = &facts;
             async move {
                 let sight = screening.await?;
-                judged.borrow_mut()[index].get_or_insert((sight.judgement, sight.scores));
+                facts.borrow_mut()[index].get_or_insert(sight.facts);
                 Ok(())
             }
         });
         let result = result.await?;
-        Ok(PipelineResult { in_flight, result, judged: judged.into_inner() })
+        Ok(PipelineResult { in_flight, result, facts: facts.into_inner() })
     }
 }
 

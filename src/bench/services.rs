@@ -18,11 +18,12 @@ use super::sample::{self, Sample, SampleImage};
 use crate::broker::Echo;
 use crate::config::{Bucket, Config, ConfigError};
 use crate::job::event::{EventContext, event};
-use crate::job::{Digests, ImageRef, Judgement, Lane, Scores, Verdict, verdict_id};
+use crate::job::{Digests, Facts, ImageRef, Lane, Verdict, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{NewVerdict, Scratch};
 use crate::life::{self, CommitQueue};
 use crate::objects::{DownloadGates, FetchError, Fetcher, KeyRange};
+use crate::policy::judge::judge;
 use crate::worker::{self, default_prefetch};
 
 /// Objects of a prefix that are fetched, repeatedly if there are few.
@@ -182,14 +183,14 @@ impl Bench<'_> {
         let (commits, writing) = CommitQueue::new(Arc::clone(&scratch.ledger), life::linger_limit(in_flight));
         let writing = tokio::spawn(writing);
         let digests = self.screen.digests(None).unwrap_or_default();
-        let mut judged_images = sample
+        let mut screened = sample
             .images
             .iter()
-            .zip(&pipeline.judged)
-            .filter_map(|(image, judged)| Some((image, judged.as_ref()?)))
+            .zip(&pipeline.facts)
+            .filter_map(|(image, facts)| Some((image, facts.as_ref()?)))
             .cycle();
         let committed = self.load(in_flight, 1).run(|| {
-            let entry = judged_images.next().map(|(image, judged)| self.ledger_entry(image, judged, &digests));
+            let entry = screened.next().map(|(image, facts)| self.ledger_entry(image, facts, &digests));
             let commits = commits.clone();
             async move {
                 let Some(entry) = entry else { return Ok(()) };
@@ -204,12 +205,8 @@ impl Bench<'_> {
     }
 
     /// A verdict on an image that does not exist, with its event where the configuration announces such an outcome.
-    fn ledger_entry(
-        &self,
-        image: &SampleImage,
-        (judgement, scores): &(Judgement, Scores),
-        detectors: &Digests,
-    ) -> NewVerdict {
+    fn ledger_entry(&self, image: &SampleImage, facts: &Facts, detectors: &Digests) -> NewVerdict {
+        let policy = self.policies.fallback();
         let (job_id, now) = (Uuid::new_v4().to_string(), OffsetDateTime::now_utc());
         let key = format!("bench/{job_id}.jpg");
         let verdict = Verdict {
@@ -221,10 +218,10 @@ impl Bench<'_> {
             lane: Lane::Live,
             bytes: Some(image.bytes.len() as u64),
             seen: Some(image.seen),
-            judgement: judgement.clone(),
-            scores: Some(scores.clone()),
+            judgement: judge(policy, facts),
+            facts: Some(facts.clone()),
             detectors: detectors.clone(),
-            policy: self.screen.policy().reference.clone(),
+            policy: policy.reference.clone(),
             metadata: None,
             reused_from: None,
             attempts: 1,

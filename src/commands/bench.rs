@@ -112,12 +112,12 @@ impl BenchObserver for BenchProgress {
 pub(super) async fn run(arguments: &BenchArguments, config: &Config) -> anyhow::Result<u8> {
     let time = arguments.time();
     let (local, remote) = local_and_remote(&arguments.paths)?;
-    let screen = start_screen(config)?;
+    let (screen, policies) = start_screen(config)?;
     let progress = Progress::new(Unit::Measurements);
     let bar = progress.clone();
     let stop = Signals::listen()?.stop(move || bar.around(|| note!("stopping; a second signal stops at once")));
     let observer = Arc::new(BenchProgress(progress.clone()));
-    let bench = Bench { config, screen: &screen, time, stop, observer };
+    let bench = Bench { config, screen: &screen, policies: &policies, time, stop, observer };
     let report = bench.measure(local, &remote).await;
     progress.finish();
     let report = match report {

@@ -14,6 +14,7 @@ use crate::job::Lane;
 use crate::ledger;
 use crate::objects::Fetcher;
 use crate::screen::Screen;
+use crate::screen::plan;
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -73,7 +74,7 @@ pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::
     for result in objects(config).await {
         report("objects", result)?;
     }
-    match Screen::start(config) {
+    match plan(config).and_then(|(detectors, _)| Screen::start(config, detectors)) {
         Ok(screen) => {
             report("decoding", decoding(&screen))?;
             for words in screen.describe_detectors() {

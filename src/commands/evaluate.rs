@@ -21,7 +21,7 @@ use crate::evaluate::results::{EvaluationResults, UnscoredImages};
 use crate::evaluate::screening::{EvaluationObserver, invalid_dataset, screen_all};
 use crate::evaluate::subject::{subjects, with_default_rules};
 use crate::evaluate::summary::{Summary, TargetRates};
-use crate::screen::{Screen, StartError, packages, policy_for};
+use crate::screen::{Screen, StartError, packages, policies_for};
 
 /// Mistakes of either kind that the page shows per detector.
 const MISTAKES_SHOWN: usize = 12;
@@ -67,8 +67,8 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
     let labels = LabelResolver::new(Arc::clone(&subjects));
     let reader = DatasetReader::open(&arguments.datasets, labels).map_err(invalid_dataset)?;
 
-    let policy = policy_for(&config, &detectors).map_err(StartError::from)?;
-    let screen = Screen::start_with(&config, detectors, policy)?;
+    policies_for(&config, &detectors).map_err(StartError::from)?;
+    let screen = Screen::start(&config, detectors)?;
     let mut results = EvaluationResults::new(subjects, reader.names.clone(), MISTAKES_SHOWN);
     let bar = EvaluationProgress(Progress::new(Unit::Images));
     bar.0.expect(reader.images());

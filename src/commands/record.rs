@@ -43,7 +43,7 @@ pub(super) fn row(StoredVerdict { verdict, revision }: &StoredVerdict) -> Map<St
         json!(judgement.reason),
         json!(judgement.label),
         json!(judgement.score.map(exact)),
-        json!(verdict.scores.as_ref().map(exact_scores)),
+        json!(verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores))),
         json!(verdict.detectors),
         json!(verdict.policy),
         json!(verdict.metadata),
@@ -51,6 +51,8 @@ pub(super) fn row(StoredVerdict { verdict, revision }: &StoredVerdict) -> Map<St
         json!(verdict.attempts),
         json!(verdict.received_at.format(&Rfc3339).ok()),
         json!(verdict.decided_at.format(&Rfc3339).ok()),
+        json!(judgement.findings),
+        json!(verdict.facts.as_ref().map(|facts| &facts.views)),
     ];
     let of_revision = [json!(revision.number), json!(revision.cause), json!(revision.judged_at.format(&Rfc3339).ok())];
     COLUMNS.iter().map(|column| (*column).to_owned()).zip(values.into_iter().chain(of_revision)).collect()

@@ -1,9 +1,8 @@
-//! `pixwarden rejudge`: applies the configured policy to stored scores. It fetches no image and runs no model.
+//! `pixwarden rejudge`: applies the configured policies to stored facts. It fetches no image and runs no model.
 //!
-//! Of an animated image the scores of one frame are stored: the most severe one under the policy of that day.
-//!
-//! A verdict without a score for one of the policy's rules is left as it is: a rule whose score is missing must never count
-//! as passed. With `--enqueue` its image is screened by the current detectors.
+//! A verdict without a fact for one of its policy's rules is left as it is: a rule whose fact is missing must never count as
+//! passed. So is an animation of which an earlier release stored the scores of one frame only. With `--enqueue` its image is
+//! screened by the current detectors.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -25,9 +24,9 @@ use super::signals::{INTERRUPTED, Signals};
 use crate::backfill::{BackfillCounts, BackfillEnd, BackfillError, JobsForGaps, PublishLimits, PublishOptions};
 use crate::config::{Config, Overlay};
 use crate::job::event::{self, EventContext};
-use crate::job::{ImageRef, Outcome, RevisionCause, Scores, Verdict};
+use crate::job::{ImageRef, Outcome, RevisionCause, Verdict};
 use crate::ledger::{self, Ledger, Revise, StoredVerdict, VerdictFilter};
-use crate::policy::{Policy, judge};
+use crate::policy::{ImageContext, PolicySet, judge};
 use crate::screen::plan;
 
 /// Verdicts per transaction.
@@ -44,7 +43,7 @@ pub struct RejudgeArguments {
     selection: VerdictSelection,
     #[command(flatten)]
     findings: FindingSelection,
-    /// Publish a job in the lane backfill for each image that lacks a score for one of the policy's rules
+    /// Publish a job in the lane backfill for each image that lacks a score for one of its policy's rules
     ///
     /// Such a verdict is never changed. The job gets a separate verdict, from the current detectors. A job that was
     /// published before and has no verdict yet is not published again.
@@ -79,13 +78,16 @@ impl RejudgeArguments {
 }
 
 pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
-    let (_, policy) = plan(config)?;
+    let (_, policies) = plan(config)?;
     let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
     ledger.check_schema().await?;
+    if !arguments.dry_run {
+        ledger.record_policies(&policies.texts()).await?;
+    }
     let filter = arguments.filter(OffsetDateTime::now_utc());
     let mut rejudging = Rejudging {
         ledger: Arc::clone(&ledger),
-        policy,
+        policies,
         config,
         dry_run: arguments.dry_run,
         summary: RejudgeSummary::default(),
@@ -118,7 +120,7 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
 /// One run over the selected verdicts.
 struct Rejudging<'c> {
     ledger: Arc<dyn Ledger>,
-    policy: Policy,
+    policies: PolicySet,
     config: &'c Config,
     dry_run: bool,
     summary: RejudgeSummary,
@@ -169,53 +171,51 @@ impl Rejudging<'_> {
     /// What the policy makes of one verdict.
     fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
         let StoredVerdict { verdict, revision } = stored;
-        if verdict.scores.is_some() && verdict.policy.sha256 == self.policy.reference.sha256 {
-            self.summary.current += 1;
-            return Rejudged::Unchanged;
-        }
+        let ImageRef { bucket, key, .. } = &verdict.image;
+        let metadata = verdict.metadata.as_ref();
+        let policy = self.policies.policy_for(&ImageContext { bucket, key, lane: verdict.lane, metadata });
         // Nothing was scored, because nothing could be shown: no policy changes that.
-        let Some(scores) = &verdict.scores else {
+        let Some(facts) = &verdict.facts else {
             self.summary.unscored += 1;
             return Rejudged::Unchanged;
         };
-        let judgement = judge::judge(&self.policy, scores);
-        if !has_every_score(&self.policy, scores) || matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected) {
+        if verdict.policy == policy.reference {
+            self.summary.current += 1;
+            return Rejudged::Unchanged;
+        }
+        // An earlier release chose the frame of an animation by the policy of that day.
+        let lacks_views = facts.views.is_none() && verdict.policy.sha256 != policy.reference.sha256;
+        let judgement = judge::judge(policy, facts);
+        let is_unusable = matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected);
+        if lacks_views || is_unusable || judge::missing_detector(policy, facts).is_some() {
             return Rejudged::Lacking;
         }
-        let (before, after) = (verdict.judgement.outcome, judgement.outcome);
-        *self.summary.transitions.entry((before, after)).or_default() += 1;
+        let (before, after) = (&verdict.judgement, &judgement);
+        *self.summary.transitions.entry((before.outcome, after.outcome)).or_default() += 1;
+        let is_news = !after.says_same_as(before);
         let mut revise = Revise {
-            verdict: Verdict { judgement, policy: self.policy.reference.clone(), ..verdict.clone() },
+            verdict: Verdict { judgement, policy: policy.reference.clone(), ..verdict.clone() },
             expected_revision: revision.number,
             cause: RevisionCause::Rejudged,
             judged_at,
             event: None,
         };
-        if is_announced(&self.config.events.publish, &stored.verdict.image, before, after) {
-            let context = EventContext::default();
-            let event = event::revised_event(&revise.verdict, &revise.revision(), context, &self.config.prefix);
-            revise.event = Some(event);
+        // A file of a scan has no bucket, and the events of its ledger are never published.
+        if is_news && !bucket.is_empty() {
+            let (context, before) = (EventContext::default(), Some(before.outcome));
+            let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &self.config.prefix);
+            revise.event = Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key));
         }
         Rejudged::Changed(Box::new(revise))
     }
 }
 
-/// Whether a change is an event. A file of a scan has no bucket, and the events of its ledger are never published.
-fn is_announced(publish: &[String], image: &ImageRef, before: Outcome, after: Outcome) -> bool {
-    before != after && !image.bucket.is_empty() && publish.iter().any(|key| key == after.routing_key())
-}
-
 /// What a policy makes of a stored verdict.
 enum Rejudged {
     Changed(Box<Revise>),
-    /// A score is missing that one of its rules needs.
+    /// A fact is missing that one of its rules needs.
     Lacking,
     Unchanged,
-}
-
-/// Whether there is a score for each rule.
-fn has_every_score(policy: &Policy, scores: &Scores) -> bool {
-    policy.rules.iter().all(|rule| scores.get(&rule.detector).is_some_and(|labels| labels.contains_key(&rule.label)))
 }
 
 #[derive(Default)]
@@ -287,21 +287,5 @@ impl RejudgeSummary {
             note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_changed_outcome_is_announced_except_for_a_scanned_file() {
-        let stored = ImageRef::from_uri("s3://b/k").unwrap();
-        let scanned = ImageRef { bucket: String::new(), ..stored.clone() };
-        let publish = [Outcome::Flagged.routing_key().to_owned()];
-        let is_announced = |image, after| is_announced(&publish, image, Outcome::Passed, after);
-        assert!(is_announced(&stored, Outcome::Flagged));
-        assert!(!is_announced(&scanned, Outcome::Flagged));
-        assert!(!is_announced(&stored, Outcome::Passed) && !is_announced(&stored, Outcome::Review));
     }
 }

@@ -27,6 +27,7 @@ use crate::job::Outcome;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::life::CommitQueue;
 use crate::offload;
+use crate::screen::plan;
 use crate::screen::{Screen, decode};
 use file::{FileReport, Recorder, Scan};
 use files::{Found, SkipCause, SkippedEntry, path_text};
@@ -129,10 +130,13 @@ impl ScanArguments {
 pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::Result<u8> {
     let gate = arguments.gate()?;
     let ledger = if arguments.ledger.is_given() { Some(ledger::open_or_create(config).await?) } else { None };
-    let screen = Screen::start(config)?;
+    let (detectors, policies) = plan(config)?;
+    policies.log();
+    let screen = Screen::start(config, detectors)?;
     let (recorder, recording) = match ledger {
         Some(ledger) => {
             ledger.prepare().await.with_context(|| format!("cannot prepare the ledger {}", config.ledger))?;
+            ledger.record_policies(&policies.texts()).await?;
             let ledger: Arc<dyn Ledger> = ledger.into();
             // Reports are printed in the order of the files, so no commit may wait for a later one.
             let (commits, writing) = CommitQueue::new(Arc::clone(&ledger), 0);
@@ -141,7 +145,8 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
         }
         None => (None, None),
     };
-    let scan = Scan { ignore_earlier: arguments.save_pixels.is_some(), ..Scan::new(&screen, config, recorder)? };
+    let scan =
+        Scan { ignore_earlier: arguments.save_pixels.is_some(), ..Scan::new(&screen, &policies, config, recorder)? };
     let result = files_in_order(arguments, gate, config, &scan).await;
     // Finished verdicts are stored also after an error.
     drop(scan);

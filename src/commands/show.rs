@@ -15,6 +15,7 @@ use super::options::LedgerOption;
 use super::output::{Format, Output, printable, score_of_label};
 use super::{UsageError, files, record};
 use crate::config::Config;
+use crate::job::event::announcement;
 use crate::job::{ImageRef, Verdict, event_id, exact, revised_event_id, verdict_id};
 use crate::ledger::{self, EarlierState, Ledger, OutboxRow, StoredVerdict};
 
@@ -202,7 +203,8 @@ impl ShownVerdict {
     /// longer in the outbox.
     fn announced(&self, kept_since: OffsetDateTime) -> String {
         let StoredVerdict { verdict, revision } = &self.stored;
-        let routing_key = verdict.judgement.outcome.routing_key();
+        let earlier = self.earlier.last().map(|state| state.judgement.outcome);
+        let (_, routing_key) = announcement(&verdict.judgement, earlier);
         let current = match revision.number {
             1 => event_id(verdict.id, verdict.judgement.outcome),
             number => revised_event_id(verdict.id, number, revision.judged_at),
@@ -291,8 +293,8 @@ mod tests {
             sha256: None,
             bytes: None,
             seen: None,
-            judgement: Judgement { outcome, reason: None, label: None, score: None },
-            scores: None,
+            judgement: Judgement { outcome, reason: None, label: None, score: None, findings: Vec::new() },
+            facts: None,
             detectors: Digests::new(),
             policy: PolicyRef { name: "default".into(), sha256: "p".into() },
             metadata: None,

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::origin::{Origin, Origins, join, line};
 use super::{Config, ConfigError, value};
+use crate::policy::options::RULE_KEYS;
 
 /// The file to read when none is named; it may be absent.
 const DEFAULT_FILE: &str = "pixwarden.toml";
@@ -21,10 +22,13 @@ const FILE_VARIABLE: &str = "PIXWARDEN_CONFIG";
 const MISTAKEN_VARIABLE: (&str, &str) = ("PIXWARDEN_LOG", "PIXWARDEN_LOG_FILTER");
 
 /// The keys of tables in lists. The defaults do not contain them, since the lists are empty.
-const LIST_KEYS: [(&str, &[&str]); 3] = [
+const LIST_KEYS: [(&str, &[&str]); 6] = [
     ("buckets", &["name", "region", "endpoint", "path_style"]),
     ("detectors", &["name", "path", "sha256", "shadow"]),
-    ("policy.rules", &["detector", "label", "review_at", "flag_at"]),
+    ("policy.rules", &RULE_KEYS),
+    ("policies", &["name", "when", "inherit", "rules"]),
+    ("policies.when", &["bucket", "key_prefix", "lane", "metadata"]),
+    ("policies.rules", &RULE_KEYS),
 ];
 
 /// A suggestion must be at least this similar to the unknown key, of 1.0 (Jaro-Winkler similarity).
@@ -193,11 +197,10 @@ fn refuse_unknown(table: &Table, known: &Table, path: &str, origins: &Origins) -
         match (value, default) {
             (Value::Table(inner), Value::Table(known)) => refuse_unknown(inner, known, &here, origins)?,
             (Value::Array(items), Value::Array(_)) => {
-                let keys = LIST_KEYS.iter().find(|(list, _)| *list == here).map_or(&[][..], |(_, keys)| *keys);
-                for (index, table) in items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_table()?))) {
-                    if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
-                        let candidates = keys.iter().map(|key| join(&here, key)).collect();
-                        return unknown(&join(&format!("{here}[{index}]"), key), candidates);
+                let tables = items.iter().enumerate().filter_map(|(index, item)| Some((index, item.as_table()?)));
+                for (index, table) in tables {
+                    if let Some((path, candidates)) = unknown_in_list(table, &format!("{here}[{index}]")) {
+                        return unknown(&path, candidates);
                     }
                 }
             }
@@ -205,6 +208,27 @@ fn refuse_unknown(table: &Table, known: &Table, path: &str, origins: &Origins) -
         }
     }
     Ok(())
+}
+
+/// The first unknown key in a table of a list, and the known ones. Tables inside it are in [`LIST_KEYS`] too; the keys of
+/// others are free.
+fn unknown_in_list(table: &Table, path: &str) -> Option<(String, Vec<String>)> {
+    let list = without_positions(path);
+    let (_, keys) = LIST_KEYS.iter().find(|(known, _)| *known == list)?;
+    table.iter().find_map(|(key, value)| {
+        let here = join(path, key);
+        if !keys.contains(&key.as_str()) {
+            return Some((here, keys.iter().map(|key| join(&list, key)).collect()));
+        }
+        match value {
+            Value::Table(inner) => unknown_in_list(inner, &here),
+            Value::Array(items) => items
+                .iter()
+                .enumerate()
+                .find_map(|(index, item)| unknown_in_list(item.as_table()?, &format!("{here}[{index}]"))),
+            _ => None,
+        }
+    })
 }
 
 /// `detectors[0].path` as `detectors.path`.
@@ -360,6 +384,12 @@ mod tests {
         assert_eq!(nearest_of("[worker]\natempts = 3").as_deref(), Some("worker.attempts"));
         assert_eq!(nearest_of("max_batch = 3").as_deref(), Some("inference.max_batch"));
         assert_eq!(nearest_of("[[policy.rules]]\nflag_a = 1").as_deref(), Some("policy.rules.flag_at"));
+        assert_eq!(nearest_of("[[policies]]\nwen = 1").as_deref(), Some("policies.when"));
+        assert_eq!(nearest_of("[[policies]]\nwhen.buket = \"b\"").as_deref(), Some("policies.when.bucket"));
+        assert_eq!(
+            nearest_of("[[policies]]\n[[policies.rules]]\nseverty = 1").as_deref(),
+            Some("policies.rules.severity")
+        );
         assert_eq!(nearest_of("[[detectors]]\npaht = \"x\"").as_deref(), Some("detectors.path"));
         assert_eq!(nearest_of("zzzzzzzz = 1"), None);
     }
@@ -441,7 +471,16 @@ mod tests {
                 5,
                 "`buckets[1].path_style`: \"no\" is not true or false",
             ),
-            ("[[policy.rules]]\ndetector = \"d\"", 1, "`policy.rules[0]`: `label` is missing"),
+            (
+                "[[policies]]\nname = \"a\"\nwhen.lane = 3",
+                3,
+                "`policies[0].when.lane`: 3 is not text in quotes, or a list of texts",
+            ),
+            (
+                "[[policies]]\n[[policies.rules]]\nseverity = \"x\"",
+                3,
+                "`policies[0].rules[0].severity`: \"x\" is not a whole number from 0 to 255",
+            ),
             ("[[policy.rules]]\n\nlabel = 3", 3, "`policy.rules[0].label`: 3 is not text in quotes"),
             ("[events]\npublish = [\n1]", 3, "`events.publish[0]`: 1 is not text in quotes"),
             ("queue = \"http://host\"", 1, "`queue`: http://host/ is not a URL that begins with amqp:// or amqps://"),

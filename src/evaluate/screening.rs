@@ -13,7 +13,7 @@ use super::results::{EvaluationResults, Mistake, UnscoredImages};
 use crate::config::{Config, ConfigError};
 use crate::error_text;
 use crate::files;
-use crate::job::{Digests, Lane, Outcome};
+use crate::job::{Digests, Lane};
 use crate::lanes::{Gate, Permit};
 use crate::screen::{Screen, ScreenError, ScreenedImage, decode};
 
@@ -101,11 +101,12 @@ impl Screener<'_> {
             Err(e) => return unscored(format!("{:#}", e.root_cause())),
         };
         match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
-            // Scores that are not probabilities.
-            Ok(sight) if sight.judgement.outcome == Outcome::Failed => {
-                unscored(sight.judgement.reason.unwrap_or_default())
-            }
-            Ok(sight) => Ok(ScreenedEntry::Scored(image, sight)),
+            Ok(sight) => match sight.facts.first_invalid() {
+                Some((detector, label, score)) => {
+                    unscored(format!("{detector} gave {score} for \"{label}\", which is not a probability"))
+                }
+                None => Ok(ScreenedEntry::Scored(image, sight)),
+            },
             Err(failed @ ScreenError::SessionBroken { .. }) => Err(failed),
             Err(e) => unscored(error_text(&e)),
         }
@@ -137,9 +138,7 @@ impl Screener<'_> {
 fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: &ScreenedImage, pictures: bool) {
     let EvaluationResults { subjects, scored, worst, .. } = results;
     for (index, subject) in subjects.iter().enumerate() {
-        // Of an animation, each detector's own highest frame counts, independently of the other detectors.
-        let scores = sight.frames.iter().filter_map(|frame| frame.get(&subject.detector)?.get(&subject.positive));
-        let Some(score) = scores.copied().reduce(f32::max) else { continue };
+        let Some(score) = sight.facts.score(&subject.detector, &subject.positive) else { continue };
         let image_scored = ScoredImage { score, positive: image.positive[index] };
         scored[index][image.dataset].push(image_scored);
         worst[index].offer(image_scored, || Mistake {

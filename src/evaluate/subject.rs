@@ -12,8 +12,10 @@ pub struct Subject {
     pub labels: Vec<String>,
     /// The label that is looked for; every other one is negative.
     pub positive: String,
-    /// The policy's `review_at` and `flag_at`; `None` for a shadow detector.
-    pub thresholds: Option<(f32, f32)>,
+    /// The rule's `review_at`.
+    pub review_at: Option<f32>,
+    /// The rule's `flag_at`.
+    pub flag_at: Option<f32>,
 }
 
 /// The policy with a default rule added for every detector that has no rule and is no shadow. A worker refuses to start
@@ -24,16 +26,16 @@ pub struct Subject {
 pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Result<PolicyConfig, PolicyError> {
     let mut policy = policy.clone();
     for detector in detectors.iter().filter(|detector| !detector.shadow) {
-        if policy.rules.iter().all(|rule| rule.detector != detector.name) {
-            policy.rules.push(RuleConfig {
-                detector: detector.name.clone(),
-                label: positive_label(&policy, detector, detectors)?,
-                review_at: policy.review_at,
-                flag_at: policy.flag_at,
-            });
+        if !has_rule(&policy, detector) {
+            let label = positive_label(&policy, detector, detectors)?;
+            policy.rules.push(RuleConfig::new(&detector.name, &label, policy.review_at, policy.flag_at));
         }
     }
     Ok(policy)
+}
+
+fn has_rule(policy: &PolicyConfig, detector: &Detector) -> bool {
+    policy.rules.iter().any(|rule| rule.detector.as_ref() == Some(&detector.name))
 }
 
 /// The subjects under a policy in which every detector but the shadows has a rule.
@@ -43,17 +45,17 @@ pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Resu
 pub fn subjects(policy: &PolicyConfig, detectors: &[Detector]) -> Result<Vec<Subject>, PolicyError> {
     let mut subjects: Vec<Subject> = Vec::new();
     for detector in detectors {
-        let mut add = |positive: String, thresholds| {
+        let mut add = |positive: String, review_at, flag_at| {
             if !subjects.iter().any(|other| other.detector == detector.name && other.positive == positive) {
                 let (detector, labels) = (detector.name.clone(), detector.labels.clone());
-                subjects.push(Subject { detector, labels, positive, thresholds });
+                subjects.push(Subject { detector, labels, positive, review_at, flag_at });
             }
         };
-        for rule in policy.rules.iter().filter(|rule| rule.detector == detector.name) {
-            add(rule.label.clone(), Some((rule.review_at, rule.flag_at)));
+        for rule in policy.rules.iter().filter(|rule| rule.detector.as_ref() == Some(&detector.name)) {
+            add(rule.label.clone().unwrap_or_default(), rule.review_at, rule.flag_at);
         }
         if detector.shadow {
-            add(positive_label(policy, detector, detectors)?, None);
+            add(positive_label(policy, detector, detectors)?, None, None);
         }
     }
     Ok(subjects)
@@ -77,12 +79,13 @@ fn positive_label(policy: &PolicyConfig, detector: &Detector, all: &[Detector]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Policy, tests::detector};
+    use crate::config::Config;
+    use crate::policy::{PolicySet, tests::detector};
 
     fn found(policy: &PolicyConfig, detectors: &[Detector]) -> Vec<(String, String, bool)> {
         let policy = with_default_rules(policy, detectors).unwrap();
         let subjects = subjects(&policy, detectors).unwrap();
-        subjects.into_iter().map(|s| (s.detector, s.positive, s.thresholds.is_some())).collect()
+        subjects.into_iter().map(|s| (s.detector, s.positive, s.flag_at.is_some())).collect()
     }
 
     #[test]
@@ -96,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_rule_decides_and_two_rules_make_two_subjects() {
-        let rule = |label: &str| RuleConfig { detector: "d".into(), label: label.into(), review_at: 0.5, flag_at: 0.9 };
+        let rule = |label: &str| RuleConfig::new("d", label, 0.5, 0.9);
         let policy = PolicyConfig { rules: ["x", "y", "x"].map(rule).to_vec(), ..PolicyConfig::default() };
         let detectors = [detector("d", &["by AI", "x", "y"])];
         assert_eq!(found(&policy, &detectors), ["x", "y"].map(|label| ("d".into(), label.into(), true)));
@@ -107,7 +110,8 @@ mod tests {
         let detectors = [detector("a", &["by human", "by AI"])];
         let policy = PolicyConfig { label: "by ai".into(), ..PolicyConfig::default() };
         let policy = with_default_rules(&policy, &detectors).unwrap();
-        assert!(matches!(Policy::resolve(&policy, &detectors, false), Err(PolicyError::UnknownLabel { .. })));
+        let config = Config { policy, ..Config::default() };
+        assert!(matches!(PolicySet::resolve(&config, &detectors, false), Err(PolicyError::UnknownLabel { .. })));
     }
 
     #[test]

@@ -86,8 +86,8 @@ impl<'a> Summary<'a> {
         let curve = Curve::new(scored.iter().flatten().copied());
         let (review_at, flag_at) = (recommend(&curve, target_rates.review), recommend(&curve, target_rates.flag));
         let roles = [
-            (subject.thresholds.map(|(review_at, _)| review_at), ThresholdRole::PolicyReview),
-            (subject.thresholds.map(|(_, flag_at)| flag_at), ThresholdRole::PolicyFlag),
+            (subject.review_at, ThresholdRole::PolicyReview),
+            (subject.flag_at, ThresholdRole::PolicyFlag),
             (review_at, ThresholdRole::RecommendedReview),
             (flag_at, ThresholdRole::RecommendedFlag),
         ];
@@ -196,7 +196,8 @@ pub(crate) mod tests {
             detector: "synthetic-2.0".into(),
             labels: vec!["by human".into(), "by AI".into()],
             positive: "by AI".into(),
-            thresholds: Some((0.5, 0.9)),
+            review_at: Some(0.5),
+            flag_at: Some(0.9),
         };
         let mut results = EvaluationResults::new([subject].into(), vec!["photos".into(), "faces <b>".into()], 3);
         for i in 0u8..200 {

@@ -1,10 +1,13 @@
 //! The event of a verdict: a CloudEvent in structured mode, as the outbox stores it.
+//!
+//! What is announced is the outcome, except where an image passes: with a note it is `noted`, and if an earlier revision did
+//! not pass, it is `cleared`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::{Revision, Verdict, event_id, exact, exact_scores, revised_event_id};
+use super::{Judgement, Outcome, Revision, Verdict, event_id, exact, exact_scores, revised_event_id};
 use crate::telemetry::traces::TraceContext;
 
 /// An event as the outbox stores it.
@@ -28,39 +31,66 @@ pub struct EventContext<'a> {
     pub trace: Option<&'a TraceContext>,
 }
 
+/// Every routing key.
+pub const ROUTING_KEYS: [&str; 6] =
+    ["image.flagged", "image.review", "image.failed", "image.noted", "image.cleared", "image.passed"];
+
+/// What an event announces, as its type and its routing key name it. `earlier` is the outcome of the revision before.
+#[must_use]
+pub fn announcement(judgement: &Judgement, earlier: Option<Outcome>) -> (&'static str, &'static str) {
+    let outcome = judgement.outcome;
+    match outcome {
+        Outcome::Passed if earlier.is_some_and(|earlier| earlier != Outcome::Passed) => ("cleared", "image.cleared"),
+        Outcome::Passed if !judgement.findings.is_empty() => ("noted", "image.noted"),
+        _ => (outcome.as_str(), outcome.routing_key()),
+    }
+}
+
 /// The event of a first judgement, whether or not its routing key is published.
 #[must_use]
 pub fn event(verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
+    let first = Revision { number: 1, cause: None, judged_at: verdict.decided_at };
     let id = event_id(verdict.id, verdict.judgement.outcome);
-    finish(id, payload(id, verdict, prefix), verdict, context)
+    make_event(id, verdict, &first, None, context, prefix)
 }
 
-/// The event of a later revision. Its `time` is when it was judged.
+/// The event of a later revision. `earlier` is the outcome of the revision before.
 #[must_use]
-pub fn revised_event(verdict: &Verdict, revision: &Revision, context: EventContext<'_>, prefix: &str) -> Event {
+pub fn revised_event(
+    verdict: &Verdict,
+    revision: &Revision,
+    earlier: Option<Outcome>,
+    context: EventContext<'_>,
+    prefix: &str,
+) -> Event {
     let id = revised_event_id(verdict.id, revision.number, revision.judged_at);
-    let judged_at = revision.judged_at.format(&Rfc3339).unwrap_or_default();
-    let mut payload = payload(id, verdict, prefix);
-    payload["time"] = json!(judged_at);
-    payload["data"]["revision"] = json!(revision.number);
-    payload["data"]["cause"] = json!(revision.cause);
-    payload["data"]["judged_at"] = json!(judged_at);
-    finish(id, payload, verdict, context)
+    make_event(id, verdict, revision, earlier, context, prefix)
 }
 
-fn payload(id: Uuid, verdict: &Verdict, prefix: &str) -> Value {
-    let outcome = verdict.judgement.outcome;
-    let time = verdict.decided_at.format(&Rfc3339).unwrap_or_default();
-    json!({
+fn make_event(
+    id: Uuid,
+    verdict: &Verdict,
+    revision: &Revision,
+    earlier: Option<Outcome>,
+    context: EventContext<'_>,
+    prefix: &str,
+) -> Event {
+    let judgement = &verdict.judgement;
+    let (announced, routing_key) = announcement(judgement, earlier);
+    let [decided_at, judged_at] =
+        [verdict.decided_at, revision.judged_at].map(|time| time.format(&Rfc3339).unwrap_or_default());
+    let mut payload = json!({
         "specversion": "1.0",
         "id": id,
-        "type": format!("io.pixwarden.image.{outcome}.v1"),
+        "type": format!("io.pixwarden.image.{announced}.v1"),
         "source": format!("/{prefix}"),
         "subject": verdict.image.uri(),
-        "time": time,
+        "time": judged_at,
         "datacontenttype": "application/json",
         "data": {
             "verdict_id": verdict.id,
+            "revision": revision.number,
+            "cause": revision.cause,
             "job_id": verdict.job_id,
             "lane": verdict.lane,
             "image": {
@@ -70,20 +100,20 @@ fn payload(id: Uuid, verdict: &Verdict, prefix: &str) -> Value {
                 "etag": verdict.image.etag,
                 "sha256": verdict.sha256.map(hex::encode),
             },
-            "outcome": outcome,
-            "reason": verdict.judgement.reason,
-            "label": verdict.judgement.label,
-            "score": verdict.judgement.score.map(exact),
-            "scores": verdict.scores.as_ref().map(exact_scores),
+            "outcome": judgement.outcome,
+            "allow": judgement.allows(),
+            "reason": judgement.reason,
+            "label": judgement.label,
+            "score": judgement.score.map(exact),
+            "scores": verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)),
+            "findings": judgement.findings,
             "detectors": verdict.detectors,
             "policy": verdict.policy,
             "metadata": verdict.metadata,
-            "decided_at": time,
+            "decided_at": decided_at,
+            "judged_at": judged_at,
         },
-    })
-}
-
-fn finish(id: Uuid, mut payload: Value, verdict: &Verdict, context: EventContext<'_>) -> Event {
+    });
     if let Some(trace) = context.trace {
         payload["traceparent"] = trace.traceparent().into();
         if let Some(state) = trace.tracestate() {
@@ -92,7 +122,7 @@ fn finish(id: Uuid, mut payload: Value, verdict: &Verdict, context: EventContext
     }
     Event {
         id,
-        routing_key: verdict.judgement.outcome.routing_key().to_owned(),
+        routing_key: routing_key.to_owned(),
         correlation_id: context.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
     }
@@ -100,10 +130,29 @@ fn finish(id: Uuid, mut payload: Value, verdict: &Verdict, context: EventContext
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
     use time::macros::datetime;
 
     use super::*;
-    use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, RevisionCause, Scores, verdict_id};
+    use crate::job::{
+        Digests, Facts, Finding, FindingOutcome, FindingSource, ImageRef, Lane, PolicyRef, RevisionCause, Scores,
+        verdict_id,
+    };
+
+    fn finding(outcome: FindingOutcome) -> Finding {
+        Finding {
+            rule: None,
+            category: Some("synthetic".into()),
+            severity: Some(2),
+            outcome,
+            source: FindingSource::Detector,
+            detector: Some("d".into()),
+            label: Some("by AI".into()),
+            score: Some(0.1),
+            threshold: Some(0.05),
+            view: None,
+        }
+    }
 
     fn verdict() -> Verdict {
         Verdict {
@@ -119,8 +168,9 @@ mod tests {
                 reason: Some("why".into()),
                 label: Some("by AI".into()),
                 score: Some(0.1),
+                findings: vec![finding(FindingOutcome::Flagged)],
             },
-            scores: Some(Scores::from([("d".into(), [("by AI".to_owned(), 0.1f32)].into())])),
+            facts: Some(Facts::of_one_view(Scores::from([("d".into(), [("by AI".to_owned(), 0.1f32)].into())]))),
             detectors: Digests::from([("d".into(), "digest".into())]),
             policy: PolicyRef { name: "default".into(), sha256: "p".into() },
             metadata: Some(json!({"user": 7})),
@@ -144,7 +194,8 @@ mod tests {
     fn the_event_of_a_revision_has_its_own_id_and_time() {
         let revision =
             Revision { number: 2, cause: Some(RevisionCause::Replayed), judged_at: datetime!(2026-02-03 04:05:06 UTC) };
-        let revised = revised_event(&verdict(), &revision, EventContext::default(), "pixwarden");
+        let context = EventContext::default();
+        let revised = revised_event(&verdict(), &revision, Some(Outcome::Failed), context, "pixwarden");
         let payload: Value = serde_json::from_str(&revised.payload).unwrap();
         assert_eq!(payload["id"], json!(revised.id));
         assert_eq!(payload["time"], "2026-02-03T04:05:06Z");
@@ -152,6 +203,40 @@ mod tests {
         let of_revision = [&payload["data"]["revision"], &payload["data"]["cause"], &payload["data"]["judged_at"]];
         assert_eq!(of_revision, [&json!(2), &json!("replayed"), &json!("2026-02-03T04:05:06Z")]);
         assert_ne!(revised.id, event(&verdict(), EventContext::default(), "pixwarden").id);
+    }
+
+    #[test]
+    fn a_note_and_the_end_of_a_finding_are_announced() {
+        let revision =
+            Revision { number: 2, cause: Some(RevisionCause::Rejudged), judged_at: datetime!(2026-02-03 04:05:06 UTC) };
+        let judged = |outcome: Outcome, findings: &[FindingOutcome]| {
+            let findings = findings.iter().copied().map(finding).collect();
+            Verdict { judgement: Judgement { outcome, findings, ..verdict().judgement }, ..verdict() }
+        };
+        let kind = |event: Event| {
+            let payload: Value = serde_json::from_str(&event.payload).unwrap();
+            let data = &payload["data"];
+            (event.routing_key, payload["type"].as_str().unwrap().to_owned(), data["allow"] == true)
+        };
+        let first = |verdict: &Verdict| kind(event(verdict, EventContext::default(), "pixwarden"));
+        let later = |verdict: &Verdict, earlier: Outcome| {
+            kind(revised_event(verdict, &revision, Some(earlier), EventContext::default(), "pixwarden"))
+        };
+        let named = |name: &str, allow: bool| (format!("image.{name}"), format!("io.pixwarden.image.{name}.v1"), allow);
+        let (passed, noted) = (judged(Outcome::Passed, &[]), judged(Outcome::Passed, &[FindingOutcome::Noted]));
+        let flagged = judged(Outcome::Flagged, &[FindingOutcome::Flagged, FindingOutcome::Noted]);
+        assert_eq!(first(&passed), named("passed", true));
+        assert_eq!(first(&noted), named("noted", true));
+        assert_eq!(first(&flagged), named("flagged", false));
+        assert_eq!(later(&noted, Outcome::Passed), named("noted", true));
+        for earlier in [Outcome::Flagged, Outcome::Review, Outcome::Failed] {
+            assert_eq!(later(&passed, earlier), named("cleared", true));
+            assert_eq!(later(&noted, earlier), named("cleared", true), "with its findings");
+        }
+        assert_eq!(later(&flagged, Outcome::Passed), named("flagged", false));
+        let keys =
+            [first(&passed), first(&noted), first(&flagged), later(&passed, Outcome::Flagged)].map(|kind| kind.0);
+        assert!(keys.iter().all(|key| ROUTING_KEYS.contains(&key.as_str())));
     }
 
     #[test]

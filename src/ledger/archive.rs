@@ -185,8 +185,8 @@ pub trait Archive: Send + Sync {
     /// Revises verdicts by another policy, all in one transaction or none. Returns how many were at the expected
     /// revision and have been changed.
     ///
-    /// A judgement that changes nothing that people see (outcome, reason, label, score) makes no revision: then only
-    /// the policy of the verdict changes.
+    /// A judgement that changes nothing that people see (outcome, reason, findings) makes no revision: then only the policy
+    /// of the verdict changes. Findings are added where an earlier release recorded none.
     async fn rejudge(&self, changes: &[Revise]) -> Result<u64, LedgerError>;
 }
 

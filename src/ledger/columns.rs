@@ -6,8 +6,10 @@
 use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ExistingVerdict, ReusableScores, StoredVerdict};
-use crate::job::{self, ImageInfo, ImageRef, Judgement, Lane, Outcome, Revision, RevisionCause, Verdict};
+use super::{ExistingVerdict, ReusableFacts, StoredVerdict};
+use crate::job::{
+    self, Facts, Finding, ImageInfo, ImageRef, Judgement, Lane, Outcome, Revision, RevisionCause, Verdict, Views,
+};
 
 /// Calls `$callback` with all columns that the writers of verdicts set. Of each:
 ///
@@ -51,6 +53,8 @@ macro_rules! with_verdict_columns {
             (33, attempts, i32, plain, integer, replaced)
             (34, received_at, OffsetDateTime, plain, timestamptz, kept)
             (35, decided_at, OffsetDateTime, plain, timestamptz, kept)
+            (36, findings, Option<String>, plain, jsonb, replaced)
+            (37, views, Option<String>, plain, jsonb, replaced)
         }
     };
 }
@@ -132,6 +136,20 @@ macro_rules! read_existing {
     }};
 }
 
+/// Reads the judgement of this outcome from a row of either database.
+macro_rules! read_judgement {
+    ($row:expr, $outcome:expr) => {{
+        let findings: Option<String> = $row.try_get("findings")?;
+        $crate::job::Judgement {
+            outcome: $outcome,
+            reason: $row.try_get("reason")?,
+            label: $row.try_get("label")?,
+            score: $row.try_get("score")?,
+            findings: $crate::ledger::columns::parse_findings(findings.as_deref())?,
+        }
+    }};
+}
+
 /// A verdict that is locked until its new revision is written.
 pub(super) struct LockedVerdict {
     pub existing: ExistingVerdict,
@@ -141,7 +159,9 @@ pub(super) struct LockedVerdict {
 /// The columns of a [`LockedVerdict`].
 macro_rules! select_locked {
     () => {
-        "SELECT id, bucket, key, version_id, etag, outcome, reason, label, score, revision, decided_at FROM verdicts"
+        "SELECT id, bucket, key, version_id, etag, outcome, reason, label, score, CAST(findings AS text) AS findings, revision,
+                decided_at
+         FROM verdicts"
     };
 }
 
@@ -149,12 +169,7 @@ macro_rules! select_locked {
 macro_rules! read_locked {
     ($row:expr) => {{
         let existing = read_existing!($row);
-        let judgement = $crate::job::Judgement {
-            outcome: existing.outcome,
-            reason: $row.try_get("reason")?,
-            label: $row.try_get("label")?,
-            score: $row.try_get("score")?,
-        };
+        let judgement = read_judgement!($row, existing.outcome);
         $crate::ledger::columns::LockedVerdict { existing, judgement }
     }};
 }
@@ -171,7 +186,8 @@ macro_rules! insert_history {
 /// The columns of an [`EarlierState`] of the verdict `$1`, oldest first.
 macro_rules! select_earlier_states {
     () => {
-        "SELECT revision, outcome, reason, label, score, cause, judged_at FROM verdict_history
+        "SELECT revision, outcome, reason, label, score, CAST(findings AS text) AS findings, cause, judged_at
+         FROM verdict_history
          WHERE verdict_id = $1 ORDER BY revision"
     };
 }
@@ -187,12 +203,7 @@ macro_rules! read_earlier_state {
                 cause: cause.as_deref().and_then($crate::job::RevisionCause::parse),
                 judged_at: $row.try_get("judged_at")?,
             },
-            judgement: $crate::job::Judgement {
-                outcome: $crate::ledger::columns::parse_outcome(&outcome)?,
-                reason: $row.try_get("reason")?,
-                label: $row.try_get("label")?,
-                score: $row.try_get("score")?,
-            },
+            judgement: read_judgement!($row, $crate::ledger::columns::parse_outcome(&outcome)?),
         })
     }};
 }
@@ -219,7 +230,7 @@ impl VerdictRow {
             reason: verdict.judgement.reason.clone(),
             label: verdict.judgement.label.clone(),
             score: verdict.judgement.score,
-            scores: verdict.scores.as_ref().map(to_json),
+            scores: verdict.facts.as_ref().map(|facts| to_json(&facts.scores)),
             detectors: to_json(&verdict.detectors),
             policy: to_json(&verdict.policy),
             metadata: verdict.metadata.as_ref().map(to_json),
@@ -227,6 +238,8 @@ impl VerdictRow {
             attempts: integer(verdict.attempts),
             received_at: verdict.received_at,
             decided_at: verdict.decided_at,
+            findings: findings_json(&verdict.judgement.findings),
+            views: verdict.facts.as_ref().and_then(|facts| Some(to_json(facts.views.as_ref()?))),
             revision: 1,
             cause: None,
             judged_at: verdict.decided_at,
@@ -252,6 +265,16 @@ impl VerdictRow {
             }
             _ => None,
         };
+        let facts = match &self.scores {
+            Some(scores) => {
+                let views: Option<Views> = self.views.as_deref().map(from_json).transpose()?;
+                // An image with a single frame has a single view.
+                let views = views.or_else(|| (self.frames == Some(1)).then(Views::new));
+                Some(Facts { scores: from_json(scores)?, views })
+            }
+            None => None,
+        };
+        let findings = parse_findings(self.findings.as_deref())?;
         let revision = Revision { number: revision_number(self.revision), cause, judged_at: self.judged_at };
         let verdict = Verdict {
             id: parse_uuid(&self.id)?,
@@ -260,8 +283,8 @@ impl VerdictRow {
             sha256,
             bytes: self.bytes.and_then(|bytes| u64::try_from(bytes).ok()),
             seen,
-            judgement: Judgement { outcome, reason: self.reason, label: self.label, score: self.score },
-            scores: self.scores.as_deref().map(from_json).transpose()?,
+            judgement: Judgement { outcome, reason: self.reason, label: self.label, score: self.score, findings },
+            facts,
             detectors: from_json(&self.detectors)?,
             policy: from_json(&self.policy)?,
             metadata: self.metadata.as_deref().map(from_json).transpose()?,
@@ -276,9 +299,18 @@ impl VerdictRow {
 }
 
 /// What another job may reuse of a verdict.
-pub(super) fn reusable_scores(stored: StoredVerdict) -> Option<ReusableScores> {
+pub(super) fn reusable_facts(stored: StoredVerdict) -> Option<ReusableFacts> {
     let verdict = stored.verdict;
-    Some(ReusableScores { verdict: verdict.id, seen: verdict.seen?, scores: verdict.scores? })
+    Some(ReusableFacts { verdict: verdict.id, seen: verdict.seen?, facts: verdict.facts? })
+}
+
+/// Findings as the column has them: null where there are none.
+pub(super) fn findings_json(findings: &[Finding]) -> Option<String> {
+    (!findings.is_empty()).then(|| to_json(&findings))
+}
+
+pub(super) fn parse_findings(text: Option<&str>) -> Result<Vec<Finding>, sqlx::Error> {
+    text.map_or_else(|| Ok(Vec::new()), from_json)
 }
 
 fn integer(n: u32) -> i32 {

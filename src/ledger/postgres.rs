@@ -275,6 +275,7 @@ impl Ledger for Postgres {
         let query = "SELECT privilege || ' on ' || relation
              FROM (VALUES ('verdicts', ARRAY['SELECT', 'INSERT', 'UPDATE']),
                           ('verdict_history', ARRAY['SELECT', 'INSERT']),
+                          ('policies', ARRAY['SELECT', 'INSERT']),
                           ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
                           ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),
                   unnest(privileges) AS privilege

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Event, NewVerdict};
-use crate::job::{Digests, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict};
+use crate::job::{Digests, Facts, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict};
 
 /// A new verdict with an event. A ping writes it and takes it back: a database that answers reads may refuse writes, because
 /// its disk is full, a privilege was revoked or its statements take too long.
@@ -19,7 +19,7 @@ pub(super) fn probe_verdict() -> NewVerdict {
         bytes: Some(0),
         seen: None,
         judgement: Judgement::unscored(Outcome::Rejected, "a probe of the ledger"),
-        scores: Some(Scores::new()),
+        facts: Some(Facts::of_one_view(Scores::new())),
         detectors: Digests::new(),
         policy: PolicyRef { name: "probe".into(), sha256: String::new() },
         metadata: None,

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{DatabaseError, Event, LedgerError};
-use crate::job::{Digests, ImageInfo, ImageRef, Outcome, Revision, RevisionCause, Scores, Verdict};
+use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Revision, RevisionCause, Verdict};
 
 /// A first judgement, with the event that announces it.
 #[derive(Debug, Clone)]
@@ -50,13 +50,13 @@ impl ExistingVerdict {
     }
 }
 
-/// Scores of an earlier verdict on the same content by the same detectors.
+/// The facts of an earlier verdict on the same content by the same detectors.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ReusableScores {
-    /// The verdict that the scores were made for.
+pub struct ReusableFacts {
+    /// The verdict that the facts were found for.
     pub verdict: Uuid,
     pub seen: ImageInfo,
-    pub scores: Scores,
+    pub facts: Facts,
 }
 
 /// A later judgement of a verdict.
@@ -82,10 +82,10 @@ impl Revise {
         Revision { number: self.expected_revision + 1, cause: Some(self.cause), judged_at: self.judged_at }
     }
 
-    /// Whether the unpublished events of earlier revisions must not be sent any more: they have another outcome, or this
+    /// Whether the unpublished events of earlier revisions must not be sent any more: they say something else, or this
     /// event replaces them. Without either, the earlier event still holds.
-    pub(super) fn makes_events_stale(&self, earlier: Outcome) -> bool {
-        self.event.is_some() || self.verdict.judgement.outcome != earlier
+    pub(super) fn makes_events_stale(&self, earlier: &Judgement) -> bool {
+        self.event.is_some() || !self.verdict.judgement.says_same_as(earlier)
     }
 }
 
@@ -106,20 +106,23 @@ pub trait Verdicts: Send + Sync {
     /// What exists of the verdict of this id.
     async fn find_verdict(&self, id: Uuid) -> Result<Option<ExistingVerdict>, LedgerError>;
 
-    /// Scores made from content of this SHA-256 by exactly these detectors.
+    /// What was found out about content of this SHA-256 by exactly these detectors.
     ///
-    /// Of an animated image the stored scores are those of one frame, the most severe one under the policy of that day;
-    /// they are found only under the same policy.
-    async fn find_scores(
+    /// Of an animated image, earlier releases stored the scores of one frame only, the most severe one under the policy of
+    /// that day. Such facts are found only under the same policy.
+    async fn find_facts(
         &self,
         sha256: [u8; 32],
         detectors: &Digests,
         policy_sha256: &str,
-    ) -> Result<Option<ReusableScores>, LedgerError>;
+    ) -> Result<Option<ReusableFacts>, LedgerError>;
 
     /// Inserts all verdicts with their events in one transaction, or none; no two may have the same id. Existing rows
     /// are read back and never changed. Returns one result per verdict, in order.
     async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError>;
+
+    /// Keeps the canonical texts of policies, each with its SHA-256, so that a verdict can be explained years later.
+    async fn record_policies(&self, policies: &[(String, String)]) -> Result<(), LedgerError>;
 
     /// The clock of the database, in microseconds as it is stored.
     ///
@@ -147,7 +150,7 @@ pub async fn replace_failed_verdict(
     verdict: &Verdict,
     named: &ImageRef,
     inserted: Inserted,
-    event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
+    mut event: impl FnMut(&Verdict, &Revision) -> Option<Event> + Send,
 ) -> Result<Inserted, LedgerError> {
     let existing = match inserted {
         Inserted::Existing(existing)

@@ -4,8 +4,7 @@
 //! about the same for one row as for ten. (Postgres's `commit_delay` does the same for commits.) A row that the database
 //! refuses is found by splitting the group in halves, and fails alone.
 //!
-//! Some refusals do not show whether a row or the ledger is the reason: a trigger may refuse one row or all, and so may a
-//! damaged index. Then the row is the reason if the ledger accepts others, and the ledger is if it accepts none.
+//! Some refusals do not show whether a row or the ledger is the reason: see `refusals`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,10 +14,11 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::refusals::resolve_refusal;
 use crate::fault_injection::{self, PlantedBug};
 use crate::groups::Groups;
 use crate::job::{ImageRef, Revision, Verdict};
-use crate::ledger::{Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
+use crate::ledger::{DatabaseError, Event, Inserted, Ledger, LedgerError, NewVerdict, replace_failed_verdict};
 use crate::telemetry::metrics;
 
 /// Rows per transaction. A larger group gains nothing, and finding a refused row in it costs more.
@@ -40,20 +40,6 @@ pub fn linger_limit(in_flight: usize) -> usize {
 pub struct CommitQueue {
     ledger: Arc<dyn Ledger>,
     entries: mpsc::Sender<Waiting>,
-}
-
-/// What refusals for an unclear reason mean: if the ledger does not accept the row of a probe either, it is the reason.
-async fn probe_is_refused(ledger: &dyn Ledger) -> bool {
-    ledger.ping().await.is_err()
-}
-
-/// What a refusal means, once it is known whose fault it is.
-fn resolve_unclear(error: LedgerError, is_ledgers: bool) -> LedgerError {
-    match error {
-        LedgerError::RefusedUnclear(reason) if is_ledgers => LedgerError::Down(reason),
-        LedgerError::RefusedUnclear(reason) => LedgerError::Refused(reason),
-        other => other,
-    }
 }
 
 struct Waiting {
@@ -79,7 +65,7 @@ impl CommitQueue {
         &self,
         new: &NewVerdict,
         named: &ImageRef,
-        revised_event: impl FnOnce(&Verdict, &Revision) -> Option<Event> + Send,
+        mut revised_event: impl FnMut(&Verdict, &Revision) -> Option<Event> + Send,
     ) -> Result<Inserted, LedgerError> {
         let mut entry = new.clone();
         let kept_back =
@@ -93,14 +79,15 @@ impl CommitQueue {
         };
         let began = Instant::now();
         let is_new = matches!(inserted, Inserted::Written(_));
-        let replaced = replace_failed_verdict(self.ledger.as_ref(), &new.verdict, named, inserted, revised_event).await;
+        let ledger = self.ledger.as_ref();
+        let before = inserted.clone();
+        let replaced = replace_failed_verdict(ledger, &new.verdict, named, inserted, &mut revised_event).await;
         let inserted = match replaced {
-            Ok(inserted) => inserted,
-            Err(error @ LedgerError::RefusedUnclear(_)) => {
-                let is_ledgers = probe_is_refused(self.ledger.as_ref()).await;
-                return Err(resolve_unclear(error, is_ledgers));
+            Err(LedgerError::RefusedUnclear(reason)) => {
+                let again = || replace_failed_verdict(ledger, &new.verdict, named, before, &mut revised_event);
+                resolve_refusal(ledger, reason, again).await?
             }
-            Err(error) => return Err(error),
+            replaced => replaced?,
         };
         if !is_new && matches!(inserted, Inserted::Written(_)) {
             metrics::transaction_committed(1, began.elapsed());
@@ -114,56 +101,60 @@ async fn write_groups(ledger: Arc<dyn Ledger>, mut groups: Groups<Waiting>) {
         let mut ids: HashSet<Uuid> = HashSet::new();
         let (group, rest): (Vec<_>, _) = ready.into_iter().partition(|w| ids.insert(w.entry.verdict.id));
         let size = group.len();
-        let result = commit_group(ledger.as_ref(), group).await;
-        let is_in_doubt = result.written == 0 && !result.unclear.is_empty();
-        let is_ledgers = is_in_doubt && probe_is_refused(ledger.as_ref()).await;
-        for (waiting, error) in result.unclear {
-            drop(waiting.reply.send(Err(resolve_unclear(error, is_ledgers))));
+        let mut is_down = false;
+        for (waiting, reason) in commit_group(ledger.as_ref(), group).await {
+            let result = if is_down {
+                Err(LedgerError::Down(reason))
+            } else {
+                commit_refused(ledger.as_ref(), &waiting.entry, reason).await
+            };
+            // Nothing else is asked of a ledger that is down.
+            is_down = matches!(result, Err(LedgerError::Down(_)));
+            drop(waiting.reply.send(result));
         }
         groups.done(size, rest);
     }
 }
 
-/// What became of a group.
-#[derive(Default)]
-struct GroupResult {
-    /// Rows that were written. Rows that existed show nothing of the ledger.
-    written: usize,
-    /// Rows that were refused for an unclear reason. Their callers have no answer yet.
-    unclear: Vec<(Waiting, LedgerError)>,
+/// Commits a row once more that was refused for an unclear reason.
+async fn commit_refused(
+    ledger: &dyn Ledger,
+    entry: &NewVerdict,
+    reason: DatabaseError,
+) -> Result<Inserted, LedgerError> {
+    let again = || async { ledger.insert(std::slice::from_ref(entry)).await };
+    let mut inserted = resolve_refusal(ledger, reason, again).await?;
+    inserted.pop().ok_or_else(|| LedgerError::Down("the ledger gave no result for a row".into()))
 }
 
-/// Commits a group whose ids differ, and answers each of its callers but those of [`GroupResult::unclear`].
-fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, GroupResult> {
+/// Commits a group whose ids differ, and answers its callers. The rows that were refused for an unclear reason are returned:
+/// their callers have no answer yet.
+fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, Vec<(Waiting, DatabaseError)>> {
     Box::pin(async move {
         let entries: Vec<NewVerdict> = group.iter().map(|waiting| waiting.entry.clone()).collect();
         let began = Instant::now();
         match ledger.insert(&entries).await {
             Ok(answers) => {
                 metrics::transaction_committed(entries.len(), began.elapsed());
-                let written = answers.iter().filter(|answer| matches!(answer, Inserted::Written(_))).count();
                 for (waiting, answer) in group.into_iter().zip(answers) {
                     drop(waiting.reply.send(Ok(answer)));
                 }
-                GroupResult { written, unclear: Vec::new() }
+                Vec::new()
             }
             Err(LedgerError::Refused(_) | LedgerError::RefusedUnclear(_)) if group.len() > 1 => {
                 let rest = group.split_off(group.len() / 2);
-                let mut result = commit_group(ledger, group).await;
-                let second = commit_group(ledger, rest).await;
-                result.written += second.written;
-                result.unclear.extend(second.unclear);
-                result
+                let mut unclear = commit_group(ledger, group).await;
+                unclear.append(&mut commit_group(ledger, rest).await);
+                unclear
             }
-            Err(error @ LedgerError::RefusedUnclear(_)) => {
-                let unclear = group.into_iter().map(|waiting| (waiting, error.clone())).collect();
-                GroupResult { written: 0, unclear }
+            Err(LedgerError::RefusedUnclear(reason)) => {
+                group.into_iter().map(|waiting| (waiting, reason.clone())).collect()
             }
             Err(error) => {
                 for waiting in group {
                     drop(waiting.reply.send(Err(error.clone())));
                 }
-                GroupResult::default()
+                Vec::new()
             }
         }
     })
@@ -172,20 +163,9 @@ fn commit_group(ledger: &dyn Ledger, mut group: Vec<Waiting>) -> BoxFuture<'_, G
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ledger, MissingFile, Sqlite};
 
     #[test]
     fn a_group_never_waits_for_more_than_can_come() {
         assert_eq!([0, 1, 4, 18, 80].map(linger_limit), [0, 0, 2, 9, 16]);
-    }
-
-    #[tokio::test]
-    async fn a_ledger_that_takes_no_probe_is_the_reason_for_a_refusal() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = Sqlite::open(&folder.path().join("ledger.db"), MissingFile::Create).await.unwrap();
-        ledger.migrate().await.unwrap();
-        assert!(!probe_is_refused(&ledger).await);
-        ledger.close().await;
-        assert!(probe_is_refused(&ledger).await);
     }
 }

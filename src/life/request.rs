@@ -10,6 +10,7 @@ use super::health::Service;
 use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
+use crate::policy::ImageContext;
 use crate::screen::ScreenError;
 use crate::telemetry::metrics::labels::RetryCause;
 use crate::telemetry::traces::TraceContext;
@@ -34,6 +35,14 @@ pub struct JobRequest {
     pub deadline: Instant,
     pub correlation_id: Option<String>,
     pub trace: Option<TraceContext>,
+}
+
+impl JobRequest {
+    /// What decides which policy judges the job.
+    pub(super) fn context(&self) -> ImageContext<'_> {
+        let Job { image, metadata, .. } = &self.job;
+        ImageContext { bucket: &image.bucket, key: &image.key, lane: self.lane, metadata: metadata.as_ref() }
+    }
 }
 
 /// The ids under which the ledger has recorded that a redelivered job is screened. The records stay until the delivery is

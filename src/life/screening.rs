@@ -24,9 +24,10 @@ impl JobProcessor {
             self.end_if_answered(identified.request, fetched.verdict_id()).await?;
         }
         if self.config.worker.reuse_scores {
-            let found =
-                find_reusable(self.ledger.as_ref(), &self.screen, &self.config.decode, object, &identified.detectors);
-            if let Some(screened) = self.call(found).await? {
+            let policy = self.policy(identified.request);
+            let find =
+                || find_reusable(self.ledger.as_ref(), policy, &self.config.decode, object, &identified.detectors);
+            if let Some(screened) = self.call(find).await? {
                 return Ok(screened);
             }
         }
@@ -52,7 +53,7 @@ impl JobProcessor {
         if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             return self.screen_in_company(fetched, bytes).await;
         }
-        if !self.call(self.ledger.begin_in_company(id, self.process_id)).await? {
+        if !self.call(|| self.ledger.begin_in_company(id, self.process_id)).await? {
             return self.screen_alone(fetched, bytes).await;
         }
         fetched.identified.request.records.add(id);
@@ -70,7 +71,7 @@ impl JobProcessor {
         // The wait for its turn may have been long.
         self.fail_if_broken(&request.job.image.bucket)?;
         self.end_if_answered(request, id).await?;
-        let starts = self.call(self.ledger.begin_quarantine(id, self.process_id)).await?;
+        let starts = self.call(|| self.ledger.begin_quarantine(id, self.process_id)).await?;
         request.records.add(id);
         let deaths = starts.saturating_sub(1);
         let screened = if deaths >= self.config.worker.deaths {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::request::{AttemptError, JobEnd, JobRequest};
 use crate::config::DecodeConfig;
-use crate::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
+use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict, verdict_id};
 use crate::lanes::Permit;
 use crate::ledger::{ExistingVerdict, Ledger, LedgerError};
 use crate::objects::FetchedObject;
@@ -115,35 +115,35 @@ impl Fetched<'_> {
     }
 }
 
-/// An image with its scores, which no policy has judged yet.
+/// An image with its facts, which no policy has judged yet.
 pub(crate) struct Screened {
     pub image: ImageInfo,
-    /// The scores of each frame. Reused scores are those of one frame.
-    pub frames: Vec<Scores>,
-    /// The verdict whose scores were reused.
+    pub facts: Facts,
+    /// The verdict whose facts were reused.
     pub reused_from: Option<Uuid>,
     /// The input of each detector for the first frame.
     pub shown: Vec<(String, Arc<Pixels>)>,
 }
 
-/// Finds scores of equal content by the same detectors.
+/// Finds the facts of equal content by the same detectors. Any policy may judge them; see [`crate::ledger::Verdicts::find_facts`]
+/// for what earlier releases stored.
 ///
 /// # Errors
 /// When the ledger fails.
 pub(crate) async fn find_reusable(
     ledger: &dyn Ledger,
-    screen: &Screen,
+    policy: &Policy,
     limits: &DecodeConfig,
     object: &ObjectFacts,
     detectors: &Digests,
 ) -> Result<Option<Screened>, LedgerError> {
     let Some(sha256) = object.sha256 else { return Ok(None) };
-    let earlier = ledger.find_scores(sha256, detectors, &screen.policy().reference.sha256).await?;
+    let earlier = ledger.find_facts(sha256, detectors, &policy.reference.sha256).await?;
     // The earlier verdict may have been made under wider limits.
     let earlier = earlier.filter(|earlier| decode::is_within_limits(limits, earlier.seen));
     Ok(earlier.map(|earlier| Screened {
         image: earlier.seen,
-        frames: vec![earlier.scores],
+        facts: earlier.facts,
         reused_from: Some(earlier.verdict),
         shown: Vec::new(),
     }))
@@ -160,7 +160,7 @@ pub(crate) async fn screen(
     detectors: &Digests,
 ) -> Result<Screened, ScreenError> {
     let image = screen.screen_image(lane, bytes, detectors).await?;
-    Ok(Screened { image: image.info, frames: image.frames, reused_from: None, shown: image.first_frame })
+    Ok(Screened { image: image.info, facts: image.facts, reused_from: None, shown: image.first_frame })
 }
 
 /// An image with its outcome: everything that a verdict records about the image itself.
@@ -169,7 +169,7 @@ pub(crate) struct Judged {
     pub detectors: Digests,
     pub object: ObjectFacts,
     pub image: Option<ImageInfo>,
-    pub scores: Option<Scores>,
+    pub facts: Option<Facts>,
     pub reused_from: Option<Uuid>,
     pub judgement: Judgement,
 }
@@ -184,10 +184,10 @@ impl Judged {
         reason: String,
     ) -> Self {
         let judgement = Judgement::unscored(outcome, reason);
-        Self { job_id, detectors, object, image: None, scores: None, reused_from: None, judgement }
+        Self { job_id, detectors, object, image: None, facts: None, reused_from: None, judgement }
     }
 
-    /// Applies the policy. The most severe frame counts.
+    /// Applies the policy.
     pub(crate) fn by_policy(
         policy: &Policy,
         job_id: String,
@@ -195,12 +195,11 @@ impl Judged {
         object: ObjectFacts,
         screened: Screened,
     ) -> Self {
-        let Screened { image, mut frames, reused_from, .. } = screened;
-        let (frame, judgement) = judge::most_severe(policy, &frames);
+        let Screened { image, facts, reused_from, .. } = screened;
+        let judgement = judge::judge(policy, &facts);
         // Scores that are not probabilities fail the job, and are not worth storing.
-        let is_usable = judgement.outcome != Outcome::Failed && frame < frames.len();
-        let scores = is_usable.then(|| frames.swap_remove(frame));
-        Self { job_id, detectors, object, image: Some(image), scores, reused_from, judgement }
+        let facts = Some(facts).filter(|_| judgement.outcome != Outcome::Failed);
+        Self { job_id, detectors, object, image: Some(image), facts, reused_from, judgement }
     }
 
     /// The verdict, decided now.
@@ -217,7 +216,7 @@ impl Judged {
             bytes: self.object.bytes,
             seen: self.image,
             judgement: self.judgement,
-            scores: self.scores,
+            facts: self.facts,
             detectors: self.detectors,
             policy: record.policy,
             metadata: record.metadata,

@@ -11,7 +11,7 @@ use super::infer::{Engine, InferError, OnnxRuntime};
 use super::self_test::{SelfTest, SelfTestError, run_self_test, score_still};
 use crate::config::{Config, DecodeMode, DetectorEntry, Origin};
 use crate::detector::{DecodeSettings, Detector, GoldenImage, PackageError, PackageSource};
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{PolicyError, PolicySet};
 
 /// Why the screen cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -87,25 +87,25 @@ impl StartError {
     }
 }
 
-/// Reads the packages and checks the policy, without loading a model.
+/// Reads the packages and checks the policies, without loading a model.
 ///
 /// # Errors
-/// When a package or the policy is invalid.
-pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, Policy), StartError> {
+/// When a package or a policy is invalid.
+pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, PolicySet), StartError> {
     let detectors = packages(config)?;
-    let policy = policy_for(config, &detectors)?;
-    policy.require_rule(&detectors).map_err(|e| e.at(config))?;
-    Ok((detectors, policy))
+    let policies = policies_for(config, &detectors)?;
+    policies.require_rules(config, &detectors)?;
+    Ok((detectors, policies))
 }
 
-/// Checks the configured policy against the packages.
+/// Checks the configured policies against the packages.
 ///
 /// # Errors
-/// When it does not fit them.
-pub(crate) fn policy_for(config: &Config, detectors: &[Detector]) -> Result<Policy, PolicyError> {
+/// When one does not fit them.
+pub(crate) fn policies_for(config: &Config, detectors: &[Detector]) -> Result<PolicySet, PolicyError> {
     // The default rule may judge a detector that is given as a bare folder. One that is given as a table needs rules.
     let may_default = config.detectors.iter().all(|entry| matches!(entry, DetectorEntry::Path(_)));
-    Policy::resolve(&config.policy, detectors, may_default).map_err(|e| e.at(config))
+    PolicySet::resolve(config, detectors, may_default)
 }
 
 /// Reads the configured packages, or the bundled one where none is configured.

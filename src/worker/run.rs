@@ -22,8 +22,9 @@ use crate::lanes::Gate;
 use crate::ledger::{self, Ledger, OpenError};
 use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcessorParts};
 use crate::objects::{DownloadGates, Fetcher};
+use crate::policy::PolicySet;
 use crate::processes;
-use crate::screen::{Screen, StartError, decode};
+use crate::screen::{Screen, StartError, decode, plan};
 use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::{http, metrics, traces};
 
@@ -86,7 +87,10 @@ pub async fn run_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
-    let screen = Screen::start(&config)?;
+    let (detectors, policies) = plan(&config)?;
+    policies.log();
+    ledger.record_policies(&policies.texts()).await.map_err(OpenError::from)?;
+    let screen = Screen::start(&config, detectors)?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let prefetch = prefetch(&config, &screen)?;
     metrics::set_limits(metrics::WorkerLimits {
@@ -112,6 +116,7 @@ pub async fn run_on(
         ledger,
         fetcher,
         screen,
+        policies,
         publisher,
         topology,
         health,
@@ -128,6 +133,7 @@ pub(super) struct WorkerParts {
     pub ledger: Arc<dyn Ledger>,
     pub fetcher: Fetcher,
     pub screen: Screen,
+    pub policies: PolicySet,
     pub publisher: Arc<dyn MessagePublisher>,
     pub topology: Topology,
     pub health: Health,
@@ -153,7 +159,8 @@ pub(super) struct RunningWorker {
 
 impl RunningWorker {
     pub(super) fn start(parts: WorkerParts) -> Self {
-        let WorkerParts { config, ledger, fetcher, screen, publisher, topology, health, prefetch, stop } = parts;
+        let WorkerParts { config, ledger, fetcher, screen, policies, publisher, topology, health, prefetch, stop } =
+            parts;
         let stop_publishing = CancellationToken::new();
         let (commits, committing) = CommitQueue::new(Arc::clone(&ledger), life::linger_limit(prefetch.into()));
         let (events, publishing) = EventPublisher::new(
@@ -177,6 +184,7 @@ impl RunningWorker {
             ledger: Arc::clone(&ledger),
             fetcher: Arc::new(fetcher),
             screen,
+            policies,
             admission,
             health,
             commits,

@@ -27,11 +27,13 @@ use crate::broker::{
     ATTEMPT_HEADER, Acknowledger, BrokerError, JOB_ID_HEADER, Message, MessagePublisher, PublishError, REASON_HEADER,
     REDELIVERED_HEADER, Topology, header, text,
 };
-use crate::config::{Bucket, Config, Isolation, RuleConfig};
-use crate::job::{ImageRef, Lane, Outcome, Verdict, verdict_id};
+use crate::config::{AnyOf, Bucket, Config, Isolation, RuleConfig, ScopedPolicyConfig, WhenConfig};
+use crate::job::event::ROUTING_KEYS;
+use crate::job::{FindingOutcome, ImageRef, Lane, Outcome, Verdict, verdict_id};
 use crate::ledger::{Ledger, MissingFile, Sqlite};
 use crate::life::Health;
 use crate::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
+use crate::policy::PolicySet;
 use crate::screen::Screen;
 use crate::telemetry::intake::{Intake, IntakeState};
 
@@ -260,7 +262,7 @@ impl World {
         config.decode.isolation = Isolation::Thread;
         config.decode.threads = 1;
         config.worker.attempts = 3;
-        config.events.publish = Outcome::ALL.map(|outcome| outcome.routing_key().to_owned()).into();
+        config.events.publish = ROUTING_KEYS.map(str::to_owned).into();
         configure(&mut config);
 
         let ledger_file = folder.path().join("ledger.db");
@@ -275,6 +277,7 @@ impl World {
             health: Health::new(fetcher.addresses()),
             fetcher,
             screen: Screen::with_fake_session(&config, fake_outputs),
+            policies: PolicySet::resolve(&config, &Screen::fake_detectors(&config), true).unwrap(),
             config: Arc::new(config),
             publisher,
             topology: topology(),
@@ -437,7 +440,7 @@ async fn every_job_ends_in_its_outcome_with_its_event_and_settlement() {
         assert_eq!(verdict.judgement.outcome, outcome, "{id}: {found}");
         assert!(found.contains(reason), "{id}: {found}");
         let is_scored = matches!(outcome, Outcome::Passed | Outcome::Review | Outcome::Flagged);
-        assert_eq!(verdict.scores.is_some(), is_scored, "{id}");
+        assert_eq!(verdict.facts.is_some(), is_scored, "{id}");
     }
     let events = world.events(count).await;
     for event in &events {
@@ -844,7 +847,8 @@ async fn a_job_without_an_id_never_vanishes_behind_the_row_of_an_earlier_state()
     // A second replay of the same letter finds another image: it gets a verdict of its own.
     world.put("replayed", png(250, 0, 0));
     world.settle(replay()).await;
-    assert_eq!(world.events(4).await.last().unwrap().body["data"]["outcome"], "flagged");
+    let keys: Vec<_> = world.events(4).await.into_iter().map(|event| event.routing_key).collect();
+    assert_eq!(keys, ["image.failed", "image.failed", "image.cleared", "image.flagged"]);
     assert_eq!(world.verdict(&id).await.unwrap().judgement.outcome, Outcome::Passed, "the first verdict stands");
 }
 
@@ -919,12 +923,7 @@ async fn a_failed_verdict_is_not_replaced_by_one_on_another_version() {
 #[tokio::test]
 async fn a_sender_cannot_leave_out_a_detector_that_the_policy_judges_by() {
     let world = World::with(|config| {
-        let rule = |detector: &str| RuleConfig {
-            detector: detector.into(),
-            label: "by AI".into(),
-            review_at: 0.5,
-            flag_at: 0.9,
-        };
+        let rule = |detector: &str| RuleConfig::new(detector, "by AI", 0.5, 0.9);
         config.policy.rules = vec![rule("fake"), rule("second")];
     })
     .await;
@@ -937,6 +936,58 @@ async fn a_sender_cannot_leave_out_a_detector_that_the_policy_judges_by() {
     assert!(judgement.reason.unwrap().contains("leaves out \"second\""));
     world.settle(job("both", json!(["second", "fake"]))).await;
     assert_eq!(world.verdict("both").await.unwrap().judgement.outcome, Outcome::Passed);
+}
+
+#[tokio::test]
+async fn each_job_is_judged_by_the_policy_that_holds_for_it_and_facts_are_shared() {
+    let world = World::with(|config| {
+        let rule = RuleConfig { review_at: None, ..RuleConfig::new("fake", "by AI", 0.0, 0.9) };
+        let scoped = |name: &str, key_prefix: &str, rules: Vec<RuleConfig>| ScopedPolicyConfig {
+            name: name.into(),
+            when: WhenConfig { key_prefix: AnyOf(vec![key_prefix.into()]), ..WhenConfig::default() },
+            inherit: false,
+            rules,
+        };
+        let noting = RuleConfig {
+            category: Some("synthetic".into()),
+            severity: Some(2),
+            note_at: Some(0.1),
+            review_at: None,
+            flag_at: None,
+            ..rule.clone()
+        };
+        let strict = RuleConfig::new("second", "by AI", 0.2, 0.5);
+        config.policy.rules = vec![rule];
+        config.policies = vec![scoped("noting", "art/", vec![noting]), scoped("strict", "kids/", vec![strict])];
+    })
+    .await;
+    let verdict = async |key: &str, id: &str, metadata: Value| {
+        world.put(key, png(150, 0, 0));
+        let body = json!({"id": id, "image": format!("s3://uploads/{key}"), "metadata": metadata});
+        world.settle(message(body)).await;
+        world.verdict(id).await.unwrap()
+    };
+    let passed = verdict("image", "one", json!({})).await;
+    assert_eq!((passed.judgement.outcome, passed.policy.name.as_str()), (Outcome::Passed, "default"));
+    let noted = verdict("art/image", "two", json!({})).await;
+    assert_eq!((noted.judgement.outcome, noted.policy.name.as_str()), (Outcome::Passed, "noting"));
+    let finding = &noted.judgement.findings[0];
+    assert_eq!(
+        (finding.category.as_deref(), finding.severity, finding.outcome),
+        (Some("synthetic"), Some(2), FindingOutcome::Noted)
+    );
+    assert_eq!(noted.reused_from, Some(passed.id), "the facts of equal content serve every policy");
+    let flagged = verdict("kids/image", "three", json!({})).await;
+    assert_eq!((flagged.judgement.outcome, flagged.policy.name.as_str()), (Outcome::Flagged, "strict"));
+    assert_eq!(flagged.facts, passed.facts);
+    // A sender reaches no other rules by its metadata or by naming detectors.
+    let metadata = json!({"policy": "noting", "key_prefix": "art/"});
+    assert_eq!(verdict("kids/image", "four", metadata).await.judgement.outcome, Outcome::Flagged);
+    let left_out = json!({"id": "five", "image": "s3://uploads/kids/image", "detectors": ["fake"]});
+    world.settle(message(left_out)).await;
+    assert_eq!(world.verdict("five").await.unwrap().judgement.outcome, Outcome::Rejected);
+    let keys: Vec<_> = world.events(5).await.into_iter().map(|event| event.routing_key).collect();
+    assert_eq!(keys, ["image.passed", "image.noted", "image.flagged", "image.flagged", "image.failed"]);
 }
 
 #[tokio::test]

@@ -287,6 +287,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "ledger",
             "life",
             "objects",
+            "policy",
             "processes",
             "retry",
             "screen",
@@ -309,6 +310,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "ledger",
             "life",
             "objects",
+            "policy",
             "processes",
             "screen",
             "worker",
@@ -348,7 +350,7 @@ fn rooms_import_only_what_the_map_allows() {
 const STAGES: &[(&str, &[&str], &[&str])] = &[
     ("worker", &["run"], &["delivery", "options"]),
     ("screen", &["start", "self_test"], &["error", "pixels"]),
-    ("life", &["outages", "screening"], &["health", "request"]),
+    ("life", &["outages", "screening"], &["health", "refusals", "request"]),
     ("objects", &[], &["options"]),
     (
         "ledger",

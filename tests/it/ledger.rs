@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{
-    Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Revision, RevisionCause, Scores, Verdict,
-    event_id, revised_event_id, verdict_id,
+    Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
+    Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
     Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex,
@@ -72,6 +72,21 @@ fn digests() -> Digests {
     Digests::from([("d".to_owned(), "1".to_owned())])
 }
 
+fn finding(threshold: f32) -> Finding {
+    Finding {
+        rule: Some("a 'rule'".into()),
+        category: Some("synthetic/face".into()),
+        severity: None,
+        outcome: FindingOutcome::Review,
+        source: FindingSource::Detector,
+        detector: Some("d".into()),
+        label: Some("by AI".into()),
+        score: Some(0.1),
+        threshold: Some(threshold),
+        view: Some(View { frame: 3 }),
+    }
+}
+
 fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
     let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
     let labels = [("by AI".to_owned(), 0.1), ("by human".to_owned(), 0.9)];
@@ -88,8 +103,14 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
         sha256: Some([7; 32]),
         bytes: Some(123_456),
         seen: Some(ImageInfo { format: "jpeg", width: 640, height: 480, frames: 1 }),
-        judgement: Judgement { outcome, reason: Some("why".into()), label: Some("by AI".into()), score: Some(0.1) },
-        scores: Some(Scores::from([("d".to_owned(), labels.into())])),
+        judgement: Judgement {
+            outcome,
+            reason: Some("why".into()),
+            label: Some("by AI".into()),
+            score: Some(0.1),
+            findings: vec![finding(0.05)],
+        },
+        facts: Some(Facts::of_one_view(Scores::from([("d".to_owned(), labels.into())]))),
         detectors: digests(),
         policy: PolicyRef { name: "p".into(), sha256: "s".into() },
         metadata: Some(serde_json::json!({"user": 7, "tags": ["a", null]})),
@@ -142,7 +163,7 @@ async fn every_verdict_on_content_is_found_also_one_with_reused_or_without_score
         let ledger = &subject.ledger;
         let mut entries = ["own", "reused", "unscored", "other"].map(|id| entry(id, Outcome::Passed));
         entries[0].verdict.reused_from = None;
-        entries[2].verdict.scores = None;
+        entries[2].verdict.facts = None;
         entries[3].verdict.sha256 = Some([8; 32]);
         for (i, entry) in (0u32..).zip(&mut entries) {
             entry.verdict.decided_at -= Duration::from_secs(60) * i;
@@ -239,8 +260,13 @@ async fn revise_to(ledger: &dyn Ledger, verdict: &Verdict, revision: u32, outcom
         judged_at: ledger.now().await.unwrap(),
         event: None,
     };
-    revise.verdict.judgement =
-        Judgement { outcome, reason: Some("another reason".into()), label: None, score: Some(0.5) };
+    revise.verdict.judgement = Judgement {
+        outcome,
+        reason: Some("another reason".into()),
+        label: None,
+        score: Some(0.5),
+        findings: Vec::new(),
+    };
     revise.verdict.policy.sha256 = format!("policy {revision}");
     revise.event = Some(Event {
         id: revised_event_id(verdict.id, revision + 1, revise.judged_at),
@@ -260,7 +286,7 @@ async fn a_revision_keeps_the_earlier_state_and_replaces_its_event_unless_it_is_
         let first = &new.verdict;
         ledger.insert(std::slice::from_ref(&new)).await.unwrap();
         // A replay may lose its facts; a judgement of stored facts leaves them alone.
-        let judged = Verdict { metadata: None, scores: None, attempts: 9, ..first.clone() };
+        let judged = Verdict { metadata: None, facts: None, attempts: 9, ..first.clone() };
         let (second, revised) = revise_to(ledger, &judged, 1, Outcome::Review).await;
         assert_eq!(revised, Revised::Written { revision: 2, event: second.event.clone() });
         let stored = ledger.read_verdict(first.id).await.unwrap().unwrap();
@@ -341,8 +367,10 @@ async fn a_revision_of_another_state_than_the_expected_one_writes_nothing() {
 async fn rejudging_revises_only_what_changes_and_loses_no_event() {
     for subject in Subject::both().await {
         let ledger = subject.ledger.as_ref();
-        let names = ["same", "reason", "outcome", "stale"];
-        let new = names.map(|name| entry(name, Outcome::Flagged));
+        let names = ["same", "reason", "outcome", "stale", "threshold", "finding", "earlier"];
+        let mut new = names.map(|name| entry(name, Outcome::Flagged));
+        // An earlier release recorded no findings.
+        new[6].verdict.judgement.findings.clear();
         ledger.insert(&new).await.unwrap();
         let judged_at = ledger.now().await.unwrap();
         let mut changes = new.clone().map(|new| Revise {
@@ -355,7 +383,10 @@ async fn rejudging_revises_only_what_changes_and_loses_no_event() {
         changes[1].verdict.judgement.reason = Some("other thresholds".into());
         changes[2].verdict.judgement.outcome = Outcome::Passed;
         changes[3].expected_revision = 2;
-        assert_eq!(ledger.rejudge(&changes).await.unwrap(), 3);
+        changes[4].verdict.judgement.findings = vec![finding(0.06)];
+        changes[5].verdict.judgement.findings.clear();
+        changes[6].verdict.judgement.findings = vec![finding(0.05)];
+        assert_eq!(ledger.rejudge(&changes).await.unwrap(), 6);
         let mut revisions = Vec::new();
         for (change, new) in changes.iter().zip(&new) {
             let stored = ledger.read_verdict(new.verdict.id).await.unwrap().unwrap();
@@ -363,13 +394,13 @@ async fn rejudging_revises_only_what_changes_and_loses_no_event() {
             assert_eq!(&stored.verdict, expected);
             revisions.push(stored.revision.number);
         }
-        assert_eq!(revisions, [1, 2, 2, 1], "what people see is the same in the first");
-        // Only the third has another outcome, so that only its event is wrong.
+        assert_eq!(revisions, [1, 2, 2, 1, 2, 2, 1], "what people see is the same in the first and the last");
+        // Only where the outcome or the findings say something else is the event wrong.
         let mut unpublished = Vec::new();
         for new in &new {
             unpublished.push(ledger.outbox_rows(new.verdict.id).await.unwrap().len());
         }
-        assert_eq!(unpublished, [1, 1, 0, 1]);
+        assert_eq!(unpublished, [1, 1, 0, 1, 1, 0, 1]);
     }
 }
 
@@ -463,7 +494,8 @@ fn large_group() -> Vec<NewVerdict> {
         verdict.judgement.reason = Some(text.into()).filter(|_| n % 3 > 0);
         verdict.metadata = Some(serde_json::json!({"text": text, "n": [n, null]})).filter(|_| n % 2 > 0);
         if n % 5 == 0 {
-            (verdict.sha256, verdict.seen, verdict.scores, verdict.judgement.score) = (None, None, None, None);
+            (verdict.sha256, verdict.seen, verdict.facts, verdict.judgement.score) = (None, None, None, None);
+            verdict.judgement.findings.clear();
         }
         if n % 4 == 0 {
             entry.event = None;
@@ -520,7 +552,7 @@ async fn a_large_group_passes_over_what_is_known_and_is_refused_as_a_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
+async fn facts_are_found_by_content_and_detectors_and_those_of_an_earlier_release_by_policy() {
     for subject in Subject::both().await {
         let ledger = &subject.ledger;
         let mut own = entry("own", Outcome::Passed);
@@ -529,16 +561,28 @@ async fn scores_are_found_by_content_detectors_and_for_animations_by_policy() {
         animated.verdict.reused_from = None;
         animated.verdict.sha256 = Some([9; 32]);
         animated.verdict.seen = Some(ImageInfo { format: "gif", width: 8, height: 8, frames: 12 });
-        ledger.insert(&[own.clone(), animated.clone(), entry("taken-over", Outcome::Passed)]).await.unwrap();
+        let mut viewed =
+            NewVerdict { verdict: Verdict { sha256: Some([10; 32]), ..animated.verdict.clone() }, event: None };
+        (viewed.verdict.id, viewed.verdict.job_id) = (verdict_id("viewed"), "viewed".into());
+        let facts = viewed.verdict.facts.as_mut().unwrap();
+        facts.views = Some(Views::from([("d".into(), [("by AI".into(), View { frame: 3 })].into())]));
+        animated.verdict.facts.as_mut().unwrap().views = None;
+        let new = [own.clone(), animated.clone(), viewed.clone(), entry("taken-over", Outcome::Passed)];
+        ledger.insert(&new).await.unwrap();
 
-        let found = ledger.find_scores([7; 32], &digests(), "another policy").await.unwrap().unwrap();
+        let found = ledger.find_facts([7; 32], &digests(), "another policy").await.unwrap().unwrap();
         assert_eq!((found.verdict, Some(found.seen)), (own.verdict.id, own.verdict.seen));
-        assert_eq!(Some(found.scores), own.verdict.scores);
-        assert_eq!(ledger.find_scores([8; 32], &digests(), "s").await.unwrap(), None);
-        assert_eq!(ledger.find_scores([7; 32], &Digests::new(), "s").await.unwrap(), None, "other detectors");
-        assert_eq!(ledger.find_scores([9; 32], &digests(), "another policy").await.unwrap(), None);
-        let found = ledger.find_scores([9; 32], &digests(), "s").await.unwrap();
-        assert_eq!(found.map(|found| found.verdict), Some(animated.verdict.id));
+        assert_eq!(Some(found.facts), own.verdict.facts);
+        assert_eq!(ledger.find_facts([8; 32], &digests(), "s").await.unwrap(), None);
+        assert_eq!(ledger.find_facts([7; 32], &Digests::new(), "s").await.unwrap(), None, "other detectors");
+        assert_eq!(ledger.find_facts([9; 32], &digests(), "another policy").await.unwrap(), None);
+        let found = ledger.find_facts([9; 32], &digests(), "s").await.unwrap();
+        assert_eq!(
+            found.map(|found| (found.verdict, Some(found.facts))),
+            Some((animated.verdict.id, animated.verdict.facts))
+        );
+        let found = ledger.find_facts([10; 32], &digests(), "another policy").await.unwrap();
+        assert_eq!(found.map(|found| Some(found.facts)), Some(viewed.verdict.facts), "any policy may judge all views");
     }
 }
 
@@ -977,6 +1021,25 @@ async fn a_statement_that_is_given_up_does_not_run_on_and_leaves_no_connection()
     }
     holding.rollback().await.unwrap();
     ledger.insert(&[entry("two", Outcome::Passed)]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_refuses_a_row_for_a_moment_only_costs_nothing() {
+    let lab = Lab::new().await;
+    lab.put("k", crate::support::good_image()).await;
+    // A sequence keeps its value also where the transaction is rolled back.
+    let trigger = "CREATE SEQUENCE inserts; GRANT USAGE ON SEQUENCE inserts TO PUBLIC;
+                   CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                       IF new.job_id = 'one' AND nextval('inserts') = 1 THEN RAISE EXCEPTION 'not now'; END IF;
+                       RETURN new; END $$;
+                   CREATE TRIGGER refuse BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION refuse()";
+    sqlx::raw_sql(trigger).execute(&lab.db).await.unwrap();
+    let job = serde_json::json!({"id": "one", "image": format!("s3://{}/k", lab.bucket), "metadata": {"user": 7}});
+    lab.job(Lane::Live, job).await;
+    let mut worker = lab.started_worker().await;
+    lab.until("SELECT count(*) FROM verdicts WHERE outcome <> 'failed' AND metadata IS NOT NULL", 1, &worker).await;
+    lab.until_settled(&worker).await;
+    assert!(worker.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -341,8 +341,10 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     assert_eq!(snapshot().await, before);
     lab.until_published(&worker).await;
     let told: Vec<_> = lab.drain(&listener).await.into_iter().map(|(event, _)| event).collect();
-    let back_in_review = before.iter().filter(|(_, old, _)| old == "review").count();
-    assert_eq!(told.len(), back_in_review, "what passes again is not announced by default");
+    let passed = before.iter().filter(|(_, old, _)| old == "passed").count();
+    let cleared: Vec<_> = told.iter().filter(|event| event["type"] == "io.pixwarden.image.cleared.v1").collect();
+    assert_eq!((told.len(), cleared.len()), (changed, passed), "what passes again is cleared");
+    assert!(cleared.iter().all(|event| event["data"]["allow"] == true && event["data"]["revision"] == 3));
     // And once more: what was told before is told again, as it is news again.
     lab.run(&[&["rejudge"][..], &strict].concat()).await.expect_ok();
     lab.until_published(&worker).await;

@@ -30,7 +30,8 @@ fn images() -> Vec<(String, Vec<u8>)> {
 fn row(verdict: &Verdict) -> Value {
     json!({
         "outcome": verdict.judgement.outcome, "reason": verdict.judgement.reason, "label": verdict.judgement.label,
-        "score": verdict.judgement.score.map(exact), "scores": verdict.scores.as_ref().map(exact_scores),
+        "score": verdict.judgement.score.map(exact), "allow": verdict.judgement.allows(),
+        "scores": verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)), "findings": verdict.judgement.findings,
         "sha256": verdict.sha256.map(hex::encode), "bytes": verdict.bytes,
         "format": verdict.seen.map(|seen| seen.format), "width": verdict.seen.map(|seen| seen.width),
         "height": verdict.seen.map(|seen| seen.height), "frames": verdict.seen.map(|seen| seen.frames),

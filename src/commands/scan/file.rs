@@ -18,11 +18,15 @@ use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_s
 use crate::lanes::Gate;
 use crate::ledger::{Ledger, NewVerdict};
 use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
+use crate::policy::{ImageContext, Policy, PolicySet};
 use crate::screen::pixels::Pixels;
 use crate::screen::{Screen, ScreenError, decode};
 
 /// The first bytes of a file that suffice to recognise its format.
 const HEAD_BYTES: u64 = 1024;
+
+/// The lane that files count to.
+const LANE: Lane = Lane::Backfill;
 
 /// What each detector was shown of an image's first frame.
 type Shown = Vec<(String, Arc<Pixels>)>;
@@ -30,6 +34,7 @@ type Shown = Vec<(String, Arc<Pixels>)>;
 /// Everything that a file needs. One value serves all files of a scan.
 pub(super) struct Scan<'a> {
     pub screen: &'a Screen,
+    pub policies: &'a PolicySet,
     pub digests: Digests,
     pub config: &'a Config,
     /// Set where verdicts are stored.
@@ -78,10 +83,15 @@ pub(super) struct FileReport {
 }
 
 impl<'a> Scan<'a> {
-    pub(super) fn new(screen: &'a Screen, config: &'a Config, recorder: Option<Recorder>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        screen: &'a Screen,
+        policies: &'a PolicySet,
+        config: &'a Config,
+        recorder: Option<Recorder>,
+    ) -> anyhow::Result<Self> {
         let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
         let bytes = Gate::new(config.storage.memory_bytes);
-        Ok(Self { screen, digests, config, recorder, bytes, ignore_earlier: false })
+        Ok(Self { screen, policies, digests, config, recorder, bytes, ignore_earlier: false })
     }
 
     /// Processes one file. Returns `None` for the ledger's own file, which may lie among the images.
@@ -105,9 +115,9 @@ impl<'a> Scan<'a> {
 
     async fn screen_and_record(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<(Verdict, Shown)> {
         let record = Record {
-            lane: Lane::Backfill,
+            lane: LANE,
             image: file.image.clone(),
-            policy: self.screen.policy().reference.clone(),
+            policy: self.policy(file).reference.clone(),
             metadata: None,
             attempts: 1,
             received_at: OffsetDateTime::now_utc(),
@@ -146,9 +156,10 @@ impl<'a> Scan<'a> {
         };
         object.bytes = Some(bytes.len() as u64);
         object.sha256 = Some(sha256);
-        let mut screened = match self.find_reusable(&object).await? {
+        let policy = self.policy(file);
+        let mut screened = match self.find_reusable(policy, &object).await? {
             Some(reused) => reused,
-            None => match life::screen(self.screen, Lane::Backfill, bytes, &self.digests).await {
+            None => match life::screen(self.screen, LANE, bytes, &self.digests).await {
                 Ok(screened) => screened,
                 Err(error @ ScreenError::Undecodable(_)) => {
                     return Ok(unscored(object, Outcome::Undecodable, error.to_string()));
@@ -157,15 +168,21 @@ impl<'a> Scan<'a> {
             },
         };
         let shown = std::mem::take(&mut screened.shown);
-        let judged = Judged::by_policy(self.screen.policy(), id.clone(), self.digests.clone(), object, screened);
+        let judged = Judged::by_policy(policy, id.clone(), self.digests.clone(), object, screened);
         Ok((judged, shown))
     }
 
-    async fn find_reusable(&self, object: &ObjectFacts) -> anyhow::Result<Option<Screened>> {
+    /// The policy that judges a file.
+    fn policy(&self, file: &FileState) -> &Policy {
+        let ImageRef { bucket, key, .. } = &file.image;
+        self.policies.policy_for(&ImageContext { bucket, key, lane: LANE, metadata: None })
+    }
+
+    async fn find_reusable(&self, policy: &Policy, object: &ObjectFacts) -> anyhow::Result<Option<Screened>> {
         let recorder = self.recorder.as_ref().filter(|_| !self.ignore_earlier && self.config.worker.reuse_scores);
         let Some(recorder) = recorder else { return Ok(None) };
         let decode = &self.config.decode;
-        Ok(life::find_reusable(recorder.ledger.as_ref(), self.screen, decode, object, &self.digests).await?)
+        Ok(life::find_reusable(recorder.ledger.as_ref(), policy, decode, object, &self.digests).await?)
     }
 
     /// An id that is equal only for the same state of a file with the same detectors, policy and limits.
@@ -177,7 +194,7 @@ impl<'a> Scan<'a> {
             file.name,
             file.image.etag,
             self.digests,
-            self.screen.policy().reference.sha256,
+            self.policy(file).reference.sha256,
             [u64::from(max_width), u64::from(max_height), max_pixels, max_decoded_bytes, max_animation_pixels],
             self.config.storage.max_object_bytes,
         ]))
@@ -238,10 +255,12 @@ impl FileReport {
         let fields = [
             ("image", json!(self.image)),
             ("outcome", json!(judgement.outcome)),
+            ("allow", json!(judgement.allows())),
             ("reason", json!(judgement.reason)),
             ("label", json!(judgement.label)),
             ("score", json!(judgement.score.map(exact))),
-            ("scores", json!(self.verdict.scores.as_ref().map(exact_scores))),
+            ("scores", json!(self.verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)))),
+            ("findings", json!(judgement.findings)),
             ("sha256", json!(self.verdict.sha256.map(hex::encode))),
             ("format", json!(seen.map(|seen| seen.format))),
             ("width", json!(seen.map(|seen| seen.width))),

@@ -12,6 +12,7 @@ use super::verdicts::{lock_verdicts, replace_history};
 use super::write::{EventArrays, JudgementArrays};
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
 use crate::job::ImageRef;
+use crate::ledger::columns::findings_json;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
     Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
@@ -206,13 +207,16 @@ async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>) -> Result<u64, sqlx
         .filter(|(change, locked)| locked.existing.revision == change.expected_revision)
         .collect();
     let (unchanged, revised): (Vec<_>, Vec<_>) =
-        current.iter().copied().partition(|(change, locked)| locked.judgement == change.verdict.judgement);
+        current.iter().copied().partition(|(change, locked)| change.verdict.judgement.looks_as(&locked.judgement));
 
-    let policies = "UPDATE verdicts SET policy = entry.policy::jsonb
-                    FROM UNNEST($1::uuid[], $2::text[]) AS entry (id, policy) WHERE verdicts.id = entry.id";
-    let (ids, texts): (Vec<Uuid>, Vec<String>) =
-        unchanged.iter().map(|(change, _)| (change.verdict.id, to_json(&change.verdict.policy))).unzip();
-    sqlx::query(policies).bind(ids).bind(texts).execute(&mut *transaction).await?;
+    let judged = "UPDATE verdicts SET policy = entry.policy::jsonb, findings = entry.findings::jsonb
+                  FROM UNNEST($1::uuid[], $2::text[], $3::text[]) AS entry (id, policy, findings)
+                  WHERE verdicts.id = entry.id";
+    let unchanged = unchanged.into_iter().map(|(change, _)| &change.verdict);
+    let ids: Vec<Uuid> = unchanged.clone().map(|verdict| verdict.id).collect();
+    let policies: Vec<String> = unchanged.clone().map(|verdict| to_json(&verdict.policy)).collect();
+    let findings: Vec<_> = unchanged.map(|verdict| findings_json(&verdict.judgement.findings)).collect();
+    sqlx::query(judged).bind(ids).bind(policies).bind(findings).execute(&mut *transaction).await?;
 
     replace_history(&mut transaction, &revised).await?;
     let revised = revised.iter().map(|(change, _)| *change);

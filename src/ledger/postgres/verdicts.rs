@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
 use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
 use crate::job::{Digests, RevisionCause};
-use crate::ledger::columns::{LockedVerdict, reusable_scores};
+use crate::ledger::columns::{LockedVerdict, reusable_facts};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
-    DatabaseError, Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableScores, Revise,
+    DatabaseError, Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableFacts, Revise,
     Revised, Verdicts,
 };
 use crate::retry;
@@ -26,12 +26,12 @@ impl Verdicts for Postgres {
         Ok(found.into_values().next())
     }
 
-    async fn find_scores(
+    async fn find_facts(
         &self,
         sha256: [u8; 32],
         detectors: &Digests,
         policy_sha256: &str,
-    ) -> Result<Option<ReusableScores>, LedgerError> {
+    ) -> Result<Option<ReusableFacts>, LedgerError> {
         let (detectors, policy) = (Json(detectors.clone()), policy_sha256.to_owned());
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
@@ -39,11 +39,11 @@ impl Verdicts for Postgres {
                 let query = sqlx::query(concat!(
                     select_verdicts!(),
                     " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
-                         AND outcome <> 'failed' AND (frames = 1 OR policy->>'sha256' = $3)
+                         AND outcome <> 'failed' AND (frames = 1 OR views IS NOT NULL OR policy->>'sha256' = $3)
                      LIMIT 1"
                 ));
                 let row = query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c).await?;
-                Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_scores))
+                Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_facts))
             })
         })
         .await
@@ -78,6 +78,19 @@ impl Verdicts for Postgres {
             existing.remove(&id).map(Inserted::Existing).ok_or_else(|| LedgerError::Down(neither()))
         };
         verdicts.iter().map(result).collect()
+    }
+
+    async fn record_policies(&self, policies: &[(String, String)]) -> Result<(), LedgerError> {
+        let (digests, texts): (Vec<String>, Vec<String>) = policies.iter().cloned().unzip();
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            let query = sqlx::query(
+                "INSERT INTO policies (sha256, text) SELECT * FROM UNNEST($1::text[], $2::text[])
+                 ON CONFLICT (sha256) DO NOTHING",
+            );
+            Box::pin(query.bind(digests).bind(texts).execute(c))
+        })
+        .await
+        .map(drop)
     }
 
     async fn now(&self) -> Result<OffsetDateTime, LedgerError> {
@@ -163,7 +176,7 @@ pub(super) async fn replace_history(
     sqlx::query(concat!(insert_history!(), " WHERE id = ANY($1)")).bind(ids).execute(&mut *c).await?;
     let outdated: Vec<Uuid> = changes
         .iter()
-        .filter(|(revise, locked)| revise.makes_events_stale(locked.existing.outcome))
+        .filter(|(revise, locked)| revise.makes_events_stale(&locked.judgement))
         .map(|(revise, _)| revise.verdict.id)
         .collect();
     let query = concat!("DELETE FROM outbox WHERE verdict_id = ANY($1) AND ", unpublished!());

@@ -14,7 +14,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::job::{RevisionCause, Verdict};
-use crate::ledger::columns::{VerdictRow, to_json};
+use crate::ledger::columns::{VerdictRow, findings_json, to_json};
 use crate::ledger::{Event, Revise};
 
 /// The verdicts that a statement has written, each with the payload of its event as it is stored.
@@ -99,11 +99,11 @@ const JUDGE: &str = concat!(
     "WITH written AS (
          UPDATE verdicts
          SET outcome = entry.outcome, reason = entry.reason, label = entry.label, score = entry.score,
-             policy = entry.policy::jsonb, revision = verdicts.revision + 1, cause = entry.cause,
-             judged_at = entry.judged_at
-         FROM UNNEST($7::uuid[], $8::text[], $9::text[], $10::text[], $11::real[], $12::text[], $13::text[],
-                     $14::timestamptz[])
-             AS entry (id, outcome, reason, label, score, policy, cause, judged_at)
+             policy = entry.policy::jsonb, findings = entry.findings::jsonb, revision = verdicts.revision + 1,
+             cause = entry.cause, judged_at = entry.judged_at
+         FROM UNNEST($7::uuid[], $8::text[], $9::text[], $10::text[], $11::real[], $12::text[], $13::text[], $14::text[],
+                     $15::timestamptz[])
+             AS entry (id, outcome, reason, label, score, policy, findings, cause, judged_at)
          WHERE verdicts.id = entry.id
          RETURNING verdicts.id
      )",
@@ -208,6 +208,7 @@ pub(super) struct JudgementArrays {
     label: Vec<Option<String>>,
     score: Vec<Option<f32>>,
     policy: Vec<String>,
+    findings: Vec<Option<String>>,
     cause: Vec<&'static str>,
     judged_at: Vec<OffsetDateTime>,
 }
@@ -222,6 +223,7 @@ impl JudgementArrays {
             arrays.label.push(verdict.judgement.label.clone());
             arrays.score.push(verdict.judgement.score);
             arrays.policy.push(to_json(&verdict.policy));
+            arrays.findings.push(findings_json(&verdict.judgement.findings));
             arrays.cause.push(cause.as_str());
             arrays.judged_at.push(*judged_at);
         }
@@ -243,6 +245,7 @@ impl JudgementArrays {
             .bind(&self.label)
             .bind(&self.score)
             .bind(&self.policy)
+            .bind(&self.findings)
             .bind(&self.cause)
             .bind(&self.judged_at);
         payloads(c, query).await

@@ -10,7 +10,7 @@ use super::pages::Part;
 use super::verdicts::{lock_verdict, write_revision};
 use super::{BEGIN, Sqlite, read_verdict_row};
 use crate::job::ImageRef;
-use crate::ledger::columns::{LockedVerdict, parse_uuid, to_json};
+use crate::ledger::columns::{LockedVerdict, findings_json, parse_uuid, to_json};
 use crate::ledger::{
     Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
     VerdictPage,
@@ -194,10 +194,11 @@ impl Archive for Sqlite {
                     let locked = lock_verdict(&mut transaction, change.verdict.id).await?;
                     let current = |locked: &LockedVerdict| locked.existing.revision == change.expected_revision;
                     let Some(locked) = locked.filter(current) else { continue };
-                    if locked.judgement == change.verdict.judgement {
-                        sqlx::query("UPDATE verdicts SET policy = $2 WHERE id = $1")
+                    if change.verdict.judgement.looks_as(&locked.judgement) {
+                        sqlx::query("UPDATE verdicts SET policy = $2, findings = $3 WHERE id = $1")
                             .bind(change.verdict.id.to_string())
                             .bind(to_json(&change.verdict.policy))
+                            .bind(findings_json(&change.verdict.judgement.findings))
                             .execute(&mut *transaction)
                             .await?;
                     } else {

@@ -10,11 +10,10 @@ use uuid::Uuid;
 use super::outbox::insert_outbox_row;
 use super::{BEGIN, Sqlite, now, read_verdict_row, stamp};
 use crate::job::{Digests, RevisionCause};
-use crate::ledger::columns::{LockedVerdict, VerdictRow, reusable_scores, to_json};
+use crate::ledger::columns::{LockedVerdict, VerdictRow, findings_json, reusable_facts, to_json};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
-    Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableScores, Revise, Revised,
-    Verdicts,
+    Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableFacts, Revise, Revised, Verdicts,
 };
 
 macro_rules! placeholder {
@@ -47,7 +46,7 @@ const REPLAY: &str = concat!(
 
 const JUDGE: &str =
     "UPDATE verdicts SET revision = revision + 1, cause = $2, judged_at = $3, outcome = $4, reason = $5,
-                         label = $6, score = $7, policy = $8
+                         label = $6, score = $7, policy = $8, findings = $9
                      WHERE id = $1";
 
 #[async_trait]
@@ -56,23 +55,23 @@ impl Verdicts for Sqlite {
         self.run(move |c| Box::pin(find_existing(c, id))).await
     }
 
-    async fn find_scores(
+    async fn find_facts(
         &self,
         sha256: [u8; 32],
         detectors: &Digests,
         policy_sha256: &str,
-    ) -> Result<Option<ReusableScores>, LedgerError> {
+    ) -> Result<Option<ReusableFacts>, LedgerError> {
         let (detectors, policy) = (to_json(detectors), policy_sha256.to_owned());
         self.run(move |c| {
             Box::pin(async move {
                 let query = sqlx::query(concat!(
                     select_verdicts!(),
                     " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
-                         AND outcome <> 'failed' AND (frames = 1 OR policy ->> 'sha256' = $3)
+                         AND outcome <> 'failed' AND (frames = 1 OR views IS NOT NULL OR policy ->> 'sha256' = $3)
                      LIMIT 1"
                 ));
                 let row = query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c).await?;
-                Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_scores))
+                Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_facts))
             })
         })
         .await
@@ -89,6 +88,21 @@ impl Verdicts for Sqlite {
                 }
                 transaction.commit().await?;
                 Ok(results)
+            })
+        })
+        .await
+    }
+
+    async fn record_policies(&self, policies: &[(String, String)]) -> Result<(), LedgerError> {
+        let policies = policies.to_vec();
+        self.run(move |c| {
+            Box::pin(async move {
+                for (sha256, text) in policies {
+                    let query = "INSERT INTO policies (sha256, text, first_used) VALUES ($1, $2, $3)
+                                 ON CONFLICT (sha256) DO NOTHING";
+                    sqlx::query(query).bind(sha256).bind(text).bind(now()).execute(&mut *c).await?;
+                }
+                Ok(())
             })
         })
         .await
@@ -174,7 +188,7 @@ pub(super) async fn write_revision(
     let Revise { verdict, cause, judged_at, event, .. } = revise;
     let id = verdict.id.to_string();
     sqlx::query(concat!(insert_history!(), " WHERE id = $1")).bind(&id).execute(&mut *c).await?;
-    if revise.makes_events_stale(locked.existing.outcome) {
+    if revise.makes_events_stale(&locked.judgement) {
         let query = "DELETE FROM outbox WHERE verdict_id = $1 AND published_at IS NULL";
         sqlx::query(query).bind(&id).execute(&mut *c).await?;
     }
@@ -191,6 +205,7 @@ pub(super) async fn write_revision(
             .bind(&verdict.judgement.label)
             .bind(verdict.judgement.score)
             .bind(to_json(&verdict.policy))
+            .bind(findings_json(&verdict.judgement.findings))
     };
     query.execute(&mut *c).await?;
     let Some(event) = event else { return Ok(None) };

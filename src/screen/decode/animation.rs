@@ -74,7 +74,7 @@ pub(super) fn decode_animation<'a>(
 }
 
 /// Up to `max` indices out of `0..count`, evenly spaced, the first and the last among them.
-fn spread_evenly(count: u32, max: u32) -> Vec<u32> {
+pub(super) fn spread_evenly(count: u32, max: u32) -> Vec<u32> {
     if count <= max {
         return (0..count).collect();
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
-use crate::job::Outcome;
+use crate::job::event::ROUTING_KEYS;
 
 /// `[events]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,8 @@ pub struct EventsConfig {
 impl Default for EventsConfig {
     fn default() -> Self {
         Self {
-            publish: vec!["image.flagged".into(), "image.review".into(), "image.failed".into()],
+            // All but `image.passed`: most images pass, and nobody has to act on it.
+            publish: ROUTING_KEYS[..5].iter().map(|key| (*key).to_owned()).collect(),
             default_queue: true,
         }
     }
@@ -44,11 +45,10 @@ impl Default for OutboxConfig {
 
 impl EventsConfig {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let known = Outcome::ALL.map(Outcome::routing_key);
-        match self.publish.iter().find(|key| !known.contains(&key.as_str())) {
+        match self.publish.iter().find(|key| !ROUTING_KEYS.contains(&key.as_str())) {
             Some(key) => Err(ConfigError::invalid(
                 "events.publish",
-                format!("\"{key}\" is not one of image.flagged, image.review, image.failed, image.passed"),
+                format!("\"{key}\" is not one of {}", ROUTING_KEYS.join(", ")),
             )),
             None => Ok(()),
         }

@@ -23,7 +23,7 @@ use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane};
 use pixwarden::ledger::{
     Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox,
-    OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableScores, Revise, Revised, StoredVerdict,
+    OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableFacts, Revise, Revised, StoredVerdict,
     UnpublishedEvents, VerdictFilter, VerdictPage, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
@@ -217,8 +217,12 @@ impl Verdicts for Slate {
         Ok(None)
     }
 
-    async fn find_scores(&self, _: [u8; 32], _: &Digests, _: &str) -> Result<Option<ReusableScores>, LedgerError> {
+    async fn find_facts(&self, _: [u8; 32], _: &Digests, _: &str) -> Result<Option<ReusableFacts>, LedgerError> {
         Ok(None)
+    }
+
+    async fn record_policies(&self, _: &[(String, String)]) -> Result<(), LedgerError> {
+        Ok(())
     }
 
     async fn now(&self) -> Result<OffsetDateTime, LedgerError> {

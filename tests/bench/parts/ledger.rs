@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use pixwarden::config::Config;
 use pixwarden::job::event::{EventContext, event};
-use pixwarden::job::{Digests, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict, verdict_id};
+use pixwarden::job::{
+    Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
+    Scores, Verdict, verdict_id,
+};
 use pixwarden::ledger::{self, NewVerdict};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -42,6 +45,22 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the default rule finds in a flagged image.
+fn finding(score: f32) -> Finding {
+    Finding {
+        rule: None,
+        category: None,
+        severity: None,
+        outcome: FindingOutcome::Flagged,
+        source: FindingSource::Detector,
+        detector: Some("synthetic-2.0".into()),
+        label: Some("by AI".into()),
+        score: Some(score),
+        threshold: Some(0.9),
+        view: None,
+    }
+}
+
 fn entry(n: usize) -> NewVerdict {
     let job_id = Uuid::new_v4().to_string();
     let flagged = n.is_multiple_of(16);
@@ -68,11 +87,12 @@ fn entry(n: usize) -> NewVerdict {
             reason: Some(reason).filter(|_| flagged),
             label: Some("by AI".into()),
             score: Some(p),
+            findings: if flagged { vec![finding(p)] } else { Vec::new() },
         },
-        scores: Some(Scores::from([(
+        facts: Some(Facts::of_one_view(Scores::from([(
             "synthetic-2.0".into(),
             [("by AI".to_owned(), p), ("by human".to_owned(), 1.0 - p)].into(),
-        )])),
+        )]))),
         detectors: Digests::from([("synthetic-2.0".into(), "0123456789abcdef".repeat(4))]),
         policy: PolicyRef { name: "default".into(), sha256: "fedcba9876543210".repeat(4) },
         metadata: Some(json!({"user": n})),

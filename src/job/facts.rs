@@ -1,0 +1,149 @@
+//! Facts: what was found out about an image, whatever a policy makes of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Detector name to label to probability in `0..=1`.
+pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
+
+/// Detector name to label to the view with the highest score. Empty if the image has a single view.
+pub type Views = BTreeMap<String, BTreeMap<String, View>>;
+
+/// One of the pictures that a file may show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The number of the frame, counted from 0.
+    pub frame: u32,
+}
+
+/// What was found out about an image. Any policy may judge facts, also years later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Of each label the highest score of all views.
+    pub scores: Scores,
+    /// `None` for an animation whose scores are those of one frame only, as earlier releases stored them.
+    pub views: Option<Views>,
+}
+
+impl Facts {
+    /// Takes the highest score of each label. A score that is no probability counts as higher than all others: it must not
+    /// be hidden.
+    #[must_use]
+    pub fn of_views(views: impl IntoIterator<Item = (View, Scores)>) -> Self {
+        let (mut highest, mut best_views) = (Scores::new(), Views::new());
+        let mut count = 0;
+        for (view, scores) in views {
+            count += 1;
+            for (detector, labels) in scores {
+                let (known, known_views) =
+                    (highest.entry(detector.clone()).or_default(), best_views.entry(detector).or_default());
+                for (label, score) in labels {
+                    if known.get(&label).is_none_or(|before| is_higher(score, *before)) {
+                        known.insert(label.clone(), score);
+                        known_views.insert(label, view);
+                    }
+                }
+            }
+        }
+        if count < 2 {
+            best_views.clear();
+        }
+        Self { scores: highest, views: Some(best_views) }
+    }
+
+    /// The facts of an image with a single view.
+    #[must_use]
+    pub fn of_one_view(scores: Scores) -> Self {
+        Self { scores, views: Some(Views::new()) }
+    }
+
+    /// The highest score for a label.
+    #[must_use]
+    pub fn score(&self, detector: &str, label: &str) -> Option<f32> {
+        self.scores.get(detector)?.get(label).copied()
+    }
+
+    /// The view that has the highest score for a label, if the image has several.
+    #[must_use]
+    pub fn view(&self, detector: &str, label: &str) -> Option<View> {
+        self.views.as_ref()?.get(detector)?.get(label).copied()
+    }
+
+    /// The first score that is no probability, with its detector and label.
+    #[must_use]
+    pub fn first_invalid(&self) -> Option<(&str, &str, f32)> {
+        self.scores.iter().find_map(|(detector, labels)| {
+            let (label, score) = labels.iter().find(|(_, score)| !is_probability(**score))?;
+            Some((detector.as_str(), label.as_str(), *score))
+        })
+    }
+}
+
+fn is_probability(score: f32) -> bool {
+    (0.0..=1.0).contains(&score)
+}
+
+fn is_higher(score: f32, before: f32) -> bool {
+    is_probability(before) && (score > before || !is_probability(score))
+}
+
+/// A probability as JSON, in the shortest decimal form that parses to the same float32. Converted to a double, 0.1 would be
+/// written as 0.10000000149011612.
+#[must_use]
+pub fn exact(p: f32) -> serde_json::Value {
+    serde_json::from_str(&p.to_string()).unwrap_or(serde_json::Value::Null)
+}
+
+/// All scores as JSON, each in the form of [`exact`].
+#[must_use]
+pub fn exact_scores(scores: &Scores) -> serde_json::Value {
+    let labels = |labels: &BTreeMap<String, f32>| {
+        labels.iter().map(|(label, p)| (label.clone(), exact(*p))).collect::<serde_json::Map<_, _>>()
+    };
+    scores
+        .iter()
+        .map(|(name, by_label)| (name.clone(), serde_json::Value::from(labels(by_label))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(ai: f32, nude: f32) -> Scores {
+        Scores::from([("d".to_owned(), [("ai".to_owned(), ai), ("nude".to_owned(), nude)].into())])
+    }
+
+    #[test]
+    fn of_several_views_each_label_has_its_highest_score_and_the_view_of_it() {
+        let views = [(0.1, 0.9), (0.7, 0.2), (0.7, 0.1)];
+        let facts = Facts::of_views((0..).map(|frame| View { frame }).zip(views.map(|(ai, nude)| scores(ai, nude))));
+        assert_eq!(facts.scores, scores(0.7, 0.9));
+        assert_eq!(facts.view("d", "ai"), Some(View { frame: 1 }), "the first of equals");
+        assert_eq!(facts.view("d", "nude"), Some(View { frame: 0 }));
+    }
+
+    #[test]
+    fn a_single_view_is_not_named() {
+        let facts = Facts::of_views([(View { frame: 0 }, scores(0.5, 0.5))]);
+        assert_eq!(facts, Facts::of_one_view(scores(0.5, 0.5)));
+    }
+
+    #[test]
+    fn a_score_that_is_no_probability_is_never_hidden_by_another_view() {
+        for bad in [f32::NAN, f32::INFINITY, -0.1, 1.1] {
+            for order in [[bad, 1.0], [1.0, bad]] {
+                let facts = Facts::of_views(order.map(|score| (View { frame: 0 }, scores(score, 0.0))));
+                assert!(facts.first_invalid().is_some(), "{order:?}");
+            }
+        }
+        assert_eq!(Facts::of_one_view(scores(0.0, 1.0)).first_invalid(), None);
+    }
+
+    #[test]
+    fn a_float32_keeps_its_own_digits() {
+        assert_eq!(exact_scores(&scores(0.1, 0.25)).to_string(), r#"{"d":{"ai":0.1,"nude":0.25}}"#);
+    }
+}

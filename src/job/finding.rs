@@ -1,0 +1,119 @@
+//! Findings: the rules of a policy that an image has reached.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::Outcome;
+use super::facts::{View, exact};
+
+/// What a rule makes of an image that reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingOutcome {
+    /// The image passes, and is to be labelled, age-gated or disclosed.
+    Noted,
+    /// A person should look.
+    Review,
+    /// The image is flagged.
+    Flagged,
+}
+
+impl FindingOutcome {
+    /// The outcome of an image with nothing stronger.
+    #[must_use]
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Noted => Outcome::Passed,
+            Self::Review => Outcome::Review,
+            Self::Flagged => Outcome::Flagged,
+        }
+    }
+
+    /// The word in findings and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Noted => "noted",
+            Self::Review => "review",
+            Self::Flagged => "flagged",
+        }
+    }
+}
+
+impl fmt::Display for FindingOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a finding rests on. Rows of later releases may have any of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingSource {
+    Detector,
+    Evidence,
+    Bank,
+    Damage,
+    Decision,
+}
+
+/// A rule of the policy that an image has reached. Keys that do not apply are absent in JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The rule's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The rule's category, such as `sexual/nudity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
+    /// From 1 to 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<u8>,
+    pub outcome: FindingOutcome,
+    pub source: FindingSource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exact_number")]
+    pub score: Option<f32>,
+    /// The threshold that was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exact_number")]
+    pub threshold: Option<f32>,
+    /// The view with that score, if the image has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<View>,
+}
+
+impl Finding {
+    /// The stronger finding is the greater one: by outcome, then by severity, then by score.
+    #[must_use]
+    pub fn by_strength(&self, other: &Self) -> Ordering {
+        let strength = |finding: &Self| (finding.outcome, finding.severity, finding.score);
+        strength(self).partial_cmp(&strength(other)).unwrap_or(Ordering::Equal)
+    }
+
+    /// Whether both say the same of an image. Scores and thresholds may differ.
+    #[must_use]
+    pub fn says_same_as(&self, other: &Self) -> bool {
+        let statement = |finding: &Self| {
+            (
+                finding.rule.clone(),
+                finding.category.clone(),
+                finding.severity,
+                finding.outcome,
+                finding.source,
+                finding.detector.clone(),
+                finding.label.clone(),
+            )
+        };
+        statement(self) == statement(other)
+    }
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
+fn exact_number<S: Serializer>(number: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+    number.map(exact).serialize(serializer)
+}

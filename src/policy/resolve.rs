@@ -1,0 +1,129 @@
+//! Checks the configured rules against the detectors.
+
+use super::error::PolicyError;
+use super::{Policy, Rule, Thresholds, quoted, usual_label};
+use crate::config::{Config, PolicyConfig, RuleConfig};
+use crate::detector::Detector;
+
+/// What rules are checked against.
+pub(super) struct Resolver<'a> {
+    pub config: &'a Config,
+    pub detectors: &'a [Detector],
+}
+
+impl Resolver<'_> {
+    /// `[policy]`. Where it has no rule and there is a single detector, `may_default` allows the default rule.
+    pub(super) fn policy(&self, may_default: bool) -> Result<Policy, PolicyError> {
+        let config = &self.config.policy;
+        let judged: Vec<&Detector> = self.detectors.iter().filter(|detector| !detector.shadow).collect();
+        if config.rules.is_empty() && may_default && judged.len() == 1 {
+            let rule = self.default_rule(config, judged[0])?;
+            return Ok(Policy::new(&config.name, vec![rule], true));
+        }
+        Ok(Policy::new(&config.name, self.rules(&config.rules, "policy.rules")?, false))
+    }
+
+    /// The rules of the list at `path`.
+    pub(super) fn rules(&self, rules: &[RuleConfig], path: &str) -> Result<Vec<Rule>, PolicyError> {
+        let resolve = |(index, rule): (usize, &RuleConfig)| {
+            self.rule(rule).map_err(|error| error.at(&format!("{path}[{index}]"), &self.config.origins))
+        };
+        rules.iter().enumerate().map(resolve).collect()
+    }
+
+    fn rule(&self, rule: &RuleConfig) -> Result<Rule, PolicyError> {
+        let RuleConfig { evidence, note_from, review_from, flag_from, allow_unsigned, .. } = rule;
+        let is_evidence = [evidence, note_from, review_from, flag_from].iter().any(|key| key.is_some());
+        if is_evidence || allow_unsigned.is_some() {
+            return Err(PolicyError::NotAvailable("evidence"));
+        }
+        let RuleConfig { bank, note_within, review_within, flag_within, min_quality, .. } = rule;
+        let is_bank = [note_within, review_within, flag_within, min_quality].iter().any(|key| key.is_some());
+        if is_bank || bank.is_some() {
+            return Err(PolicyError::NotAvailable("bank"));
+        }
+        if let Some(category) = rule.category.as_deref().filter(|category| !is_category(category)) {
+            return Err(PolicyError::Category(category.into()));
+        }
+        if let Some(severity) = rule.severity.filter(|severity| !(1..=5).contains(severity)) {
+            return Err(PolicyError::Severity(severity));
+        }
+        let known = || quoted(self.detectors.iter().map(|detector| detector.name.as_str()));
+        let name = rule.detector.clone().ok_or_else(|| PolicyError::NoDetector { known: known() })?;
+        let detector = self.detectors.iter().find(|detector| detector.name == name);
+        let detector = detector.ok_or_else(|| PolicyError::UnknownDetector { detector: name, known: known() })?;
+        if detector.shadow {
+            return Err(PolicyError::Shadow { detector: detector.name.clone() });
+        }
+        let thresholds = Thresholds { note_at: rule.note_at, review_at: rule.review_at, flag_at: rule.flag_at };
+        let resolved = scored(detector, rule.label.as_deref().unwrap_or_default(), thresholds)?;
+        Ok(Rule { name: rule.name.clone(), category: rule.category.clone(), severity: rule.severity, ..resolved })
+    }
+
+    fn default_rule(&self, config: &PolicyConfig, detector: &Detector) -> Result<Rule, PolicyError> {
+        let at = |path: &'static str| move |error: PolicyError| error.at(path, &self.config.origins);
+        let label = match config.label.as_str() {
+            "" => usual_label(detector).ok_or_else(|| {
+                at("detectors")(PolicyError::NoUsualLabel {
+                    detector: detector.name.clone(),
+                    labels: labels_of(detector),
+                })
+            })?,
+            named => named,
+        };
+        let thresholds = Thresholds { note_at: None, review_at: Some(config.review_at), flag_at: Some(config.flag_at) };
+        scored(detector, label, thresholds).map_err(|error| match error {
+            PolicyError::Thresholds { .. } => at("policy.flag_at")(error),
+            error => at("policy.label")(error),
+        })
+    }
+
+    /// The first detector that is no shadow and that no rule judges.
+    pub(super) fn refuse_unjudged<'p>(
+        &self,
+        policies: impl Iterator<Item = &'p Policy> + Clone,
+    ) -> Result<(), PolicyError> {
+        let mut judged = self.detectors.iter().filter(|detector| !detector.shadow);
+        let is_unjudged = |detector: &&Detector| {
+            policies.clone().all(|policy| policy.rules.iter().all(|rule| rule.detector != detector.name))
+        };
+        match judged.find(is_unjudged) {
+            Some(detector) => {
+                let error = PolicyError::Unjudged { detector: detector.name.clone(), labels: labels_of(detector) };
+                Err(error.at("detectors", &self.config.origins))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A rule for a label of a detector.
+fn scored(detector: &Detector, label: &str, thresholds: Thresholds) -> Result<Rule, PolicyError> {
+    if !detector.labels.iter().any(|known| known == label) {
+        return Err(PolicyError::UnknownLabel {
+            detector: detector.name.clone(),
+            label: label.into(),
+            known: labels_of(detector),
+        });
+    }
+    if !thresholds.are_valid() {
+        let Thresholds { note_at, review_at, flag_at } = thresholds;
+        let given = [("note_at", note_at), ("review_at", review_at), ("flag_at", flag_at)];
+        let given: Vec<_> =
+            given.into_iter().filter_map(|(name, value)| Some(format!("{name} = {}", value?))).collect();
+        let given = if given.is_empty() { "none".into() } else { given.join(", ") };
+        return Err(PolicyError::Thresholds { detector: detector.name.clone(), label: label.into(), given });
+    }
+    Ok(Rule::new(&detector.name, label, thresholds))
+}
+
+fn labels_of(detector: &Detector) -> String {
+    quoted(detector.labels.iter().map(String::as_str))
+}
+
+fn is_category(path: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+    };
+    path.len() <= 200 && path.split('/').all(is_part)
+}
