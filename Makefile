@@ -39,7 +39,7 @@ demo: ## screen sample images with the bundled detector; needs no broker, databa
 
 test: ## run all tests, with private instances of RabbitMQ, PostgreSQL and an S3 server
 	@tests/services/get build runtime python services nextest promtool
-	cargo build --locked --all-targets $(FAULTS)
+	cargo build --locked --bins --tests $(FAULTS)
 	@$(MAKE) --no-print-directory test-python test-doc test-fuzz test-chaos test-rust
 
 # The parts of `make test`, which .ci/run also runs. They need what `make test` installs and builds.

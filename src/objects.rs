@@ -173,7 +173,7 @@ pub trait ObjectStore: Send + Sync {
     /// Reads an object's properties without its bytes.
     async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError>;
 
-    /// Checks whether the store answers requests for a bucket.
+    /// Checks whether the store answers requests for a bucket. Errors name the bucket.
     async fn probe(&self, bucket: &str) -> Result<(), StoreError>;
 
     /// The store that keeps a bucket, by its address. Buckets of one store work or fail together.

@@ -29,12 +29,9 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<Option<(u32, 
 /// A header's value as text, if it is a text or a number.
 #[must_use]
 pub fn header(properties: &BasicProperties, name: &str) -> Option<String> {
-    match properties.headers().as_ref()?.inner().get(name)? {
-        AMQPValue::LongString(text) => Some(text.to_string()),
-        AMQPValue::ShortString(text) => Some(text.to_string()),
-        AMQPValue::LongUInt(n) => Some(n.to_string()),
-        AMQPValue::LongInt(n) => Some(n.to_string()),
-        AMQPValue::LongLongInt(n) => Some(n.to_string()),
+    match header_json(properties.headers().as_ref()?.inner().get(name)?) {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
         _ => None,
     }
 }

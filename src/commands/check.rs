@@ -178,12 +178,7 @@ async fn objects(config: &Config) -> Vec<CheckResult> {
     };
     let mut results = Vec::new();
     for bucket in fetcher.named_buckets() {
-        let checked = fetcher.probe(&bucket).await.map_err(|e| {
-            // Most errors name the bucket themselves, with its place.
-            let is_named = error_text(&e).contains(&format!("\"{bucket}\""));
-            let error = anyhow::Error::from(e);
-            if is_named { error } else { error.context(format!("cannot access the bucket \"{bucket}\"")) }
-        });
+        let checked = fetcher.probe(&bucket).await.map_err(anyhow::Error::from);
         results.push(checked.map(|()| CheckResult::Ok(format!("bucket \"{bucket}\" is accessible"))).into());
     }
     results

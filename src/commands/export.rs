@@ -148,7 +148,23 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command, status};
     use super::*;
+
+    #[test]
+    fn a_time_that_ends_before_it_begins_is_refused() {
+        let check = |since: &str, until: &str| {
+            let words = ["pixwarden", "export", "--since", since, "--until", until];
+            let Command::Export(arguments) = Cli::try_parse_from(words).unwrap().command else { unreachable!() };
+            arguments.check().map_err(anyhow::Error::from)
+        };
+        let error = check("2026-11-26", "2026-11-25T23:59:59Z").unwrap_err();
+        assert_eq!(error.to_string(), "--until 2026-11-25T23:59:59Z is before --since 2026-11-26T00:00:00Z");
+        assert_eq!(status(&error), 2);
+        assert!(check("2026-11-26", "2026-11-26").is_ok(), "nothing is a valid selection");
+    }
 
     #[test]
     fn an_export_ends_before_what_may_still_be_committed() {

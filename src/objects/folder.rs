@@ -100,10 +100,11 @@ impl ObjectStore for Folder {
     }
 
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
-        let bucket = bucket.to_owned();
-        let opened = self.blocking(move |folder| folder.bucket(&bucket).map(drop));
+        let name = bucket.to_owned();
+        let opened = self.blocking(move |folder| folder.bucket(&name).map(drop));
         match tokio::time::timeout(FIRST_BYTE_TIMEOUT, opened).await.unwrap_or_else(|_| {
-            Err(StoreError::Unclear(format!("the folder did not respond within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
+            let timeout_s = FIRST_BYTE_TIMEOUT.as_secs();
+            Err(StoreError::Unclear(format!("bucket \"{bucket}\": the folder did not respond within {timeout_s} s")))
         }) {
             Ok(()) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
             Err(error) => Err(error),

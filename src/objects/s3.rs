@@ -60,7 +60,10 @@ impl S3 {
             .await;
         // In the SDK's order. A profile may name another one for S3 only, which the SDK does not show.
         let standard = std::env::var("AWS_ENDPOINT_URL_S3").ok().or_else(|| shared.endpoint_url().map(str::to_owned));
-        let standard = standard.unwrap_or_else(|| "AWS".into());
+        let standard = standard.unwrap_or_else(|| match std::env::var("AWS_PROFILE") {
+            Ok(profile) => format!("AWS, or the S3 endpoint of the profile \"{profile}\""),
+            Err(_) => "AWS".into(),
+        });
         let client = |pattern: &str, region: &str, endpoint: &str, path_style: bool| {
             let mut builder = aws_sdk_s3::config::Builder::from(&shared)
                 .force_path_style(path_style)
@@ -116,7 +119,7 @@ impl S3 {
                 };
                 StoreError::Unclear(format!("cannot reach the {place}: {first_line}{hint}"))
             }
-            _ => StoreError::Unclear(one_line(error) + certificates::hint(error)),
+            _ => StoreError::Unclear(format!("{place}: {}{}", one_line(error), certificates::hint(error))),
         }
     }
 
@@ -184,7 +187,7 @@ impl S3 {
             ),
             (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
             (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
-            _ => StoreError::Unclear(words),
+            _ => StoreError::Unclear(format!("{}: {words}", self.place(bucket))),
         }
     }
 
@@ -220,7 +223,8 @@ impl ObjectStore for S3 {
             .set_if_match(image.etag.as_ref().map(|etag| format!("\"{etag}\"")));
         let answer = request.send().await.map_err(|e| self.classify_error(&image.bucket, &e))?;
         let Some(length) = answer.content_length().and_then(|n| u64::try_from(n).ok()) else {
-            return Err(StoreError::Unclear("the response has no Content-Length".into()));
+            let place = self.place(&image.bucket);
+            return Err(StoreError::Unclear(format!("{place}: the response has no Content-Length")));
         };
         let etag = answer.e_tag().map(unquoted);
         // Not every store supports If-Match, and a verdict must be about the object that its job names.
@@ -300,7 +304,8 @@ impl ObjectStore for S3 {
             Ok(Ok(_) | Err(StoreError::Missing(_) | StoreError::Denied(_) | StoreError::Unsupported(_))) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                Err(StoreError::Down(format!("the store did not respond within {} s", FIRST_BYTE_TIMEOUT.as_secs())))
+                let (place, timeout_s) = (self.place(bucket), FIRST_BYTE_TIMEOUT.as_secs());
+                Err(StoreError::Down(format!("{place}: the store did not respond within {timeout_s} s")))
             }
         }
     }

@@ -26,6 +26,7 @@ use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
 use crate::error_text;
 use crate::job::Lane;
+use crate::processes;
 use crate::telemetry::traces;
 use batch_queue::BatchQueue;
 use run_watch::RunClock;
@@ -135,6 +136,16 @@ pub enum InferError {
         /// What the system answered.
         source: std::io::Error,
     },
+    /// The device does not answer.
+    #[error(
+        "detector {detector}: cannot warm its session up: one step has not ended for {} s, its device hangs\n  hint: look at the device, for example with nvidia-smi, or set `inference.device = \"cpu\"`", .took.as_secs()
+    )]
+    Hangs {
+        /// The detector's name.
+        detector: String,
+        /// How long the step has taken.
+        took: Duration,
+    },
     /// The thread that loads the model panicked.
     #[error("detector {detector}: the thread of its session panicked while it loaded the model")]
     Panicked {
@@ -195,21 +206,31 @@ impl Engine {
         let (report_warm, warm) = std::sync::mpsc::channel();
         let first = spawn(&detector, {
             let (queue, detector, config) = (Arc::clone(&queue), detector.clone(), config.clone());
-            let (report_broken, clock) = (report_broken.clone(), Arc::clone(&clocks[0]));
+            let (report_broken, clocks) = (report_broken.clone(), clocks.clone());
             let began = Instant::now();
-            move || match open().and_then(|session| make_warm(session, &detector, &config)) {
+            move || match make_warm(open, &detector, &config, &clocks[0]) {
                 Err(e) => drop(report_warm.send(Err(e))),
                 Ok((session, warm)) => {
                     queue.with(|queue| *queue = BatchQueue::new(warm.max_batch));
-                    clock.set_warm_up(began.elapsed());
+                    clocks.iter().for_each(|clock| clock.end_warm_up(began.elapsed()));
                     let activation = warm.activation;
-                    drop(report_warm.send(Ok(warm)));
-                    let (queue, detector, clock, report_broken) = (&queue, &detector, &clock, &report_broken);
+                    if report_warm.send(Ok(warm)).is_err() {
+                        // It was taken for hung, and no image will come.
+                        return;
+                    }
+                    let (queue, detector, clock, report_broken) = (&queue, &detector, &clocks[0], &report_broken);
                     SessionThread { session, activation, queue, detector, clock, report_broken }.run();
                 }
             }
         })?;
-        let warm = warm.recv().unwrap_or_else(|_| Err(InferError::Panicked { detector: detector.name.clone() }))?;
+        let warm = match run_watch::watch(&clocks, &warm) {
+            Ok(Some(warm)) => warm?,
+            Ok(None) => return Err(InferError::Panicked { detector: detector.name.clone() }),
+            Err(took) => {
+                processes::end_in_time();
+                return Err(InferError::Hangs { detector: detector.name.clone(), took });
+            }
+        };
         let device = warm.device;
         let mut threads = vec![first];
         if let Some(session) = warm.second_session {
@@ -321,31 +342,34 @@ fn watch_runs(
     let (sender, closed) = std::sync::mpsc::channel();
     let name = detector.name.clone();
     let watching = std::thread::Builder::new().name(format!("watch-{name}")).spawn(move || {
-        run_watch::watch(&clocks, &closed, |took| {
-            let reason = format!("detector {name}: a run has not ended for {} s, its device hangs", took.as_secs());
-            tracing::error!(detector = name, run_s = took.as_secs(), "run does not end, session broken");
-            is_hung.store(true, Ordering::Release);
-            report_broken.send_replace(Some(reason));
-            queue.with(BatchQueue::abandon);
-        });
+        let Err(took) = run_watch::watch(&clocks, &closed) else { return };
+        let reason = format!("detector {name}: a run has not ended for {} s, its device hangs", took.as_secs());
+        tracing::error!(detector = name, run_s = took.as_secs(), "run does not end, session broken");
+        processes::end_in_time();
+        is_hung.store(true, Ordering::Release);
+        report_broken.send_replace(Some(reason));
+        queue.with(BatchQueue::abandon);
     });
     watching.map_err(|source| InferError::Thread { detector: detector.name.clone(), source })?;
     Ok(sender)
 }
 
-/// Warms a session up, and makes its second session, if it has one.
+/// Opens a session, warms it up, and makes its second session, if it has one. `clock` measures each step.
 fn make_warm(
-    mut session: Box<dyn ModelSession>,
+    open: impl FnOnce() -> Result<Box<dyn ModelSession>, InferError>,
     detector: &Detector,
     config: &InferenceConfig,
+    clock: &RunClock,
 ) -> Result<(Box<dyn ModelSession>, WarmSession), InferError> {
-    let (activation, max_batch) = warm_up(session.as_mut(), detector, config)?;
+    let mut session = clock.measure(open)?;
+    let (activation, max_batch) = warm_up(session.as_mut(), detector, config, clock)?;
     // Both steps may fail. Without the first the session takes more memory, without the second more time.
-    if let Err(e) = session.free_larger_buffers(max_batch, &blank_image(detector, 127)) {
+    let image = blank_image(detector, 127);
+    if let Err(e) = clock.measure(|| session.free_larger_buffers(max_batch, &image)) {
         let error = error_text(&e);
         tracing::warn!(detector = detector.name, error, "memory of larger batches was not freed after warm-up");
     }
-    let second_session = session.second_session().unwrap_or_else(|e| {
+    let second_session = clock.measure(|| session.second_session()).unwrap_or_else(|e| {
         let error = error_text(&e);
         tracing::warn!(
             detector = detector.name,
@@ -572,7 +596,7 @@ mod tests {
             if dead.load(Ordering::SeqCst) {
                 return Err(SessionError::RunFailed("dead".into()));
             }
-            // WarmedUp-up's batches, which are of 127, come alone.
+            // Warm-up's batches, which are of 127, come alone.
             if shades.len() == 8 && shades[0] != 127 {
                 together.wait();
             }
@@ -609,5 +633,25 @@ mod tests {
     fn a_model_with_too_little_memory_in_warm_up_is_refused() {
         let refused = faulty(0, None);
         assert!(matches!(refused, Err(InferError::FirstRun { .. })));
+    }
+
+    #[test]
+    fn a_device_that_hangs_in_warm_up_ends_the_start() {
+        // The third run is that of the last single image; a larger batch hangs too.
+        for hangs_at in [1, 3, 5] {
+            let (release, mut ran) = (Arc::new(Barrier::new(2)), 0);
+            let hanging = Arc::clone(&release);
+            let started = start(false, move |shades| {
+                ran += 1;
+                if ran == hangs_at {
+                    hanging.wait();
+                }
+                Ok(rows(shades))
+            });
+            let Err(error) = started else { panic!("started, though run {hangs_at} has not ended") };
+            assert!(matches!(error, InferError::Hangs { .. }), "{error}");
+            assert!(error.to_string().contains("detector d: cannot warm its session up"), "{error}");
+            release.wait();
+        }
     }
 }

@@ -257,7 +257,8 @@ pub(crate) struct CheckedDetector {
 /// each package first gets its golden image, with the scores on this machine.
 ///
 /// # Errors
-/// When there is no package, no runtime or no decoder. What is wrong with one package is that package's own result.
+/// When there is no package, no runtime or no decoder. What is wrong with one package is that package's own result. A package
+/// whose device hangs is the last one.
 pub(crate) fn check_detectors(
     config: &Config,
     golden: Option<&NewGoldenImage>,
@@ -273,13 +274,17 @@ pub(crate) fn check_detectors(
         };
         Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
     };
-    Ok(packages
-        .into_iter()
-        .map(|(folder, detector)| {
-            let checked = check(&folder, detector);
-            (folder, checked)
-        })
-        .collect())
+    let mut all_checked = Vec::new();
+    for (folder, detector) in packages {
+        let checked = check(&folder, detector);
+        let hangs = matches!(checked, Err(StartError::Infer(InferError::Hangs { .. })));
+        all_checked.push((folder, checked));
+        if hangs {
+            // The next package would wait for the same device, and the process is about to end.
+            break;
+        }
+    }
+    Ok(all_checked)
 }
 
 #[cfg(test)]

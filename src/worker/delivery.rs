@@ -70,13 +70,7 @@ impl Delivery {
     /// Earlier failed attempts, as the copy's header counts them.
     #[must_use]
     pub fn failed_attempts(&self) -> u32 {
-        let headers = self.properties.headers().as_ref();
-        match headers.and_then(|headers| headers.inner().get(ATTEMPT_HEADER)) {
-            Some(AMQPValue::LongUInt(n)) => *n,
-            Some(AMQPValue::LongInt(n)) => u32::try_from(*n).unwrap_or(0),
-            Some(AMQPValue::LongLongInt(n)) => u32::try_from(*n).unwrap_or(0),
-            _ => 0,
-        }
+        header(&self.properties, ATTEMPT_HEADER).and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
     /// The job id that a replayed dead letter failed with.

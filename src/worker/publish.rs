@@ -409,3 +409,42 @@ async fn poll_outbox_depth(ledger: Arc<dyn Ledger>, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::FakeBroker;
+    use super::*;
+    use crate::ledger::{MissingFile, Sqlite};
+
+    #[tokio::test]
+    async fn one_sweep_deletes_all_old_events_however_many_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger.db");
+        let ledger: Arc<dyn Ledger> = Arc::new(Sqlite::open(&file, MissingFile::Create).await.unwrap());
+        ledger.migrate().await.unwrap();
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+        let direct = sqlx::SqlitePool::connect_with(options).await.unwrap();
+        let fill = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < $1)
+                    INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at, published_at)
+                    SELECT n, n, 'image.flagged', 'c', '{}', '2020-01-01', '2020-01-01', '2020-01-01' FROM numbers";
+        sqlx::query(fill).bind(i64::from(PRUNE_BATCH * 2 + 1)).execute(&direct).await.unwrap();
+
+        let stop = CancellationToken::new();
+        let (events, _taken) = mpsc::channel(1);
+        let sweeper = Sweeper {
+            publisher: Arc::new(FakeBroker::default()),
+            ledger,
+            events,
+            blocked: Arc::default(),
+            stop: stop.clone(),
+        };
+        let left =
+            async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM outbox").fetch_one(&direct).await.unwrap();
+        // A worker that stops does not wait for the rest.
+        stop.cancel();
+        sweeper.prune(Duration::ZERO).await.unwrap();
+        assert_eq!(left().await, i64::from(PRUNE_BATCH + 1));
+        Sweeper { stop: CancellationToken::new(), ..sweeper }.prune(Duration::ZERO).await.unwrap();
+        assert_eq!(left().await, 0);
+    }
+}

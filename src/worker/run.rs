@@ -233,10 +233,7 @@ impl RunningWorker {
             () = shutdown => {}
             reason = self.worker.processor.screen.session_broken() => {
                 intake.set_state(IntakeState::Broken(reason.clone()));
-                // The session may hang, and with it whatever the process does when it ends. A test's process goes on.
-                if !cfg!(test) {
-                    processes::end_in_time(END_TIMEOUT);
-                }
+                processes::end_in_time();
                 return Err(WorkerError::SessionBroken(reason));
             }
             _ = &mut accepting => return Err(WorkerError::TaskEnded("accept")),
@@ -299,9 +296,6 @@ impl LaneTrackers {
         }
     }
 }
-
-/// Longest that the process takes to end once a session is broken.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Deliveries per lane beyond those that keep the sessions busy: they are being committed, or wait for it.
 const COMMITTING_DELIVERIES: usize = 64;

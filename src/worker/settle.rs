@@ -130,10 +130,7 @@ impl Settler {
                 let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
                 let mut headers = vec![(REASON_HEADER, text(&shortened(reason))), (DEAD_SINCE_HEADER, text(&now))];
                 headers.extend(job_id.iter().map(|id| (JOB_ID_HEADER, text(id))));
-                let failed_attempts = (*failed_attempts).max(delivery.failed_attempts());
-                if failed_attempts > 0 {
-                    headers.push((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)));
-                }
+                headers.extend(attempt_header((*failed_attempts).max(delivery.failed_attempts())));
                 self.publish_copy(&delivery, &self.topology.dead(), delivery.lane.as_str(), &headers).await
             }
             Settlement::Split(bodies) => self.split(&delivery, bodies).await,
@@ -189,9 +186,7 @@ impl Settler {
         reason: &str,
     ) -> Result<(), PublishError> {
         let mut headers = vec![(REASON_HEADER, text(&shortened(reason)))];
-        if failed_attempts > 0 {
-            headers.push((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)));
-        }
+        headers.extend(attempt_header(failed_attempts));
         if delivery.redelivered {
             headers.push((REDELIVERED_HEADER, text("true")));
         }
@@ -215,6 +210,11 @@ pub(super) async fn acknowledge_too_early(delivery: &Delivery) {
     if let Err(e) = delivery.acknowledger().acknowledge().await {
         tracing::debug!(error = %e, "delivery not settled");
     }
+}
+
+/// The count of failed attempts, which a job that was never tried does not have.
+fn attempt_header(failed_attempts: u32) -> Option<(&'static str, AMQPValue)> {
+    (failed_attempts > 0).then_some((ATTEMPT_HEADER, AMQPValue::LongUInt(failed_attempts)))
 }
 
 fn shortened(reason: &str) -> String {

@@ -82,7 +82,7 @@ impl Published {
 
 /// A broker that remembers what was published.
 #[derive(Default)]
-struct FakeBroker {
+pub(super) struct FakeBroker {
     published: Mutex<Vec<Published>>,
     unroutable: Mutex<HashSet<String>>,
     /// Messages that came back.
@@ -1217,4 +1217,26 @@ async fn a_run_that_never_ends_ends_the_process_and_says_so() {
     assert!(matches!(&ended, Err(WorkerError::SessionBroken(why)) if why.contains("has not ended")), "{ended:?}");
     assert!(matches!(world.intake.state(), IntakeState::Broken(_)), "{}", world.intake.state());
     assert_eq!(world.starts_alone("hangs").await, Some(0), "the process dies of it");
+}
+
+#[tokio::test]
+async fn a_second_verdict_on_one_redelivered_job_names_the_first_in_its_log_line() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(Arc::new(log.reopen().unwrap())).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let world = World::new().await;
+    // The job names no version, so that its id is that of what the store answers.
+    for (shade, message) in [(0, nameless("k")), (250, nameless("k").redelivered())] {
+        world.put("k", png(shade, 0, 0));
+        assert_eq!(world.settle(message).await, Settled::Acknowledged);
+    }
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let finished: Vec<Value> =
+        lines.map(|line| line["fields"].clone()).filter(|fields| fields["message"] == "job finished").collect();
+    let [first, second] = &finished[..] else { panic!("{text}") };
+    assert_ne!(first["job_id"], second["job_id"]);
+    assert!(first["earlier_verdict"].is_null(), "{first}");
+    let id = verdict_id(first["job_id"].as_str().unwrap()).to_string();
+    assert_eq!(second["earlier_verdict"], id, "{second}");
 }

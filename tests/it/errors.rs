@@ -153,24 +153,51 @@ async fn an_unusable_object_store_is_reported_with_bucket_endpoint_and_region() 
     assert!(!without.contains("Attempted"), "{without}");
 
     // A store that expects another region in the signature, as AWS answers.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    lab.endpoint = format!("http://{}", listener.local_addr().unwrap());
-    drop(tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let body =
-                "<Error><Code>AuthorizationHeaderMalformed</Code><Message>expecting 'eu-central-1'</Message></Error>";
-            let head = "HTTP/1.1 400 Bad Request\r\nx-amz-bucket-region: eu-central-1\r\nconnection: close";
-            let response = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-            let mut request = [0; 64 << 10];
-            drop(client.read(&mut request).await);
-            drop(client.write_all(response.as_bytes()).await);
-        }
-    }));
+    lab.endpoint = store(
+        "400 Bad Request\r\nx-amz-bucket-region: eu-central-1",
+        "<Error><Code>AuthorizationHeaderMalformed</Code><Message>expecting 'eu-central-1'</Message></Error>",
+    )
+    .await;
     let elsewhere = check(&lab).await;
     contains(&elsewhere, &[&place(&lab), "wrong region: expecting 'eu-central-1'", "hint: set the bucket's `region`"]);
     contains(&elsewhere, &["the store says that it is eu-central-1"]);
-    lab.endpoint = "http://127.0.0.1:1".into();
+    // An answer that says nothing of the bucket.
+    lab.endpoint = store("503 Service Unavailable", "").await;
+    contains(&check(&lab).await, &[&format!("{}: status 503", place(&lab))]);
+    let absent = "http://127.0.0.1:1";
+    lab.endpoint = absent.into();
     contains(&check(&lab).await, &[&place(&lab), ": connection refused\n", "hint: check that the store runs"]);
+
+    // An endpoint that a profile names, for every service or for S3 only.
+    let profile = lab.folder.path().join("profile");
+    lab.endpoint = String::new();
+    lab.environment = vec![("AWS_PROFILE", "ours".into()), ("AWS_CONFIG_FILE", profile.to_str().unwrap().to_owned())];
+    for (text, place) in [
+        (format!("endpoint_url = {absent}"), absent),
+        (
+            format!("services = stores\n[services stores]\ns3 =\n  endpoint_url = {absent}"),
+            "AWS, or the S3 endpoint of the profile \"ours\"",
+        ),
+    ] {
+        std::fs::write(&profile, format!("[profile ours]\n{text}\n")).unwrap();
+        let place = format!("\"{}\" at {place}, region {}: connection refused\n", lab.bucket, lab.region);
+        contains(&check(&lab).await, &[&place, "hint: check that the store runs"]);
+    }
+}
+
+/// A store that gives every request the same answer. Returns its address.
+async fn store(head: &'static str, body: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let end = format!("\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let mut request = [0; 64 << 10];
+            drop(client.read(&mut request).await);
+            drop(client.write_all(format!("HTTP/1.1 {head}{end}").as_bytes()).await);
+        }
+    }));
+    format!("http://{address}")
 }
 
 #[tokio::test(flavor = "multi_thread")]

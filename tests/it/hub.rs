@@ -256,10 +256,13 @@ async fn a_package_is_fetched_checked_and_ready_to_be_configured() {
         std::process::Command::new("sha256sum").args(["-c", "SHA256SUMS"]).current_dir(&folder).output().unwrap();
     assert!(sums.status.success(), "{}", String::from_utf8_lossy(&sums.stderr));
     // What is printed is configuration, and pins what was fetched.
-    std::fs::write(servers.home.path().join("pixwarden.toml"), &ended.stdout).unwrap();
-    let listed = servers.pixwarden(&["models", "list"]).await.expect_ok();
+    let config = servers.home.path().join("somewhere/else/pixwarden.toml");
+    std::fs::create_dir_all(config.parent().unwrap()).unwrap();
+    std::fs::write(&config, &ended.stdout).unwrap();
+    let listed = servers.pixwarden(&["--config", config.to_str().unwrap(), "models", "list"]).await.expect_ok();
     let row: Value = serde_json::from_str(&listed.stdout).unwrap();
-    contains(&ended.stdout, &["sha256 = \"5d5ffd9c", "path = \"models/name\"", row["digest"].as_str().unwrap()]);
+    let path = format!("path = {folder:?}");
+    contains(&ended.stdout, &["sha256 = \"5d5ffd9c", &path, row["digest"].as_str().unwrap()]);
 
     let requests = servers.requests();
     for (server, path, head) in &requests {

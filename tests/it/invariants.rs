@@ -255,7 +255,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("detector", &["canonical", "error_text", "text_or_table"]),
     ("policy", &["canonical", "config", "detector", "job"]),
     ("objects", &["certificates", "config", "error_text", "job", "lanes", "offload", "telemetry", "text_or_table"]),
-    ("screen", &["config", "detector", "error_text", "fault_injection", "job", "lanes", "policy", "telemetry"]),
+    (
+        "screen",
+        &["config", "detector", "error_text", "fault_injection", "job", "lanes", "policy", "processes", "telemetry"],
+    ),
     ("ledger", &["certificates", "config", "error_text", "fault_injection", "job", "retry", "telemetry"]),
     (
         "life",

@@ -157,8 +157,10 @@ fn sums(fetched: &mut [FetchedFile]) -> String {
     fetched.iter().map(|file| format!("{}  {}\n", file.sha256, file.path.display())).collect()
 }
 
-/// Reads the package as the worker does, and prints its table for the configuration.
+/// Reads the package as the worker does, and prints its table for the configuration. The path is absolute: a configuration
+/// file may be in any folder, and paths in it are relative to that folder.
 fn configure(to: &Path, config: &Config) -> anyhow::Result<()> {
+    let to = std::path::absolute(to).with_context(|| format!("cannot find out where {} is", to.display()))?;
     let path = to.to_str().with_context(|| format!("{} is not UTF-8", to.display()))?;
     let only = Config { detectors: vec![DetectorEntry::Path(path.to_owned())], ..config.clone() };
     for detector in packages(&only)? {

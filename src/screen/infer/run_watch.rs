@@ -1,4 +1,4 @@
-//! Notices a run that never ends, because its device hangs.
+//! Notices a run that never ends, because its device hangs. The steps of warm-up are runs too.
 //!
 //! A run cannot be cancelled, so its session is lost, and with it the process. Until then its jobs must not wait for ever.
 //! Time is counted in checks: a process that was stopped, or a machine that slept, must not be taken for a hung device.
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const MIN_LIMIT: Duration = if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(60) };
 /// A run may take this many times as long as runs usually take.
 const LIMIT_FACTOR: u32 = 20;
+/// A step of warm-up may take this long: loading a large model from a slow disk, or the first run on a device.
+const WARM_UP_LIMIT: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(600) };
 /// Time between two checks.
 const CHECK_INTERVAL: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(1) };
 
@@ -27,14 +29,15 @@ struct RunState {
     checks: u32,
     /// A moving average of the runs.
     usual: Duration,
-    /// How long warm-up took, which runs the largest batch too.
-    warm_up: Duration,
+    /// How long warm-up took, which runs the largest batch too. `None` until it has ended.
+    warm_up: Option<Duration>,
 }
 
 impl RunClock {
-    /// Sets how long warm-up took: a run may take as long.
-    pub(super) fn set_warm_up(&self, took: Duration) {
-        self.state().warm_up = took;
+    /// Ends warm-up, which took this long: a run may take as long. Its own steps do not count as usual runs.
+    pub(super) fn end_warm_up(&self, took: Duration) {
+        let mut state = self.state();
+        (state.warm_up, state.usual) = (Some(took), Duration::ZERO);
     }
 
     /// Measures a run.
@@ -59,7 +62,11 @@ impl RunClock {
         state.running_since?;
         state.checks = state.checks.saturating_add(1);
         let took = CHECK_INTERVAL * state.checks;
-        (took > MIN_LIMIT.max(state.warm_up).max(state.usual * LIMIT_FACTOR)).then_some(took)
+        let limit = match state.warm_up {
+            Some(warm_up) => MIN_LIMIT.max(warm_up).max(state.usual * LIMIT_FACTOR),
+            None => WARM_UP_LIMIT,
+        };
+        (took > limit).then_some(took)
     }
 
     fn state(&self) -> MutexGuard<'_, RunState> {
@@ -67,12 +74,16 @@ impl RunClock {
     }
 }
 
-/// Checks the clocks until `closed` has no sender any more, or a run takes too long. Then `on_hang` gets its duration.
-pub(super) fn watch(clocks: &[Arc<RunClock>], closed: &Receiver<()>, on_hang: impl FnOnce(Duration)) {
-    while let Err(RecvTimeoutError::Timeout) = closed.recv_timeout(CHECK_INTERVAL) {
-        if let Some(took) = clocks.iter().find_map(|clock| clock.check()) {
-            on_hang(took);
-            return;
+/// Checks the clocks until a result arrives. `None` means that it has no sender any more.
+///
+/// # Errors
+/// How long a run has taken, if that is too long.
+pub(super) fn watch<T>(clocks: &[Arc<RunClock>], result: &Receiver<T>) -> Result<Option<T>, Duration> {
+    loop {
+        match result.recv_timeout(CHECK_INTERVAL) {
+            Ok(result) => return Ok(Some(result)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => clocks.iter().find_map(|clock| clock.check()).map_or(Ok(()), Err)?,
         }
     }
 }
@@ -86,12 +97,27 @@ mod tests {
         let checks_until_overdue = |clock: &RunClock| {
             clock.measure(|| (1..100_000).find(|_| clock.check().is_some())).unwrap() * CHECK_INTERVAL
         };
-        assert!(checks_until_overdue(&RunClock::default()) <= MIN_LIMIT + 2 * CHECK_INTERVAL);
-        let clock = RunClock::default();
-        clock.set_warm_up(MIN_LIMIT * 3);
-        assert!(checks_until_overdue(&clock) > MIN_LIMIT * 3);
-        let clock = RunClock::default();
+        let warm_after = |warm_up| {
+            let clock = RunClock::default();
+            clock.end_warm_up(warm_up);
+            clock
+        };
+        assert!(checks_until_overdue(&warm_after(Duration::ZERO)) <= MIN_LIMIT + 2 * CHECK_INTERVAL);
+        assert!(checks_until_overdue(&warm_after(MIN_LIMIT * 3)) > MIN_LIMIT * 3);
+        let clock = warm_after(Duration::ZERO);
         clock.state().usual = MIN_LIMIT;
         assert!(checks_until_overdue(&clock) > MIN_LIMIT * LIMIT_FACTOR);
+    }
+
+    #[test]
+    fn each_step_of_warm_up_has_a_limit_and_is_no_usual_run() {
+        let clock = RunClock::default();
+        for _ in 0..2 {
+            let checks = clock.measure(|| (1..100_000).find(|_| clock.check().is_some())).unwrap() * CHECK_INTERVAL;
+            assert!(checks > WARM_UP_LIMIT && checks <= WARM_UP_LIMIT + 2 * CHECK_INTERVAL);
+        }
+        clock.state().usual = MIN_LIMIT;
+        clock.end_warm_up(Duration::ZERO);
+        assert!(clock.state().usual.is_zero());
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{InferError, ModelSession, SessionError};
+use super::{InferError, ModelSession, RunClock, SessionError};
 use crate::config::InferenceConfig;
 use crate::detector::{Activation, Detector};
 use crate::screen::pixels::Pixels;
@@ -18,16 +18,20 @@ const TIMED_RUNS: usize = 3;
 /// How long these runs may take together.
 const TIMED_RUNS_DEADLINE: Duration = Duration::from_millis(200);
 
-/// Finds out what the output means and what the largest batch should be, by running blank images.
+/// Finds out what the output means and what the largest batch should be, by running blank images. `clock` measures each run,
+/// so that one that never ends is noticed.
 pub(super) fn warm_up(
     session: &mut dyn ModelSession,
     detector: &Detector,
     config: &InferenceConfig,
+    clock: &RunClock,
 ) -> Result<(Activation, usize), InferError> {
+    let (is_slow, fixed_batch) = (session.is_slow(), session.fixed_batch());
+    let mut run = |batch: &[Arc<Pixels>]| clock.measure(|| session.run(batch));
     let first_run = |source: SessionError| InferError::FirstRun { detector: detector.name.clone(), source };
     let mut outputs = Vec::new();
     for shade in [0, 255, 127] {
-        outputs.extend(session.run(&[blank_image(detector, shade)]).map_err(first_run)?.rows);
+        outputs.extend(run(&[blank_image(detector, shade)]).map_err(first_run)?.rows);
     }
     if let Some(width) = outputs.iter().map(Vec::len).find(|width| *width != detector.labels.len()) {
         return Err(InferError::Model {
@@ -38,9 +42,9 @@ pub(super) fn warm_up(
             ),
         });
     }
-    let max_run = session.is_slow().then_some(Duration::from_millis(config.max_run_ms));
+    let max_run = is_slow.then_some(Duration::from_millis(config.max_run_ms));
     let configured = (config.max_batch > 0).then(|| u32::try_from(config.max_batch).unwrap_or(u32::MAX));
-    let fixed = session.fixed_batch().and_then(|fixed| u32::try_from(fixed).ok());
+    let fixed = fixed_batch.and_then(|fixed| u32::try_from(fixed).ok());
     let limits = BatchLimits {
         max_batch: fixed.unwrap_or(u32::MAX).min(configured.unwrap_or(LARGEST_BATCH)),
         is_configured: configured.is_some(),
@@ -52,9 +56,9 @@ pub(super) fn warm_up(
         let batch = vec![blank_image(detector, 127); size as usize];
         // The first run of a size allocates; single images were run above.
         if size > 1 {
-            session.run(&batch)?;
+            run(&batch)?;
         }
-        shortest_run(runs, || Ok(session.run(&batch)?.took))
+        shortest_run(runs, || Ok(run(&batch)?.took))
     };
     let max_batch = find_max_batch(limits, &mut time_run).map_err(first_run)?;
     Ok((activation(detector, session.output_name(), &outputs)?, max_batch))
