@@ -15,6 +15,7 @@ pub mod models;
 mod numbers;
 mod options;
 mod output;
+pub mod policy;
 mod progress;
 pub mod prune;
 mod record;
@@ -65,6 +66,8 @@ enum Command {
     Export(export::ExportArguments),
     /// Apply a changed policy to stored scores
     Rejudge(rejudge::RejudgeArguments),
+    /// Print the policies, and why an image got what it got
+    Policy(policy::PolicyArguments),
     /// Delete old verdicts
     Prune(prune::PruneArguments),
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
@@ -98,6 +101,7 @@ impl Command {
             Self::Show(arguments) => arguments.ledger.set(overlay),
             Self::Export(arguments) => arguments.ledger.set(overlay),
             Self::Rejudge(arguments) => arguments.overlay(overlay),
+            Self::Policy(arguments) => arguments.overlay(overlay),
             Self::Prune(arguments) => arguments.ledger.set(overlay),
             Self::Bench(arguments) => arguments.overlay(overlay),
             Self::Migrate(arguments) => arguments.ledger.set(overlay),
@@ -154,6 +158,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Show(arguments) => show::run(arguments, &config).await,
         Command::Export(arguments) => export::run(arguments, &config).await,
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
+        Command::Policy(arguments) => policy::run(arguments, &config).await,
         Command::Prune(arguments) => prune::run(arguments, &config).await,
         Command::Migrate(_) => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,

@@ -8,7 +8,9 @@ pub mod options;
 mod resolve;
 mod set;
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::canonical::{self, without_negative_zero};
 use crate::detector::Detector;
@@ -99,6 +101,14 @@ impl Policy {
         self.rules.iter().map(|rule| rule.detector.as_str()).find(|name| !detectors.contains_key(*name))
     }
 
+    /// The policy that a text of [`Policy::canonical_text`] describes. None for a form of another release.
+    #[must_use]
+    pub fn from_canonical(name: &str, text: &str) -> Option<Self> {
+        let parsed: CanonicalPolicy<'_> =
+            serde_json::from_str(text).ok().filter(|parsed: &CanonicalPolicy<'_>| parsed.version == VERSION)?;
+        Some(Self::new(name, parsed.rules.into_iter().map(Rule::from).collect(), false))
+    }
+
     /// The rules as canonical JSON. The policy's digest is the SHA-256 of this text.
     #[must_use]
     pub fn canonical_text(&self) -> String {
@@ -110,23 +120,27 @@ impl Policy {
 const VERSION: u32 = 1;
 
 /// The canonical form of a policy. Fields are declared in the order of their names.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct CanonicalPolicy<'a> {
+    #[serde(borrow)]
     rules: Vec<CanonicalRule<'a>>,
     version: u32,
 }
 
 /// The canonical form of a rule. Fields are declared in the order of their names, and left out where they are not given.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CanonicalRule<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    category: Option<&'a str>,
-    detector: &'a str,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    category: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    detector: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flag_at: Option<f32>,
-    label: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
+    #[serde(borrow)]
+    label: Cow<'a, str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    name: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note_at: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,14 +152,28 @@ struct CanonicalRule<'a> {
 impl<'a> From<&'a Rule> for CanonicalRule<'a> {
     fn from(rule: &'a Rule) -> Self {
         Self {
-            category: rule.category.as_deref(),
-            detector: &rule.detector,
+            category: rule.category.as_deref().map(Cow::from),
+            detector: Cow::from(&rule.detector),
             flag_at: rule.thresholds.flag_at.map(without_negative_zero),
-            label: &rule.label,
-            name: rule.name.as_deref(),
+            label: Cow::from(&rule.label),
+            name: rule.name.as_deref().map(Cow::from),
             note_at: rule.thresholds.note_at.map(without_negative_zero),
             review_at: rule.thresholds.review_at.map(without_negative_zero),
             severity: rule.severity,
+        }
+    }
+}
+
+impl From<CanonicalRule<'_>> for Rule {
+    fn from(rule: CanonicalRule<'_>) -> Self {
+        let CanonicalRule { category, detector, flag_at, label, name, note_at, review_at, severity } = rule;
+        Self {
+            name: name.map(Cow::into_owned),
+            category: category.map(Cow::into_owned),
+            severity,
+            detector: detector.into_owned(),
+            label: label.into_owned(),
+            thresholds: Thresholds { note_at, review_at, flag_at },
         }
     }
 }
@@ -261,6 +289,9 @@ pub(crate) mod tests {
         );
         let whole = resolved(&[whole]);
         assert_eq!(whole.canonical_text(), text);
+        let read = Policy::from_canonical("another name", text).unwrap();
+        assert_eq!((read.rules, read.reference.sha256), (whole.rules.clone(), whole.reference.sha256.clone()));
+        assert!(Policy::from_canonical("a later form", &text.replace("\"version\":1", "\"version\":2")).is_none());
         assert_eq!(whole.reference.sha256, "ff830f3b61db5c38b90e02740b26777458a25fdda006736bf9c95b0f87a40930");
         assert_sorted(text);
     }

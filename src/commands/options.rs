@@ -222,6 +222,7 @@ mod tests {
     fn commands() -> Vec<(&'static [&'static str], Vec<&'static str>)> {
         let all = SHARED.map(|(flag, _)| flag).to_vec();
         let backfill = ["--queue", "--ledger", "--objects", "--bucket", "--detector"].to_vec();
+        let policy = ["--detector", "--label", "--review-at", "--flag-at"].to_vec();
         let bench = [&backfill[..], &["--label", "--device"]].concat();
         vec![
             (&["worker"], all.clone()),
@@ -235,6 +236,9 @@ mod tests {
             (&["export"], vec!["--ledger"]),
             (&["rejudge"], vec!["--queue", "--ledger", "--review-at", "--flag-at"]),
             (&["prune", "--older-than", "90d"], vec!["--ledger"]),
+            (&["policy", "check"], policy.clone()),
+            (&["policy", "show"], policy.clone()),
+            (&["policy", "explain", "ID"], [&["--ledger"][..], &policy].concat()),
             (&["migrate"], vec!["--ledger"]),
             (&["dead", "list"], vec!["--queue"]),
             (&["dead", "show", "ID"], vec!["--queue"]),

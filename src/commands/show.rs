@@ -69,17 +69,10 @@ pub struct ShowArguments {
 }
 
 pub(super) async fn run(arguments: &ShowArguments, config: &Config) -> anyhow::Result<u8> {
-    let subject = Subject::parse(&arguments.subject)?;
+    Subject::parse(&arguments.subject)?;
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
-    let verdicts = find(ledger.as_ref(), &subject).await?;
-    if verdicts.is_empty() {
-        bail!(
-            "the ledger has no verdict on \"{}\"\n  hint: {}",
-            printable(&files::path_text(Path::new(&arguments.subject))),
-            subject.hint()
-        );
-    }
+    let verdicts = find_verdicts(ledger.as_ref(), &arguments.subject).await?;
     let format = Format::or_default(arguments.format);
     let columns: &[&str] = if format == Format::Table { &TABLE_COLUMNS } else { &CSV_COLUMNS };
     let mut output = Output::new(format, columns)?;
@@ -96,6 +89,23 @@ pub(super) async fn run(arguments: &ShowArguments, config: &Config) -> anyhow::R
     output.finish()?;
     ledger.close().await;
     Ok(0)
+}
+
+/// The verdicts that an argument names.
+///
+/// # Errors
+/// When it names nothing, or there is no verdict.
+pub(super) async fn find_verdicts(ledger: &dyn Ledger, name: &OsStr) -> anyhow::Result<Vec<StoredVerdict>> {
+    let subject = Subject::parse(name)?;
+    let verdicts = find(ledger, &subject).await?;
+    if verdicts.is_empty() {
+        bail!(
+            "the ledger has no verdict on \"{}\"\n  hint: {}",
+            printable(&files::path_text(Path::new(name))),
+            subject.hint()
+        );
+    }
+    Ok(verdicts)
 }
 
 /// What the ledger is asked for.

@@ -154,6 +154,9 @@ pub trait Archive: Send + Sync {
     /// The earlier states of a verdict, oldest first.
     async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError>;
 
+    /// The canonical text of a policy, if a process of this ledger has judged by it.
+    async fn read_policy(&self, sha256: &str) -> Result<Option<String>, LedgerError>;
+
     /// The events of a verdict that are still in the outbox, oldest first.
     async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError>;
 

@@ -1,5 +1,7 @@
 //! The policies of a deployment, and which of them judges a job.
 
+use std::fmt;
+
 use serde_json::Value;
 use wildmatch::WildMatch;
 
@@ -108,6 +110,12 @@ impl PolicySet {
         &self.fallback
     }
 
+    /// For each policy of [`PolicySet::all`] the jobs that it holds for, as text.
+    pub(crate) fn conditions(&self) -> impl Iterator<Item = String> {
+        let rest = if self.scoped.is_empty() { "every job" } else { "every other job" };
+        self.scoped.iter().map(|scoped| scoped.when.to_string()).chain([rest.to_owned()])
+    }
+
     /// The SHA-256 and the canonical text of each policy.
     pub(crate) fn texts(&self) -> Vec<(String, String)> {
         self.all().map(|policy| (policy.reference.sha256.clone(), policy.canonical_text())).collect()
@@ -167,6 +175,23 @@ impl When {
 
     fn holds_always(&self) -> bool {
         self.buckets.is_empty() && self.key_prefixes.is_empty() && self.lanes.is_empty() && self.metadata.is_empty()
+    }
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let any_of = |values: &[String]| {
+            let quoted: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
+            quoted.join(" or ")
+        };
+        let buckets: Vec<String> = self.buckets.iter().map(|pattern| pattern.pattern()).collect();
+        let lanes: Vec<String> = self.lanes.iter().map(|lane| lane.as_str().to_owned()).collect();
+        let named = [("bucket", &buckets), ("key begins with", &self.key_prefixes), ("lane", &lanes)];
+        let named = named.into_iter().map(|(name, values)| (name.to_owned(), values));
+        let metadata = self.metadata.iter().map(|(field, values)| (format!("metadata.{field}"), values));
+        let all = named.filter(|(_, values)| !values.is_empty()).chain(metadata);
+        let all: Vec<_> = all.map(|(name, values)| format!("{name} {}", any_of(values))).collect();
+        f.write_str(&if all.is_empty() { "every job".to_owned() } else { all.join(", ") })
     }
 }
 
@@ -313,6 +338,16 @@ mod tests {
         {
             assert_eq!(chosen("b", "k", Lane::Live, Some(&other)), "default", "{other}");
         }
+        let conditions: Vec<_> = policies.conditions().collect();
+        assert_eq!(
+            conditions,
+            [
+                "bucket \"art-*\", lane \"live\"",
+                "key begins with \"kids/\" or \"100%_*/\"",
+                "metadata.tenant \"p1\" or \"7\", metadata.trial \"false\"",
+                "every other job",
+            ]
+        );
         let rules = |name: &str| policies.all().find(|policy| policy.reference.name == name).unwrap().rules.len();
         assert_eq!(["art", "kids", "partner", "default"].map(rules), [1, 2, 1, 1]);
     }

@@ -204,7 +204,12 @@ def check_quarantine(evidence, findings):
     """
     answered = set(evidence.suspects) & {row["id"] for row in evidence.verdicts}
     allowed = RECORDS_PER_DEATH * evidence.deaths + RECORDS_PER_OUTAGE * evidence.ledger_faults
-    left = set(evidence.suspects) - answered if len(answered) <= allowed else evidence.suspects
+    left = set(evidence.suspects) - answered if len(answered) <= allowed else set(evidence.suspects)
+    # The id of a job that names neither id nor version covers what the store returned. If that changes between two
+    # deliveries, no delivery asks for the record of the first one again, and it goes by age.
+    changing = sum(has_two_versions(record, evidence) for record in evidence.tried.values())
+    if len(left - answered) <= changing:
+        left &= answered
     findings.add("records of the quarantine that were left behind", left)
     # A process that lost the broker or the ledger may leave a record behind too.
     harmless = all(kind == "worker-restart" or kind.startswith("store-") for kind in evidence.injected)

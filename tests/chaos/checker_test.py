@@ -217,6 +217,10 @@ class Checker(unittest.TestCase):
         self.finds(replace(good(), suspects=[answered], ledger_faults=1))
         self.finds(replace(good(), suspects=[answered, "no verdict"], deaths=1), f"{what}: 1, such as no verdict")
         self.finds(replace(good(), suspects=[answered]), f"{what}: 1, such as {answered}")
+        changing = with_job("derived", "passed")
+        changing.false_responses["n.jpg"] = {"wrong-etag"}
+        self.finds(replace(changing, suspects=["no verdict"]))
+        self.finds(replace(changing, suspects=["no verdict", "nor this"]), f"{what}: 2, such as no verdict, nor this")
         all_answered = [row["id"] for row in good().verdicts]
         self.finds(replace(good(), suspects=all_answered, deaths=1), f"{what}: 3, such as 1, 2, 3")
         self.finds(replace(good(), suspects=all_answered, deaths=2))

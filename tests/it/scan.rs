@@ -366,6 +366,43 @@ async fn paths_come_from_stdin_and_rows_are_chosen_and_sorted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_checked_shown_and_explained() {
+    let mut lab = Lab::new().await;
+    lab.extra = r#"
+[[policies]]
+name = "art"
+when = { key_prefix = "/art/", bucket = "art-*" }
+rules = [{ name = "ai", category = "synthetic", severity = 2, detector = "spread-nhwc", label = "by AI", note_at = 0.25 }]
+"#
+    .into();
+    let ledger = format!("sqlite://{}", lab.folder.path().join("scan.db").display());
+    let image = lab.folder.path().join("image.jpg");
+    std::fs::write(&image, crate::support::good_image()).unwrap();
+    let image = image.to_str().unwrap();
+    let run =
+        async |arguments: &[&str]| rows(&lab.run(&[arguments, &["--format", "jsonl"]].concat()).await.expect_ok());
+
+    let checked = run(&["policy", "check"]).await;
+    let named: Vec<_> =
+        checked.iter().map(|row| (row["policy"].as_str().unwrap(), row["when"].as_str().unwrap())).collect();
+    assert_eq!(named, [("art", "bucket \"art-*\", key begins with \"/art/\""), ("default", "every other job")]);
+    let shown = run(&["policy", "show", "art"]).await;
+    assert_eq!((&shown[0]["category"], &shown[0]["note_at"]), (&"synthetic".into(), &0.25.into()));
+    let unknown = lab.run(&["policy", "show", "nobody"]).await;
+    assert_eq!(unknown.status, 2);
+    assert!(unknown.stderr.contains("hint: the policies are \"art\", \"default\""), "{}", unknown.stderr);
+
+    let scanned = run(&["scan", image, "--ledger", &ledger]).await;
+    // Other thresholds since then.
+    let explained = run(&["policy", "explain", image, "--ledger", &ledger, "--review-at", "0", "--flag-at", "0"]).await;
+    let outcomes: Vec<_> = explained.iter().map(|row| (row["judged"].as_str(), row["outcome"].as_str())).collect();
+    assert_eq!(outcomes, [(Some("then"), scanned[0]["outcome"].as_str()), (Some("now"), Some("flagged"))]);
+    assert_eq!(explained[0]["score"], scanned[0]["score"]);
+    assert_eq!((&explained[1]["reached"], &explained[1]["threshold"]), (&"flagged".into(), &0.into()));
+    assert_ne!(explained[0]["sha256"], explained[1]["sha256"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_scanned_file_is_shown_by_path_content_and_verdict() {
     use std::os::unix::ffi::OsStrExt;
     let desk = Desk::new(1).await;

@@ -95,6 +95,15 @@ impl Archive for Postgres {
         .await
     }
 
+    async fn read_policy(&self, sha256: &str) -> Result<Option<String>, LedgerError> {
+        let sha256 = sha256.to_owned();
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            let query = sqlx::query_scalar("SELECT text FROM policies WHERE sha256 = $1");
+            Box::pin(query.bind(sha256).fetch_optional(c))
+        })
+        .await
+    }
+
     async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError> {
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {

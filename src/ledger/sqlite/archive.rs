@@ -93,6 +93,15 @@ impl Archive for Sqlite {
         .await
     }
 
+    async fn read_policy(&self, sha256: &str) -> Result<Option<String>, LedgerError> {
+        let sha256 = sha256.to_owned();
+        self.run(move |c| {
+            let query = sqlx::query_scalar("SELECT text FROM policies WHERE sha256 = $1");
+            Box::pin(query.bind(sha256).fetch_optional(c))
+        })
+        .await
+    }
+
     async fn outbox_rows(&self, verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError> {
         self.run(move |c| {
             Box::pin(async move {

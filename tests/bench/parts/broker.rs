@@ -316,6 +316,10 @@ impl Archive for Slate {
         Ok(Vec::new())
     }
 
+    async fn read_policy(&self, _: &str) -> Result<Option<String>, LedgerError> {
+        Ok(None)
+    }
+
     async fn outbox_rows(&self, _verdict: Uuid) -> Result<Vec<OutboxRow>, LedgerError> {
         Ok(Vec::new())
     }
