@@ -20,7 +20,7 @@ pub trait Quarantine: Send + Sync {
     /// processes have begun it; a process that begins it again has not died of it and counts once.
     async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError>;
 
-    /// Removes records: the process survived the jobs. Records older than [`KEEP_RECORDS_DAYS`] go too. Their jobs were
+    /// Removes records: the process survived the jobs. Records older than `KEEP_RECORDS_DAYS` go too. Their jobs were
     /// screened under another id, because their objects had changed by then.
     async fn end_quarantine(&self, verdicts: &[Uuid]) -> Result<(), LedgerError>;
 }
