@@ -146,17 +146,17 @@ class Detector:
         return output.astype(np.float32)
 
     def screen(self, frames: Iterable[Image.Image], label: str) -> tuple[np.ndarray, dict[str, float] | None]:
-        """Pixels of the first frame, and the scores of the frame where `label` scores highest.
+        """Pixels of the first frame, and the highest score of each label over all frames.
 
-        Scores are None if any frame gave something that is not a number.
+        Scores are None if any frame gave something that is not a number. `label` must be one of the labels.
         """
-        at = self.labels.index(label)
+        self.labels.index(label)
         all_pixels = [self.pixels(frame) for frame in frames]
         all_scores = np.stack([self.scores(pixels) for pixels in all_pixels])
         if not np.isfinite(all_scores).all():
             return all_pixels[0], None
-        worst = all_scores[all_scores[:, at].argmax()]
-        return all_pixels[0], dict(zip(self.labels, (float(score) for score in worst), strict=True))
+        highest = all_scores.max(axis=0)
+        return all_pixels[0], dict(zip(self.labels, (float(score) for score in highest), strict=True))
 
 
 def _labels(config: dict) -> list[str]:
