@@ -2,7 +2,7 @@
 //!
 //! A verdict without a fact for one of its policy's rules is left as it is: a rule whose fact is missing must never count as
 //! passed. So is an animation of which an earlier release stored the scores of one frame only. With `--enqueue` its image is
-//! screened by the current detectors.
+//! screened by the current detectors, unless these have a verdict on it already.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
