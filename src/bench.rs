@@ -20,7 +20,7 @@ use crate::error_text;
 use crate::policy::PolicySet;
 use crate::screen::decode::DecoderPool;
 use crate::screen::infer::LARGEST_BATCH;
-use crate::screen::{Screen, StartError, plan};
+use crate::screen::{self, Screen, StartError};
 use findings::smallest_efficient_batch;
 use load::SteadyLoad;
 use parts::{batch_sizes, distinct_geometries, single_decoder_pool};
@@ -118,9 +118,7 @@ pub(crate) fn start_screen(config: &Config) -> anyhow::Result<(Screen, PolicySet
     if config.inference.max_batch == 0 {
         config.inference.max_batch = LARGEST_BATCH as usize;
     }
-    let (detectors, policies) = plan(&config)?;
-    policies.log();
-    Ok((Screen::start(&config, detectors)?, policies))
+    Ok(screen::start(&config)?)
 }
 
 impl Bench<'_> {

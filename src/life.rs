@@ -428,9 +428,6 @@ impl JobProcessor {
             let Some(StoredVerdict { verdict, revision }) = self.ledger.read_verdict(id).await? else {
                 return Ok(None);
             };
-            if revision.number == 1 {
-                return Ok(Some(self.event(request, &verdict, None)));
-            }
             let earlier = self.ledger.earlier_states(id).await?.last().map(|state| state.judgement.outcome);
             Ok(Some(self.event(request, &verdict, Some((&revision, earlier)))))
         };

@@ -32,13 +32,12 @@ use start::DetectorStarter;
 pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
 pub(crate) use self_test::{HOW_TO_WRITE, SelfTest};
 pub use start::StartError;
-pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policies_for};
+pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policies_for, start};
 
 /// Everything that turns bytes into facts, ready to run.
 pub struct Screen {
     engines: Vec<Engine>,
     decoders: DecoderPool,
-    max_frames: u32,
     broken: watch::Receiver<Option<String>>,
 }
 
@@ -76,7 +75,7 @@ impl Screen {
             metrics::set_batch_limit(&engine.detector.name, engine.max_batch());
             engines.push(engine);
         }
-        Ok(Self { engines, decoders: starter.decoders, max_frames: config.decode.max_frames, broken })
+        Ok(Self { engines, decoders: starter.decoders, broken })
     }
 
     /// The largest batch of any detector.
@@ -177,8 +176,8 @@ impl Screen {
         let mut rows = rows.into_iter();
         let mut view_scores =
             || -> Scores { engines.iter().zip(rows.by_ref()).map(|(engine, row)| by_label(engine, row)).collect() };
-        let frames = decode::screened_frames(decoded.info.frames, self.max_frames);
-        let views = decoded.frames.iter().zip(frames).map(|(_, frame)| (View { frame }, view_scores()));
+        let frame_numbers = self.decoders.frame_numbers(decoded.info.frames);
+        let views = decoded.frames.iter().zip(frame_numbers).map(|(_, frame)| (View { frame }, view_scores()));
         let facts = Facts::of_views(views);
         let names = engines.iter().map(|engine| engine.detector.name.clone());
         let first_frame = decoded.frames.first().map(|frame| names.zip(inputs_of(frame)).collect()).unwrap_or_default();
@@ -194,8 +193,7 @@ impl Screen {
         let (report_broken, broken) = watch::channel(None);
         let engine = |detector| Engine::with_fake_session(detector, &config.inference, report_broken.clone(), outputs);
         let engines = Self::fake_detectors(config).into_iter().map(engine).collect();
-        let decoders = DecoderPool::start(&config.decode).unwrap();
-        Self { engines, decoders, max_frames: config.decode.max_frames, broken }
+        Self { engines, decoders: DecoderPool::start(&config.decode).unwrap(), broken }
     }
 
     /// The detectors of [`Screen::with_fake_session`].

@@ -13,8 +13,7 @@ use crate::error_text;
 use crate::job::Lane;
 use crate::ledger;
 use crate::objects::Fetcher;
-use crate::screen::Screen;
-use crate::screen::plan;
+use crate::screen::{self, Screen};
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -74,8 +73,8 @@ pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::
     for result in objects(config).await {
         report("objects", result)?;
     }
-    match plan(config).and_then(|(detectors, _)| Screen::start(config, detectors)) {
-        Ok(screen) => {
+    match screen::start(config) {
+        Ok((screen, _)) => {
             report("decoding", decoding(&screen))?;
             for words in screen.describe_detectors() {
                 report("detector", CheckResult::Ok(words))?;

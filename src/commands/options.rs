@@ -151,24 +151,37 @@ impl DeviceOption {
     }
 }
 
-/// For commands that screen images: detectors, the default rule and the device.
+/// For commands that resolve the policies: detectors and the default rule.
 #[derive(Debug, Args)]
-pub(super) struct ScreeningOptions {
+pub(super) struct PolicyOptions {
     #[command(flatten)]
     detector: DetectorOption,
     #[command(flatten)]
     label: LabelOption,
     #[command(flatten)]
     thresholds: ThresholdOptions,
+}
+
+impl PolicyOptions {
+    pub(super) fn set(&self, overlay: &mut Overlay) {
+        self.detector.set(overlay);
+        self.label.set(overlay);
+        self.thresholds.set(overlay);
+    }
+}
+
+/// For commands that screen images: detectors, the default rule and the device.
+#[derive(Debug, Args)]
+pub(super) struct ScreeningOptions {
+    #[command(flatten)]
+    policy: PolicyOptions,
     #[command(flatten)]
     device: DeviceOption,
 }
 
 impl ScreeningOptions {
     pub(super) fn set(&self, overlay: &mut Overlay) {
-        self.detector.set(overlay);
-        self.label.set(overlay);
-        self.thresholds.set(overlay);
+        self.policy.set(overlay);
         self.device.set(overlay);
     }
 }

@@ -6,14 +6,14 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::console::{counted, note};
-use super::options::{DetectorOption, LabelOption, LedgerOption, ThresholdOptions};
+use super::options::{LedgerOption, PolicyOptions};
 use super::output::{Format, Output};
 use super::{UsageError, show};
 use crate::config::{Config, Overlay};
 use crate::error_text;
-use crate::job::{Facts, ImageRef, Outcome, PolicyRef, Verdict, exact};
+use crate::job::{Facts, Outcome, PolicyRef, Verdict, exact};
 use crate::ledger::{self, Ledger};
-use crate::policy::{ImageContext, Policy, PolicySet, Rule, judge};
+use crate::policy::{ImageContext, Policy, Rule, judge};
 use crate::screen::plan;
 
 const POLICY_COLUMNS: [&str; 4] = ["policy", "when", "rules", "sha256"];
@@ -32,14 +32,14 @@ pub struct PolicyArguments {
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
     /// Check the configured policies against the detectors, and print which jobs each holds for
-    Check(PolicyOptions),
+    Check(PrintOptions),
     /// Print the rules of each policy as they were resolved
     Show {
         /// Only the policy of this name
         #[arg(value_name = "NAME")]
         name: Option<String>,
         #[command(flatten)]
-        options: PolicyOptions,
+        options: PrintOptions,
     },
     /// Print what each rule made of an image: when it was judged, and by the configured policies now
     Explain {
@@ -47,7 +47,7 @@ enum PolicyCommand {
         #[arg(value_name = "JOB_ID|s3://BUCKET/KEY|sha256:HEX|VERDICT_ID|PATH")]
         subject: OsString,
         #[command(flatten)]
-        options: PolicyOptions,
+        options: PrintOptions,
         #[command(flatten)]
         ledger: LedgerOption,
     },
@@ -55,16 +55,12 @@ enum PolicyCommand {
 
 /// What every subcommand of `policy` takes.
 #[derive(Debug, Args)]
-struct PolicyOptions {
+struct PrintOptions {
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
-    detector: DetectorOption,
-    #[command(flatten)]
-    label: LabelOption,
-    #[command(flatten)]
-    thresholds: ThresholdOptions,
+    policy: PolicyOptions,
 }
 
 impl PolicyArguments {
@@ -76,9 +72,7 @@ impl PolicyArguments {
                 options
             }
         };
-        options.detector.set(overlay);
-        options.label.set(overlay);
-        options.thresholds.set(overlay);
+        options.policy.set(overlay);
     }
 }
 
@@ -166,7 +160,7 @@ async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow:
         if facts.views.is_none() {
             note!("{}: an earlier release stored one frame only, so no other policy can judge it", verdict.image.uri());
         } else if let Ok(policies) = &policies {
-            let policy = policy_now(policies, verdict);
+            let policy = policies.policy_for(&ImageContext::of(verdict));
             print_explained("now", judge::judge(policy, facts).outcome, policy, verdict, facts, &mut output)?;
         }
     }
@@ -179,13 +173,6 @@ async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow:
 async fn stored_policy(ledger: &dyn Ledger, reference: &PolicyRef) -> anyhow::Result<Option<Policy>> {
     let text = ledger.read_policy(&reference.sha256).await?;
     Ok(text.and_then(|text| Policy::from_canonical(&reference.name, &text)))
-}
-
-/// The configured policy that holds for the image of a verdict.
-fn policy_now<'p>(policies: &'p PolicySet, verdict: &Verdict) -> &'p Policy {
-    let ImageRef { bucket, key, .. } = &verdict.image;
-    let metadata = verdict.metadata.as_ref();
-    policies.policy_for(&ImageContext { bucket, key, lane: verdict.lane, metadata })
 }
 
 fn print_explained(

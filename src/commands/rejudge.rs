@@ -171,9 +171,7 @@ impl Rejudging<'_> {
     /// What the policy makes of one verdict.
     fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
         let StoredVerdict { verdict, revision } = stored;
-        let ImageRef { bucket, key, .. } = &verdict.image;
-        let metadata = verdict.metadata.as_ref();
-        let policy = self.policies.policy_for(&ImageContext { bucket, key, lane: verdict.lane, metadata });
+        let policy = self.policies.policy_for(&ImageContext::of(verdict));
         // Nothing was scored, because nothing could be shown: no policy changes that.
         let Some(facts) = &verdict.facts else {
             self.summary.unscored += 1;
@@ -201,7 +199,7 @@ impl Rejudging<'_> {
             event: None,
         };
         // A file of a scan has no bucket, and the events of its ledger are never published.
-        if is_news && !bucket.is_empty() {
+        if is_news && !verdict.image.bucket.is_empty() {
             let (context, before) = (EventContext::default(), Some(before.outcome));
             let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &self.config.prefix);
             revise.event = Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key));

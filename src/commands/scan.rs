@@ -27,8 +27,7 @@ use crate::job::Outcome;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::life::CommitQueue;
 use crate::offload;
-use crate::screen::plan;
-use crate::screen::{Screen, decode};
+use crate::screen::{self, decode};
 use file::{FileReport, Recorder, Scan};
 use files::{Found, SkipCause, SkippedEntry, path_text};
 use measure::Measure;
@@ -130,9 +129,7 @@ impl ScanArguments {
 pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::Result<u8> {
     let gate = arguments.gate()?;
     let ledger = if arguments.ledger.is_given() { Some(ledger::open_or_create(config).await?) } else { None };
-    let (detectors, policies) = plan(config)?;
-    policies.log();
-    let screen = Screen::start(config, detectors)?;
+    let (screen, policies) = screen::start(config)?;
     let (recorder, recording) = match ledger {
         Some(ledger) => {
             ledger.prepare().await.with_context(|| format!("cannot prepare the ledger {}", config.ledger))?;

@@ -15,8 +15,8 @@ use super::options::LedgerOption;
 use super::output::{Format, Output, printable, score_of_label};
 use super::{UsageError, files, record};
 use crate::config::Config;
-use crate::job::event::announcement;
-use crate::job::{ImageRef, Verdict, event_id, exact, revised_event_id, verdict_id};
+use crate::job::event;
+use crate::job::{ImageRef, Verdict, exact, verdict_id};
 use crate::ledger::{self, EarlierState, Ledger, OutboxRow, StoredVerdict};
 
 /// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
@@ -214,11 +214,8 @@ impl ShownVerdict {
     fn announced(&self, kept_since: OffsetDateTime) -> String {
         let StoredVerdict { verdict, revision } = &self.stored;
         let earlier = self.earlier.last().map(|state| state.judgement.outcome);
-        let (_, routing_key) = announcement(&verdict.judgement, earlier);
-        let current = match revision.number {
-            1 => event_id(verdict.id, verdict.judgement.outcome),
-            number => revised_event_id(verdict.id, number, revision.judged_at),
-        };
+        let (_, routing_key) = event::announcement(&verdict.judgement, earlier);
+        let current = event::id_of(verdict, revision);
         if let Some(event) = self.events.iter().find(|event| event.event_id == current) {
             return state(event);
         }
@@ -286,7 +283,9 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::job::{Digests, Judgement, Lane, Outcome, PolicyRef, Revision, RevisionCause};
+    use crate::job::{
+        Digests, Judgement, Lane, Outcome, PolicyRef, Revision, RevisionCause, event_id, revised_event_id,
+    };
 
     const JUDGED: OffsetDateTime = datetime!(2026-11-20 10:00 UTC);
     const PUBLISHED: OffsetDateTime = datetime!(2026-11-20 10:01 UTC);

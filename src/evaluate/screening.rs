@@ -101,10 +101,8 @@ impl Screener<'_> {
             Err(e) => return unscored(format!("{:#}", e.root_cause())),
         };
         match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
-            Ok(sight) => match sight.facts.first_invalid() {
-                Some((detector, label, score)) => {
-                    unscored(format!("{detector} gave {score} for \"{label}\", which is not a probability"))
-                }
+            Ok(sight) => match sight.facts.why_invalid() {
+                Some(reason) => unscored(reason),
                 None => Ok(ScreenedEntry::Scored(image, sight)),
             },
             Err(failed @ ScreenError::SessionBroken { .. }) => Err(failed),

@@ -46,15 +46,23 @@ pub fn announcement(judgement: &Judgement, earlier: Option<Outcome>) -> (&'stati
     }
 }
 
+/// The id of the event of a revision.
+#[must_use]
+pub fn id_of(verdict: &Verdict, revision: &Revision) -> Uuid {
+    match revision.number {
+        1 => event_id(verdict.id, verdict.judgement.outcome),
+        number => revised_event_id(verdict.id, number, revision.judged_at),
+    }
+}
+
 /// The event of a first judgement, whether or not its routing key is published.
 #[must_use]
 pub fn event(verdict: &Verdict, context: EventContext<'_>, prefix: &str) -> Event {
     let first = Revision { number: 1, cause: None, judged_at: verdict.decided_at };
-    let id = event_id(verdict.id, verdict.judgement.outcome);
-    make_event(id, verdict, &first, None, context, prefix)
+    revised_event(verdict, &first, None, context, prefix)
 }
 
-/// The event of a later revision. `earlier` is the outcome of the revision before.
+/// The event of any revision. `earlier` is the outcome of the revision before.
 #[must_use]
 pub fn revised_event(
     verdict: &Verdict,
@@ -63,18 +71,7 @@ pub fn revised_event(
     context: EventContext<'_>,
     prefix: &str,
 ) -> Event {
-    let id = revised_event_id(verdict.id, revision.number, revision.judged_at);
-    make_event(id, verdict, revision, earlier, context, prefix)
-}
-
-fn make_event(
-    id: Uuid,
-    verdict: &Verdict,
-    revision: &Revision,
-    earlier: Option<Outcome>,
-    context: EventContext<'_>,
-    prefix: &str,
-) -> Event {
+    let id = id_of(verdict, revision);
     let judgement = &verdict.judgement;
     let (announced, routing_key) = announcement(judgement, earlier);
     let [decided_at, judged_at] =

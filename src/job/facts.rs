@@ -70,12 +70,12 @@ impl Facts {
         self.views.as_ref()?.get(detector)?.get(label).copied()
     }
 
-    /// The first score that is no probability, with its detector and label.
+    /// Why the facts cannot be judged: the first score that is no probability, in one line.
     #[must_use]
-    pub fn first_invalid(&self) -> Option<(&str, &str, f32)> {
+    pub fn why_invalid(&self) -> Option<String> {
         self.scores.iter().find_map(|(detector, labels)| {
             let (label, score) = labels.iter().find(|(_, score)| !is_probability(**score))?;
-            Some((detector.as_str(), label.as_str(), *score))
+            Some(format!("{detector} gave {score} for \"{label}\", which is not a probability"))
         })
     }
 }
@@ -136,10 +136,10 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, -0.1, 1.1] {
             for order in [[bad, 1.0], [1.0, bad]] {
                 let facts = Facts::of_views(order.map(|score| (View { frame: 0 }, scores(score, 0.0))));
-                assert!(facts.first_invalid().is_some(), "{order:?}");
+                assert!(facts.why_invalid().is_some(), "{order:?}");
             }
         }
-        assert_eq!(Facts::of_one_view(scores(0.0, 1.0)).first_invalid(), None);
+        assert_eq!(Facts::of_one_view(scores(0.0, 1.0)).why_invalid(), None);
     }
 
     #[test]

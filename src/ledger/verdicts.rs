@@ -140,7 +140,7 @@ pub trait Verdicts: Send + Sync {
 /// Replaces a `failed` verdict by the verdict of a later delivery, if the failed one answers a job for `named`: the image as
 /// the job names it. A `failed` verdict on another version of the key stays.
 ///
-/// `inserted` is the result of inserting `verdict`, and is returned unless it is a `failed` verdict that can be replaced.
+/// `existing` is what inserting `verdict` has found, and is returned unless it is a `failed` verdict that can be replaced.
 /// `event` makes the event of the revision from its new state, where it is announced.
 ///
 /// # Errors
@@ -149,19 +149,14 @@ pub async fn replace_failed_verdict(
     ledger: &dyn Verdicts,
     verdict: &Verdict,
     named: &ImageRef,
-    inserted: Inserted,
+    existing: ExistingVerdict,
     mut event: impl FnMut(&Verdict, &Revision) -> Option<Event> + Send,
 ) -> Result<Inserted, LedgerError> {
-    let existing = match inserted {
-        Inserted::Existing(existing)
-            if existing.outcome == Outcome::Failed
-                && verdict.judgement.outcome != Outcome::Failed
-                && existing.answers(named) =>
-        {
-            existing
-        }
-        other => return Ok(other),
-    };
+    let may_replace =
+        existing.outcome == Outcome::Failed && verdict.judgement.outcome != Outcome::Failed && existing.answers(named);
+    if !may_replace {
+        return Ok(Inserted::Existing(existing));
+    }
     let mut revise = Revise {
         // The ledger keeps the time of the first judgement, and so does the event.
         verdict: Verdict { decided_at: existing.decided_at, ..verdict.clone() },

@@ -77,19 +77,18 @@ impl CommitQueue {
             Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
             existing @ Inserted::Existing(_) => existing,
         };
+        let Inserted::Existing(existing) = inserted else { return Ok(inserted) };
         let began = Instant::now();
-        let is_new = matches!(inserted, Inserted::Written(_));
         let ledger = self.ledger.as_ref();
-        let before = inserted.clone();
-        let replaced = replace_failed_verdict(ledger, &new.verdict, named, inserted, &mut revised_event).await;
+        let replaced = replace_failed_verdict(ledger, &new.verdict, named, existing.clone(), &mut revised_event).await;
         let inserted = match replaced {
             Err(LedgerError::RefusedUnclear(reason)) => {
-                let again = || replace_failed_verdict(ledger, &new.verdict, named, before, &mut revised_event);
+                let again = || replace_failed_verdict(ledger, &new.verdict, named, existing, &mut revised_event);
                 resolve_refusal(ledger, reason, again).await?
             }
             replaced => replaced?,
         };
-        if !is_new && matches!(inserted, Inserted::Written(_)) {
+        if matches!(inserted, Inserted::Written(_)) {
             metrics::transaction_committed(1, began.elapsed());
         }
         Ok(inserted)

@@ -1,8 +1,8 @@
 //! Whose fault a refusal of the ledger is.
 //!
-//! A trigger may refuse one row or all, and so may a damaged index. And the reason may be gone already, because somebody has
-//! given a privilege back. So a refused call is repeated between two probes: it is the row's fault only if the ledger accepts
-//! the row of a probe before and after.
+//! A trigger may refuse one row or all, and so may a damaged index. The reason may also be gone already, for instance a
+//! privilege that was missing for a moment. So a refused call is repeated between two probes. The row is at fault only if the
+//! ledger accepts the row of a probe before and after.
 
 use crate::ledger::{DatabaseError, Ledger, LedgerError};
 

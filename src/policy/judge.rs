@@ -11,8 +11,7 @@ use crate::job::{Facts, Finding, FindingOutcome, FindingSource, Judgement, Outco
 /// asks for review or flags, the outcome is [`Outcome::Rejected`]. Neither ever passes.
 #[must_use]
 pub fn judge(policy: &Policy, facts: &Facts) -> Judgement {
-    if let Some((detector, label, score)) = facts.first_invalid() {
-        let reason = format!("{detector} gave {score} for \"{label}\", which is not a probability");
+    if let Some(reason) = facts.why_invalid() {
         return Judgement::unscored(Outcome::Failed, reason);
     }
     if policy.rules.is_empty() {

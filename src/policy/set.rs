@@ -10,7 +10,7 @@ use super::resolve::Resolver;
 use super::{Policy, Rule, quoted};
 use crate::config::{AnyOf, Config, WhenConfig};
 use crate::detector::Detector;
-use crate::job::Lane;
+use crate::job::{Lane, Verdict};
 
 /// What decides which policy judges an image.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,15 @@ pub struct ImageContext<'a> {
     pub key: &'a str,
     pub lane: Lane,
     pub metadata: Option<&'a Value>,
+}
+
+impl<'a> ImageContext<'a> {
+    /// What decided, and decides now, which policy judges the image of a verdict.
+    #[must_use]
+    pub fn of(verdict: &'a Verdict) -> Self {
+        let Verdict { image, lane, metadata, .. } = verdict;
+        Self { bucket: &image.bucket, key: &image.key, lane: *lane, metadata: metadata.as_ref() }
+    }
 }
 
 /// All policies. The first one whose conditions hold judges a job, and `[policy]` judges what is left.
@@ -121,7 +130,7 @@ impl PolicySet {
         self.all().map(|policy| (policy.reference.sha256.clone(), policy.canonical_text())).collect()
     }
 
-    /// Logs what judges, where nobody has configured it.
+    /// Logs the default rule, where it judges.
     pub(crate) fn log(&self) {
         if !self.fallback.is_default {
             return;

@@ -44,11 +44,6 @@ use reused_buffer::ReusedBuffer;
 pub(crate) use encode::{encode_picture, save_png};
 pub(crate) use format::{has_image_signature, is_of_image_format};
 pub use pool::DecoderPool;
-
-/// The numbers of the frames that are screened, of an image with `count` frames.
-pub(in crate::screen) fn screened_frames(count: u32, max: u32) -> Vec<u32> {
-    animation::spread_evenly(count, max)
-}
 pub(super) use prepare::FAST_MARGIN_TENTHS;
 
 /// Grows by 1 with every change after which some file has other pixels than before, however few. It is a part of every

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::Screen;
 use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
 use super::error::DecoderProcessError;
 use super::infer::{Engine, InferError, OnnxRuntime};
@@ -96,6 +97,16 @@ pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, PolicySet), StartE
     let policies = policies_for(config, &detectors)?;
     policies.require_rules(config, &detectors)?;
     Ok((detectors, policies))
+}
+
+/// Starts the screen with the configured packages, and checks the policies that judge what it finds.
+///
+/// # Errors
+/// As [`plan`] and [`Screen::start`].
+pub(crate) fn start(config: &Config) -> Result<(Screen, PolicySet), StartError> {
+    let (detectors, policies) = plan(config)?;
+    policies.log();
+    Ok((Screen::start(config, detectors)?, policies))
 }
 
 /// Checks the configured policies against the packages.

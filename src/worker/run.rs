@@ -24,7 +24,7 @@ use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcess
 use crate::objects::{DownloadGates, Fetcher};
 use crate::policy::PolicySet;
 use crate::processes;
-use crate::screen::{Screen, StartError, decode, plan};
+use crate::screen::{self, Screen, StartError, decode};
 use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::{http, metrics, traces};
 
@@ -87,10 +87,8 @@ pub async fn run_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
-    let (detectors, policies) = plan(&config)?;
-    policies.log();
+    let (screen, policies) = screen::start(&config)?;
     ledger.record_policies(&policies.texts()).await.map_err(OpenError::from)?;
-    let screen = Screen::start(&config, detectors)?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let prefetch = prefetch(&config, &screen)?;
     metrics::set_limits(metrics::WorkerLimits {

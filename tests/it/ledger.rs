@@ -180,12 +180,13 @@ async fn every_verdict_on_content_is_found_also_one_with_reused_or_without_score
 /// Inserts a verdict, and replaces a `failed` one by it.
 async fn insert_or_replace(ledger: &dyn Ledger, new: &NewVerdict) -> Inserted {
     let inserted = ledger.insert(std::slice::from_ref(new)).await.unwrap().remove(0);
+    let Inserted::Existing(existing) = inserted else { return inserted };
     let event = |verdict: &Verdict, revision: &Revision| {
         assert!(verdict.decided_at <= new.verdict.decided_at, "the event has the time of the first judgement");
         let id = revised_event_id(new.verdict.id, revision.number, revision.judged_at);
         new.event.clone().map(|event| Event { id, ..event })
     };
-    replace_failed_verdict(ledger, &new.verdict, &new.verdict.image, inserted, event).await.unwrap()
+    replace_failed_verdict(ledger, &new.verdict, &new.verdict.image, existing, event).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -388,7 +388,7 @@ rules = [{ name = "ai", category = "synthetic", severity = 2, detector = "spread
     assert_eq!(named, [("art", "bucket \"art-*\", key begins with \"/art/\""), ("default", "every other job")]);
     let shown = run(&["policy", "show", "art"]).await;
     assert_eq!((&shown[0]["category"], &shown[0]["note_at"]), (&"synthetic".into(), &0.25.into()));
-    let unknown = lab.run(&["policy", "show", "nobody"]).await;
+    let unknown = lab.run(&["policy", "show", "unknown"]).await;
     assert_eq!(unknown.status, 2);
     assert!(unknown.stderr.contains("hint: the policies are \"art\", \"default\""), "{}", unknown.stderr);
 

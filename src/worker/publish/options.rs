@@ -18,7 +18,7 @@ pub struct EventsConfig {
 impl Default for EventsConfig {
     fn default() -> Self {
         Self {
-            // All but `image.passed`: most images pass, and nobody has to act on it.
+            // All but `image.passed`: most images pass, and that requires no action.
             publish: ROUTING_KEYS[..5].iter().map(|key| (*key).to_owned()).collect(),
             default_queue: true,
         }
