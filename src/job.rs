@@ -182,7 +182,7 @@ pub type Digests = BTreeMap<String, String>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// No rule was reached.
+    /// No rule asks for more than a note.
     Passed,
     /// A person should look.
     Review,

@@ -351,7 +351,9 @@ impl JobProcessor {
                     was_refused = true;
                     let reason = format!("the ledger refused the verdict: {reason}");
                     let judgement = Judgement::unscored(Outcome::Failed, reason);
-                    entry = self.with_event(request, Verdict { metadata: None, judgement, ..entry.verdict });
+                    // Without the metadata a later rejudge could judge the facts by another policy.
+                    let verdict = Verdict { metadata: None, facts: None, judgement, ..entry.verdict };
+                    entry = self.with_event(request, verdict);
                 }
                 Err(LedgerError::Refused(reason)) => return JobEnd::Unrecorded { reason: reason.to_string() },
                 Err(error) => {

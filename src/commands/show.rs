@@ -270,6 +270,7 @@ fn earlier_state(EarlierState { revision, judgement }: &EarlierState) -> Value {
         ("outcome", json!(judgement.outcome)),
         ("reason", json!(judgement.reason)),
         ("label", json!(judgement.label)),
+        ("findings", json!(judgement.findings)),
         ("score", json!(judgement.score.map(exact))),
     ])
 }

@@ -477,9 +477,14 @@ mod tests {
                 "`policies[0].when.lane`: 3 is not text in quotes, or a list of texts",
             ),
             (
+                "[[policies]]\nname = \"a\"\nwhen.bucket = []",
+                3,
+                "`policies[0].when.bucket`: an empty list holds for no job\n  hint: leave the key out where it is no condition",
+            ),
+            (
                 "[[policies]]\n[[policies.rules]]\nseverity = \"x\"",
                 3,
-                "`policies[0].rules[0].severity`: \"x\" is not a whole number from 0 to 255",
+                "`policies[0].rules[0].severity`: \"x\" is not a whole number from 0 to 4294967295",
             ),
             ("[[policy.rules]]\n\nlabel = 3", 3, "`policy.rules[0].label`: 3 is not text in quotes"),
             ("[events]\npublish = [\n1]", 3, "`events.publish[0]`: 1 is not text in quotes"),

@@ -82,6 +82,12 @@ impl Revise {
         Revision { number: self.expected_revision + 1, cause: Some(self.cause), judged_at: self.judged_at }
     }
 
+    /// Whether the image passes, so that an unpublished `image.cleared` of an earlier revision still holds: the image may be
+    /// hidden, and only that event puts it back.
+    pub(super) fn keeps_cleared(&self) -> bool {
+        self.verdict.judgement.allows()
+    }
+
     /// Whether the unpublished events of earlier revisions must not be sent any more: they say something else, or this
     /// event replaces them. Without either, the earlier event still holds.
     pub(super) fn makes_events_stale(&self, earlier: &Judgement) -> bool {

@@ -54,14 +54,22 @@ pub enum PolicyError {
         shadows: String,
     },
     /// A policy without rules.
-    #[error(
-        "policy: the policy \"{policy}\" has no rule, so every image that it holds for would pass\n  hint: add rules to it{other}"
-    )]
+    #[error("policy: the policy \"{policy}\" has no rule, so it judges nothing\n  hint: add rules to it{other}")]
     NoRule {
         /// Its name.
         policy: String,
         /// Another way out.
         other: &'static str,
+    },
+    /// A policy behind one that holds for every job.
+    #[error(
+        "policy: the policy \"{policy}\" never holds, because \"{before}\" before it has no `when` and holds for every job\n  hint: give \"{before}\" a `when`, or make it the last of `[[policies]]`"
+    )]
+    NeverHolds {
+        /// Its name.
+        policy: String,
+        /// The policy that holds for every job.
+        before: String,
     },
     /// A policy for some jobs without a name of its own.
     #[error("policy: a policy needs a name that no other one has, but this one has \"{0}\"")]
@@ -81,7 +89,7 @@ pub enum PolicyError {
     Category(String),
     /// A severity out of range.
     #[error("policy: the severity {0} is not a whole number from 1 to 5")]
-    Severity(u8),
+    Severity(u32),
     /// A rule that a later release judges.
     #[error("policy: a rule over `{0}` is not available in this build\n  hint: remove the rule")]
     NotAvailable(&'static str),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// `[policy]`
@@ -56,7 +56,7 @@ pub struct WhenConfig {
     pub metadata: BTreeMap<String, AnyOf>,
 }
 
-/// One text or a list of texts, of which one must hold. Empty: no condition.
+/// One text or a list of texts, of which one must hold. Without the key there is no condition.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct AnyOf(pub Vec<String>);
@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for AnyOf {
                 f.write_str("text in quotes, or a list of texts")
             }
 
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<AnyOf, E> {
+            fn visit_str<E: Error>(self, text: &str) -> Result<AnyOf, E> {
                 Ok(AnyOf(vec![text.to_owned()]))
             }
 
@@ -80,6 +80,10 @@ impl<'de> Deserialize<'de> for AnyOf {
                 let mut texts = Vec::new();
                 while let Some(text) = items.next_element()? {
                     texts.push(text);
+                }
+                if texts.is_empty() {
+                    let what = "an empty list holds for no job\n  hint: leave the key out where it is no condition";
+                    return Err(A::Error::custom(what));
                 }
                 Ok(AnyOf(texts))
             }
@@ -98,7 +102,7 @@ pub struct RuleConfig {
     /// What the rule is about, such as `sexual/nudity`.
     pub category: Option<String>,
     /// How severe a finding is, from 1 to 5.
-    pub severity: Option<u8>,
+    pub severity: Option<u32>,
     /// A configured detector.
     pub detector: Option<String>,
     /// One of its labels.

@@ -45,9 +45,11 @@ impl Resolver<'_> {
         if let Some(category) = rule.category.as_deref().filter(|category| !is_category(category)) {
             return Err(PolicyError::Category(category.into()));
         }
-        if let Some(severity) = rule.severity.filter(|severity| !(1..=5).contains(severity)) {
-            return Err(PolicyError::Severity(severity));
-        }
+        let severity = rule.severity.map(|severity| match u8::try_from(severity) {
+            Ok(valid @ 1..=5) => Ok(valid),
+            _ => Err(PolicyError::Severity(severity)),
+        });
+        let severity = severity.transpose()?;
         let known = || quoted(self.detectors.iter().map(|detector| detector.name.as_str()));
         let name = rule.detector.clone().ok_or_else(|| PolicyError::NoDetector { known: known() })?;
         let detector = self.detectors.iter().find(|detector| detector.name == name);
@@ -57,7 +59,7 @@ impl Resolver<'_> {
         }
         let thresholds = Thresholds { note_at: rule.note_at, review_at: rule.review_at, flag_at: rule.flag_at };
         let resolved = scored(detector, rule.label.as_deref().unwrap_or_default(), thresholds)?;
-        Ok(Rule { name: rule.name.clone(), category: rule.category.clone(), severity: rule.severity, ..resolved })
+        Ok(Rule { name: rule.name.clone(), category: rule.category.clone(), severity, ..resolved })
     }
 
     fn default_rule(&self, config: &PolicyConfig, detector: &Detector) -> Result<Rule, PolicyError> {

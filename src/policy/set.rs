@@ -45,7 +45,7 @@ struct ScopedPolicy {
     policy: Policy,
 }
 
-/// Conditions that must all hold. An empty list is no condition.
+/// Conditions that must all hold. A list is empty where there is no such condition.
 #[derive(Debug, Clone)]
 struct When {
     buckets: Vec<WildMatch>,
@@ -71,6 +71,10 @@ impl PolicySet {
             if entry.name.is_empty() || has_name(&fallback) || scoped.iter().any(|other| has_name(&other.policy)) {
                 return Err(at(".name", PolicyError::Name(entry.name.clone())));
             }
+            if let Some(before) = scoped.last().filter(|before| before.when.holds_always()) {
+                let before = before.policy.reference.name.clone();
+                return Err(at("", PolicyError::NeverHolds { policy: entry.name.clone(), before }));
+            }
             let when = When::of(&entry.when, config.trusted_metadata).map_err(|error| at(".when", error))?;
             let mut rules = resolver.rules(&entry.rules, &format!("policies[{index}].rules"))?;
             if entry.inherit {
@@ -79,7 +83,7 @@ impl PolicySet {
             scoped.push(ScopedPolicy { when, policy: Policy::new(&entry.name, rules, false) });
         }
         let policies = Self { scoped, fallback };
-        resolver.refuse_unjudged(policies.all())?;
+        resolver.refuse_unjudged(policies.that_can_hold())?;
         Ok(policies)
     }
 
@@ -97,8 +101,7 @@ impl PolicySet {
             let error = PolicyError::NoRule { policy, other: ", or set `inherit = true`" };
             return Err(error.at(&format!("policies[{index}]"), &config.origins));
         }
-        let can_fall_back = !self.scoped.iter().any(|scoped| scoped.when.holds_always());
-        if can_fall_back && self.fallback.rules.is_empty() {
+        if self.can_fall_back() && self.fallback.rules.is_empty() {
             let policy = self.fallback.reference.name.clone();
             let other = ", or give the last one of `[[policies]]` no `when`, so that it holds for all other jobs";
             return Err(PolicyError::NoRule { policy, other }.at("policy", &config.origins));
@@ -119,9 +122,23 @@ impl PolicySet {
         &self.fallback
     }
 
+    /// Whether `[policy]` judges any job.
+    fn can_fall_back(&self) -> bool {
+        !self.scoped.iter().any(|scoped| scoped.when.holds_always())
+    }
+
+    /// The policies that judge any job.
+    fn that_can_hold(&self) -> impl Iterator<Item = &Policy> + Clone {
+        self.all().take(self.scoped.len() + usize::from(self.can_fall_back()))
+    }
+
     /// For each policy of [`PolicySet::all`] the jobs that it holds for, as text.
     pub(crate) fn conditions(&self) -> impl Iterator<Item = String> {
-        let rest = if self.scoped.is_empty() { "every job" } else { "every other job" };
+        let rest = match self.can_fall_back() {
+            _ if self.scoped.is_empty() => "every job",
+            true => "every other job",
+            false => "no job",
+        };
         self.scoped.iter().map(|scoped| scoped.when.to_string()).chain([rest.to_owned()])
     }
 
@@ -384,6 +401,15 @@ mod tests {
         let empty = unready(default_rule, "").unwrap_err().to_string();
         assert!(empty.contains("\"default\" has no rule") && empty.contains("no `when`"), "{empty}");
         assert!(unready("", "").is_ok());
+        let for_all = TENANTS.replace("when = { bucket = \"art-*\", lane = \"live\" }", "");
+        let dead = error(&config(&for_all), &detectors, true).to_string();
+        assert!(dead.contains("\"kids\" never holds, because \"art\" before it has no `when`"), "{dead}");
+        let only_art = &for_all[..for_all.find("[[policies]]\n        name = \"kids\"").unwrap()];
+        let dead_rule = "[[policy.rules]]\ndetector = \"e\"\nlabel = \"nsfw\"\nflag_at = 0.9\n[[policies]]";
+        let two = [detectors[0].clone(), detector("e", &["nsfw"])];
+        let unjudged = error(&config(&only_art.replace("[[policies]]", dead_rule)), &two, true);
+        assert!(matches!(&unjudged, PolicyError::Unjudged { detector, .. } if detector == "e"), "{unjudged}");
+
         let last = TENANTS
             .replace(default_rule, "")
             .replace("when.metadata = { tenant = [\"p1\", \"7\"], trial = \"false\" }", "");

@@ -568,6 +568,7 @@ async fn a_row_that_the_ledger_refuses_fails_alone() {
         let verdict = world.verdict(&format!("job-{n}")).await.unwrap();
         let (expected, has_metadata) = if n == 3 { (Outcome::Failed, false) } else { (Outcome::Passed, true) };
         assert_eq!((verdict.judgement.outcome, verdict.metadata.is_some()), (expected, has_metadata), "job-{n}");
+        assert_eq!(verdict.facts.is_some(), has_metadata, "without metadata a rejudge might choose another policy");
     }
 }
 

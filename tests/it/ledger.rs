@@ -405,6 +405,44 @@ async fn rejudging_revises_only_what_changes_and_loses_no_event() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cleared_event_that_is_not_out_stays_while_the_image_passes() {
+    for subject in Subject::both().await {
+        let ledger = subject.ledger.as_ref();
+        let new = entry("one", Outcome::Flagged);
+        ledger.insert(std::slice::from_ref(&new)).await.unwrap();
+        let unpublished = async || -> Vec<String> {
+            let rows = ledger.outbox_rows(new.verdict.id).await.unwrap();
+            rows.into_iter().map(|row| row.routing_key).collect()
+        };
+        let change = async |revision: u32, outcome: Outcome, findings: Vec<Finding>, routing_key: Option<&str>| {
+            let judgement = Judgement { outcome, reason: None, label: None, score: None, findings };
+            let mut revise = Revise {
+                verdict: Verdict { judgement, ..new.verdict.clone() },
+                expected_revision: revision,
+                cause: RevisionCause::Rejudged,
+                judged_at: ledger.now().await.unwrap(),
+                event: None,
+            };
+            revise.event = routing_key.map(|key| Event {
+                id: revised_event_id(new.verdict.id, revision + 1, revise.judged_at),
+                routing_key: key.into(),
+                correlation_id: "c".into(),
+                payload: "{}".into(),
+            });
+            assert_eq!(ledger.rejudge(&[revise]).await.unwrap(), 1);
+        };
+        change(1, Outcome::Passed, vec![finding(0.05)], Some("image.cleared")).await;
+        assert_eq!(unpublished().await, ["image.cleared"], "the flag is not announced any more");
+        change(2, Outcome::Passed, Vec::new(), None).await;
+        assert_eq!(unpublished().await, ["image.cleared"], "what was hidden is still put back");
+        change(3, Outcome::Passed, vec![finding(0.05)], Some("image.noted")).await;
+        assert_eq!(unpublished().await, ["image.cleared", "image.noted"]);
+        change(4, Outcome::Flagged, vec![finding(0.05)], None).await;
+        assert!(unpublished().await.is_empty());
+    }
+}
+
 /// The columns of the first release, as an older worker writes them beside the new schema.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_insert_of_an_older_worker_works_beside_the_new_schema() {

@@ -174,13 +174,17 @@ pub(super) async fn replace_history(
 ) -> Result<(), sqlx::Error> {
     let ids: Vec<Uuid> = changes.iter().map(|(revise, _)| revise.verdict.id).collect();
     sqlx::query(concat!(insert_history!(), " WHERE id = ANY($1)")).bind(ids).execute(&mut *c).await?;
-    let outdated: Vec<Uuid> = changes
+    let (outdated, keep_cleared): (Vec<Uuid>, Vec<bool>) = changes
         .iter()
         .filter(|(revise, locked)| revise.makes_events_stale(&locked.judgement))
-        .map(|(revise, _)| revise.verdict.id)
-        .collect();
-    let query = concat!("DELETE FROM outbox WHERE verdict_id = ANY($1) AND ", unpublished!());
-    sqlx::query(query).bind(outdated).execute(c).await.map(drop)
+        .map(|(revise, _)| (revise.verdict.id, revise.keeps_cleared()))
+        .unzip();
+    let query = concat!(
+        "DELETE FROM outbox USING UNNEST($1::uuid[], $2::boolean[]) AS outdated (id, keep_cleared)
+         WHERE verdict_id = outdated.id AND NOT (keep_cleared AND routing_key = 'image.cleared') AND ",
+        unpublished!()
+    );
+    sqlx::query(query).bind(outdated).bind(keep_cleared).execute(c).await.map(drop)
 }
 
 async fn find_existing(c: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, ExistingVerdict>, sqlx::Error> {

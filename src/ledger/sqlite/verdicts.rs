@@ -189,8 +189,9 @@ pub(super) async fn write_revision(
     let id = verdict.id.to_string();
     sqlx::query(concat!(insert_history!(), " WHERE id = $1")).bind(&id).execute(&mut *c).await?;
     if revise.makes_events_stale(&locked.judgement) {
-        let query = "DELETE FROM outbox WHERE verdict_id = $1 AND published_at IS NULL";
-        sqlx::query(query).bind(&id).execute(&mut *c).await?;
+        let query = "DELETE FROM outbox WHERE verdict_id = $1 AND published_at IS NULL
+                         AND NOT ($2 AND routing_key = 'image.cleared')";
+        sqlx::query(query).bind(&id).bind(revise.keeps_cleared()).execute(&mut *c).await?;
     }
     let query = if *cause == RevisionCause::Replayed {
         let query = sqlx::query(REPLAY).bind(cause.as_str()).bind(stamp(*judged_at));
