@@ -358,6 +358,7 @@ mod tests {
         assert_eq!(chosen("b", "kids/k", Lane::Live, Some(&metadata)), "kids");
         assert_eq!(chosen("b", "100%_*/k", Lane::Live, None), "kids", "a prefix is taken literally");
         assert_eq!(chosen("b", "100abc/k", Lane::Live, None), "default");
+        assert_eq!(chosen("b", "photos/kids/k", Lane::Live, None), "default", "only the beginning of a key counts");
         assert_eq!(chosen("b", "k", Lane::Live, Some(&metadata)), "partner");
         for other in
             [json!({"tenant": "p1"}), json!({"tenant": "p2", "trial": false}), json!({"tenant": ["p1"]}), json!(7)]
