@@ -20,7 +20,10 @@ pub trait Quarantine: Send + Sync {
     /// processes have begun it; a process that begins it again has not died of it and counts once.
     async fn begin_quarantine(&self, verdict: Uuid, process: Uuid) -> Result<u32, LedgerError>;
 
-    /// Removes records: the process survived the jobs. Records older than `KEEP_RECORDS_DAYS` go too. Their jobs were
-    /// screened under another id, because their objects had changed by then.
+    /// Removes records: the process survived the jobs.
+    ///
+    /// Two kinds of records go with them. A process that died just after it had settled a job left the record of an answered
+    /// job: its verdict was decided after the record began. And a record older than `KEEP_RECORDS_DAYS` is of a job that was
+    /// screened under another id, because its object had changed by then.
     async fn end_quarantine(&self, verdicts: &[Uuid]) -> Result<(), LedgerError>;
 }

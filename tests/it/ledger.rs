@@ -714,6 +714,30 @@ async fn processes_that_begin_a_quarantine_are_counted_once_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_quarantine_record_of_an_answered_job_goes_with_the_next_one() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let (dead, alive) = (Uuid::new_v4(), Uuid::new_v4());
+        let outcomes = [("passed", Outcome::Passed), ("failed", Outcome::Failed), ("missing", Outcome::Missing)];
+        // This one was answered before, and another state of its object is screened now.
+        ledger.insert(&[entry("earlier", Outcome::Passed)]).await.unwrap();
+        for id in ["passed", "failed", "missing", "earlier", "waiting"].map(verdict_id) {
+            assert!(ledger.begin_in_company(id, dead).await.unwrap());
+        }
+        let answered = outcomes.map(|(job, outcome)| {
+            let mut entry = entry(job, outcome);
+            entry.verdict.decided_at = OffsetDateTime::now_utc() + Duration::from_secs(1);
+            entry
+        });
+        ledger.insert(&answered).await.unwrap();
+        assert!(ledger.begin_in_company(verdict_id("next"), alive).await.unwrap());
+        ledger.end_quarantine(&[verdict_id("next")]).await.unwrap();
+        assert_eq!(subject.count("SELECT count(*) FROM suspects").await, 4);
+        assert!(ledger.begin_in_company(verdict_id("passed"), alive).await.unwrap(), "it was the answered one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quarantine_record_whose_job_never_comes_back_is_removed_in_the_end() {
     for subject in Subject::both().await {
         let ledger = &subject.ledger;

@@ -42,7 +42,10 @@ impl Quarantine for Postgres {
         let verdicts = verdicts.to_vec();
         self.run(RESPONSE_TIMEOUT, move |c| {
             let query = sqlx::query(
-                "DELETE FROM suspects WHERE id = ANY($1) OR started_at < now() - make_interval(days => $2)",
+                "DELETE FROM suspects
+                 WHERE id = ANY($1) OR started_at < now() - make_interval(days => $2)
+                     OR EXISTS (SELECT FROM verdicts WHERE verdicts.id = suspects.id AND decided_at >= started_at
+                                    AND outcome NOT IN ('failed', 'missing'))",
             );
             Box::pin(query.bind(verdicts).bind(KEEP_RECORDS_DAYS).execute(c))
         })

@@ -42,8 +42,12 @@ impl Quarantine for Sqlite {
         let ids: Vec<String> = verdicts.iter().map(Uuid::to_string).collect();
         let oldest = stamp(OffsetDateTime::now_utc() - time::Duration::days(KEEP_RECORDS_DAYS.into()));
         self.run(move |c| {
-            let query =
-                sqlx::query("DELETE FROM suspects WHERE id IN (SELECT value FROM json_each($1)) OR started_at < $2");
+            let query = sqlx::query(
+                "DELETE FROM suspects
+                 WHERE id IN (SELECT value FROM json_each($1)) OR started_at < $2
+                     OR EXISTS (SELECT 1 FROM verdicts WHERE verdicts.id = suspects.id AND decided_at >= started_at
+                                    AND outcome NOT IN ('failed', 'missing'))",
+            );
             Box::pin(query.bind(to_json(&ids)).bind(oldest).execute(c))
         })
         .await
