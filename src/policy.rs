@@ -1,12 +1,14 @@
 //! The policies: rules that were checked once against the configured detectors, so that no policy fails open.
 //!
-//! `resolve` checks the configured rules, `set` chooses the policy of a job, and `judge` applies it to facts.
+//! `resolve` checks the configured rules, `set` chooses the policy of a job, and `judge` applies it to facts. `stored` does
+//! both for an image that was judged before.
 
 mod error;
 pub mod judge;
 pub mod options;
 mod resolve;
 mod set;
+mod stored;
 
 use std::borrow::Cow;
 
@@ -18,6 +20,7 @@ use crate::job::{Digests, FindingOutcome, PolicyRef};
 
 pub use error::PolicyError;
 pub use set::{ImageContext, PolicySet};
+pub(crate) use stored::StoredJudgement;
 
 /// Labels that usually name the class to look for, in the order of preference.
 const USUAL_LABELS: [&str; 10] =

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 use super::console::{counted, note};
 use super::options::{LedgerOption, PolicyOptions};
 use super::output::{Format, Output};
-use super::{UsageError, show};
+use super::rejudge::refuse_unknown_policy;
+use super::show;
 use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::{Facts, Outcome, PolicyRef, Verdict, exact};
@@ -105,10 +106,8 @@ fn check(config: &Config, format: Format) -> anyhow::Result<()> {
 fn print_rules(config: &Config, name: Option<&str>, format: Format) -> anyhow::Result<()> {
     let (_, policies) = plan(config)?;
     let is_wanted = |policy: &&Policy| name.is_none_or(|name| policy.reference.name == name);
-    if let Some(name) = name.filter(|_| !policies.all().any(|policy| is_wanted(&policy))) {
-        let known: Vec<_> = policies.all().map(|policy| format!("\"{}\"", policy.reference.name)).collect();
-        let what = format!("there is no policy \"{name}\"\n  hint: the policies are {}", known.join(", "));
-        return Err(UsageError(what).into());
+    if let Some(name) = name {
+        refuse_unknown_policy(&policies, name)?;
     }
     let mut output = Output::new(format, &RULE_COLUMNS)?;
     for policy in policies.all().filter(is_wanted) {

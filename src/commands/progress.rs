@@ -17,6 +17,8 @@ pub(super) struct Progress {
 #[derive(Clone, Copy)]
 pub(super) enum Unit {
     Images,
+    /// Without a known end.
+    Verdicts,
     Bytes,
     Measurements,
 }
@@ -30,6 +32,7 @@ impl Progress {
         }
         let template = match unit {
             Unit::Images => "{bar:30} {human_pos} of {human_len} images, {rate} per second, {eta} left {wide_msg}",
+            Unit::Verdicts => "{spinner} {human_pos} verdicts, {rate} per second, {elapsed}; {wide_msg}",
             Unit::Bytes => {
                 "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}"
             }

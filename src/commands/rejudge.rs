@@ -1,48 +1,56 @@
-//! `pixwarden rejudge`: applies the configured policies to stored facts. It fetches no image and runs no model.
-//!
-//! A verdict without a fact for one of its policy's rules is left as it is: a rule whose fact is missing must never count as
-//! passed. So is an animation of which an earlier release stored the scores of one frame only. With `--enqueue` its image is
-//! screened by the current detectors, unless these have a verdict on it already.
+//! `pixwarden rejudge`: arguments and output of [`crate::rejudge`].
 
-use std::collections::BTreeMap;
-use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use futures_util::TryStreamExt;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
+use time::format_description::well_known::Rfc3339;
 
 use super::console::{counted, note};
 use super::options::{LedgerOption, QueueOption, ThresholdOptions};
 use super::output::{Format, Output};
-use super::record::{self, FindingSelection, VerdictSelection};
+use super::progress::{Progress, Unit};
+use super::record::{FindingSelection, VerdictSelection};
 use super::signals::{INTERRUPTED, Signals};
-use crate::backfill::{BackfillCounts, BackfillEnd, BackfillError, JobsForGaps, PublishLimits, PublishOptions};
+use super::{UsageError, numbers};
+use crate::backfill::{BackfillCounts, BackfillEnd, JobsForGaps, PublishLimits, PublishOptions};
 use crate::config::{Config, Overlay};
-use crate::job::event::{self, EventContext};
-use crate::job::{ImageRef, Outcome, RevisionCause, Verdict};
-use crate::ledger::{self, Ledger, Revise, StoredVerdict, VerdictFilter};
-use crate::policy::{ImageContext, PolicySet, judge};
+use crate::job::exact;
+use crate::ledger::{self, Ledger};
+use crate::policy::PolicySet;
+use crate::rejudge::{Change, RejudgeOptions, RejudgeSummary, Rejudging, Transition, Transitions};
 use crate::screen::plan;
 
-/// Verdicts per transaction.
-const PAGE: u32 = 500;
 /// Limits of `--enqueue`, as those of `backfill`.
 const ENQUEUE_LIMITS: PublishLimits = PublishLimits { rate: None, depth: 10_000 };
 /// A job of `--enqueue` without a verdict counts as lost after this time, as with `backfill`.
 const AGAIN_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How often progress is logged where there is no bar.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The columns of CSV. `kind` is change or transition; columns that a kind does not have are empty.
+const COLUMNS: [&str; 10] =
+    ["kind", "before", "after", "category", "verdicts", "job_id", "image", "label", "score", "reason"];
+const TRANSITION_COLUMNS: [&str; 4] = ["before", "after", "category", "verdicts"];
+const CHANGE_COLUMNS: [&str; 5] = ["image", "before", "after", "category", "reason"];
 
 /// Options of `rejudge`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Restart the workers with the new policy first: what they judge by the old one during the run is left out. After an \
+interruption, the same command continues where it stopped."
+)]
 pub struct RejudgeArguments {
     #[command(flatten)]
     selection: VerdictSelection,
     #[command(flatten)]
     findings: FindingSelection,
+    /// Only verdicts on images for which the policy of this name holds now
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
     /// Publish a job in the lane backfill for each image that lacks a score for one of its policy's rules
     ///
     /// Such a verdict is never changed. The job gets a separate verdict, from the current detectors. A job that was
@@ -52,6 +60,15 @@ pub struct RejudgeArguments {
     /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Also print the first N verdicts that change
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = numbers::whole::<usize>)]
+    show: usize,
+    /// Start at the beginning even if an earlier run was interrupted
+    #[arg(long)]
+    restart: bool,
+    /// Maximum number of verdicts per second; a higher rate takes more of the ledger from the workers
+    #[arg(long, value_name = "N", value_parser = |text: &str| numbers::within(text, 0.001..=1e6))]
+    rate: Option<f64>,
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -70,28 +87,47 @@ impl RejudgeArguments {
         self.thresholds.set(overlay);
     }
 
-    /// Verdicts that workers add meanwhile are left out: otherwise this might never end.
-    fn filter(&self, now: OffsetDateTime) -> VerdictFilter {
-        let filter = self.findings.add_to(self.selection.filter());
-        VerdictFilter { until: Some(filter.until.map_or(now, |until| until.min(now))), ..filter }
+    fn options(&self, policies: &PolicySet) -> anyhow::Result<RejudgeOptions> {
+        if let Some(name) = &self.policy {
+            refuse_unknown_policy(policies, name)?;
+        }
+        Ok(RejudgeOptions {
+            filter: self.findings.add_to(self.selection.filter()),
+            policy: self.policy.clone(),
+            dry_run: self.dry_run,
+            restart: self.restart,
+            rate: self.rate,
+            examples: self.show,
+        })
     }
+}
+
+/// Refuses the name of a policy that is not configured.
+pub(super) fn refuse_unknown_policy(policies: &PolicySet, name: &str) -> Result<(), UsageError> {
+    if policies.all().any(|policy| policy.reference.name == name) {
+        return Ok(());
+    }
+    let known: Vec<_> = policies.all().map(|policy| format!("\"{}\"", policy.reference.name)).collect();
+    Err(UsageError(format!("there is no policy \"{name}\"\n  hint: the policies are {}", known.join(", "))))
 }
 
 pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
     let (_, policies) = plan(config)?;
+    let options = arguments.options(&policies)?;
     let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
     ledger.check_schema().await?;
     if !arguments.dry_run {
         ledger.record_policies(&policies.texts()).await?;
     }
-    let filter = arguments.filter(OffsetDateTime::now_utc());
-    let mut rejudging = Rejudging {
-        ledger: Arc::clone(&ledger),
-        policies,
-        config,
-        dry_run: arguments.dry_run,
-        summary: RejudgeSummary::default(),
-    };
+    let progress = Progress::new(Unit::Verdicts);
+    let bar = progress.clone();
+    let stop = Signals::listen()?.stop(move || {
+        bar.around(|| note!("stopping after this page of verdicts; a second signal stops at once"));
+    });
+    let shown = ShownProgress::new(progress);
+    let observe = |summary: &RejudgeSummary, at: Option<OffsetDateTime>| shown.show(summary.verdicts(), at);
+    let mut rejudging = Rejudging::new(Arc::clone(&ledger), policies, Arc::new(config.clone()), options);
+    let mut enqueued = None;
     let end = if arguments.enqueue {
         let options = PublishOptions {
             retry_failed: false,
@@ -101,189 +137,146 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
             again_after: AGAIN_AFTER,
         };
         let jobs = JobsForGaps::open(Arc::clone(&ledger), config, options).await?;
-        let stop = Signals::listen()?.stop(|| {
-            note!("stopping after the jobs that are being published; a second signal stops at once");
-        });
-        let end = jobs.alone(&stop, rejudging.all(filter, Some(&jobs), &stop)).await;
+        let end = jobs.alone(&stop, rejudging.run(Some(&jobs), &stop, observe)).await;
         jobs.close().await;
-        rejudging.summary.enqueued = Some(jobs.counts);
+        enqueued = Some(jobs.counts);
         end
     } else {
-        let end = rejudging.all(filter, None, &CancellationToken::new()).await;
+        let end = rejudging.run(None, &stop, observe).await;
         ledger.close().await;
         end
     };
-    rejudging.summary.print(arguments)?;
-    Ok(if end? == BackfillEnd::Stopped { INTERRUPTED } else { 0 })
-}
-
-/// One run over the selected verdicts.
-struct Rejudging<'c> {
-    ledger: Arc<dyn Ledger>,
-    policies: PolicySet,
-    config: &'c Config,
-    dry_run: bool,
-    summary: RejudgeSummary,
-}
-
-impl Rejudging<'_> {
-    async fn all(
-        &mut self,
-        filter: VerdictFilter,
-        jobs: Option<&JobsForGaps>,
-        stop: &CancellationToken,
-    ) -> Result<BackfillEnd, BackfillError> {
-        let ledger = Arc::clone(&self.ledger);
-        let mut pages = pin!(record::pages(ledger.as_ref(), filter, PAGE));
-        let mut pace = jobs.map(JobsForGaps::pace);
-        while let Some(page) = pages.try_next().await? {
-            let lacking = self.page(&page).await?;
-            if let (Some(jobs), Some(pace)) = (jobs, &mut pace)
-                && let Some(end) = jobs.fill(lacking, pace, stop).await?
-            {
-                return Ok(end);
-            }
-            if stop.is_cancelled() {
-                return Ok(BackfillEnd::Stopped);
-            }
+    shown.finish();
+    print_rows(Format::or_default(arguments.format), &rejudging.summary.transitions)?;
+    print_summary(arguments, &rejudging.summary, enqueued.as_ref());
+    match end? {
+        BackfillEnd::Stopped if arguments.dry_run => Ok(INTERRUPTED),
+        BackfillEnd::Stopped => {
+            note!("stopped; the same command continues from here");
+            Ok(INTERRUPTED)
         }
-        Ok(BackfillEnd::Done)
-    }
-
-    /// Judges one page. Returns the images of the verdicts that lack a score.
-    async fn page(&mut self, page: &[StoredVerdict]) -> Result<Vec<ImageRef>, BackfillError> {
-        let judged_at = self.ledger.now().await?;
-        let (mut changes, mut lacking) = (Vec::new(), Vec::new());
-        for stored in page {
-            match self.change(stored, judged_at) {
-                Rejudged::Changed(change) => changes.push(*change),
-                Rejudged::Lacking => lacking.push(stored.verdict.image.clone()),
-                Rejudged::Unchanged => {}
-            }
-        }
-        self.summary.lacking += lacking.len() as u64;
-        if !self.dry_run {
-            self.summary.overtaken += changes.len() as u64 - self.ledger.rejudge(&changes).await?;
-        }
-        Ok(lacking)
-    }
-
-    /// What the policy makes of one verdict.
-    fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
-        let StoredVerdict { verdict, revision } = stored;
-        let policy = self.policies.policy_for(&ImageContext::of(verdict));
-        // Nothing was scored, because nothing could be shown: no policy changes that.
-        let Some(facts) = &verdict.facts else {
-            self.summary.unscored += 1;
-            return Rejudged::Unchanged;
-        };
-        if verdict.policy == policy.reference {
-            self.summary.current += 1;
-            return Rejudged::Unchanged;
-        }
-        // An earlier release chose the frame of an animation by the policy of that day.
-        let lacks_views = facts.views.is_none() && verdict.policy.sha256 != policy.reference.sha256;
-        let judgement = judge::judge(policy, facts);
-        let is_unusable = matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected);
-        if lacks_views || is_unusable || judge::missing_detector(policy, facts).is_some() {
-            return Rejudged::Lacking;
-        }
-        let (before, after) = (&verdict.judgement, &judgement);
-        *self.summary.transitions.entry((before.outcome, after.outcome)).or_default() += 1;
-        let is_news = !after.says_same_as(before);
-        let mut revise = Revise {
-            verdict: Verdict { judgement, policy: policy.reference.clone(), ..verdict.clone() },
-            expected_revision: revision.number,
-            cause: RevisionCause::Rejudged,
-            judged_at,
-            event: None,
-        };
-        // A file of a scan has no bucket, and the events of its ledger are never published.
-        if is_news && !verdict.image.bucket.is_empty() {
-            let (context, before) = (EventContext::default(), Some(before.outcome));
-            let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &self.config.prefix);
-            revise.event = Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key));
-        }
-        Rejudged::Changed(Box::new(revise))
+        BackfillEnd::Done | BackfillEnd::Limit => Ok(0),
     }
 }
 
-/// What a policy makes of a stored verdict.
-enum Rejudged {
-    Changed(Box<Revise>),
-    /// A fact is missing that one of its rules needs.
-    Lacking,
-    Unchanged,
+/// Progress of a command that reads verdicts: on a bar, or as a line in the log from time to time.
+pub(super) struct ShownProgress {
+    progress: Progress,
+    /// The verdicts that were shown, and when a line was logged.
+    last: Mutex<(u64, Instant)>,
 }
 
-#[derive(Default)]
-struct RejudgeSummary {
-    /// Numbers of verdicts by the outcomes before and after.
-    transitions: BTreeMap<(Outcome, Outcome), u64>,
-    /// Verdicts that this policy had judged before.
-    current: u64,
-    /// Verdicts without any score.
-    unscored: u64,
-    /// Verdicts without a score for each rule of this policy.
-    lacking: u64,
-    /// What became of their images.
-    enqueued: Option<BackfillCounts>,
-    /// Verdicts that another process has revised meanwhile.
-    overtaken: u64,
-}
+impl ShownProgress {
+    pub(super) fn new(progress: Progress) -> Self {
+        Self { progress, last: Mutex::new((0, Instant::now())) }
+    }
 
-impl RejudgeSummary {
-    fn print(&self, arguments: &RejudgeArguments) -> anyhow::Result<()> {
-        let mut output = Output::new(Format::or_default(arguments.format), &["before", "after", "verdicts"])?;
-        for ((before, after), verdicts) in &self.transitions {
-            let mut row = Map::new();
-            row.insert("before".into(), json!(before));
-            row.insert("after".into(), json!(after));
-            row.insert("verdicts".into(), json!(verdicts));
-            output.row(&row)?;
+    /// Shows the number of verdicts so far, which were decided up to `at`.
+    pub(super) fn show(&self, verdicts: u64, at: Option<OffsetDateTime>) {
+        let decided =
+            at.and_then(|at| at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).ok()).unwrap_or_default();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.progress.is_visible() {
+            self.progress.advance(verdicts - last.0);
+            self.progress.set_message(format!("decided up to {decided}"));
+            last.0 = verdicts;
+        } else if last.1.elapsed() > LOG_INTERVAL {
+            let per_second = (verdicts - last.0) / last.1.elapsed().as_secs().max(1);
+            tracing::info!(verdicts, per_second, decided, "reading verdicts");
+            *last = (verdicts, Instant::now());
         }
-        output.finish()?;
-        let changed: u64 = self.transitions.iter().filter(|((before, after), _)| before != after).map(|(_, n)| n).sum();
-        let judged: u64 = self.transitions.values().sum();
-        let rejudged = match (arguments.dry_run, judged) {
-            (true, _) => "would be rejudged; nothing was written",
-            (false, 1) => "was rejudged",
-            (false, _) => "were rejudged",
-        };
+    }
+
+    pub(super) fn finish(&self) {
+        self.progress.finish();
+    }
+}
+
+fn print_rows(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
+    let changes = transitions.examples.iter().map(change_row);
+    let counts = transitions.iter().map(|(transition, verdicts)| {
+        let mut row = transition_row(transition);
+        row.insert("verdicts".into(), json!(verdicts));
+        row
+    });
+    if format == Format::Table {
+        for (columns, rows) in
+            [(&CHANGE_COLUMNS[..], changes.collect::<Vec<_>>()), (&TRANSITION_COLUMNS[..], counts.collect())]
+        {
+            let mut output = Output::new(format, columns)?;
+            rows.iter().try_for_each(|row| output.row(row))?;
+            output.finish()?;
+        }
+        return Ok(());
+    }
+    let mut output = Output::new(format, &COLUMNS)?;
+    changes.chain(counts).try_for_each(|row| output.row(&row))?;
+    Ok(output.finish()?)
+}
+
+/// A verdict that changes, as `rejudge` and `compare` print it.
+pub(super) fn change_row(change: &Change) -> Map<String, Value> {
+    let Change { verdict_id, job_id, image, transition, after } = change;
+    let mut row = transition_row(transition);
+    row.insert("kind".into(), json!("change"));
+    row.insert("verdict_id".into(), json!(verdict_id));
+    row.insert("job_id".into(), json!(job_id));
+    row.insert("image".into(), json!(image));
+    row.insert("label".into(), json!(after.label));
+    row.insert("score".into(), json!(after.score.map(exact)));
+    row.insert("reason".into(), json!(after.reason));
+    row
+}
+
+/// A transition as `rejudge` and `compare` print it, without its count.
+pub(super) fn transition_row(transition: &Transition) -> Map<String, Value> {
+    let Transition { before, after, category } = transition;
+    let fields = [
+        ("kind", json!("transition")),
+        ("before", json!(before)),
+        ("after", json!(after)),
+        ("category", json!(category)),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn print_summary(arguments: &RejudgeArguments, summary: &RejudgeSummary, enqueued: Option<&BackfillCounts>) {
+    let RejudgeSummary { transitions, current, unscored, lacking, overtaken } = summary;
+    let judged = transitions.verdicts();
+    let rejudged = match (arguments.dry_run, judged) {
+        (true, _) => "would be rejudged; nothing was written",
+        (false, 1) => "was rejudged",
+        (false, _) => "were rejudged",
+    };
+    note!(
+        "{} {rejudged}: {} with another outcome; {current} more {} judged by this policy earlier",
+        counted(judged, "verdict", "verdicts"),
+        transitions.changed(),
+        if *current == 1 { "was" } else { "were" }
+    );
+    match unscored {
+        0 => {}
+        1 => note!("1 verdict has no scores and stays as it is"),
+        unscored => note!("{unscored} verdicts have no scores and stay as they are"),
+    }
+    if *lacking > 0 {
+        let hint =
+            if arguments.enqueue { "" } else { "\n  hint: --enqueue publishes jobs that screen their images again" };
+        let (are, have) = if *lacking == 1 { ("is", "it has") } else { ("are", "they have") };
+        let verdicts = counted(*lacking, "verdict", "verdicts");
+        note!("{verdicts} {are} unchanged: {have} no score for a rule of this policy{hint}");
+    }
+    if let Some(BackfillCounts { screened, waiting, published, .. }) = enqueued {
+        let [screened, waiting, published] = [screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
+        let would = if arguments.dry_run { "would be published" } else { "published" };
         note!(
-            "{} {rejudged}: {changed} with another outcome; {} more {} judged by this policy earlier",
-            counted(judged, "verdict", "verdicts"),
-            self.current,
-            if self.current == 1 { "was" } else { "were" }
+            "{} {would}; {} a job without a verdict yet, {screened} {} a later verdict",
+            counted(published, "job", "jobs"),
+            counted(waiting, "image has", "images have"),
+            if screened == 1 { "has" } else { "have" }
         );
-        match self.unscored {
-            0 => {}
-            1 => note!("1 verdict has no scores and stays as it is"),
-            unscored => note!("{unscored} verdicts have no scores and stay as they are"),
-        }
-        if self.lacking > 0 {
-            let hint = if arguments.enqueue {
-                ""
-            } else {
-                "\n  hint: --enqueue publishes jobs that screen their images again"
-            };
-            let (are, have) = if self.lacking == 1 { ("is", "it has") } else { ("are", "they have") };
-            let verdicts = counted(self.lacking, "verdict", "verdicts");
-            note!("{verdicts} {are} unchanged: {have} no score for a rule of this policy{hint}");
-        }
-        if let Some(BackfillCounts { screened, waiting, published, .. }) = &self.enqueued {
-            let [screened, waiting, published] = [screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
-            let would = if arguments.dry_run { "would be published" } else { "published" };
-            note!(
-                "{} {would}; {} a job without a verdict yet, {screened} {} a later verdict",
-                counted(published, "job", "jobs"),
-                counted(waiting, "image has", "images have"),
-                if screened == 1 { "has" } else { "have" }
-            );
-        }
-        if self.overtaken > 0 {
-            note!("{} of them are unchanged: another process revised or deleted them meanwhile", self.overtaken);
-        }
-        Ok(())
+    }
+    if *overtaken > 0 {
+        note!("{overtaken} of them are unchanged: another process revised or deleted them meanwhile");
     }
 }

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{DatabaseError, Event, LedgerError};
+use crate::job::event;
 use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Revision, RevisionCause, Verdict};
 
 /// A first judgement, with the event that announces it.
@@ -88,10 +89,12 @@ impl Revise {
         self.verdict.judgement.allows()
     }
 
-    /// Whether the unpublished events of earlier revisions must not be sent any more: they say something else, or this
-    /// event replaces them. Without either, the earlier event still holds.
+    /// Whether the unpublished events of earlier revisions must not be sent any more: this event replaces them, or they
+    /// announce something else. Without either, the earlier event still holds.
     pub(super) fn makes_events_stale(&self, earlier: &Judgement) -> bool {
-        self.event.is_some() || !self.verdict.judgement.says_same_as(earlier)
+        // Not the findings: a concurrent rejudge may have added them to a row of an earlier release without an event.
+        let announced = |judgement: &Judgement| event::announcement(judgement, None);
+        self.event.is_some() || announced(&self.verdict.judgement) != announced(earlier)
     }
 }
 

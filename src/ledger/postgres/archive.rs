@@ -11,7 +11,7 @@ use super::pages::Parts;
 use super::verdicts::{lock_verdicts, replace_history};
 use super::write::{EventArrays, JudgementArrays};
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::ImageRef;
+use crate::job::{ImageRef, Verdict};
 use crate::ledger::columns::findings_json;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
@@ -218,20 +218,36 @@ async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>) -> Result<u64, sqlx
     let (unchanged, revised): (Vec<_>, Vec<_>) =
         current.iter().copied().partition(|(change, locked)| change.verdict.judgement.looks_as(&locked.judgement));
 
-    let judged = "UPDATE verdicts SET policy = entry.policy::jsonb, findings = entry.findings::jsonb
-                  FROM UNNEST($1::uuid[], $2::text[], $3::text[]) AS entry (id, policy, findings)
-                  WHERE verdicts.id = entry.id";
-    let unchanged = unchanged.into_iter().map(|(change, _)| &change.verdict);
-    let ids: Vec<Uuid> = unchanged.clone().map(|verdict| verdict.id).collect();
-    let policies: Vec<String> = unchanged.clone().map(|verdict| to_json(&verdict.policy)).collect();
-    let findings: Vec<_> = unchanged.map(|verdict| findings_json(&verdict.judgement.findings)).collect();
-    sqlx::query(judged).bind(ids).bind(policies).bind(findings).execute(&mut *transaction).await?;
-
-    replace_history(&mut transaction, &revised).await?;
-    let revised = revised.iter().map(|(change, _)| *change);
-    let events = revised.clone().filter_map(|change| Some((change.verdict.id, change.event.as_ref()?)));
-    // No process has these events in its hands: the sweeper takes them at once.
-    JudgementArrays::of(revised.clone()).write(&mut transaction, &EventArrays::of(events), Duration::ZERO).await?;
+    if !unchanged.is_empty() {
+        write_policies(&mut transaction, unchanged.into_iter().map(|(change, _)| &change.verdict)).await?;
+    }
+    if !revised.is_empty() {
+        replace_history(&mut transaction, &revised).await?;
+        let revised = revised.iter().map(|(change, _)| *change);
+        let events = revised.clone().filter_map(|change| Some((change.verdict.id, change.event.as_ref()?)));
+        // No process has these events in its hands: the sweeper takes them at once.
+        JudgementArrays::of(revised.clone()).write(&mut transaction, &EventArrays::of(events), Duration::ZERO).await?;
+    }
     transaction.commit().await?;
     Ok(current.len() as u64)
+}
+
+/// Writes the policy of verdicts for which it changes nothing that people see.
+async fn write_policies(
+    c: &mut PgConnection,
+    verdicts: impl Iterator<Item = &Verdict> + Clone,
+) -> Result<(), sqlx::Error> {
+    let judged = "UPDATE verdicts
+                  SET policy = entry.policy::jsonb, findings = entry.findings::jsonb, label = entry.label, score = entry.score
+                  FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::real[])
+                      AS entry (id, policy, findings, label, score)
+                  WHERE verdicts.id = entry.id";
+    let ids: Vec<Uuid> = verdicts.clone().map(|verdict| verdict.id).collect();
+    let policies: Vec<String> = verdicts.clone().map(|verdict| to_json(&verdict.policy)).collect();
+    let judgements = verdicts.map(|verdict| &verdict.judgement);
+    let findings: Vec<_> = judgements.clone().map(|judgement| findings_json(&judgement.findings)).collect();
+    let labels: Vec<_> = judgements.clone().map(|judgement| judgement.label.clone()).collect();
+    let scores: Vec<_> = judgements.map(|judgement| judgement.score).collect();
+    let query = sqlx::query(judged).bind(ids).bind(policies).bind(findings).bind(labels).bind(scores);
+    query.execute(c).await.map(drop)
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::pages::Part;
 use super::verdicts::{lock_verdict, write_revision};
 use super::{BEGIN, Sqlite, read_verdict_row};
-use crate::job::ImageRef;
+use crate::job::{ImageRef, Verdict};
 use crate::ledger::columns::{LockedVerdict, findings_json, parse_uuid, to_json};
 use crate::ledger::{
     Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
@@ -204,10 +204,15 @@ impl Archive for Sqlite {
                     let current = |locked: &LockedVerdict| locked.existing.revision == change.expected_revision;
                     let Some(locked) = locked.filter(current) else { continue };
                     if change.verdict.judgement.looks_as(&locked.judgement) {
-                        sqlx::query("UPDATE verdicts SET policy = $2, findings = $3 WHERE id = $1")
-                            .bind(change.verdict.id.to_string())
-                            .bind(to_json(&change.verdict.policy))
-                            .bind(findings_json(&change.verdict.judgement.findings))
+                        let Verdict { id, policy, judgement, .. } = &change.verdict;
+                        let query =
+                            "UPDATE verdicts SET policy = $2, findings = $3, label = $4, score = $5 WHERE id = $1";
+                        sqlx::query(query)
+                            .bind(id.to_string())
+                            .bind(to_json(policy))
+                            .bind(findings_json(&judgement.findings))
+                            .bind(&judgement.label)
+                            .bind(judgement.score)
                             .execute(&mut *transaction)
                             .await?;
                     } else {

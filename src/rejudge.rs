@@ -1,0 +1,249 @@
+//! Applies the policies to stored facts, page by page. No image is fetched and no model runs.
+//!
+//! A verdict without a fact for one of its policy's rules is left as it is: a rule whose fact is missing must never count as
+//! passed. So is an animation of which an earlier release stored the scores of one frame only.
+//!
+//! One mark in the ledger says how far the last run has come, so that the same command continues after an interruption.
+//! There is one mark for all runs: a run by other policies replaces it, because it may have changed what the interrupted run
+//! had done.
+
+#[cfg(test)]
+mod tests;
+mod transitions;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::backfill::{BackfillEnd, BackfillError, JobsForGaps};
+use crate::config::Config;
+use crate::job::event::{self, EventContext};
+use crate::job::{ImageRef, RevisionCause, Verdict, derived_id};
+use crate::ledger::{Ledger, LedgerError, Position, Revise, StoredVerdict, VerdictFilter};
+use crate::policy::{ImageContext, PolicySet, StoredJudgement};
+
+pub use transitions::{Change, Transition, Transitions};
+
+/// Verdicts per transaction. Their rows are locked until it ends, and a replay of one of them waits.
+const PAGE: u32 = 500;
+/// How often the mark is saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(2);
+/// The name of the mark in the ledger.
+const MARK: &str = "rejudge";
+
+/// What is rejudged, and how.
+#[derive(Debug, Clone)]
+pub struct RejudgeOptions {
+    pub filter: VerdictFilter,
+    /// Only verdicts on images for which the policy of this name holds.
+    pub policy: Option<String>,
+    /// Nothing is written.
+    pub dry_run: bool,
+    /// Start at the beginning even if an earlier run was interrupted.
+    pub restart: bool,
+    /// The largest number of verdicts per second.
+    pub rate: Option<f64>,
+    /// The number of changes that are kept as examples.
+    pub examples: usize,
+}
+
+/// One run over the selected verdicts.
+pub struct Rejudging {
+    ledger: Arc<dyn Ledger>,
+    policies: PolicySet,
+    config: Arc<Config>,
+    options: RejudgeOptions,
+    /// The selected verdicts, without those that workers add meanwhile: otherwise this might never end.
+    selected: VerdictFilter,
+    pub summary: RejudgeSummary,
+}
+
+/// What a run has done so far.
+#[derive(Debug, Default)]
+pub struct RejudgeSummary {
+    /// The verdicts that were judged.
+    pub transitions: Transitions,
+    /// Verdicts that this policy had judged before.
+    pub current: u64,
+    /// Verdicts without any score.
+    pub unscored: u64,
+    /// Verdicts without a score for each rule of this policy.
+    pub lacking: u64,
+    /// Verdicts that another process has revised meanwhile.
+    pub overtaken: u64,
+}
+
+impl RejudgeSummary {
+    /// All verdicts that were read.
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.transitions.verdicts() + self.current + self.unscored + self.lacking
+    }
+}
+
+impl Rejudging {
+    #[must_use]
+    pub fn new(ledger: Arc<dyn Ledger>, policies: PolicySet, config: Arc<Config>, options: RejudgeOptions) -> Self {
+        let summary = RejudgeSummary { transitions: Transitions::new(options.examples), ..RejudgeSummary::default() };
+        let (filter, now) = (&options.filter, OffsetDateTime::now_utc());
+        let selected =
+            VerdictFilter { until: Some(filter.until.map_or(now, |until| until.min(now))), ..filter.clone() };
+        Self { ledger, policies, config, options, selected, summary }
+    }
+
+    /// Rejudges every selected verdict, or until `stop`. `observe` gets the state after each page, with the time up to which
+    /// verdicts were read. `jobs` get the images of verdicts that lack a score.
+    ///
+    /// # Errors
+    /// When the ledger fails; with `jobs` also when the broker does. Pages that were written stay written.
+    pub async fn run(
+        &mut self,
+        jobs: Option<&JobsForGaps>,
+        stop: &CancellationToken,
+        observe: impl Fn(&RejudgeSummary, Option<OffsetDateTime>),
+    ) -> Result<BackfillEnd, BackfillError> {
+        let began = Instant::now();
+        let mut pace = jobs.map(JobsForGaps::pace);
+        let mut from = if self.options.restart { None } else { self.mark().await? };
+        let mut saved = Instant::now();
+        loop {
+            let page = self.ledger.page_of_verdicts(&self.selected, from, PAGE).await?;
+            let lacking = self.page(&page.verdicts).await?;
+            if let (Some(jobs), Some(pace)) = (jobs, &mut pace)
+                && let Some(end) = jobs.fill(lacking, pace, stop).await?
+            {
+                self.save_mark(from).await?;
+                return Ok(end);
+            }
+            observe(&self.summary, page.next.map(|next| next.at));
+            from = page.next;
+            if from.is_none() {
+                self.save_mark(None).await?;
+                return Ok(BackfillEnd::Done);
+            }
+            if stop.is_cancelled() {
+                self.save_mark(from).await?;
+                return Ok(BackfillEnd::Stopped);
+            }
+            if saved.elapsed() > SAVE_INTERVAL {
+                self.save_mark(from).await?;
+                saved = Instant::now();
+            }
+            if let Some(rate) = self.options.rate {
+                #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 verdicts")]
+                let due = Duration::from_secs_f64(self.summary.verdicts() as f64 / rate);
+                stop.run_until_cancelled(tokio::time::sleep(due.saturating_sub(began.elapsed()))).await;
+            }
+        }
+    }
+
+    /// Judges one page. Returns the images of the verdicts that lack a score.
+    async fn page(&mut self, page: &[StoredVerdict]) -> Result<Vec<ImageRef>, LedgerError> {
+        let judged_at = self.ledger.now().await?;
+        let (mut changes, mut lacking) = (Vec::new(), Vec::new());
+        for stored in page {
+            if self.options.policy.as_ref().is_some_and(|name| *name != self.policy_name(&stored.verdict)) {
+                continue;
+            }
+            let summary = &mut self.summary;
+            match self.policies.judge_stored(&stored.verdict) {
+                StoredJudgement::Unscored => summary.unscored += 1,
+                StoredJudgement::Current => summary.current += 1,
+                StoredJudgement::Lacking => {
+                    summary.lacking += 1;
+                    lacking.push(stored.verdict.image.clone());
+                }
+                StoredJudgement::Judged(policy, judgement) => {
+                    summary.transitions.add(&stored.verdict, &judgement);
+                    let policy = policy.reference.clone();
+                    let verdict = Verdict { judgement, policy, ..stored.verdict.clone() };
+                    changes.push(self.change(stored, verdict, judged_at));
+                }
+            }
+        }
+        if !self.options.dry_run && !changes.is_empty() {
+            self.summary.overtaken += changes.len() as u64 - self.ledger.rejudge(&changes).await?;
+        }
+        Ok(lacking)
+    }
+
+    fn policy_name(&self, verdict: &Verdict) -> &str {
+        &self.policies.policy_for(&ImageContext::of(verdict)).reference.name
+    }
+
+    /// The revision that gives a stored verdict its new state, with the event where it is announced.
+    fn change(&self, stored: &StoredVerdict, verdict: Verdict, judged_at: OffsetDateTime) -> Revise {
+        let before = &stored.verdict.judgement;
+        let is_news = !verdict.judgement.says_same_as(before);
+        let mut revise = Revise {
+            verdict,
+            expected_revision: stored.revision.number,
+            cause: RevisionCause::Rejudged,
+            judged_at,
+            event: None,
+        };
+        // A file of a scan has no bucket, and the events of its ledger are never published.
+        if is_news && !revise.verdict.image.bucket.is_empty() {
+            let (context, before) = (EventContext::default(), Some(before.outcome));
+            let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &self.config.prefix);
+            revise.event = Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key));
+        }
+        revise
+    }
+
+    /// Where an interrupted run with the same policies and the same selection continues.
+    async fn mark(&self) -> Result<Option<Position>, LedgerError> {
+        if self.options.dry_run {
+            return Ok(None);
+        }
+        let Some((mark, kept_at)) = self.ledger.backfill_progress(MARK).await? else { return Ok(None) };
+        let position = position(&mark, &self.run_id());
+        if position.is_some() {
+            let kept_at = kept_at.replace_nanosecond(0).unwrap_or(kept_at).format(&Rfc3339).unwrap_or_default();
+            tracing::info!(kept_at, "continuing where an earlier run stopped; --restart starts at the beginning");
+        }
+        Ok(position)
+    }
+
+    async fn save_mark(&self, position: Option<Position>) -> Result<(), LedgerError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let mark = position.map(|position| {
+            format!("{} {} {}", self.run_id(), position.at.unix_timestamp_nanos() / 1_000, position.id)
+        });
+        self.ledger.save_backfill_progress(MARK, mark.as_deref()).await
+    }
+
+    /// Identifies runs that would do the same.
+    fn run_id(&self) -> String {
+        let VerdictFilter { since, until, outcomes, detector, buckets, key_prefix, labels, .. } = &self.options.filter;
+        let policies: Vec<_> =
+            self.policies.all().map(|policy| &policy.reference).zip(self.policies.conditions()).collect();
+        let times = [since, until].map(|time| time.map(|time| time.unix_timestamp_nanos().to_string()));
+        derived_id(&json!([
+            "rejudge",
+            policies,
+            times,
+            outcomes,
+            detector,
+            buckets,
+            key_prefix,
+            labels,
+            self.options.policy,
+        ]))
+    }
+}
+
+/// The position of a saved mark, if it is of this run.
+fn position(mark: &str, run_id: &str) -> Option<Position> {
+    let mut words = mark.split(' ');
+    let (run, at, id) = (words.next()?, words.next()?, words.next()?);
+    let at = OffsetDateTime::from_unix_timestamp_nanos(at.parse::<i128>().ok()? * 1_000).ok()?;
+    Some(Position { at, id: Uuid::parse_str(id).ok()? }).filter(|_| run == run_id)
+}
