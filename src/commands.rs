@@ -4,6 +4,7 @@ mod age;
 mod backfill;
 mod bench;
 mod check;
+pub mod compare;
 mod console;
 mod dead;
 mod decoder;
@@ -66,6 +67,8 @@ enum Command {
     Export(export::ExportArguments),
     /// Apply a changed policy to stored scores
     Rejudge(rejudge::RejudgeArguments),
+    /// Count what other policies, or a shadow detector, would make of stored scores
+    Compare(compare::CompareArguments),
     /// Print the policies, and why an image got what it got
     Policy(policy::PolicyArguments),
     /// Delete old verdicts
@@ -101,6 +104,7 @@ impl Command {
             Self::Show(arguments) => arguments.ledger.set(overlay),
             Self::Export(arguments) => arguments.ledger.set(overlay),
             Self::Rejudge(arguments) => arguments.overlay(overlay),
+            Self::Compare(arguments) => arguments.overlay(overlay),
             Self::Policy(arguments) => arguments.overlay(overlay),
             Self::Prune(arguments) => arguments.ledger.set(overlay),
             Self::Bench(arguments) => arguments.overlay(overlay),
@@ -158,6 +162,7 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Show(arguments) => show::run(arguments, &config).await,
         Command::Export(arguments) => export::run(arguments, &config).await,
         Command::Rejudge(arguments) => rejudge::run(arguments, &config).await,
+        Command::Compare(arguments) => compare::run(arguments, &config).await,
         Command::Policy(arguments) => policy::run(arguments, &config).await,
         Command::Prune(arguments) => prune::run(arguments, &config).await,
         Command::Migrate(_) => migrate::run(&config).await,

@@ -23,6 +23,7 @@ pub use crate::telemetry::options::{LogConfig, LogFormat, MetricsConfig, TracesC
 pub use crate::worker::options::WorkerConfig;
 pub use crate::worker::publish::options::{EventsConfig, OutboxConfig};
 pub use error::ConfigError;
+pub(crate) use layers::policies_of_file;
 pub use layers::{FlagValue, Overlay, load};
 pub use origin::{Origin, Origins};
 pub(crate) use value::above_zero;

@@ -25,11 +25,13 @@
 //! | [`policy`] | rules checked against the detectors; `set` chooses a job's policy; `judge` makes an outcome of facts | where facts come from |
 //! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
 //! | [`screen`] | bytes to facts: `decode` (in confined processes) and `infer` | network, broker, database |
-//! | [`ledger`] | the database of verdicts: five traits, with `postgres` and `sqlite` behind them | why something is stored |
+//! | [`ledger`] | the database of verdicts: six traits, with `postgres` and `sqlite` behind them | why something is stored |
 //! | `life` | an identified job becomes a committed verdict | the broker, HTTP |
 //! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |
 //! | [`worker`] | a delivery's way: `accept`, `publish`, `settle` | formats, models, queries |
 //! | `backfill` | publishes a job for each image of an archive that has no verdict | formats, models, queries |
+//! | `rejudge` | applies changed policies to stored facts | formats, models, queries |
+//! | `compare` | counts what other policies would make of stored facts | formats, models, queries |
 //! | `dead` | lists, replays and drops dead letters | printing |
 //! | `evaluate` | labelled images to figures and a page | services |
 //! | `bench` | measures this machine with the detectors | printing |
@@ -38,7 +40,7 @@
 //! | [`telemetry`] | log, metrics as types, health, traces | what caused an event |
 //! | [`fault_injection`] | bugs and crashes that `tests/chaos` plants; empty without the cargo feature of this name | |
 //!
-//! Small helpers: `retry` (delays between tries), `groups` (gathers items for one statement), `offload` (a blocking reader
+//! Small helpers: `drift` (how far two distributions of scores are apart), `retry` (delays between tries), `groups` (gathers items for one statement), `offload` (a blocking reader
 //! as a stream), `canonical` (JSON for digests), `certificates`, `error_text`, `escape`, `files`, `processes`,
 //! `text_or_table` (options of two forms).
 //!
@@ -61,9 +63,11 @@ pub mod broker;
 mod canonical;
 mod certificates;
 pub mod commands;
+mod compare;
 pub mod config;
 mod dead;
 pub mod detector;
+mod drift;
 mod error_text;
 mod escape;
 mod evaluate;
@@ -79,6 +83,7 @@ pub mod objects;
 mod offload;
 pub mod policy;
 mod processes;
+mod rejudge;
 mod retry;
 pub mod screen;
 pub mod telemetry;

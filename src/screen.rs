@@ -32,7 +32,9 @@ use start::DetectorStarter;
 pub use error::{DecoderProcessError, ProcessEnding, ScreenError, SessionError, Undecodable};
 pub(crate) use self_test::{HOW_TO_WRITE, SelfTest};
 pub use start::StartError;
-pub(crate) use start::{CheckedDetector, NewGoldenImage, check_detectors, packages, plan, policies_for, start};
+pub(crate) use start::{
+    CheckedDetector, NewGoldenImage, check_detectors, packages, plan, plan_trial, policies_for, start,
+};
 
 /// Everything that turns bytes into facts, ready to run.
 pub struct Screen {

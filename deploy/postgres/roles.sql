@@ -35,8 +35,9 @@ BEGIN
         ('pixwarden_worker', 'policies', 'SELECT, INSERT'),
         ('pixwarden_worker', 'outbox', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_worker', 'score_baselines', 'SELECT'),
         ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
-        -- `rejudge`, `prune` and `backfill`.
+        -- `rejudge`, `prune`, `backfill` and `compare --save-baseline`.
         ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
         ('pixwarden_operator', 'verdict_history', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'policies', 'SELECT, INSERT'),
@@ -44,12 +45,14 @@ BEGIN
         ('pixwarden_operator', 'backfill_turn', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_progress', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_jobs', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'score_baselines', 'SELECT, INSERT, UPDATE'),
         ('pixwarden_operator', '_sqlx_migrations', 'SELECT'),
-        -- `show` and `export`.
+        -- `show`, `export` and `compare`.
         ('pixwarden_reader', 'verdicts', 'SELECT'),
         ('pixwarden_reader', 'verdict_history', 'SELECT'),
         ('pixwarden_reader', 'policies', 'SELECT'),
         ('pixwarden_reader', 'outbox', 'SELECT'),
+        ('pixwarden_reader', 'score_baselines', 'SELECT'),
         ('pixwarden_reader', '_sqlx_migrations', 'SELECT')
     ) AS privilege (role, relation, privileges)
     WHERE to_regclass('public.' || relation) IS NOT NULL

@@ -9,10 +9,7 @@ use crate::error_text::io_text;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error(
-        "cannot read the configuration file {path}: {}\n  hint: check the path given with --config",
-        io_text(error)
-    )]
+    #[error("cannot read the configuration file {path}: {}\n  hint: check the path", io_text(error))]
     Unreadable {
         /// The file.
         path: PathBuf,

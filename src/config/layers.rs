@@ -106,6 +106,21 @@ pub fn load(
     Ok(Config { origins, ..config })
 }
 
+/// A configuration whose policies are those of another file.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn policies_of_file(config: &Config, path: &Path) -> Result<Config, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    let (defaults, mut origins) = (defaults(), Origins::default());
+    let mut merged = defaults.clone();
+    merge(&mut merged, read_file(path, &text, &defaults, &mut origins)?);
+    let file: Config = value::read(merged).map_err(|e| e.at(&origins))?;
+    let Config { policy, policies, trusted_metadata, .. } = file;
+    Ok(Config { policy, policies, trusted_metadata, origins, ..config.clone() })
+}
+
 fn read_file(path: &Path, text: &str, defaults: &Table, origins: &mut Origins) -> Result<Table, ConfigError> {
     let invalid = |error: toml::de::Error| ConfigError::Syntax {
         path: path.to_owned(),

@@ -1,5 +1,6 @@
 //! From the configuration to detectors that are loaded, warm and tested.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -94,6 +95,24 @@ impl StartError {
 /// When a package or a policy is invalid.
 pub(crate) fn plan(config: &Config) -> Result<(Vec<Detector>, PolicySet), StartError> {
     let detectors = packages(config)?;
+    let policies = policies_for(config, &detectors)?;
+    policies.require_rules(config, &detectors)?;
+    Ok((detectors, policies))
+}
+
+/// As [`plan`], for policies on trial: a rule may judge a shadow detector, and a detector may be without a rule.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn plan_trial(config: &Config) -> Result<(Vec<Detector>, PolicySet), StartError> {
+    let mut detectors = packages(config)?;
+    let scoped = config.policies.iter().flat_map(|policy| &policy.rules);
+    let judged: BTreeSet<&str> =
+        config.policy.rules.iter().chain(scoped).filter_map(|rule| rule.detector.as_deref()).collect();
+    // Without any rule there may be a default one.
+    if !judged.is_empty() {
+        detectors.iter_mut().for_each(|detector| detector.shadow = !judged.contains(detector.name.as_str()));
+    }
     let policies = policies_for(config, &detectors)?;
     policies.require_rules(config, &detectors)?;
     Ok((detectors, policies))

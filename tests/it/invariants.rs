@@ -283,6 +283,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "broker",
             "config",
+            "drift",
             "fault_injection",
             "groups",
             "job",
@@ -298,6 +299,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("backfill", &["broker", "config", "job", "ledger", "objects", "offload", "retry", "screen"]),
+    ("rejudge", &["backfill", "config", "job", "ledger", "policy"]),
+    ("compare", &["drift", "job", "ledger", "policy", "rejudge"]),
     ("dead", &["broker", "canonical", "config", "escape", "job"]),
     ("evaluate", &["config", "detector", "error_text", "files", "job", "lanes", "policy", "screen"]),
     (
@@ -324,6 +327,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("commands", &["*"]),
     ("canonical", &[]),
     ("certificates", &[]),
+    ("drift", &["job"]),
     ("error_text", &[]),
     ("escape", &[]),
     ("fault_injection", &[]),
@@ -358,7 +362,18 @@ const STAGES: &[(&str, &[&str], &[&str])] = &[
     (
         "ledger",
         &["scratch"],
-        &["archive", "columns", "error", "outbox", "probe", "quarantine", "reconcile", "schema", "verdicts"],
+        &[
+            "archive",
+            "baselines",
+            "columns",
+            "error",
+            "outbox",
+            "probe",
+            "quarantine",
+            "reconcile",
+            "schema",
+            "verdicts",
+        ],
     ),
 ];
 

@@ -357,6 +357,93 @@ async fn a_changed_policy_is_applied_to_stored_scores_and_told_only_where_the_ou
     assert!(worker.terminate().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_on_trial_is_compared_by_what_workers_with_it_then_say() {
+    let (mut lab, _, expected) = with_verdicts().await;
+    // As an operator would: a copy of the configuration with other rules, and a detector that was only shadowed.
+    let rules =
+        "[[policy.rules]]\ndetector = \"spread-nhwc\"\nlabel = \"by human\"\ncategory = \"a/photo\"\nflag_at = 0.5\n";
+    lab.detectors = format!(
+        "{{ name = \"spread-nhwc\", path = {:?}, shadow = true }}",
+        crate::support::fixtures().join("detectors/spread-nhwc")
+    );
+    let candidate = lab.folder.path().join("candidate.toml");
+    std::fs::write(&candidate, rules).unwrap();
+    let compare = ["compare", "--policy", candidate.to_str().unwrap(), "--show", "1000", "--format", "jsonl"];
+    let before = lab.outcomes().await;
+    let compared = lab.run(&compare).await.expect_ok();
+    assert_eq!(lab.outcomes().await, before);
+    let compared_rows = rows(&compared);
+    let of_kind = |kind: &str| compared_rows.iter().filter(|row| row["kind"] == kind).cloned().collect::<Vec<_>>();
+    let scored =
+        expected.values().filter(|outcome| ["passed", "review", "flagged"].contains(&outcome.as_str())).count();
+    let counted: u64 = of_kind("transition").iter().map(|row| row["verdicts"].as_u64().unwrap()).sum();
+    assert_eq!(counted, scored as u64, "{}", compared.stderr);
+    let flagged = of_kind("transition").iter().find(|row| row["after"] == "flagged").cloned().unwrap();
+    assert_eq!(flagged["category"], "a/photo");
+    let [low, share, high] = ["low", "share", "high"].map(|field| flagged[field].as_f64().unwrap());
+    assert!(0.0 < low && low < share && share < high && high < 1.0, "{flagged}");
+    let announced = of_kind("announcement").iter().find(|row| row["routing_key"] == "image.flagged").cloned().unwrap();
+    assert!(announced["after"].as_u64() > announced["before"].as_u64(), "{announced}");
+
+    // Workers with these rules, on new jobs for the same images.
+    lab.detectors = format!("{:?}", crate::support::fixtures().join("detectors/spread-nhwc"));
+    lab.extra = rules.into();
+    let mut worker = lab.started_worker().await;
+    for i in 0..expected.len() {
+        let image = format!("s3://{}/{i:03}", lab.bucket);
+        lab.job(Lane::Live, json!({"id": format!("trial-{i:03}"), "image": image})).await;
+    }
+    lab.until("SELECT count(*) FROM verdicts", i64::try_from(2 * expected.len()).unwrap(), &worker).await;
+    assert!(worker.terminate().await.success());
+    let after = lab.outcomes().await;
+    let changes = of_kind("change");
+    for (job, outcome) in &before {
+        let change = changes.iter().find(|row| row["job_id"] == job.as_str());
+        let said = change.map_or(outcome.as_str(), |row| row["after"].as_str().unwrap());
+        assert_eq!(after[&job.replace("job", "trial")], said, "{job}");
+    }
+    assert!(changes.iter().any(|row| row["before"] != row["after"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_names_the_line_of_its_file_and_scores_drift_against_a_saved_baseline() {
+    let lab = Lab::new().await;
+    let candidate = lab.folder.path().join("candidate.toml");
+    std::fs::write(&candidate, "[[policy.rules]]\n\ndetector = \"spread-nhwc\"\nlabel = \"by IA\"\nflag_at = 0.5\n")
+        .unwrap();
+    let refused = lab.run(&["compare", "--policy", candidate.to_str().unwrap()]).await;
+    assert_eq!(refused.status, 2);
+    assert!(
+        refused.stderr.contains("candidate.toml, line 1") && refused.stderr.contains("by IA"),
+        "{}",
+        refused.stderr
+    );
+    let missing = lab.run(&["compare", "--policy", "nowhere.toml"]).await;
+    assert_eq!(missing.status, 2);
+    assert!(missing.stderr.contains("nowhere.toml") && missing.stderr.contains("hint:"), "{}", missing.stderr);
+
+    sqlx::query(OLD_VERDICTS).bind(1500).execute(&lab.db).await.unwrap();
+    let ledger = lab.ledger_as("pixwarden_operator");
+    let saved = lab.run(&["compare", "--save-baseline", "--ledger", &ledger]).await.expect_ok();
+    assert!(saved.stderr.contains("the scores of 2 labels are the baseline now"), "{}", saved.stderr);
+    assert!(saved.stderr.contains("1500 verdicts are left out: each was scored by another model"), "{}", saved.stderr);
+    let drift = async || {
+        let compared = lab.run(&["compare", "--format", "jsonl"]).await.expect_ok();
+        let drift: Vec<_> = rows(&compared).into_iter().filter(|row| row["kind"] == "drift").collect();
+        assert_eq!(drift.len(), 2, "{}", compared.stdout);
+        drift[0]["drift"].as_f64().unwrap()
+    };
+    assert!(drift().await.abs() < 1e-9);
+    sqlx::query(
+        "UPDATE verdicts SET scores = jsonb_set(scores, '{spread-nhwc,by AI}', '0.9') WHERE length(job_id) % 2 = 0",
+    )
+    .execute(&lab.db)
+    .await
+    .unwrap();
+    assert!(drift().await > 0.25);
+}
+
 /// As `INSERT` and its columns, with one verdict per number from 1 to `$1`.
 const OLD_VERDICTS: &str = "INSERT INTO verdicts (id, job_id, lane, bucket, key, etag, outcome, scores, detectors, policy, attempts, received_at, decided_at)
     SELECT gen_random_uuid(), 'old-' || n, 'live', CASE WHEN n % 2 = 0 THEN 'uploads' ELSE 'archive' END, 'k/' || n, 'e' || n, 'passed',

@@ -184,7 +184,7 @@ impl Lab {
     pub fn config_of(&self, command: &str) -> PathBuf {
         let (user, role) = match command {
             "migrate" => ("nobody", "pixwarden_owner"),
-            "show" | "export" => ("nobody", "pixwarden_reader"),
+            "show" | "export" | "compare" => ("nobody", "pixwarden_reader"),
             "enqueue" => ("pixwarden-publisher", "nobody"),
             "backfill" => ("pixwarden-publisher", "pixwarden_operator"),
             "rejudge" => ("pixwarden-publisher", "pixwarden_operator"),
