@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use facts::{Facts, Scores, View, Views, exact, exact_scores};
-pub use finding::{Finding, FindingOutcome, FindingSource};
+pub use finding::{Finding, FindingOutcome, FindingSource, rule_text};
 
 /// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);

@@ -31,8 +31,9 @@ use crate::job::{Judgement, Outcome, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
-use crate::policy::{Policy, PolicySet};
+use crate::policy::{Policy, PolicySet, Rule};
 use crate::screen::Screen;
+use crate::telemetry::metrics::{CountedPolicy, CountedRule, JudgementMetrics};
 use crate::telemetry::{Stage, metrics, timed, traces};
 
 pub use admission::Admission;
@@ -53,6 +54,8 @@ pub struct JobProcessor {
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
+    /// Series of scores and findings.
+    judgements: JudgementMetrics,
     /// Buckets whose jobs wait.
     buckets: BucketHolds,
     /// Identifies this process among those that have screened a redelivered job.
@@ -85,6 +88,7 @@ impl JobProcessor {
     #[must_use]
     pub fn new(parts: JobProcessorParts) -> Self {
         let JobProcessorParts { config, ledger, fetcher, screen, policies, admission, health, commits, stop } = parts;
+        let judgements = judgement_metrics(&screen, &policies);
         Self {
             config,
             ledger,
@@ -94,6 +98,7 @@ impl JobProcessor {
             admission,
             health,
             commits,
+            judgements,
             buckets: BucketHolds::default(),
             process_id: Uuid::new_v4(),
             screening: RwLock::new(()),
@@ -381,6 +386,7 @@ impl JobProcessor {
             Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore(verdict.id),
             Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None },
             Inserted::Written(new_event) => {
+                self.judgements.record(&verdict.policy.name, verdict.facts.as_ref(), &verdict.judgement);
                 record_commit(request, &verdict, self.earlier_verdict(request, &verdict).await);
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event }
             }
@@ -472,6 +478,20 @@ fn answers_state(request: &JobRequest, earlier: &ExistingVerdict, verdict: &Verd
 /// The id of a job without a given id whose derived id has a row on another state of the object.
 fn next_id(job_id: &str) -> String {
     derived_id(&serde_json::json!(["next", job_id]))
+}
+
+/// The series of the configured detectors and policies.
+fn judgement_metrics(screen: &Screen, policies: &PolicySet) -> JudgementMetrics {
+    fn counted(rule: &Rule) -> CountedRule<'_> {
+        CountedRule { text: rule.text(), detector: &rule.detector, label: &rule.label }
+    }
+    let detectors = screen.engines().iter().map(|engine| &engine.detector);
+    let policies: Vec<_> = policies
+        .all()
+        .filter(|policy| !policy.rules.is_empty())
+        .map(|policy| CountedPolicy { name: &policy.reference.name, rules: policy.rules.iter().map(counted).collect() })
+        .collect();
+    JudgementMetrics::start(detectors.map(|detector| (detector.name.as_str(), &detector.labels[..])), &policies)
 }
 
 /// Records a new verdict in metrics, in the job's span and in the log.

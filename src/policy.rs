@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::canonical::{self, without_negative_zero};
 use crate::detector::Detector;
-use crate::job::{Digests, FindingOutcome, PolicyRef};
+use crate::job::{Digests, FindingOutcome, PolicyRef, rule_text};
 
 pub use error::PolicyError;
 pub use set::{ImageContext, PolicySet};
@@ -73,6 +73,12 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Its name, or else what it looks at, as findings show it.
+    #[must_use]
+    pub fn text(&self) -> Cow<'_, str> {
+        rule_text(self.name.as_deref(), &self.detector, &self.label)
+    }
+
     /// A rule without a name, a category and a severity.
     #[must_use]
     pub fn new(detector: &str, label: &str, thresholds: Thresholds) -> Self {

@@ -1,5 +1,6 @@
 //! Findings: the rules of a policy that an image has reached.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
@@ -21,6 +22,9 @@ pub enum FindingOutcome {
 }
 
 impl FindingOutcome {
+    /// Every value, the weakest first.
+    pub const ALL: [Self; 3] = [Self::Noted, Self::Review, Self::Flagged];
+
     /// The outcome of an image with nothing stronger.
     #[must_use]
     pub const fn outcome(self) -> Outcome {
@@ -88,6 +92,13 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// The rule's name, or else what the rule looks at; see [`rule_text`].
+    #[must_use]
+    pub fn rule_text(&self) -> Cow<'_, str> {
+        let [detector, label] = [&self.detector, &self.label].map(|text| text.as_deref().unwrap_or_default());
+        rule_text(self.rule.as_deref(), detector, label)
+    }
+
     /// The stronger finding is the greater one: by outcome, then by severity, then by score.
     #[must_use]
     pub fn by_strength(&self, other: &Self) -> Ordering {
@@ -111,6 +122,12 @@ impl Finding {
         };
         statement(self) == statement(other)
     }
+}
+
+/// A rule for people: its name, or else `DETECTOR says "LABEL"`, as the reasons of verdicts do.
+#[must_use]
+pub fn rule_text<'a>(name: Option<&'a str>, detector: &str, label: &str) -> Cow<'a, str> {
+    name.map_or_else(|| Cow::Owned(format!("{detector} says \"{label}\"")), Cow::Borrowed)
 }
 
 #[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{Policy, Rule};
-use crate::job::{Facts, Finding, FindingOutcome, FindingSource, Judgement, Outcome};
+use crate::job::{Facts, Finding, FindingOutcome, FindingSource, Judgement, Outcome, rule_text};
 
 /// Judges an image. Every rule that is reached makes a finding, and the strongest finding decides.
 ///
@@ -82,8 +82,9 @@ fn reason(finding: &Finding) -> String {
         FindingOutcome::Flagged => "flag_at",
     };
     let [detector, label] = [&finding.detector, &finding.label].map(|text| text.as_deref().unwrap_or_default());
+    let says = rule_text(None, detector, label);
     let [score, threshold] = [finding.score, finding.threshold].map(Option::unwrap_or_default);
-    format!("{detector} says \"{label}\" {score:.4}, {name} is {threshold}")
+    format!("{says} {score:.4}, {name} is {threshold}")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Only a worker calls [`start`]. Without it these functions do almost nothing and keep nothing.
 
+mod judgements;
 pub mod labels;
 mod table;
 mod typed;
@@ -13,6 +14,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::Stage;
 use crate::job::{Lane, Outcome};
+pub use judgements::{CountedPolicy, CountedRule, JudgementMetrics};
 use labels::{
     BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, LedgerErrorKind, ProgramVersion,
     PublishResult, QueueName, RetryCause, RoutingKey, SettlementLabel,

@@ -162,6 +162,26 @@ async fn a_scrape_has_every_metric_and_its_counters_equal_the_ledger() {
     assert_eq!(scrape.sum("pixwarden_commit_verdicts_sum", &[]), verdicts);
     assert_eq!(scrape.sum("pixwarden_stage_duration_seconds_count", &[("stage", "commit")]), verdicts);
 
+    let judged = counts(
+        &lab,
+        "SELECT policy->>'name', count(*) FROM verdicts WHERE outcome IN ('passed', 'review', 'flagged') GROUP BY 1",
+    )
+    .await;
+    assert_eq!(judged.len(), 1, "{judged:?}");
+    for (policy, n) in &judged {
+        assert_eq!(scrape.sum("pixwarden_judgements_total", &[("policy", policy)]), *n, "{policy}");
+    }
+    let found = "SELECT finding->>'outcome', count(*) FROM verdicts, jsonb_array_elements(findings) finding GROUP BY 1";
+    let found = counts(&lab, found).await;
+    assert!(found.len() > 1, "{found:?}");
+    for (outcome, n) in &found {
+        assert_eq!(scrape.sum("pixwarden_findings_total", &[("outcome", outcome)]), *n, "{outcome}");
+    }
+    let scored = "SELECT 'by AI', count(*) FROM verdicts WHERE scores IS NOT NULL";
+    for (label, n) in &counts(&lab, scored).await {
+        assert_eq!(scrape.sum("pixwarden_scores_count", &[("label", label)]), *n, "reused scores count");
+    }
+
     let settled = |settlement| scrape.sum("pixwarden_deliveries_total", &[("settlement", settlement)]);
     assert_eq!((settled("done"), settled("ignored"), settled("dead_lettered")), (verdicts, 1.0, 1.0));
     assert_eq!((settled("retried"), settled("split"), settled("returned")), (0.0, 0.0, 0.0));

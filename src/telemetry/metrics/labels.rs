@@ -3,7 +3,7 @@
 use metrics::{Label as Pair, SharedString};
 
 use crate::job::event::ROUTING_KEYS;
-use crate::job::{Lane, Outcome};
+use crate::job::{FindingOutcome, Lane, Outcome};
 
 /// A label of a metric.
 pub trait MetricLabel: Sized {
@@ -223,6 +223,21 @@ text_label! {
 }
 
 text_label! {
+    /// A label of a detector.
+    ScoreLabel("label")
+}
+
+text_label! {
+    /// A policy's name.
+    PolicyName("policy")
+}
+
+text_label! {
+    /// A rule: its name, or else what it looks at.
+    RuleText("rule")
+}
+
+text_label! {
     /// A detector's digest.
     DetectorDigest("digest")
 }
@@ -282,6 +297,18 @@ impl MetricLabel for Lane {
 }
 
 impl MetricLabel for Outcome {
+    const NAME: &'static str = "outcome";
+
+    fn known_values() -> Vec<Self> {
+        Self::ALL.into()
+    }
+
+    fn into_value(self) -> SharedString {
+        SharedString::const_str(self.as_str())
+    }
+}
+
+impl MetricLabel for FindingOutcome {
     const NAME: &'static str = "outcome";
 
     fn known_values() -> Vec<Self> {

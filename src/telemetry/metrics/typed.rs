@@ -92,6 +92,22 @@ impl<L: LabelSet> Counter<L> {
     pub(super) fn add(&self, labels: L, amount: u64) {
         counter!(self.metric.name, labels.into_pairs()).increment(amount);
     }
+
+    /// One series, shown as 0 from now on. It is added to without looking its labels up.
+    pub(super) fn series(&self, labels: L) -> CounterSeries {
+        let series = counter!(self.metric.name, labels.into_pairs());
+        series.increment(0);
+        CounterSeries(series)
+    }
+}
+
+/// One series of a counter.
+pub(super) struct CounterSeries(metrics::Counter);
+
+impl CounterSeries {
+    pub(super) fn increment(&self) {
+        self.0.increment(1);
+    }
 }
 
 /// A metric that rises and falls.
@@ -156,6 +172,20 @@ impl<L: LabelSet> Histogram<L> {
 
     pub(super) fn record_duration(&self, labels: L, value: Duration) {
         histogram!(self.metric.name, labels.into_pairs()).record(value);
+    }
+
+    /// One series, shown from now on. It is recorded to without looking its labels up.
+    pub(super) fn series(&self, labels: L) -> HistogramSeries {
+        HistogramSeries(histogram!(self.metric.name, labels.into_pairs()))
+    }
+}
+
+/// One series of a histogram.
+pub(super) struct HistogramSeries(metrics::Histogram);
+
+impl HistogramSeries {
+    pub(super) fn record(&self, value: f64) {
+        self.0.record(value);
     }
 }
 
