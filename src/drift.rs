@@ -51,6 +51,11 @@ impl ScoreHistogram {
         self.counts[class] += 1;
     }
 
+    /// Halves all counts, so that older scores count less and less.
+    pub fn halve(&mut self) {
+        self.counts.iter_mut().for_each(|count| *count /= 2);
+    }
+
     #[must_use]
     pub fn total(&self) -> u64 {
         self.counts.iter().sum()

@@ -3,6 +3,7 @@
 
 pub mod accept;
 mod delivery;
+mod drift;
 pub mod options;
 pub mod publish;
 mod run;

@@ -17,7 +17,7 @@ use crate::job::{Lane, Outcome};
 pub use judgements::{CountedPolicy, CountedRule, JudgementMetrics};
 use labels::{
     BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, LedgerErrorKind, ProgramVersion,
-    PublishResult, QueueName, RetryCause, RoutingKey, SettlementLabel,
+    PublishResult, QueueName, RetryCause, RoutingKey, ScoreLabel, SettlementLabel,
 };
 pub use table::ALL;
 pub use typed::{GaugeGuard, Metric, MetricKind};
@@ -180,6 +180,11 @@ pub fn ledger_call_failed(kind: LedgerErrorKind) {
 pub fn set_outbox_events(routing_key: &str, events: u64, oldest: Duration) {
     table::OUTBOX_EVENTS.set(RoutingKey(routing_key.into()), typed::number(events));
     table::OUTBOX_OLDEST.set(RoutingKey(routing_key.into()), oldest.as_secs_f64());
+}
+
+/// Sets how far the recent scores of a detector's label are from their baseline.
+pub fn set_score_drift(detector: &str, label: &str, drift: f64) {
+    table::SCORE_DRIFT.set((DetectorName(detector.into()), ScoreLabel(label.into())), drift);
 }
 
 /// An attempt to publish an event ended.

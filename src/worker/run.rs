@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::accept::{Acceptor, DrainingConnection};
+use super::drift::DriftMonitor;
 use super::publish::EventPublisher;
 use super::settle::Settler;
 use super::{Delivery, Worker};
@@ -108,6 +110,10 @@ pub async fn run_on(
     };
     let connection = acceptor.open().await?;
 
+    // Its end harms no job, so nothing waits for it.
+    let drift =
+        DriftMonitor::new(Arc::clone(&ledger), screen.digests(None).unwrap_or_default(), OffsetDateTime::now_utc());
+    drop(tokio::spawn(drift.run(stop.clone())));
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
     let running = RunningWorker::start(WorkerParts {
         config: Arc::new(config),

@@ -61,6 +61,10 @@ table! {
         "pixwarden_scores", SCORES,
         "Scores of new verdicts, reused ones included; of a detector with more than 20 labels only those in rules",
     );
+    SCORE_DRIFT: Gauge<(DetectorName, ScoreLabel)> = Gauge::measured(
+        "pixwarden_score_drift",
+        "Population stability index of recent scores against the baseline that `compare` stored; above 0.25 is large",
+    );
     JOB_DURATION: Histogram<Lane> = Histogram::new(
         "pixwarden_job_duration_seconds", JOB_S, "Seconds from a delivery's arrival to the commit of its verdict",
     );
