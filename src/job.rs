@@ -90,6 +90,12 @@ impl ImageRef {
     pub fn uri(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.key)
     }
+
+    /// The URI, or the path of a scanned file, which has no bucket.
+    #[must_use]
+    pub fn uri_or_path(&self) -> String {
+        if self.bucket.is_empty() { self.key.clone() } else { self.uri() }
+    }
 }
 
 /// The source of a job's id.

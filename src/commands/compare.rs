@@ -13,7 +13,7 @@ use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
 use super::record::{FindingSelection, VerdictSelection};
-use super::rejudge::{ShownProgress, change_row, transition_row};
+use super::rejudge::{ShownProgress, TableRows, change_row, print_tables, transition_row};
 use crate::compare::{Announced, Comparison, ComparisonOptions};
 use crate::config::{Config, Overlay, policies_of_file};
 use crate::drift::{MIN_SCORES, ScoreHistogram};
@@ -44,7 +44,7 @@ const COLUMNS: [&str; 19] = [
     "drift",
 ];
 const CHANGE_COLUMNS: [&str; 5] = ["image", "before", "after", "category", "reason"];
-const TRANSITION_COLUMNS: [&str; 7] = ["before", "after", "category", "verdicts", "share", "low", "high"];
+const TRANSITION_COLUMNS: [&str; 5] = ["before", "after", "category", "verdicts", "share with interval"];
 const ANNOUNCEMENT_COLUMNS: [&str; 3] = ["routing_key", "before", "after"];
 const DRIFT_COLUMNS: [&str; 6] = ["detector", "label", "scores", "baseline_scores", "baseline_until", "drift"];
 
@@ -126,7 +126,7 @@ fn print_rows(format: Format, comparison: &Comparison, config: &Config, drift: V
             ("low", json!(low)),
             ("high", json!(high)),
         ]);
-        transition_row(transition).into_iter().chain(counts).collect()
+        transition_row(transition).into_iter().chain(counts).collect::<RowFields>()
     });
     let published = comparison.announced.iter().filter(|(key, _)| config.events.publish.iter().any(|k| k == *key));
     let announcements = published.map(|(routing_key, Announced { before, after })| {
@@ -138,19 +138,23 @@ fn print_rows(format: Format, comparison: &Comparison, config: &Config, drift: V
             ("after", json!(after)),
         ])
     });
-    let parts: [(&'static [&'static str], Vec<RowFields>); 4] = [
+    let parts: [TableRows; 4] = [
         (&CHANGE_COLUMNS, comparison.transitions.examples.iter().map(change_row).collect()),
         (&TRANSITION_COLUMNS, transitions.collect()),
         (&ANNOUNCEMENT_COLUMNS, announcements.collect()),
         (&DRIFT_COLUMNS, drift),
     ];
     if format == Format::Table {
-        for (columns, rows) in parts {
-            let mut output = Output::new(format, columns)?;
-            rows.iter().try_for_each(|row| output.row(row))?;
-            output.finish()?;
-        }
-        return Ok(());
+        let with_interval = |mut row: RowFields| {
+            let percent = |name: &str| row[name].as_f64().unwrap_or_default() * 100.0;
+            if row["kind"] == "transition" {
+                let text = format!("{:.1} % ({:.1} to {:.1})", percent("share"), percent("low"), percent("high"));
+                row.insert("share with interval".into(), json!(text));
+            }
+            row
+        };
+        let parts = parts.map(|(columns, rows)| (columns, rows.into_iter().map(with_interval).collect()));
+        return Ok(print_tables(&parts)?);
     }
     let mut output = Output::new(format, &COLUMNS)?;
     parts.iter().flat_map(|(_, rows)| rows).try_for_each(|row| output.row(row))?;

@@ -144,20 +144,23 @@ async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow:
         let verdict = &stored.verdict;
         let Some(facts) = &verdict.facts else {
             let reason = verdict.judgement.reason.as_deref().unwrap_or_default();
-            note!("{}: {}, no rule was asked: {reason}", verdict.image.uri(), verdict.judgement.outcome);
+            note!("{}: {}, no rule was asked: {reason}", verdict.image.uri_or_path(), verdict.judgement.outcome);
             continue;
         };
         match stored_policy(ledger.as_ref(), &verdict.policy).await? {
             Some(policy) => print_explained("then", verdict.judgement.outcome, &policy, verdict, facts, &mut output)?,
             None => note!(
                 "{}: {}; the ledger does not have the rules of the policy \"{}\" that judged it",
-                verdict.image.uri(),
+                verdict.image.uri_or_path(),
                 verdict.judgement.outcome,
                 verdict.policy.name
             ),
         }
         if facts.views.is_none() {
-            note!("{}: an earlier release stored one frame only, so no other policy can judge it", verdict.image.uri());
+            note!(
+                "{}: an earlier release stored one frame only, so no other policy can judge it",
+                verdict.image.uri_or_path()
+            );
         } else if let Ok(policies) = &policies {
             let policy = policies.policy_for(&ImageContext::of(verdict));
             print_explained("now", judge::judge(policy, facts).outcome, policy, verdict, facts, &mut output)?;

@@ -1,5 +1,6 @@
 //! `pixwarden rejudge`: arguments and output of [`crate::rejudge`].
 
+use std::io::{self, Write};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::console::{counted, note};
+use super::console::{counted, note, stdout};
 use super::options::{LedgerOption, QueueOption, ThresholdOptions};
 use super::output::{Format, Output};
 use super::progress::{Progress, Unit};
@@ -200,18 +201,28 @@ fn print_rows(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
         row
     });
     if format == Format::Table {
-        for (columns, rows) in
-            [(&CHANGE_COLUMNS[..], changes.collect::<Vec<_>>()), (&TRANSITION_COLUMNS[..], counts.collect())]
-        {
-            let mut output = Output::new(format, columns)?;
-            rows.iter().try_for_each(|row| output.row(row))?;
-            output.finish()?;
-        }
-        return Ok(());
+        let parts = [(&CHANGE_COLUMNS[..], changes.collect::<Vec<_>>()), (&TRANSITION_COLUMNS[..], counts.collect())];
+        return Ok(print_tables(&parts)?);
     }
     let mut output = Output::new(format, &COLUMNS)?;
     changes.chain(counts).try_for_each(|row| output.row(&row))?;
     Ok(output.finish()?)
+}
+
+/// The columns of a table, and its rows.
+pub(super) type TableRows = (&'static [&'static str], Vec<Map<String, Value>>);
+
+/// Prints tables with an empty line between them. A table without a row is left out.
+pub(super) fn print_tables(tables: &[TableRows]) -> io::Result<()> {
+    for (index, (columns, rows)) in tables.iter().filter(|(_, rows)| !rows.is_empty()).enumerate() {
+        if index > 0 {
+            writeln!(stdout())?;
+        }
+        let mut output = Output::new(Format::Table, columns)?;
+        rows.iter().try_for_each(|row| output.row(row))?;
+        output.finish()?;
+    }
+    Ok(())
 }
 
 /// A verdict that changes, as `rejudge` and `compare` print it.

@@ -194,7 +194,7 @@ impl ShownVerdict {
     fn table_row(&self, announced: &str) -> Map<String, Value> {
         let Verdict { image, judgement, .. } = &self.stored.verdict;
         let mut row = self.row(announced);
-        let name = if image.bucket.is_empty() { image.key.clone() } else { image.uri() };
+        let name = image.uri_or_path();
         row.insert("image".into(), json!(name));
         row.insert("score".into(), json!(score_of_label(judgement.label.as_deref(), judgement.score)));
         row.insert("verdict_id".into(), json!(self.stored.verdict.id));

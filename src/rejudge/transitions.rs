@@ -29,7 +29,7 @@ pub struct Transition {
 pub struct Change {
     pub verdict_id: Uuid,
     pub job_id: String,
-    /// As `s3://bucket/key`.
+    /// As `s3://bucket/key`, or the path of a scanned file.
     pub image: String,
     pub transition: Transition,
     pub after: Judgement,
@@ -51,7 +51,7 @@ impl Transitions {
             self.examples.push(Change {
                 verdict_id: verdict.id,
                 job_id: verdict.job_id.clone(),
-                image: verdict.image.uri(),
+                image: verdict.image.uri_or_path(),
                 transition: transition.clone(),
                 after: after.clone(),
             });
