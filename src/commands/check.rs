@@ -1,6 +1,7 @@
 //! `pixwarden check`: tries every dependency and prints how each check ended, with the cause of a failure.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -10,10 +11,15 @@ use super::with_origin;
 use crate::broker::{MAX_MESSAGE_BYTES, Topology, accepts_message_of, connect, depth};
 use crate::config::{Config, Overlay};
 use crate::error_text;
-use crate::job::Lane;
+use crate::job::{Lane, Outcome};
 use crate::ledger;
 use crate::objects::Fetcher;
 use crate::screen::{self, Screen};
+
+/// The routing key of an image that passes now and did not before.
+const CLEARED: &str = "image.cleared";
+/// An event that waits in the outbox for so long has no queue, or a full one. A try follows each two minutes at the latest.
+const WAITED_TOO_LONG: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -125,20 +131,69 @@ fn depth_words(messages: u32, consumers: u32) -> String {
     )
 }
 
-/// Checks whether events are consumed. Only the default queues can be checked: other bindings are not visible over AMQP
-/// without publishing.
+/// Checks whether events are consumed. Bindings are not visible over AMQP without publishing. So the default queues are
+/// judged by their consumers, and the user's own queues by what has waited long in the outbox.
 async fn events(config: &Config, topology: &Topology) -> anyhow::Result<Vec<CheckResult>> {
-    if !config.events.default_queue {
+    let (mut results, heard) = if config.events.default_queue {
+        let connection = connect(config.queue()?, "check").await?;
+        let (mut results, mut consumed) = (Vec::new(), Vec::new());
+        for queue in [topology.flagged(), topology.unscreened(), topology.updates()] {
+            let found = depth(&connection, &queue).await?;
+            if found.is_some_and(|(_, consumers)| consumers > 0) {
+                consumed.push(queue.clone());
+            }
+            results.push(events_in(&queue, found));
+        }
+        let hears = |queue: &String| consumed.contains(queue);
+        (results, Heard { flagged: hears(&topology.flagged()), cleared: hears(&topology.updates()) })
+    } else {
         let exchange = topology.events();
-        return Ok(vec![CheckResult::Ok(format!("events.default_queue is off; bind your queue to {exchange}"))]);
-    }
-    let connection = connect(config.queue()?, "check").await?;
-    let mut results = Vec::new();
-    for queue in [topology.flagged(), topology.unscreened(), topology.updates()] {
-        let found = depth(&connection, &queue).await?;
-        results.push(events_in(&queue, found));
-    }
+        let words = format!("events.default_queue is off; bind your queue to {exchange}");
+        (vec![CheckResult::Ok(words)], heard_in_own_queues(config).await)
+    };
+    results.extend(unheard_clearing(config, topology, heard).map(CheckResult::Warning));
     Ok(results)
+}
+
+/// Which events reach a consumer, as far as this can be seen.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    flagged: bool,
+    cleared: bool,
+}
+
+/// An event that no queue takes stays in the outbox. An outbox that cannot be read is reported with the ledger.
+async fn heard_in_own_queues(config: &Config) -> Heard {
+    let waiting = async { ledger::open(config).await?.count_unpublished().await.map_err(anyhow::Error::from) };
+    let waiting = waiting.await.unwrap_or_default();
+    let waits = |key: &str| waiting.iter().any(|events| events.routing_key == key && events.oldest >= WAITED_TOO_LONG);
+    Heard { flagged: !waits(Outcome::Flagged.routing_key()), cleared: !waits(CLEARED) }
+}
+
+/// Why a service that hides flagged images would never show one again that was cleared.
+fn unheard_clearing(config: &Config, topology: &Topology, heard: Heard) -> Option<String> {
+    let (flagged, exchange) = (Outcome::Flagged.routing_key(), topology.events());
+    let is_published = |key: &str| config.events.publish.iter().any(|published| published == key);
+    if !is_published(flagged) {
+        return None;
+    }
+    let (cause, hint) = if !is_published(CLEARED) {
+        let cause = format!("{flagged} is published and {CLEARED} is not");
+        (cause, format!("add \"{CLEARED}\" to `events.publish`, and bind the queue of that service to it"))
+    } else if !heard.flagged || heard.cleared {
+        return None;
+    } else if config.events.default_queue {
+        let updates = topology.updates();
+        let cause = format!("{} is consumed and {updates} is not", topology.flagged());
+        (cause, format!("consume {updates} too, or bind the queue of that service to {CLEARED} at {exchange}"))
+    } else {
+        let cause =
+            format!("no queue takes the events of {CLEARED}, which wait in the outbox, and one takes {flagged}");
+        (cause, format!("bind the queue of that service to {CLEARED} at {exchange}"))
+    };
+    Some(format!(
+        "{cause}: a service that hides flagged images would never show one again that was cleared\n  hint: {hint}"
+    ))
 }
 
 /// The state of one queue of events: its messages and consumers, where it is declared.
@@ -194,6 +249,12 @@ fn decoding(screen: &Screen) -> CheckResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::event::ROUTING_KEYS;
+
+    #[test]
+    fn the_routing_key_of_a_cleared_image_is_one_that_is_published() {
+        assert!(ROUTING_KEYS.contains(&CLEARED));
+    }
 
     #[test]
     fn only_waiting_events_without_a_consumer_are_worth_a_warning() {

@@ -1,10 +1,13 @@
 //! Programs of the guide do what the guide shows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 
+use pixwarden::job::Lane;
+use serde_json::json;
 use tokio::process::Command;
 
-use crate::support::{Ended, Lab, service};
+use crate::support::{Ended, Lab, fixtures, judged_fixtures, service};
 
 /// The code blocks of a document that are in a language, in order.
 fn blocks<'t>(text: &'t str, language: &str) -> VecDeque<&'t str> {
@@ -57,4 +60,128 @@ async fn the_python_program_that_waits_for_replies_prints_what_the_guide_shows()
         .kill_on_drop(true);
     let printed = Ended::of(screen).await.expect_ok();
     assert_eq!(printed.stdout, expected, "{}", printed.stderr);
+}
+
+/// The rows of a table that has these columns: the cells without their backquotes.
+fn table<'t>(text: &'t str, columns: &str) -> Vec<Vec<&'t str>> {
+    let (_, rows) = text.split_once(&format!("\n{columns}\n")).unwrap_or_else(|| panic!("no table {columns}"));
+    let rows = rows.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let cells = |line: &'t str| -> Vec<&'t str> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()
+    };
+    rows.map(cells).collect()
+}
+
+const TENANTS: [(&str, &str); 3] = [("kids", "kids-uploads"), ("dating", "dating-photos"), ("market", "market")];
+
+/// What the guide's three tenants want, apart from its configuration.
+fn wanted(tenant: &str, nsfw: f32, ai_made: f32) -> &'static str {
+    match tenant {
+        "kids" if nsfw >= 0.2 => "flagged",
+        "kids" if ai_made >= 0.5 => "noted",
+        "dating" if ai_made >= 0.9 => "flagged",
+        "dating" if ai_made >= 0.5 || nsfw >= 0.98 => "review",
+        "dating" if nsfw >= 0.5 => "noted",
+        "market" if nsfw >= 0.9 => "flagged",
+        "market" if nsfw >= 0.5 || ai_made >= 0.9 => "review",
+        _ => "passed",
+    }
+}
+
+/// Copies a package under other labels.
+fn copy_package(from: &Path, to: &Path, labels: &[(&str, &str)]) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let mut bytes = std::fs::read(file.path()).unwrap();
+        if file.path().extension().is_some_and(|extension| extension == "json") {
+            let text = String::from_utf8(bytes).unwrap();
+            bytes = labels.iter().fold(text, |text, (from, to)| text.replace(from, to)).into();
+        }
+        std::fs::write(to.join(file.file_name()), bytes).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_tenants_get_what_the_guide_says_from_one_deployment() {
+    let text = include_str!("../../docs/guide/policy.md");
+    for row in table(text, "| `nsfw` | `ai-made` | kids | dating | market |") {
+        let [nsfw, ai_made] = [row[0], row[1]].map(|score| score.parse().unwrap());
+        let wanted = TENANTS.map(|(tenant, _)| wanted(tenant, nsfw, ai_made));
+        assert_eq!(row[2..], wanted, "nsfw {nsfw}, ai-made {ai_made}");
+    }
+
+    // The configuration as it stands, beside packages with the labels of its detectors.
+    let mut lab = Lab::new().await;
+    let folder = lab.folder.path().to_owned();
+    let config = blocks(text, "toml").into_iter().find(|block| block.contains("kids-uploads")).unwrap();
+    let file = folder.join("pixwarden.toml");
+    std::fs::write(&file, config).unwrap();
+    let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
+    copy_package(&models.join("cifake-32"), &folder.join("models/cifake-32"), &[]);
+    let labels = [("by human", "normal"), ("by AI", "nsfw")];
+    copy_package(&fixtures().join("detectors/spread-nhwc"), &folder.join("models/nsfw_image_detection"), &labels);
+
+    // Every image goes to every tenant.
+    let images: Vec<_> =
+        judged_fixtures().into_iter().filter(|fixture| fixture.outcome != "undecodable").step_by(2).collect();
+    for (tenant, bucket) in TENANTS {
+        let objects = folder.join("objects").join(bucket);
+        std::fs::create_dir_all(&objects).unwrap();
+        for (number, image) in images.iter().enumerate() {
+            std::fs::write(objects.join(number.to_string()), &image.bytes).unwrap();
+            let job = json!({"id": format!("{tenant} {number}"), "image": format!("s3://{bucket}/{number}")});
+            lab.job(Lane::Live, job).await;
+        }
+    }
+    lab.environment = vec![
+        ("PIXWARDEN_QUEUE", lab.queue_as("pixwarden-worker")),
+        ("PIXWARDEN_LEDGER", lab.ledger_as("pixwarden_worker")),
+        ("PIXWARDEN_OBJECTS", format!("file://{}", folder.join("objects").display())),
+        ("PIXWARDEN_PREFIX", lab.prefix.clone()),
+        ("PIXWARDEN_METRICS_LISTEN", "off".into()),
+    ];
+    let worker = lab.worker_of(&file);
+    lab.until("SELECT count(*) FROM verdicts", i64::try_from(3 * images.len()).unwrap(), &worker).await;
+
+    let rows: Vec<(String, String, String, i32, f32, f32)> = sqlx::query_as(
+        "SELECT job_id, outcome, policy->>'name', coalesce(jsonb_array_length(findings), 0), \
+         (scores->'nsfw'->>'nsfw')::real, (scores->'ai-made'->>'by AI')::real FROM verdicts",
+    )
+    .fetch_all(&lab.db)
+    .await
+    .unwrap();
+    let (mut answers, mut by_image) = (BTreeSet::new(), BTreeMap::<String, BTreeSet<String>>::new());
+    for (job, outcome, policy, findings, nsfw, ai_made) in rows {
+        let (tenant, image) = job.split_once(' ').unwrap();
+        assert_eq!(tenant, policy);
+        let answer = if outcome == "passed" && findings > 0 { "noted" } else { &outcome };
+        assert_eq!(answer, wanted(tenant, nsfw, ai_made), "{job}: nsfw {nsfw}, ai-made {ai_made}");
+        answers.insert(format!("{tenant} {answer}"));
+        by_image.entry(image.into()).or_default().insert(answer.into());
+    }
+    assert!(answers.len() > 7, "{answers:?}");
+    assert!(by_image.values().any(|answers| answers.len() == 3), "three answers to one image: {by_image:?}");
+}
+
+#[test]
+fn every_category_of_the_guide_is_in_its_list() {
+    let taxonomy = include_str!("../../docs/guide/taxonomy.md");
+    let paths = table(taxonomy, "| path | what is in the picture |");
+    let paths: BTreeSet<&str> = paths.iter().map(|row| row[0]).collect();
+    for path in &paths {
+        let parent = path.rsplit_once('/').map_or(*path, |(parent, _)| parent);
+        assert!(paths.contains(parent), "{path} is below a path that the list has not");
+    }
+    let detectors = table(taxonomy, "| detector | label | path |");
+    let rekognition = table(taxonomy, "| first level | second level | path |");
+    for row in detectors.iter().chain(&rekognition) {
+        assert!(paths.contains(row[2]), "{row:?}");
+    }
+    let first_levels: BTreeSet<&str> = rekognition.iter().map(|row| row[0]).collect();
+    assert_eq!(first_levels.len(), 10, "as version 7 has: {first_levels:?}");
+    let examples = include_str!("../../docs/guide/policy.md").lines();
+    for category in examples.filter_map(|line| line.strip_prefix("category = ")) {
+        assert!(paths.contains(category.trim_matches('"')), "{category}");
+    }
 }

@@ -316,6 +316,59 @@ async fn enqueue_and_dead_list_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_warns_where_flagged_images_are_heard_of_and_cleared_ones_are_not() {
+    let mut lab = Lab::new().await;
+    let warnings = async |lab: &Lab| {
+        let check = lab.run(&["check", "--no-size-probe", "--log", "off"]).await.expect_ok();
+        let warned = check.stdout.split("warn  ").skip(1).map(str::to_owned);
+        warned.filter(|words| words.contains("would never show one again")).collect::<Vec<_>>()
+    };
+    let consume = async |queue: String| {
+        let consume = lab.channel.basic_consume(
+            queue.as_str().into(),
+            queue.as_str().into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        consume.await.unwrap()
+    };
+    assert!(warnings(&lab).await.is_empty(), "nobody has been told anything yet");
+    let _flagged = consume(lab.topology.flagged()).await;
+    let (flagged, updates) = (lab.topology.flagged(), lab.topology.updates());
+    let warned = warnings(&lab).await;
+    assert!(
+        matches!(&warned[..], [one] if one.contains(&format!("{flagged} is consumed and {updates} is not"))
+        && one.contains(&format!("hint: consume {updates} too"))),
+        "{warned:?}"
+    );
+    let _updates = consume(updates).await;
+    assert!(warnings(&lab).await.is_empty());
+
+    lab.extra = "[events]\npublish = [\"image.flagged\"]".into();
+    let warned = warnings(&lab).await;
+    assert!(
+        matches!(&warned[..], [one] if one.contains("image.flagged is published and image.cleared is not")
+        && one.contains("hint: add \"image.cleared\" to `events.publish`")),
+        "{warned:?}"
+    );
+
+    // With the user's own queues, an event that waits long in the outbox is what can be seen.
+    lab.extra = "[events]\ndefault_queue = false".into();
+    assert!(warnings(&lab).await.is_empty());
+    let wait = "INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, created_at, due_at) \
+                VALUES (gen_random_uuid(), gen_random_uuid(), $1, 'x', '{}', now() - interval '1 hour', now())";
+    sqlx::query(wait).bind("image.cleared").execute(&lab.db).await.unwrap();
+    let warned = warnings(&lab).await;
+    assert!(
+        matches!(&warned[..], [one] if one.contains("no queue takes the events of image.cleared")
+        && one.contains("hint: bind the queue of that service to image.cleared at")),
+        "{warned:?}"
+    );
+    sqlx::query(wait).bind("image.flagged").execute(&lab.db).await.unwrap();
+    assert!(warnings(&lab).await.is_empty(), "flagged images are heard of as little");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn draining_finishes_what_is_inside_and_returns_the_rest() {
     let lab = Lab::new().await;
     let image = good_image();

@@ -245,12 +245,17 @@ impl Lab {
 
     /// Starts a worker. Its log is a file in the lab's folder and is shown when the test fails.
     pub fn worker(&self) -> Worker {
+        self.worker_of(&self.config())
+    }
+
+    /// As [`Lab::worker`], with a configuration file that the test has written.
+    pub fn worker_of(&self, config: &Path) -> Worker {
         let log = self.folder.path().join("worker.log");
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.command();
         command
             .arg("--config")
-            .arg(self.config())
+            .arg(config)
             .args(["worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn"])
             .args(&self.flags)
             .stderr(Stdio::from(out))
