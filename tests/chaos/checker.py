@@ -5,6 +5,7 @@ Every function depends only on the evidence, so that tests can pass evidence of 
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LOST = "lost: confirmed jobs without an outcome"
 DOUBLED = "doubled: jobs with several outcomes"
@@ -12,11 +13,19 @@ MISSING_EVENTS = "verdicts without their event"
 UNPUBLISHED = "unpublished events in the outbox"
 WRONG_OUTCOME = "unexpected outcomes"
 FAILED = "jobs that failed because of an outage"
+HISTORY = "verdicts whose history is wrong"
+LAST_WORD = "verdicts of which a consumer keeps another outcome"
+UNKNOWN_REVISION = "events of a revision that the ledger never had"
+NOT_CLEARED = "images that passed again without image.cleared"
 
 # A job without an id may meet the row of an earlier state of its object. This is in the reason of its dead letter.
 OTHER_STATE = "another state of the object"
 # The fault by which the rows of some jobs are refused.
 POISON_FAULT = "ledger-poison-trigger"
+
+# The policy of the workers. The other one judges only what was scored.
+WORKERS_POLICY = "default"
+SCORED = {"passed", "review", "flagged"}
 
 # How often workers may die of one image: three times while it is screened alone (worker.deaths), once when it is delivered
 # for the first time, once when it is delivered again, and as often when it comes back as a copy after a failed attempt.
@@ -30,12 +39,25 @@ RECORDS_PER_OUTAGE = 16
 GROWTH = {"resident_mib": 50, "descriptors": 12, "broker_connections": 1, "ledger_connections": 16}
 
 
+class Change(NamedTuple):
+    """A change of a verdict, as the trigger in the database recorded it."""
+
+    job_id: str
+    before: str  # outcomes
+    after: str
+    revision_before: int = 1
+    revision_after: int = 2
+    cause: str = "replayed"
+
+
 @dataclass
 class Evidence:
     tried: dict = field(default_factory=dict)  # id → record, of every job that was published at least once
     confirmed: set = field(default_factory=set)  # ids whose publish was confirmed
-    verdicts: list = field(default_factory=list)  # rows: id, job_id, key, outcome, reason, attempts, has_metadata
-    audit: list = field(default_factory=list)  # rows: job_id, before, after
+    # rows: id, job_id, key, outcome, reason, attempts, has_metadata, revision, policy, judged_at
+    verdicts: list = field(default_factory=list)
+    history: list = field(default_factory=list)  # rows of earlier revisions: id, outcome, revision, policy, judged_at
+    audit: list = field(default_factory=list)  # a Change for each change of a verdict
     outbox: list = field(default_factory=list)  # rows: event id, whether published
     events: list = field(default_factory=list)  # as recorded by the listener
     queues: dict = field(default_factory=dict)  # name → messages, ready or not
@@ -81,6 +103,7 @@ def check(evidence):
     for row in evidence.verdicts:
         rows[name(row, jobs)].append(row)
     check_outcomes(evidence, jobs, rows, findings)
+    check_revisions(evidence, findings)
     check_events(evidence, findings)
     check_queues(evidence, rows, findings)
     check_failures(evidence, jobs, rows, findings)
@@ -96,18 +119,44 @@ def check_outcomes(evidence, jobs, rows, findings):
     several = (job for job, answers in rows.items() if len(answers) > 1)
     findings.add(DOUBLED, (job for job in several if not has_two_versions(jobs.get(job), evidence)))
     findings.add("outcomes without a job", set(rows) - set(jobs))
-    may = {"deleted", "failed"}
-    rewritten = (f"{job}: {old} to {new}" for job, old, new in evidence.audit if old != "failed" or new in may)
+    rewritten = (f"{change.job_id}: {change.before} to {change.after}" for change in evidence.audit if not is_allowed(change))
     findings.add("verdicts rewritten after their commit", rewritten)
+    earlier = defaultdict(list)
+    for state in evidence.history:
+        earlier[state["id"]].append(state)
     findings.add(
         WRONG_OUTCOME,
         (
-            f"{job}: {row['outcome']} instead of {jobs[job]['outcome']}"
+            f"{job}: {state['outcome']} instead of {jobs[job]['outcome']}" + by_other_policy(state)
             for job, answers in rows.items()
             for row in answers
-            if job in jobs and row["outcome"] not in allowed(jobs[job], evidence.false_responses) | {"failed"}
+            for state in [row, *earlier[row["id"]]]
+            if job in jobs and state["outcome"] not in allowed_by(state["policy"], jobs[job], evidence.false_responses)
         ),
     )
+
+
+def is_allowed(change):
+    """Whether a verdict may change like this: a failure is replaced, or another policy judges the scores."""
+    if change.cause == "rejudged" and change.revision_after == change.revision_before:
+        # The other policy says the same, and is recorded.
+        return change.before == change.after
+    if change.revision_after != change.revision_before + 1:
+        return False
+    if change.cause == "rejudged":
+        return {change.before, change.after} <= SCORED
+    return change.cause == "replayed" and change.before == "failed" and change.after not in ("deleted", "failed")
+
+
+def by_other_policy(state):
+    return "" if state["policy"] == WORKERS_POLICY else f" by the policy {state['policy']}"
+
+
+def allowed_by(policy, record, false_responses):
+    """The outcomes that a policy may give a job."""
+    if policy == WORKERS_POLICY:
+        return allowed(record, false_responses) | {"failed"}
+    return set(record.get("opposite", ()))
 
 
 def has_two_versions(record, evidence):
@@ -135,25 +184,62 @@ def allowed(record, false_responses):
     return outcomes
 
 
+def check_revisions(evidence, findings):
+    """The revisions of a verdict are numbered without gaps, none was judged before the one before it, and the history has
+    each outcome that the trigger saw."""
+    history, changes = defaultdict(list), defaultdict(list)
+    for state in evidence.history:
+        history[state["id"]].append(state)
+    for change in evidence.audit:
+        if change.revision_after != change.revision_before:
+            changes[change.job_id].append((change.revision_before, change.before))
+    wrong = [f"{id}: a history without its verdict" for id in set(history) - {row["id"] for row in evidence.verdicts}]
+    for row in evidence.verdicts:
+        states = sorted(history[row["id"]], key=lambda state: state["revision"])
+        numbers = [state["revision"] for state in [*states, row]]
+        times = [state["judged_at"] for state in [*states, row]]
+        if numbers != list(range(1, len(numbers) + 1)):
+            wrong.append(f"{row['id']}: revisions {numbers}")
+        elif times != sorted(times):
+            wrong.append(f"{row['id']}: judged_at went back")
+        elif [(state["revision"], state["outcome"]) for state in states] != sorted(changes[row["job_id"]]):
+            wrong.append(f"{row['id']}: the history has {states}, and the changes were {changes[row['job_id']]}")
+    findings.add(HISTORY, wrong)
+
+
 def check_events(evidence, findings):
-    """Every verdict must have an event, because all routing keys are published."""
-    outcomes = {row["id"]: row["outcome"] for row in evidence.verdicts}
-    received, bodies = defaultdict(set), defaultdict(set)
+    """The last revision of every verdict must have an event, because all routing keys are published. Those of earlier
+    revisions may be missing: what was not published yet is replaced by the event of the later one."""
+    last = {row["id"]: row for row in evidence.verdicts}
+    known = {(state["id"], state["revision"]): state["outcome"] for state in [*evidence.history, *evidence.verdicts]}
+    ids, bodies, by_verdict = defaultdict(set), defaultdict(set), defaultdict(list)
     for event in evidence.events:
-        received[event["verdict_id"]].add(event["id"])
+        ids[event["verdict_id"], event["revision"]].add(event["id"])
         bodies[event["id"]].add(event["body"])
-    announced = {(event["verdict_id"], event["outcome"]) for event in evidence.events}
-    findings.add(MISSING_EVENTS, (verdict for verdict, outcome in outcomes.items() if (verdict, outcome) not in announced))
-    findings.add("events without a verdict", set(received) - set(outcomes))
-    # A `failed` verdict may be replaced by a later delivery, and has an event for each outcome then.
-    replaced = {job for job, before, _ in evidence.audit if before == "failed"}
-    final = {row["id"] for row in evidence.verdicts if row["job_id"] not in replaced}
-    several = (verdict for verdict, ids in received.items() if len(ids) > 1 and verdict in final)
-    findings.add("verdicts with several event ids", several)
+        by_verdict[event["verdict_id"]].append(event)
+    missing = (id for id, row in last.items() if (id, row["revision"]) not in ids)
+    findings.add(MISSING_EVENTS, missing)
+    findings.add("events without a verdict", set(by_verdict) - set(last))
+    findings.add("revisions with several event ids", (f"{id} ({n})" for (id, n), found in ids.items() if len(found) > 1))
     findings.add("duplicate events that differ in their body", (event for event, seen in bodies.items() if len(seen) > 1))
-    last = [e for e in evidence.events if not (e["outcome"] == "failed" and e["job_id"] in replaced)]
-    differ = {e["job_id"] for e in last if outcomes.get(e["verdict_id"], e["outcome"]) != e["outcome"]}
-    findings.add("events with another outcome than the verdict", differ)
+    unknown = (
+        f"{event['verdict_id']}: revision {event['revision']}, {event['outcome']}"
+        for event in evidence.events
+        if event["verdict_id"] in last and known.get((event["verdict_id"], event["revision"])) != event["outcome"]
+    )
+    findings.add(UNKNOWN_REVISION, unknown)
+    # The contract's rule: of several events the latest `judged_at` counts, and among equals the highest revision.
+    kept = {id: max(events, key=lambda event: (event["judged_at"], event["revision"])) for id, events in by_verdict.items()}
+    heard = {id: row for id, row in last.items() if id in kept and (id, row["revision"]) in ids}
+    differ = (f"{id}: {kept[id]['outcome']} instead of {row['outcome']}" for id, row in heard.items() if kept[id]["outcome"] != row["outcome"])
+    findings.add(LAST_WORD, differ)
+    not_cleared = (
+        id
+        for id, row in heard.items()
+        if row["outcome"] == "passed" and any(event["outcome"] != "passed" for event in by_verdict[id])
+        if not any(event["announced"] == "cleared" and event["revision"] == row["revision"] for event in by_verdict[id])
+    )
+    findings.add(NOT_CLEARED, not_cleared)
     findings.add(UNPUBLISHED, (id for id, published in evidence.outbox if not published))
 
 
@@ -163,7 +249,11 @@ def check_failures(evidence, jobs, rows, findings):
     now = (
         f"{job}: {row['reason']}" for job, answers in rows.items() for row in answers if row["outcome"] == "failed" and job not in may_fail
     )
-    before = (f"{job}: failed at first, then {after}" for job, old, after in evidence.audit if old == "failed" and job not in may_fail)
+    before = (
+        f"{change.job_id}: failed at first, then {change.after}"
+        for change in evidence.audit
+        if change.before == "failed" and change.job_id not in may_fail
+    )
     findings.add(FAILED, [*now, *before])
     # What the sender attached is left out only where the ledger refuses the row.
     stripped = (
@@ -246,7 +336,7 @@ def kind_of_dead(entry, evidence, rows):
         return "other state" if had_two_states and OTHER_STATE in reason else None
     if reason.startswith("id_conflict"):
         return "conflict" if f"conflict:{key}" in evidence.tried else None
-    has_failed = {row["outcome"] for row in rows.get(job, [])} | {before for name, before, _ in evidence.audit if name == job}
+    has_failed = {row["outcome"] for row in rows.get(job, [])} | {change.before for change in evidence.audit if change.job_id == job}
     return "failed" if "failed" in has_failed else None
 
 

@@ -6,21 +6,31 @@
 import unittest
 from dataclasses import replace
 
-from checker import Evidence, Partial, check
+from checker import Change, Evidence, Partial, check
 from monitor import Usage
 from schedule import KINDS, plan
 
 
 def verdict(id, job_id, key, outcome, **other):
-    return {"id": id, "job_id": job_id, "key": key, "outcome": outcome, "reason": None, "attempts": 1, "has_metadata": True} | other
+    row = {"id": id, "job_id": job_id, "key": key, "outcome": outcome, "reason": None, "attempts": 1, "has_metadata": True}
+    return row | {"revision": 1, "policy": "default", "judged_at": 1} | other
+
+
+def event(id, verdict_id, job_id, outcome, body, **other):
+    made = {"id": id, "verdict_id": verdict_id, "job_id": job_id, "outcome": outcome, "body": body}
+    return made | {"revision": 1, "judged_at": 1, "announced": outcome} | other
+
+
+def state(id, outcome, revision, policy="default", judged_at=None):
+    return {"id": id, "outcome": outcome, "revision": revision, "policy": policy, "judged_at": judged_at or revision}
 
 
 def good():
     """A run that keeps every promise."""
     return Evidence(
         tried={
-            "a": {"id": "a", "kind": "good", "key": "a.jpg", "outcome": "flagged"},
-            "key:b.jpg": {"id": "key:b.jpg", "kind": "derived", "key": "b.jpg", "outcome": "passed"},
+            "a": {"id": "a", "kind": "good", "key": "a.jpg", "outcome": "flagged", "opposite": ["passed"]},
+            "key:b.jpg": {"id": "key:b.jpg", "kind": "derived", "key": "b.jpg", "outcome": "passed", "opposite": ["review"]},
             "d": {"id": "d", "kind": "deadly", "key": "d.jpg", "outcome": "failed"},
             "m": {"id": "m", "kind": "malformed", "key": None, "outcome": None},
             "conflict:c.jpg": {"id": "a", "kind": "conflict", "key": "c.jpg", "outcome": None},
@@ -31,13 +41,12 @@ def good():
             verdict("2", "5f2c", "b.jpg", "passed", has_metadata=False),
             verdict("3", "d", "d.jpg", "failed"),
         ],
-        audit=[("d", "failed", "passed")],
         outbox=[("e1", True), ("e2", True), ("e3", True)],
         events=[
-            {"id": "e1", "verdict_id": "1", "job_id": "a", "outcome": "flagged", "body": "x"},
-            {"id": "e1", "verdict_id": "1", "job_id": "a", "outcome": "flagged", "body": "x"},
-            {"id": "e2", "verdict_id": "2", "job_id": "5f2c", "outcome": "passed", "body": "y"},
-            {"id": "e3", "verdict_id": "3", "job_id": "d", "outcome": "failed", "body": "z"},
+            event("e1", "1", "a", "flagged", "x"),
+            event("e1", "1", "a", "flagged", "x"),
+            event("e2", "2", "5f2c", "passed", "y"),
+            event("e3", "3", "d", "failed", "z"),
         ],
         queues={"chaos.jobs.live": 0},
         dead=[(None, None, "no JSON"), ("d", "d.jpg", "died"), ("a", "c.jpg", "id_conflict: it belongs to another")],
@@ -56,9 +65,22 @@ def with_job(kind, expected, **row):
     evidence.confirmed.add("n")
     evidence.verdicts.append(verdict("4", "n", "n.jpg", **{"outcome": expected} | row))
     outcome = evidence.verdicts[-1]["outcome"]
-    evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "n", "outcome": outcome, "body": "w"})
+    evidence.events.append(event("e4", "4", "n", outcome, "w"))
     if outcome == "failed":
         evidence.dead.append(("n", "n.jpg", "why"))
+    return evidence
+
+
+def rejudged():
+    """A good run in which a verdict was rejudged by the other policy, and back."""
+    evidence = good()
+    evidence.verdicts[1] |= {"revision": 3, "judged_at": 3}
+    evidence.history = [state("2", "passed", 1), state("2", "review", 2, "opposite")]
+    evidence.audit = [Change("5f2c", "passed", "review", 1, 2, "rejudged"), Change("5f2c", "review", "passed", 2, 3, "rejudged")]
+    evidence.events += [
+        event("e6", "2", "5f2c", "review", "s", revision=2, judged_at=2),
+        event("e7", "2", "5f2c", "passed", "t", revision=3, judged_at=3, announced="cleared"),
+    ]
     return evidence
 
 
@@ -88,7 +110,7 @@ class Checker(unittest.TestCase):
     def test_two_verdicts_of_one_job_are_found(self):
         evidence = good()
         evidence.verdicts.append(verdict("4", "77", "b.jpg", "passed"))
-        evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "77", "outcome": "passed", "body": "w"})
+        evidence.events.append(event("e4", "4", "77", "passed", "w"))
         self.finds(evidence, "doubled: jobs with several outcomes: 1, such as key:b.jpg")
         evidence.false_responses["b.jpg"] = {"missing"}
         self.finds(evidence)
@@ -96,15 +118,21 @@ class Checker(unittest.TestCase):
     def test_a_verdict_without_a_job_is_found(self):
         evidence = good()
         evidence.verdicts.append(verdict("4", "ghost", "g.jpg", "passed"))
-        evidence.events.append({"id": "e4", "verdict_id": "4", "job_id": "ghost", "outcome": "passed", "body": "w"})
+        evidence.events.append(event("e4", "4", "ghost", "passed", "w"))
         self.finds(evidence, "outcomes without a job: 1, such as ghost")
 
     def test_a_rewritten_verdict_is_found(self):
         evidence = good()
-        for change in [("a", "flagged", "passed"), ("d", "failed", "deleted"), ("d", "failed", "failed")]:
+        for change in [("a", "flagged", "passed"), ("d", "failed", "deleted"), ("d", "failed", "failed"), ("d", "failed", "passed", 1, 3)]:
             evidence = good()
-            evidence.audit.append(change)
-            self.finds(evidence, f"rewritten after their commit: 1, such as {change[0]}: {change[1]} to {change[2]}")
+            evidence.audit.append(Change(*change))
+            rewritten = f"rewritten after their commit: 1, such as {change[0]}: {change[1]} to {change[2]}"
+            self.finds(evidence, rewritten, "verdicts whose history is wrong: 1")
+        evidence = good()
+        evidence.audit.append(Change("a", "flagged", "passed", 1, 1, "rejudged"))
+        self.finds(evidence, "rewritten after their commit: 1, such as a: flagged to passed")
+        evidence.audit = [Change("a", "flagged", "flagged", 1, 1, "rejudged")]
+        self.finds(evidence)
 
     def test_a_wrong_outcome_is_found_and_a_false_response_of_the_store_excuses_only_missing(self):
         evidence = good()
@@ -125,7 +153,7 @@ class Checker(unittest.TestCase):
     def test_an_event_that_differs_is_found(self):
         for field, value, words in [
             ("body", "other", "differ in their body: 1, such as e1"),
-            ("outcome", "passed", "another outcome than the verdict: 1, such as a"),
+            ("outcome", "passed", "a revision that the ledger never had: 1, such as 1: revision 1, passed"),
             ("id", "e9", "several event ids: 1, such as 1"),
         ]:
             evidence = good()
@@ -135,18 +163,81 @@ class Checker(unittest.TestCase):
         evidence.events[0]["verdict_id"] = evidence.events[1]["verdict_id"] = "9"
         self.finds(evidence, "verdicts without their event", "events without a verdict")
 
-    def test_a_failed_verdict_that_was_replaced_has_an_event_for_each_outcome(self):
+    def test_a_failed_verdict_that_was_replaced_has_a_revision_with_its_event(self):
         evidence = good()
         evidence.tried["d"] |= {"kind": "poison", "outcome": "passed"}
-        evidence.verdicts[2]["outcome"] = "passed"
-        evidence.events.append({"id": "e5", "verdict_id": "3", "job_id": "d", "outcome": "passed", "body": "v"})
+        evidence.verdicts[2] |= {"outcome": "passed", "revision": 2, "judged_at": 2}
+        evidence.history.append(state("3", "failed", 1))
+        evidence.audit.append(Change("d", "failed", "passed"))
+        evidence.events.append(event("e5", "3", "d", "passed", "v", revision=2, judged_at=2, announced="cleared"))
         self.finds(evidence)
         last = evidence.events.pop()
         self.finds(evidence, "verdicts without their event: 1, such as 3")
-        evidence.events.append(last)
+        evidence.events.append(last | {"announced": "passed"})
+        self.finds(evidence, "images that passed again without image.cleared: 1, such as 3")
+        evidence.events[-1] = last
         evidence.audit.clear()
         evidence.dead.remove(("d", "d.jpg", "died"))
-        self.finds(evidence, "several event ids: 1, such as 3", "another outcome than the verdict: 1, such as d")
+        self.finds(evidence, "verdicts whose history is wrong: 1, such as 3")
+
+    def test_verdicts_that_were_rejudged_back_and_forth_are_good(self):
+        self.finds(rejudged())
+        # What was announced of an earlier revision may be missing: its event was replaced.
+        evidence = rejudged()
+        evidence.events = [e for e in evidence.events if (e["verdict_id"], e["revision"]) not in {("2", 1), ("2", 2)}]
+        self.finds(evidence)
+
+    def test_a_wrong_history_is_found(self):
+        wrong = "verdicts whose history is wrong: 1, such as 2: "
+        evidence = rejudged()
+        del evidence.history[1]
+        evidence.events = [e for e in evidence.events if (e["verdict_id"], e["revision"]) != ("2", 2)]
+        self.finds(evidence, wrong + "revisions [1, 3]")
+        evidence = rejudged()
+        evidence.verdicts[1]["revision"] = 4
+        evidence.events[-1]["revision"] = 4
+        self.finds(evidence, wrong + "revisions [1, 2, 4]")
+        evidence = rejudged()
+        evidence.history[1]["judged_at"] = 9
+        self.finds(evidence, wrong + "judged_at went back")
+        evidence = rejudged()
+        evidence.audit[1] = evidence.audit[1]._replace(before="flagged")
+        self.finds(evidence, wrong + "the history has")
+        evidence = rejudged()
+        evidence.history.append(state("8", "passed", 1))
+        self.finds(evidence, "verdicts whose history is wrong: 1, such as 8: a history without its verdict")
+
+    def test_an_earlier_revision_with_a_wrong_outcome_is_found(self):
+        evidence = rejudged()
+        evidence.history[1]["outcome"] = evidence.events[-2]["outcome"] = "flagged"
+        evidence.audit = [Change(*evidence.audit[0][:2], "flagged", *evidence.audit[0][3:]), evidence.audit[1]._replace(before="flagged")]
+        self.finds(evidence, "unexpected outcomes: 1, such as key:b.jpg: flagged instead of passed by the policy opposite")
+        evidence = good()
+        evidence.verdicts[2]["policy"] = "opposite"
+        self.finds(evidence, "unexpected outcomes: 1, such as d: failed instead of failed by the policy opposite")
+
+    def test_an_event_of_a_revision_that_the_ledger_never_had_is_found(self):
+        evidence = rejudged()
+        evidence.events.append(event("e9", "1", "a", "passed", "u", revision=2, judged_at=0))
+        self.finds(evidence, "events of a revision that the ledger never had: 1, such as 1: revision 2, passed")
+
+    def test_a_consumer_that_keeps_another_outcome_is_found(self):
+        evidence = rejudged()
+        evidence.events[-2]["judged_at"] = 7
+        self.finds(evidence, "verdicts of which a consumer keeps another outcome: 1, such as 2: review instead of passed")
+        # Among equals the highest revision counts.
+        evidence.events[-2]["judged_at"] = 3
+        self.finds(evidence)
+
+    def test_a_missing_cleared_event_is_found(self):
+        evidence = rejudged()
+        evidence.events[-1]["announced"] = "passed"
+        self.finds(evidence, "images that passed again without image.cleared: 1, such as 2")
+        # Nothing else was announced.
+        evidence.events = [e for e in evidence.events if (e["verdict_id"], e["revision"]) not in {("2", 1), ("2", 2)}]
+        self.finds(evidence)
+        evidence.events.pop()
+        self.finds(evidence, "verdicts without their event: 1, such as 2")
 
     def test_messages_left_in_queues_are_found(self):
         evidence = good()
@@ -178,8 +269,11 @@ class Checker(unittest.TestCase):
         evidence = with_job("good", "passed", outcome="failed", reason="store down")
         self.finds(evidence, "failed because of an outage: 1, such as n: store down")
         evidence = with_job("good", "passed")
-        evidence.audit.append(("n", "failed", "passed"))
-        evidence.events.append({"id": "e5", "verdict_id": "4", "job_id": "n", "outcome": "failed", "body": "v"})
+        evidence.audit.append(Change("n", "failed", "passed"))
+        evidence.history.append(state("4", "failed", 1))
+        evidence.verdicts[-1] |= {"revision": 2, "judged_at": 2}
+        evidence.events[-1] |= {"revision": 2, "judged_at": 2, "announced": "cleared"}
+        evidence.events.append(event("e5", "4", "n", "failed", "v"))
         self.finds(evidence, "failed because of an outage: 1, such as n: failed at first, then passed")
 
     def test_a_refused_job_fails_alone_and_without_metadata(self):

@@ -83,6 +83,10 @@ class Events(threading.Thread):
             id=event["id"],
             job_id=data["job_id"],
             outcome=data["outcome"],
+            revision=data["revision"],
+            judged_at=data["judged_at"],
+            # What the event's type announces: the outcome, or `cleared`.
+            announced=event["type"].split(".")[-2],
             verdict_id=data["verdict_id"],
             body=hashlib.sha256(body).hexdigest(),
         )

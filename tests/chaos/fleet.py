@@ -18,6 +18,9 @@ DIED_OF_IMAGE = b"over a deadly image"
 # Longer than worker.drain_ms, after which a worker ends in any case.
 DRAIN_LIMIT_S = 45
 
+# Every outcome has an event, so that the checker can demand it.
+PUBLISHED = "image.passed,image.flagged,image.review,image.failed,image.noted,image.cleared"
+
 BUCKETS = """
 [[buckets]]
 name = "{near}"
@@ -110,7 +113,7 @@ class Fleet(threading.Thread):
             # The process that manages the services uses this to find left-over workers if this run is killed.
             "TEST_SERVICES_STATE": os.environ["TEST_SERVICES_STATE"],
             "TEST_PLANTED": ",".join(planted),
-            "PIXWARDEN_EVENTS_PUBLISH": "image.passed,image.flagged,image.review,image.failed",
+            "PIXWARDEN_EVENTS_PUBLISH": PUBLISHED,
             "PIXWARDEN_EVENTS_DEFAULT_QUEUE": "false",
             "PIXWARDEN_WORKER_REUSE_SCORES": "false",
             # Shorter than the defaults, so that their effects show in a short run.

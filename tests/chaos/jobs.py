@@ -33,7 +33,7 @@ SHARES = {
 
 
 class Jobs(threading.Thread):
-    """Publishes at a rate until `end`. `fixtures` are pairs of bytes and the expected outcome."""
+    """Publishes at a rate until `end`. `fixtures` are bytes, the expected outcome, and those by the other policy."""
 
     def __init__(self, world, seed, rate, fixtures, seen):
         super().__init__(daemon=True)
@@ -90,14 +90,15 @@ class Jobs(threading.Thread):
             return record, self._message({"image": f"s3://elsewhere/{record['key']}", "id": record["id"]})
         if kind == "derived":
             return self._derived(number)
-        data, outcome = self._chance.choice(self._damaged if kind == "damaged" else self._good)
-        return self._plain(number, kind, data, outcome)
+        fixture = self._chance.choice(self._damaged if kind == "damaged" else self._good)
+        return self._plain(number, kind, *fixture)
 
-    def _plain(self, number, kind, data, outcome):
+    def _plain(self, number, kind, data, outcome, opposite=()):
         key = f"{kind}/{number} ä+%20.jpg"
         bucket = FAR_BUCKET if kind == "far" else BUCKET
         etag = None if data is None else self._put(key, data, bucket)
         record = {"id": f"job-{number}", "kind": kind, "key": key, "outcome": outcome, "has_metadata": True}
+        record["opposite"] = list(opposite)
         image = f"s3://{bucket}/{key}"
         if etag and number % 3 == 0:
             image = {"bucket": bucket, "key": key, "etag": etag}
@@ -115,10 +116,10 @@ class Jobs(threading.Thread):
 
     def _derived(self, number):
         """A job without an id. It is identified by its key, which no other job has."""
-        data, outcome = self._chance.choice(self._good)
+        data, outcome, opposite = self._chance.choice(self._good)
         key = f"derived/{number} ä+.jpg"
         self._put(key, data)
-        record = {"id": f"key:{key}", "kind": "derived", "key": key, "outcome": outcome}
+        record = {"id": f"key:{key}", "kind": "derived", "key": key, "outcome": outcome, "opposite": opposite}
         thing = {"key": quote_plus(key), "sequencer": f"{number:016X}"}
         event = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": BUCKET}, "object": thing}}
         body = {"Records": [event]} if number % 2 else f"s3://{BUCKET}/{key}"

@@ -24,11 +24,15 @@ ROLE = "pixwarden_worker"
 
 # Records every change of a verdict after its first commit, and every job whose screening was begun alone.
 AUDIT = """
-CREATE TABLE audit (at timestamptz NOT NULL DEFAULT now(), job_id text NOT NULL, before text NOT NULL, after text NOT NULL);
+CREATE TABLE audit (
+    at timestamptz NOT NULL DEFAULT now(), job_id text NOT NULL, before text NOT NULL, after text NOT NULL,
+    revision_before int NOT NULL, revision_after int, cause text
+);
 CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO public.audit (job_id, before, after)
-    VALUES (OLD.job_id, OLD.outcome, CASE TG_OP WHEN 'DELETE' THEN 'deleted' ELSE NEW.outcome END);
+    INSERT INTO public.audit (job_id, before, after, revision_before, revision_after, cause)
+    VALUES (OLD.job_id, OLD.outcome, CASE TG_OP WHEN 'DELETE' THEN 'deleted' ELSE NEW.outcome END,
+        OLD.revision, NEW.revision, NEW.cause);
     RETURN NULL;
 END $$;
 CREATE TRIGGER note_change AFTER UPDATE OR DELETE ON verdicts FOR EACH ROW EXECUTE FUNCTION note_change();

@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
+use lapin::BasicProperties;
+use pixwarden::broker::Message;
 use pixwarden::job::Lane;
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::support::{Ended, Lab, fixtures, judged_fixtures, service};
@@ -70,6 +75,42 @@ fn table<'t>(text: &'t str, columns: &str) -> Vec<Vec<&'t str>> {
         line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()
     };
     rows.map(cells).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_consumer_of_the_guide_keeps_the_last_word() {
+    let lab = Lab::new().await;
+    let program = blocks(include_str!("../../docs/guide/events.md"), "python").pop_front().unwrap();
+    let queues = ["flagged", "unscreened", "updates"];
+    let program = queues.iter().fold(program.to_owned(), |program, queue| {
+        assert_eq!(program.matches(&format!("\"pixwarden.{queue}\"")).count(), 1);
+        program.replace(&format!("pixwarden.{queue}"), &format!("{}.{queue}", lab.prefix))
+    });
+    std::fs::write(lab.folder.path().join("keep.py"), program).unwrap();
+    let mut keep = Command::new(service("TEST_PYTHON"));
+    keep.arg("keep.py").current_dir(lab.folder.path()).env("PIXWARDEN_QUEUE", &lab.queue);
+    let mut keep = keep.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(keep.stdout.take().unwrap()).lines();
+
+    // Each is published when the program has printed what it made of the one before. The digits of the times differ, so that
+    // the texts would be in another order.
+    for (key, allow, revision, judged_at, printed) in [
+        ("image.flagged", false, 1, "2026-11-29T23:40:42.9Z", "hide"),
+        ("image.cleared", true, 3, "2026-11-29T23:40:42.94Z", "show"),
+        ("image.review", false, 2, "2026-11-29T23:40:42.93386619Z", "nothing new"),
+        ("image.flagged", false, 1, "2026-11-29T23:40:42.9Z", "nothing new"),
+        ("image.failed", false, 2, "2026-11-29T23:40:42.94Z", "nothing new"),
+        ("image.cleared", true, 3, "2026-11-29T23:40:42.94Z", "nothing new"),
+        ("image.flagged", false, 4, "2026-11-29T23:40:42.94Z", "hide"),
+    ] {
+        let data = json!({"verdict_id": "v", "allow": allow, "revision": revision, "judged_at": judged_at});
+        let payload = json!({"subject": "s3://uploads/a.jpg", "data": data}).to_string();
+        let (exchange, properties) = (lab.topology.events(), BasicProperties::default());
+        let message = Message { exchange: &exchange, routing_key: key, payload: payload.as_bytes(), properties };
+        lab.publisher.publish(message).await.unwrap();
+        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+        assert_eq!(line.as_deref(), Some(&*format!("s3://uploads/a.jpg {printed}")), "{key}, revision {revision}");
+    }
 }
 
 const TENANTS: [(&str, &str); 3] = [("kids", "kids-uploads"), ("dating", "dating-photos"), ("market", "market")];
