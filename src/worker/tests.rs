@@ -528,6 +528,36 @@ async fn a_redelivered_job_that_has_its_verdict_is_not_fetched_again() {
 }
 
 #[tokio::test]
+async fn a_judgement_is_counted_once_however_often_its_job_is_delivered() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    // A worker looks its series up when it is made.
+    let recording = metrics::set_default_local_recorder(&recorder);
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    drop(recording);
+    world.put("image", png(250, 0, 0));
+    for delivery in [job("image"), job("image").redelivered(), job("image")] {
+        world.settle(delivery).await;
+    }
+    // Equal content under another id: its facts are reused, and it is traffic all the same.
+    world.settle(message(json!({"id": "again", "image": "s3://uploads/image"}))).await;
+    assert!(world.verdict("again").await.unwrap().reused_from.is_some());
+    // Not judged at first.
+    world.put("later", Stored::Denied);
+    world.settle(job("later")).await;
+    world.put("later", png(0, 0, 0));
+    world.settle(job("later")).await;
+    let scrape = recorder.handle().render();
+    for line in [
+        "pixwarden_judgements_total{policy=\"default\"} 3",
+        "pixwarden_findings_total{policy=\"default\",rule=\"fake says \\\"by AI\\\"\",outcome=\"flagged\"} 2",
+        "pixwarden_findings_total{policy=\"default\",rule=\"fake says \\\"by AI\\\"\",outcome=\"review\"} 0",
+        "pixwarden_scores_count{detector=\"fake\",label=\"by AI\"} 3",
+    ] {
+        assert!(scrape.contains(&format!("{line}\n")), "{line}: {scrape}");
+    }
+}
+
+#[tokio::test]
 async fn one_id_for_two_images_is_dead_lettered_and_the_first_verdict_stands() {
     let world = World::new().await;
     world.put("image", png(0, 0, 0));
