@@ -134,44 +134,44 @@ fn depth_words(messages: u32, consumers: u32) -> String {
 /// Checks whether events are consumed. Bindings are not visible over AMQP without publishing. So the default queues are
 /// judged by their consumers, and the user's own queues by what has waited long in the outbox.
 async fn events(config: &Config, topology: &Topology) -> anyhow::Result<Vec<CheckResult>> {
-    let (mut results, heard) = if config.events.default_queue {
+    let (mut results, consumed) = if config.events.default_queue {
         let connection = connect(config.queue()?, "check").await?;
-        let (mut results, mut consumed) = (Vec::new(), Vec::new());
+        let (mut results, mut with_consumers) = (Vec::new(), Vec::new());
         for queue in [topology.flagged(), topology.unscreened(), topology.updates()] {
             let found = depth(&connection, &queue).await?;
             if found.is_some_and(|(_, consumers)| consumers > 0) {
-                consumed.push(queue.clone());
+                with_consumers.push(queue.clone());
             }
             results.push(events_in(&queue, found));
         }
-        let hears = |queue: &String| consumed.contains(queue);
-        (results, Heard { flagged: hears(&topology.flagged()), cleared: hears(&topology.updates()) })
+        let is_consumed = |queue: &String| with_consumers.contains(queue);
+        (results, ConsumedKeys { flagged: is_consumed(&topology.flagged()), cleared: is_consumed(&topology.updates()) })
     } else {
         let exchange = topology.events();
         let words = format!("events.default_queue is off; bind your queue to {exchange}");
-        (vec![CheckResult::Ok(words)], heard_in_own_queues(config).await)
+        (vec![CheckResult::Ok(words)], consumed_in_own_queues(config).await)
     };
-    results.extend(unheard_clearing(config, topology, heard).map(CheckResult::Warning));
+    results.extend(why_cleared_is_missed(config, topology, consumed).map(CheckResult::Warning));
     Ok(results)
 }
 
 /// Which events reach a consumer, as far as this can be seen.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct ConsumedKeys {
     flagged: bool,
     cleared: bool,
 }
 
 /// An event that no queue takes stays in the outbox. An outbox that cannot be read is reported with the ledger.
-async fn heard_in_own_queues(config: &Config) -> Heard {
+async fn consumed_in_own_queues(config: &Config) -> ConsumedKeys {
     let waiting = async { ledger::open(config).await?.count_unpublished().await.map_err(anyhow::Error::from) };
     let waiting = waiting.await.unwrap_or_default();
     let waits = |key: &str| waiting.iter().any(|events| events.routing_key == key && events.oldest >= WAITED_TOO_LONG);
-    Heard { flagged: !waits(Outcome::Flagged.routing_key()), cleared: !waits(CLEARED) }
+    ConsumedKeys { flagged: !waits(Outcome::Flagged.routing_key()), cleared: !waits(CLEARED) }
 }
 
 /// Why a service that hides flagged images would never show one again that was cleared.
-fn unheard_clearing(config: &Config, topology: &Topology, heard: Heard) -> Option<String> {
+fn why_cleared_is_missed(config: &Config, topology: &Topology, consumed: ConsumedKeys) -> Option<String> {
     let (flagged, exchange) = (Outcome::Flagged.routing_key(), topology.events());
     let is_published = |key: &str| config.events.publish.iter().any(|published| published == key);
     if !is_published(flagged) {
@@ -180,7 +180,7 @@ fn unheard_clearing(config: &Config, topology: &Topology, heard: Heard) -> Optio
     let (cause, hint) = if !is_published(CLEARED) {
         let cause = format!("{flagged} is published and {CLEARED} is not");
         (cause, format!("add \"{CLEARED}\" to `events.publish`, and bind the queue of that service to it"))
-    } else if !heard.flagged || heard.cleared {
+    } else if !consumed.flagged || consumed.cleared {
         return None;
     } else if config.events.default_queue {
         let updates = topology.updates();

@@ -28,6 +28,8 @@ PAUSE_S = (1.0, 5.0)
 KILLED, KILLED_WITHIN_S = 0.3, 1.0
 # Longer than any fault.
 LIMIT_S = 90
+# The ledger may still recover from the last fault.
+LAST_TRIES = 3
 
 
 class Rejudges(threading.Thread):
@@ -71,7 +73,8 @@ class Rejudges(threading.Thread):
         self._ending.set()
         self._is_due.set()
         self.join()
-        if not self._rejudge("default", self._world.environment() | self._publish, LIMIT_S):
+        environment = self._world.environment() | self._publish
+        if not any(self._rejudge("default", environment, LIMIT_S) for _ in range(LAST_TRIES)):
             raise RuntimeError(f"the last rejudge failed, see {self._log}")
 
     def _rejudge(self, name, environment, limit_s):

@@ -316,7 +316,7 @@ async fn enqueue_and_dead_list_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_warns_where_flagged_images_are_heard_of_and_cleared_ones_are_not() {
+async fn check_warns_where_flagged_is_consumed_and_cleared_is_not() {
     let mut lab = Lab::new().await;
     let warnings = async |lab: &Lab| {
         let check = lab.run(&["check", "--no-size-probe", "--log", "off"]).await.expect_ok();
@@ -332,7 +332,7 @@ async fn check_warns_where_flagged_images_are_heard_of_and_cleared_ones_are_not(
         );
         consume.await.unwrap()
     };
-    assert!(warnings(&lab).await.is_empty(), "nobody has been told anything yet");
+    assert!(warnings(&lab).await.is_empty(), "no queue is consumed yet");
     let _flagged = consume(lab.topology.flagged()).await;
     let (flagged, updates) = (lab.topology.flagged(), lab.topology.updates());
     let warned = warnings(&lab).await;
@@ -365,7 +365,7 @@ async fn check_warns_where_flagged_images_are_heard_of_and_cleared_ones_are_not(
         "{warned:?}"
     );
     sqlx::query(wait).bind("image.flagged").execute(&lab.db).await.unwrap();
-    assert!(warnings(&lab).await.is_empty(), "flagged images are heard of as little");
+    assert!(warnings(&lab).await.is_empty(), "no queue takes image.flagged either");
 }
 
 #[tokio::test(flavor = "multi_thread")]
