@@ -16,6 +16,7 @@ FAILED = "jobs that failed because of an outage"
 HISTORY = "verdicts whose history is wrong"
 LAST_WORD = "verdicts of which a consumer keeps another outcome"
 UNKNOWN_REVISION = "events of a revision that the ledger never had"
+LEFT_OUT = "verdicts that the last rejudge left out"
 NOT_CLEARED = "images that passed again without image.cleared"
 
 # A job without an id may meet the row of an earlier state of its object. This is in the reason of its dead letter.
@@ -186,7 +187,7 @@ def allowed(record, false_responses):
 
 def check_revisions(evidence, findings):
     """The revisions of a verdict are numbered without gaps, none was judged before the one before it, and the history has
-    each outcome that the trigger saw."""
+    each outcome that the trigger saw. The last rejudge reached every verdict, wherever an earlier one was interrupted."""
     history, changes = defaultdict(list), defaultdict(list)
     for state in evidence.history:
         history[state["id"]].append(state)
@@ -205,6 +206,7 @@ def check_revisions(evidence, findings):
         elif [(state["revision"], state["outcome"]) for state in states] != sorted(changes[row["job_id"]]):
             wrong.append(f"{row['id']}: the history has {states}, and the changes were {changes[row['job_id']]}")
     findings.add(HISTORY, wrong)
+    findings.add(LEFT_OUT, (row["id"] for row in evidence.verdicts if row["policy"] != WORKERS_POLICY))
 
 
 def check_events(evidence, findings):

@@ -214,7 +214,15 @@ class Checker(unittest.TestCase):
         self.finds(evidence, "unexpected outcomes: 1, such as key:b.jpg: flagged instead of passed by the policy opposite")
         evidence = good()
         evidence.verdicts[2]["policy"] = "opposite"
-        self.finds(evidence, "unexpected outcomes: 1, such as d: failed instead of failed by the policy opposite")
+        self.finds(evidence, "unexpected outcomes: 1, such as d: failed instead of failed by the policy opposite", "left out: 1, such as 3")
+
+    def test_a_verdict_that_the_last_rejudge_left_out_is_found(self):
+        evidence = good()
+        evidence.verdicts[1] |= {"outcome": "review", "revision": 2, "judged_at": 2, "policy": "opposite"}
+        evidence.history = [state("2", "passed", 1)]
+        evidence.audit = [Change("5f2c", "passed", "review", 1, 2, "rejudged")]
+        evidence.events.append(event("e6", "2", "5f2c", "review", "s", revision=2, judged_at=2))
+        self.finds(evidence, "verdicts that the last rejudge left out: 1, such as 2")
 
     def test_an_event_of_a_revision_that_the_ledger_never_had_is_found(self):
         evidence = rejudged()
