@@ -109,7 +109,7 @@ impl Rejudging {
     ) -> Result<BackfillEnd, BackfillError> {
         let began = Instant::now();
         let mut pace = jobs.map(JobsForGaps::pace);
-        let mut from = if self.options.restart { None } else { self.mark().await? };
+        let mut from = self.start().await?;
         let mut saved = Instant::now();
         loop {
             let page = self.ledger.page_of_verdicts(&self.selected, from, PAGE).await?;
@@ -196,16 +196,20 @@ impl Rejudging {
         revise
     }
 
-    /// Where an interrupted run with the same policies and the same selection continues.
-    async fn mark(&self) -> Result<Option<Position>, LedgerError> {
+    /// Where the run starts: where an interrupted one with the same policies and the same selection stopped, or at the
+    /// beginning.
+    async fn start(&self) -> Result<Option<Position>, LedgerError> {
         if self.options.dry_run {
             return Ok(None);
         }
         let Some((mark, kept_at)) = self.ledger.backfill_progress(MARK).await? else { return Ok(None) };
-        let position = position(&mark, &self.run_id());
+        let position = position(&mark, &self.run_id()).filter(|_| !self.options.restart);
         if position.is_some() {
             let kept_at = kept_at.replace_nanosecond(0).unwrap_or(kept_at).format(&Rfc3339).unwrap_or_default();
             tracing::info!(kept_at, "continuing where an earlier run stopped; --restart starts at the beginning");
+        } else {
+            // Before the first page is written: the run of that mark must not continue behind what this one changes.
+            self.save_mark(None).await?;
         }
         Ok(position)
     }

@@ -161,6 +161,22 @@ async fn an_interrupted_run_continues_and_a_run_by_other_policies_begins_at_the_
     assert_eq!(back.verdicts(), 1200, "what another policy has changed is not skipped");
 
     world.rejudge(&other, options(), &stopped).await;
+    // A run that is killed after its first page, before it saves a mark.
+    let killed = CancellationToken::new();
+    let mut run =
+        Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
+    tokio::select! {
+        biased;
+        () = killed.cancelled() => {}
+        _ = run.run(None, &running, |_, _| killed.cancel()) => panic!("it was not killed"),
+    }
+    assert_eq!(
+        world.rejudge(&other, options(), &running).await.1.verdicts(),
+        1200,
+        "what it has changed is not skipped"
+    );
+
+    world.rejudge(&other, options(), &stopped).await;
     let filtered = RejudgeOptions { policy: Some("default".into()), ..options() };
     assert_eq!(world.rejudge(&other, filtered, &running).await.1.verdicts(), 400, "another selection");
     world.rejudge(&other, options(), &stopped).await;
