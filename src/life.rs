@@ -117,7 +117,7 @@ impl JobProcessor {
             // A record that another process left behind has no use any more.
             match &end {
                 JobEnd::Committed { verdict, .. } => request.records.add(verdict.id),
-                JobEnd::AnsweredBefore(id) => request.records.add(*id),
+                JobEnd::AnsweredBefore(id) | JobEnd::Erased(id) => request.records.add(*id),
                 _ => {}
             }
         }
@@ -367,6 +367,11 @@ impl JobProcessor {
         let verdict = entry.verdict;
         let outcome = verdict.judgement.outcome;
         match inserted {
+            Inserted::Erased => {
+                // The image is not named: its name was erased.
+                tracing::info!(lane = %request.lane, "job finished without a verdict, because that was erased");
+                JobEnd::Erased(verdict.id)
+            }
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
             // A failure gets no other row. Its dead letter can be replayed, and then has an outcome.
             Inserted::Existing(earlier) if !answers_state(request, &earlier, &verdict) => {

@@ -77,6 +77,7 @@ impl Worker {
                 }
             }
             JobEnd::IdConflict => self.reply_error(delivery, ReplyErrorCode::IdConflict, settle::ID_CONFLICT).await,
+            JobEnd::Erased(_) => self.reply_error(delivery, ReplyErrorCode::Erased, settle::ERASED).await,
             JobEnd::Unrecorded { reason } => self.reply_error(delivery, ReplyErrorCode::NotStored, reason).await,
             JobEnd::AnsweredBefore(id) => {
                 if let Some(queue) = delivery.reply_to()

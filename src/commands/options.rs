@@ -229,6 +229,7 @@ mod tests {
         ("--device", "cpu"),
     ];
     const SCREENING: [&str; 5] = ["--detector", "--label", "--review-at", "--flag-at", "--device"];
+    const DIGITS: &str = "0707070707070707070707070707070707070707070707070707070707070707";
     const FILTERS: [&str; 3] = ["--bucket", "--detector", "--label"];
 
     /// Each command with its required arguments, and the options of the configuration that it takes.
@@ -249,6 +250,10 @@ mod tests {
             (&["export"], vec!["--ledger"]),
             (&["rejudge"], vec!["--queue", "--ledger", "--review-at", "--flag-at"]),
             (&["prune", "--older-than", "90d"], vec!["--ledger"]),
+            (&["erase", "--image", "s3://b/k"], vec!["--ledger"]),
+            (&["hold", "add", "--sha256", DIGITS, "--reference", "r", "--until", "2099-01-01"], vec!["--ledger"]),
+            (&["hold", "list"], vec!["--ledger"]),
+            (&["hold", "release", "00000000-0000-0000-0000-000000000000"], vec!["--ledger"]),
             (&["policy", "check"], policy.clone()),
             (&["policy", "show"], policy.clone()),
             (&["policy", "explain", "ID"], [&["--ledger"][..], &policy].concat()),

@@ -46,6 +46,7 @@ macro_rules! unpublished {
 
 mod archive;
 mod connect;
+mod erasure;
 mod indexes;
 mod outbox;
 mod pages;
@@ -90,11 +91,12 @@ const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_CONNECTIONS: u32 = 8;
 
 /// Every migration, oldest first. A new one only adds: during an upgrade the older program runs beside it.
-const MIGRATIONS: [MigrationStep; 4] = [
+const MIGRATIONS: [MigrationStep; 5] = [
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/postgres/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/postgres/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/postgres/0004_revisions.sql")),
+    (5, "erasure", include_str!("../../migrations/postgres/0005_erasure.sql")),
 ];
 
 /// The ledger in Postgres.
@@ -276,6 +278,8 @@ impl Ledger for Postgres {
              FROM (VALUES ('verdicts', ARRAY['SELECT', 'INSERT', 'UPDATE']),
                           ('verdict_history', ARRAY['SELECT', 'INSERT']),
                           ('policies', ARRAY['SELECT', 'INSERT']),
+                          ('tombstones', ARRAY['SELECT']),
+                          ('tombstone_key', ARRAY['SELECT']),
                           ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
                           ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),
                   unnest(privileges) AS privilege

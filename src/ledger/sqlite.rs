@@ -15,6 +15,7 @@ macro_rules! select_verdicts {
 }
 
 mod archive;
+mod erasure;
 mod outbox;
 mod pages;
 mod quarantine;
@@ -43,11 +44,12 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-const MIGRATIONS: [MigrationStep; 4] = [
+const MIGRATIONS: [MigrationStep; 5] = [
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/sqlite/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/sqlite/0004_revisions.sql")),
+    (5, "erasure", include_str!("../../migrations/sqlite/0005_erasure.sql")),
 ];
 
 /// The indexes that are no part of a migration, as in Postgres: `migrate` makes those that do not exist.

@@ -25,6 +25,8 @@ pub enum Inserted {
     Written(Option<Event>),
     /// A verdict of this id existed and stays as it is.
     Existing(ExistingVerdict),
+    /// Nothing was written: the verdict on this content at this place was erased.
+    Erased,
 }
 
 /// What a worker needs of a verdict that existed before.
@@ -124,7 +126,7 @@ pub trait Verdicts: Send + Sync {
     ) -> Result<Option<ReusableFacts>, LedgerError>;
 
     /// Inserts all verdicts with their events in one transaction, or none; no two may have the same id. Existing rows
-    /// are read back and never changed. Returns one result per verdict, in order.
+    /// are read back and never changed. What was erased is not written; see [`super::Erasure`]. Returns one result per verdict, in order.
     async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError>;
 
     /// Keeps the canonical texts of policies, each with its SHA-256, so that a verdict can be explained years later.

@@ -358,7 +358,7 @@ const STAGES: &[(&str, &[&str], &[&str])] = &[
     (
         "ledger",
         &["scratch"],
-        &["archive", "columns", "error", "outbox", "probe", "quarantine", "reconcile", "schema", "verdicts"],
+        &["archive", "columns", "erasure", "error", "outbox", "probe", "quarantine", "reconcile", "schema", "verdicts"],
     ),
 ];
 

@@ -13,6 +13,7 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use super::erasure::{keyed_digest, keyed_place, keyed_text, meets_no_tombstone, secret};
 use crate::job::{RevisionCause, Verdict};
 use crate::ledger::columns::{VerdictRow, findings_json, to_json};
 use crate::ledger::{Event, Revise};
@@ -82,6 +83,8 @@ const INSERT: &str = concat!(
     with_verdict_columns!(comma_separated, name),
     ", cause, judged_at) SELECT entry.*, $7::text, $8::timestamptz FROM ",
     rows_of_arrays!(),
+    " WHERE ",
+    meets_no_tombstone!(),
     " ON CONFLICT (id) DO NOTHING RETURNING id)",
     insert_events!()
 );

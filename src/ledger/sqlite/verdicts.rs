@@ -7,6 +7,7 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
+use super::erasure::meets_tombstone;
 use super::outbox::insert_outbox_row;
 use super::{BEGIN, Sqlite, now, read_verdict_row, stamp};
 use crate::job::{Digests, RevisionCause};
@@ -155,6 +156,9 @@ pub(super) async fn write_and_take_back(c: &mut SqliteConnection) -> Result<(), 
 /// Inserts one verdict and its event, or reads back the verdict that exists.
 async fn insert_one(c: &mut SqliteConnection, new: NewVerdict) -> Result<Inserted, sqlx::Error> {
     let NewVerdict { verdict, event } = new;
+    if meets_tombstone(c, &verdict).await? {
+        return Ok(find_existing(c, verdict.id).await?.map_or(Inserted::Erased, Inserted::Existing));
+    }
     let inserted = bind_columns(sqlx::query(INSERT), VerdictRow::of(&verdict)).execute(&mut *c).await?;
     if inserted.rows_affected() == 0 {
         let existing = find_existing(c, verdict.id).await?.map(Inserted::Existing);
