@@ -12,6 +12,7 @@ mod erasure;
 
 mod archive;
 mod error;
+pub mod options;
 mod outbox;
 mod postgres;
 mod probe;

@@ -59,7 +59,7 @@ pub(super) struct LedgerOption {
 
 impl LedgerOption {
     pub(super) fn set(&self, overlay: &mut Overlay) {
-        overlay.set("ledger", "--ledger", self.ledger.clone());
+        overlay.set("ledger.url", "--ledger", self.ledger.clone());
     }
 
     /// Whether the option was given. `scan` uses no other ledger.

@@ -170,7 +170,7 @@ impl Rejudging<'_> {
 
     /// What the policy makes of one verdict.
     fn change(&mut self, stored: &StoredVerdict, judged_at: OffsetDateTime) -> Rejudged {
-        let StoredVerdict { verdict, revision } = stored;
+        let StoredVerdict { verdict, revision, .. } = stored;
         let policy = self.policies.policy_for(&ImageContext::of(verdict));
         // Nothing was scored, because nothing could be shown: no policy changes that.
         let Some(facts) = &verdict.facts else {

@@ -12,6 +12,8 @@ use crate::job::{ImageRef, Judgement, Outcome, Revision, Verdict};
 pub struct StoredVerdict {
     pub verdict: Verdict,
     pub revision: Revision,
+    /// When the object was removed from its bucket, as its store has announced.
+    pub deleted_at: Option<OffsetDateTime>,
 }
 
 /// The state of a verdict before its last revision.

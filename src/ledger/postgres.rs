@@ -11,7 +11,7 @@ macro_rules! select_columns {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, selected),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at, deleted_at"
         )
     };
 }

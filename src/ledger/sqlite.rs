@@ -9,7 +9,7 @@ macro_rules! select_verdicts {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, name),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at FROM verdicts"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at, deleted_at FROM verdicts"
         )
     };
 }

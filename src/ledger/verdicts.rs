@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{DatabaseError, Event, LedgerError};
-use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Revision, RevisionCause, Verdict};
+use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Removal, Revision, RevisionCause, Verdict};
 
 /// A first judgement, with the event that announces it.
 #[derive(Debug, Clone)]
@@ -143,6 +143,10 @@ pub trait Verdicts: Send + Sync {
     /// into the outbox, and an unpublished event of an earlier revision is deleted if the new outcome or event makes it
     /// wrong.
     async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError>;
+
+    /// Sets `deleted_at` of the verdicts on an object that was removed, where it is not set. An object that is newer than
+    /// the removal stays as it is. Returns the number of verdicts.
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError>;
 }
 
 /// Replaces a `failed` verdict by the verdict of a later delivery, if the failed one answers a job for `named`: the image as

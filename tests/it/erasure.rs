@@ -131,3 +131,38 @@ async fn a_hold_refuses_erase_and_prune_leaves_what_it_holds() {
     lab.run(&["erase", "--metadata", "user=7", "--yes"]).await.expect_ok();
     assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_removal_of_an_object_is_shown_and_a_newer_upload_is_not_marked() {
+    let lab = Lab::new().await;
+    let mut worker = lab.started_worker().await;
+    lab.put("a b.jpg", good_image()).await;
+    let image = format!("s3://{}/a b.jpg", lab.bucket);
+    lab.job(Lane::Live, json!({"id": "job", "image": image})).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE object_at IS NOT NULL", 1, &worker).await;
+    let query = "SELECT object_at FROM verdicts";
+    let object_at: time::OffsetDateTime = sqlx::query_scalar(query).fetch_one(&lab.db).await.unwrap();
+    let age = time::OffsetDateTime::now_utc() - object_at;
+    assert!(age.abs() < time::Duration::minutes(5), "{object_at}");
+    let text = |at: time::OffsetDateTime| at.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let removal = |at: time::OffsetDateTime| {
+        json!({"Records": [{"eventName": "ObjectRemoved:Delete", "eventTime": text(at),
+            "s3": {"bucket": {"name": lab.bucket}, "object": {"key": "a+b.jpg"}}}]})
+    };
+    // The object was stored after this removal: somebody has uploaded it again.
+    lab.job(Lane::Live, removal(object_at - time::Duration::SECOND)).await;
+    lab.until_settled(&worker).await;
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE deleted_at IS NOT NULL").await, 0);
+    let at = object_at + time::Duration::SECOND;
+    lab.job(Lane::Live, removal(at)).await;
+    lab.until("SELECT count(*) FROM verdicts WHERE deleted_at IS NOT NULL", 1, &worker).await;
+    lab.until_settled(&worker).await;
+    let settled = worker.get("/metrics").await.1;
+    assert!(settled.contains(r#"pixwarden_deliveries_total{lane="live",settlement="ignored"} 2"#), "{settled}");
+    assert!(worker.terminate().await.success());
+    let shown: Value = serde_json::from_str(&lab.run(&["show", "job"]).await.expect_ok().stdout).unwrap();
+    let exported: Value = serde_json::from_str(&lab.run(&["export", "--lag", "0s"]).await.expect_ok().stdout).unwrap();
+    for row in [shown, exported] {
+        assert_eq!((&row["object_at"], &row["deleted_at"]), (&json!(text(object_at)), &json!(text(at))));
+    }
+}

@@ -242,6 +242,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "detector::options",
             "error_text",
+            "ledger::options",
             "objects::options",
             "policy::options",
             "screen::decode::options",
@@ -358,7 +359,19 @@ const STAGES: &[(&str, &[&str], &[&str])] = &[
     (
         "ledger",
         &["scratch"],
-        &["archive", "columns", "erasure", "error", "outbox", "probe", "quarantine", "reconcile", "schema", "verdicts"],
+        &[
+            "archive",
+            "columns",
+            "erasure",
+            "error",
+            "options",
+            "outbox",
+            "probe",
+            "quarantine",
+            "reconcile",
+            "schema",
+            "verdicts",
+        ],
     ),
 ];
 

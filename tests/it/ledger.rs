@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{
     Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
-    Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
+    Removal, Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Archive, Erased, ErasedRows, Event, ExistingVerdict, Hold, Inserted, KeptBy, Ledger, LedgerError,
-    MissingFile, NewVerdict, Postgres, PostgresIndex, PrunedPage, Revise, Revised, Sqlite, Subject as Selects,
-    UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
+    Archive, Erased, ErasedRows, Event, ExistingVerdict, Hold, Inserted, KeptBy, Ledger, LedgerError, MissingFile,
+    NewVerdict, Postgres, PostgresIndex, PrunedPage, Revise, Revised, Sqlite, Subject as Selects, UnpublishedEvents,
+    VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
@@ -132,6 +132,7 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
             version_id: None,
             etag: Some("e".into()),
         },
+        object_at: Some(at - Duration::from_secs(3_600)),
         sha256: Some([7; 32]),
         bytes: Some(123_456),
         seen: Some(ImageInfo { format: "jpeg", width: 640, height: 480, frames: 1 }),
@@ -1350,6 +1351,65 @@ async fn erasing_waits_for_an_insert_that_runs() {
     let ids = [verdict.id];
     let (erased, ()) = tokio::join!(subject.ledger.erase(&ids), waiting);
     assert_eq!(done(erased.unwrap()).verdicts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_marks_the_verdicts_on_what_was_there_and_no_newer_object() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let at = verdict("x", Outcome::Passed).received_at;
+        let of = |job_id: &str, version: Option<&str>, object_at: Option<OffsetDateTime>| {
+            let mut new = entry(job_id, Outcome::Passed);
+            new.verdict.image =
+                ImageRef { key: "k".into(), version_id: version.map(str::to_owned), ..new.verdict.image };
+            new.verdict.object_at = object_at;
+            new
+        };
+        let second = Duration::from_secs(1);
+        // `received` has no time of its own, and was received at `at`.
+        let entries = [
+            of("old", None, Some(at - second)),
+            of("received", Some("null"), None),
+            of("version", Some("v"), Some(at - second)),
+            of("new", None, Some(at + second)),
+            entry("elsewhere", Outcome::Passed),
+        ];
+        ledger.insert(&entries).await.unwrap();
+        let deleted = async || {
+            let mut deleted = Vec::new();
+            for entry in &entries {
+                let stored = ledger.read_verdict(entry.verdict.id).await.unwrap().unwrap();
+                deleted.extend(stored.deleted_at.map(|at| (stored.verdict.job_id, at)));
+            }
+            deleted
+        };
+        let removal = |version: Option<&str>, at| Removal {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id: version.map(str::to_owned),
+            at,
+        };
+        assert_eq!(ledger.mark_deleted(&removal(Some("w"), at)).await.unwrap(), 0, "another version");
+        // A version with a name cannot be newer than its removal, whatever the clocks say.
+        let early = at - Duration::from_secs(60);
+        assert_eq!(ledger.mark_deleted(&removal(None, early)).await.unwrap(), 0);
+        assert_eq!(ledger.mark_deleted(&removal(Some("v"), early)).await.unwrap(), 1);
+        assert_eq!(deleted().await, [("version".to_owned(), early)]);
+        assert_eq!(ledger.mark_deleted(&removal(Some("null"), at)).await.unwrap(), 2, "versions without a name");
+        assert_eq!(ledger.mark_deleted(&removal(None, at + second / 2)).await.unwrap(), 0, "the first removal stands");
+        let all = [("old", at), ("received", at), ("version", early)].map(|(id, at)| (id.to_owned(), at));
+        assert_eq!(deleted().await, all);
+
+        // A later delivery of a failed job found a newer object.
+        let mut failed = of("failed", None, None);
+        failed.verdict.judgement.outcome = Outcome::Failed;
+        ledger.insert(std::slice::from_ref(&failed)).await.unwrap();
+        assert_eq!(ledger.mark_deleted(&removal(None, at)).await.unwrap(), 1);
+        failed.verdict.judgement.outcome = Outcome::Passed;
+        failed.verdict.object_at = Some(at + second);
+        assert!(matches!(insert_or_replace(ledger.as_ref(), &failed).await, Inserted::Written(_)));
+        assert_eq!(ledger.read_verdict(failed.verdict.id).await.unwrap().unwrap().deleted_at, None);
+    }
 }
 
 fn hold(subject: Selects, until: OffsetDateTime) -> Hold {

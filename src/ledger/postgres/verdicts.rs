@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::erasure::find_erased;
 use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
 use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::{Digests, RevisionCause, Verdict};
+use crate::job::{Digests, Removal, RevisionCause, Verdict};
 use crate::ledger::columns::{LockedVerdict, reusable_facts};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
@@ -110,6 +110,18 @@ impl Verdicts for Postgres {
             self.run(RESPONSE_TIMEOUT, move |c| Box::pin(revise_one(c, revise)))
         };
         retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError> {
+        let attempt = || {
+            let removal = removal.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                let names_version = removal.names_version();
+                let query = sqlx::query(mark_deleted!()).bind(removal.bucket).bind(removal.key).bind(removal.at);
+                Box::pin(query.bind(removal.version_id).bind(names_version).execute(c))
+            })
+        };
+        Ok(retry::retry_briefly(is_contended, attempt).await?.rows_affected())
     }
 }
 

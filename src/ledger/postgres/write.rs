@@ -92,7 +92,9 @@ const INSERT: &str = concat!(
 const REPLAY: &str = concat!(
     "WITH written AS (UPDATE verdicts SET ",
     with_verdict_columns!(comma_separated, assignment),
-    ", revision = verdicts.revision + 1, cause = $7::text, judged_at = $8::timestamptz FROM ",
+    ", revision = verdicts.revision + 1, cause = $7::text, judged_at = $8::timestamptz, ",
+    is_deleted_still!(),
+    " FROM ",
     rows_of_arrays!(),
     " WHERE verdicts.id = entry.id RETURNING verdicts.id)",
     insert_events!()

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::erasure::meets_tombstone;
 use super::outbox::insert_outbox_row;
 use super::{BEGIN, Sqlite, now, read_verdict_row, stamp};
-use crate::job::{Digests, RevisionCause};
+use crate::job::{Digests, Removal, RevisionCause};
 use crate::ledger::columns::{LockedVerdict, VerdictRow, findings_json, reusable_facts, to_json};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
@@ -39,6 +39,8 @@ const INSERT: &str = concat!(
 
 const REPLAY: &str = concat!(
     "UPDATE verdicts SET revision = verdicts.revision + 1, cause = ?, judged_at = ?, ",
+    is_deleted_still!(),
+    ", ",
     with_verdict_columns!(comma_separated, assignment),
     " FROM (SELECT ",
     with_verdict_columns!(comma_separated, named_placeholder),
@@ -135,6 +137,16 @@ impl Verdicts for Sqlite {
             })
         })
         .await
+    }
+
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError> {
+        let removal = removal.clone();
+        let marked = self.run(move |c| {
+            let names_version = removal.names_version();
+            let query = sqlx::query(mark_deleted!()).bind(removal.bucket).bind(removal.key).bind(stamp(removal.at));
+            Box::pin(query.bind(removal.version_id).bind(names_version).execute(c))
+        });
+        Ok(marked.await?.rows_affected())
     }
 }
 

@@ -186,6 +186,7 @@ impl ObjectStore for Shelf {
             length,
             etag: Some("1".into()),
             version_id: None,
+            modified: None,
             body: stream::once(async { Ok(bytes) }).boxed(),
         })
     }
@@ -231,6 +232,10 @@ impl Verdicts for Slate {
 
     async fn revise(&self, _: &Revise) -> Result<Revised, LedgerError> {
         Ok(Revised::Missing)
+    }
+
+    async fn mark_deleted(&self, _: &Removal) -> Result<u64, LedgerError> {
+        Ok(0)
     }
 }
 

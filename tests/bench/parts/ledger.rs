@@ -79,6 +79,7 @@ fn entry(n: usize) -> NewVerdict {
             etag: Some(Uuid::new_v4().simple().to_string()),
         },
         job_id,
+        object_at: Some(now),
         sha256: Some(sha256),
         bytes: Some(40_000 + n as u64),
         seen: Some(ImageInfo { format: "jpeg", width: 1920, height: 1080, frames: 1 }),
