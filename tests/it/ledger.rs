@@ -1445,7 +1445,7 @@ async fn what_is_under_a_hold_is_neither_erased_nor_pruned_until_the_hold_ends()
         ] {
             let hold = hold(subject, later);
             ledger.add_hold(&hold).await.unwrap();
-            assert_eq!(ledger.holds().await.unwrap(), [hold.clone()]);
+            assert_eq!(ledger.holds().await.unwrap(), std::slice::from_ref(&hold));
             assert_eq!(ledger.hold_on(&[free_id, id]).await.unwrap(), Some(hold.clone()));
             assert_eq!(ledger.hold_on(&[free_id]).await.unwrap(), None);
             assert_eq!(ledger.erase(&[free_id, id]).await.unwrap(), Erased::Held(hold.clone()));

@@ -134,6 +134,8 @@ impl Erasure for Sqlite {
         let ids = as_json(verdicts);
         self.run(move |c| {
             Box::pin(async move {
+                // What is deleted is overwritten in the file.
+                sqlx::query("PRAGMA secure_delete = ON").execute(&mut *c).await?;
                 let mut transaction = c.begin_with(BEGIN).await?;
                 if let Some(hold) = hold_on(&mut transaction, &ids).await? {
                     transaction.rollback().await?;

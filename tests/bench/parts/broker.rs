@@ -20,7 +20,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
-use pixwarden::job::{Digests, ImageRef, Lane};
+use pixwarden::job::{Digests, ImageRef, Lane, Removal};
 use pixwarden::ledger::{
     Archive, CurrentVerdict, EarlierState, Erased, ErasedRows, Erasure, Event, ExistingVerdict, Hold, Inserted, KeptBy,
     Ledger, LedgerError, NewVerdict, Outbox, OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableFacts,
