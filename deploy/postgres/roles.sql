@@ -37,14 +37,17 @@ BEGIN
         ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'tombstones', 'SELECT'),
         ('pixwarden_worker', 'tombstone_key', 'SELECT'),
+        -- Inserting verdicts locks it, and so does `erase`. It is always empty.
+        ('pixwarden_worker', 'erase_lock', 'INSERT'),
         ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
-        -- `rejudge`, `prune`, `erase`, `hold` and `backfill`. Locking `tombstones` needs UPDATE.
+        -- `rejudge`, `prune`, `erase`, `hold` and `backfill`.
         ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
         ('pixwarden_operator', 'verdict_history', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'policies', 'SELECT, INSERT'),
         ('pixwarden_operator', 'outbox', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'suspects', 'SELECT, DELETE'),
-        ('pixwarden_operator', 'tombstones', 'SELECT, INSERT, UPDATE'),
+        ('pixwarden_operator', 'tombstones', 'SELECT, INSERT'),
+        ('pixwarden_operator', 'erase_lock', 'UPDATE'),
         ('pixwarden_operator', 'tombstone_key', 'SELECT'),
         ('pixwarden_operator', 'holds', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'backfill_turn', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -20,6 +20,12 @@ CREATE TABLE tombstone_key (
 
 INSERT INTO tombstone_key (secret) SELECT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
 
+-- Always empty. Inserting verdicts takes a lock on it and so does `erase`, so that an insert is either seen by the deletion or
+-- sees the tombstones. A table of its own, because vacuums, dumps and long commands lock all others.
+CREATE TABLE erase_lock (
+    nothing boolean
+);
+
 -- Legal holds. Each is a condition on verdicts: of an image, of content, or of metadata. It keeps what meets it, now and
 -- later, from `prune` and `erase` until its end.
 CREATE TABLE holds (

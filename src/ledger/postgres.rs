@@ -280,6 +280,7 @@ impl Ledger for Postgres {
                           ('policies', ARRAY['SELECT', 'INSERT']),
                           ('tombstones', ARRAY['SELECT']),
                           ('tombstone_key', ARRAY['SELECT']),
+                          ('erase_lock', ARRAY['INSERT']),
                           ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
                           ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),
                   unnest(privileges) AS privilege

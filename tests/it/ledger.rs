@@ -1323,34 +1323,67 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
     }
 }
 
+/// Waits until a statement waits for the lock that inserts and erasing share.
+async fn until_blocked(subject: &Subject) {
+    let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'erase_lock'::regclass";
+    let since = Instant::now();
+    while subject.count(query).await == 0 {
+        assert!(since.elapsed() < Duration::from_secs(1), "nothing waits for the lock");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn erasing_waits_for_an_insert_that_runs() {
     let [subject, _] = Subject::both().await;
     let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
-    let verdict = verdict("running", Outcome::Passed);
-    // As the insert of a worker: it looks for tombstones, and then writes.
-    let mut inserting = pool.begin().await.unwrap();
-    sqlx::query("SELECT FROM tombstones").execute(&mut *inserting).await.unwrap();
-    sqlx::query(
-        "INSERT INTO verdicts (id, job_id, lane, bucket, key, outcome, detectors, policy, attempts, received_at, decided_at)
-         VALUES ($1, 'running', 'live', 'b', 'k', 'passed', '{}', '{}', 1, now(), now())",
-    )
-    .bind(verdict.id)
-    .execute(&mut *inserting)
-    .await
-    .unwrap();
+    let new = entry("running", Outcome::Passed);
+    // An insert that has begun, and stops in its trigger.
+    subject
+        .execute(
+            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$",
+        )
+        .await;
+    subject.execute("CREATE TRIGGER stops BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()").await;
+    let mut stopping = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(42)").execute(&mut *stopping).await.unwrap();
     let waiting = async {
-        let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'tombstones'::regclass";
-        let since = Instant::now();
+        until_blocked(&subject).await;
+        stopping.commit().await.unwrap();
+    };
+    let erasing = async {
+        let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'";
         while subject.count(query).await == 0 {
-            assert!(since.elapsed() < Duration::from_secs(1), "erasing does not wait");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        inserting.commit().await.unwrap();
+        subject.ledger.erase(&[new.verdict.id]).await.unwrap()
     };
-    let ids = [verdict.id];
-    let (erased, ()) = tokio::join!(subject.ledger.erase(&ids), waiting);
-    assert_eq!(done(erased.unwrap()).verdicts, 1);
+    let group = [new.clone()];
+    let (inserted, erased, ()) = tokio::join!(subject.ledger.insert(&group), erasing, waiting);
+    assert!(matches!(&inserted.unwrap()[..], [Inserted::Written(_)]));
+    assert_eq!(done(erased).verdicts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_that_waited_for_erasing_sees_its_tombstones() {
+    let [subject, _] = Subject::both().await;
+    let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
+    let group = [entry("one", Outcome::Passed)];
+    subject.ledger.insert(&group).await.unwrap();
+    done(subject.ledger.erase(&[group[0].verdict.id]).await.unwrap());
+    subject.execute("CREATE TABLE kept AS SELECT * FROM tombstones").await;
+    subject.execute("DELETE FROM tombstones").await;
+    // As erasing does.
+    let mut erasing = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE erase_lock IN SHARE ROW EXCLUSIVE MODE").execute(&mut *erasing).await.unwrap();
+    sqlx::query("INSERT INTO tombstones SELECT * FROM kept").execute(&mut *erasing).await.unwrap();
+    let waiting = async {
+        until_blocked(&subject).await;
+        erasing.commit().await.unwrap();
+    };
+    let (inserted, ()) = tokio::join!(subject.ledger.insert(&group), waiting);
+    assert_eq!(inserted.unwrap(), [Inserted::Erased]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

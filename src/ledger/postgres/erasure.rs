@@ -1,8 +1,8 @@
 //! Tombstones and legal holds in Postgres.
 //!
-//! The insert of verdicts reads `tombstones`, and keeps its lock on the table until it has committed. Erasing takes that
-//! table's strongest lock first: it waits for inserts that run, and later ones see its tombstones. No other statement of a
-//! worker reads the table, so that neither a long `prune` nor a vacuum of `verdicts` is in the way.
+//! The insert of verdicts locks the empty table `erase_lock` until it has committed, and takes its snapshot after the lock.
+//! Erasing locks the same table first: it waits for inserts that run, and later ones see its tombstones. Nothing else locks
+//! the table in a way that conflicts, so that neither a `prune`, a vacuum nor a dump is in the way.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::ledger::erasure::SubjectColumns;
 use crate::ledger::{Erased, ErasedRows, Erasure, Hold, LedgerError, Position, Subject, SubjectPage, VerdictFilter};
 use crate::retry;
 
-/// How long erasing waits for a lock. Inserts of all workers wait behind it. Longer than PostgreSQL's `deadlock_timeout`,
-/// after which a vacuum makes way.
+/// How long erasing waits for inserts that run, or for a row that another transaction has locked. Inserts of all workers
+/// wait behind it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The secret of the digests. The subquery is run once for each statement.
@@ -274,8 +274,9 @@ async fn erase(c: &mut PgConnection, verdicts: &[Uuid]) -> Result<Erased, sqlx::
     let mut transaction = c.begin().await?;
     let timeout = LOCK_TIMEOUT.as_millis().to_string();
     sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(timeout).execute(&mut *transaction).await?;
-    // Before any row: an insert that waits for one of these rows has a lock on the table.
-    sqlx::query("LOCK TABLE tombstones IN ACCESS EXCLUSIVE MODE").execute(&mut *transaction).await?;
+    // Before any row: an insert that waits for one of these rows has a lock on the table. The mode also excludes another
+    // erasure.
+    sqlx::query("LOCK TABLE erase_lock IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await?;
     // A revision must not change the content between the tombstones and the deletion.
     let lock = "SELECT id FROM verdicts WHERE id = ANY($1) ORDER BY id FOR UPDATE";
     let ids: Vec<Uuid> = sqlx::query_scalar(lock).bind(verdicts).fetch_all(&mut *transaction).await?;

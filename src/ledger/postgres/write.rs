@@ -79,7 +79,8 @@ macro_rules! parameter {
 }
 
 const INSERT: &str = concat!(
-    "WITH written AS (INSERT INTO verdicts (",
+    // See `erasure.rs`.
+    "WITH gate AS (INSERT INTO erase_lock SELECT true WHERE false), written AS (INSERT INTO verdicts (",
     with_verdict_columns!(comma_separated, name),
     ", cause, judged_at) SELECT entry.*, $7::text, $8::timestamptz FROM ",
     rows_of_arrays!(),
