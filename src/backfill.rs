@@ -74,6 +74,8 @@ pub struct BackfillCounts {
     pub filtered: AtomicU64,
     /// With a verdict.
     pub screened: AtomicU64,
+    /// Whose verdict was erased.
+    pub erased: AtomicU64,
     /// With a published job that has no verdict yet.
     pub waiting: AtomicU64,
     /// With a job published by this run, or that a dry run would publish.
@@ -84,8 +86,8 @@ impl BackfillCounts {
     /// All objects so far.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let Self { filtered, screened, waiting, published } = self;
-        [filtered, screened, waiting, published].into_iter().map(|n| n.load(Ordering::Relaxed)).sum()
+        let Self { filtered, screened, erased, waiting, published } = self;
+        [filtered, screened, erased, waiting, published].into_iter().map(|n| n.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -386,7 +388,13 @@ impl JobsForGaps {
     async fn new_jobs(&self, objects: Vec<ImageRef>) -> Result<Vec<NewJob>, BackfillError> {
         let standings = self.retrying(async || self.ledger.current_verdicts(&objects, &self.digests).await).await?;
         let (mut jobs, mut ids) = (Vec::new(), HashSet::new());
-        for (image, standing) in objects.into_iter().zip(standings) {
+        let erased = self.retrying(async || self.ledger.are_erased(&objects).await).await?;
+        for ((image, standing), erased) in objects.into_iter().zip(standings).zip(erased) {
+            // The worker would acknowledge its job without a verdict, today and every day.
+            if erased && standing.is_none() {
+                add(&self.counts.erased, 1);
+                continue;
+            }
             match self.new_job(image, standing) {
                 None => add(&self.counts.screened, 1),
                 // A manifest may name an object twice.

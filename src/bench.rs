@@ -130,7 +130,7 @@ impl Bench<'_> {
     /// part of the report.
     pub(crate) async fn measure(&self, local: Vec<PathBuf>, remote: &[ObjectPath]) -> anyhow::Result<BenchReport> {
         let config = self.config;
-        let (has_ledger, has_queue) = (!config.ledger.is_empty(), !config.queue.is_empty());
+        let (has_ledger, has_queue) = (!config.ledger.url.is_empty(), !config.queue.is_empty());
         let batches: usize = self.screen.engines().iter().map(|engine| batch_sizes(engine.max_batch()).len()).sum();
         let services = [!remote.is_empty(), has_ledger, has_queue].into_iter().filter(|is| *is).count();
         self.observer.planned((4 + batches + services) as u64);

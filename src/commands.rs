@@ -9,8 +9,10 @@ mod console;
 mod dead;
 mod decoder;
 pub mod enqueue;
+pub mod erase;
 mod evaluate;
 pub mod export;
+pub mod hold;
 pub mod migrate;
 pub mod models;
 mod numbers;
@@ -25,6 +27,7 @@ pub mod scan;
 mod shell;
 pub mod show;
 mod signals;
+mod subject;
 pub mod worker;
 
 use clap::{Parser, Subcommand};
@@ -73,6 +76,10 @@ enum Command {
     Policy(policy::PolicyArguments),
     /// Delete old verdicts
     Prune(prune::PruneArguments),
+    /// Delete verdicts for ever, with everything that is known of them
+    Erase(erase::EraseArguments),
+    /// Keep verdicts from prune and erase
+    Hold(hold::HoldArguments),
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
     Bench(bench::BenchArguments),
     /// Update the ledger's schema
@@ -107,6 +114,8 @@ impl Command {
             Self::Compare(arguments) => arguments.overlay(overlay),
             Self::Policy(arguments) => arguments.overlay(overlay),
             Self::Prune(arguments) => arguments.ledger.set(overlay),
+            Self::Erase(arguments) => arguments.ledger.set(overlay),
+            Self::Hold(arguments) => arguments.ledger().set(overlay),
             Self::Bench(arguments) => arguments.overlay(overlay),
             Self::Migrate(arguments) => arguments.ledger.set(overlay),
             Self::Dead(arguments) => arguments.queue.set(overlay),
@@ -165,6 +174,8 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Compare(arguments) => compare::run(arguments, &config).await,
         Command::Policy(arguments) => policy::run(arguments, &config).await,
         Command::Prune(arguments) => prune::run(arguments, &config).await,
+        Command::Erase(arguments) => erase::run(arguments, &config).await,
+        Command::Hold(arguments) => hold::run(arguments, &config).await,
         Command::Migrate(_) => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,

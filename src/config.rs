@@ -15,6 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use crate::detector::options::{DetectorEntry, DetectorTable};
+pub use crate::ledger::options::LedgerConfig;
 pub use crate::objects::options::{Bucket, BucketTable, Objects, StorageConfig};
 pub use crate::policy::options::{AnyOf, PolicyConfig, RuleConfig, ScopedPolicyConfig, WhenConfig};
 pub use crate::screen::decode::options::{DecodeConfig, DecodeMode, Isolation};
@@ -34,8 +35,8 @@ pub(crate) use value::above_zero;
 pub struct Config {
     /// The broker, `amqp://` or `amqps://`.
     pub queue: SecretUrl,
-    /// Where verdicts are kept, `postgres://` or `sqlite://`.
-    pub ledger: SecretUrl,
+    /// Where verdicts are kept, and what of the metadata.
+    pub ledger: LedgerConfig,
     /// Where images are, `s3://` or `file:///folder`.
     pub objects: String,
     /// First part of the name of every exchange and queue.
@@ -77,7 +78,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             queue: SecretUrl::default(),
-            ledger: SecretUrl::default(),
+            ledger: LedgerConfig::default(),
             objects: "s3://".into(),
             prefix: "pixwarden".into(),
             buckets: Vec::new(),
@@ -115,9 +116,10 @@ impl Config {
         if !self.queue.is_empty() {
             self.queue()?;
         }
-        if !self.ledger.is_empty() {
+        if !self.ledger.url.is_empty() {
             self.ledger()?;
         }
+        self.check_kept_metadata()?;
         self.objects()?;
         self.decode.check()?;
         self.inference.check()?;
@@ -130,6 +132,24 @@ impl Config {
         self.events.check()?;
         self.outbox.check()?;
         self.traces.check()
+    }
+
+    /// A later `rejudge` must choose the same policy as the worker, from what the ledger has kept.
+    fn check_kept_metadata(&self) -> Result<(), ConfigError> {
+        if self.ledger.metadata.iter().any(String::is_empty) {
+            return Err(ConfigError::invalid("ledger.metadata", "a field without a name"));
+        }
+        for (index, policy) in self.policies.iter().enumerate() {
+            if let Some(field) = policy.when.metadata.keys().find(|field| !self.ledger.keeps(field)) {
+                return Err(ConfigError::Invalid {
+                    option: "ledger.metadata".into(),
+                    what: format!(
+                        "the field \"{field}\" is not kept, and `policies[{index}].when.metadata` needs it\n  hint: add \"{field}\" to `ledger.metadata`; without it `rejudge` would choose another policy than the worker"
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The broker's URL.
@@ -145,7 +165,7 @@ impl Config {
     /// # Errors
     /// When none is configured, or the database is not supported.
     pub fn ledger(&self) -> Result<&SecretUrl, ConfigError> {
-        let url = self.ledger.required("ledger", &["postgres://", "postgresql://", "sqlite://"])?;
+        let url = self.ledger.url.required("ledger", &["postgres://", "postgresql://", "sqlite://"])?;
         if url.file().is_some_and(|path| path.as_os_str().is_empty() || path == Path::new(":memory:")) {
             return Err(ConfigError::Invalid {
                 option: "ledger".into(),

@@ -98,6 +98,24 @@ impl ImageRef {
     }
 }
 
+/// The removal of an object, as a store announces it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    pub bucket: String,
+    pub key: String,
+    /// The version that was removed. `None` for every version that was there.
+    pub version_id: Option<String>,
+    pub at: OffsetDateTime,
+}
+
+impl Removal {
+    /// Whether a version was removed that has a name of its own. The version `null` may be replaced.
+    #[must_use]
+    pub fn names_version(&self) -> bool {
+        self.version_id.as_deref().is_some_and(|version| version != NULL_VERSION)
+    }
+}
+
 /// The source of a job's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
@@ -385,6 +403,8 @@ pub struct Verdict {
     pub lane: Lane,
     /// The image, with version and `ETag` as fetched.
     pub image: ImageRef,
+    /// When the object was last modified, as the store says.
+    pub object_at: Option<OffsetDateTime>,
     /// SHA-256 of the whole object.
     pub sha256: Option<[u8; 32]>,
     pub bytes: Option<u64>,

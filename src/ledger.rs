@@ -1,16 +1,20 @@
 //! What every ledger does, whichever database keeps it.
 //!
-//! Six traits, one for each kind of client: a worker stores [`Verdicts`], publishes the [`Outbox`] and uses the
-//! [`Quarantine`]; commands read and prune the [`Archive`]; a backfill uses [`Reconcile`]; [`Baselines`] of scores are saved by
-//! a command and read by workers. Queries exist only in this
+//! Seven traits, one for each kind of client: a worker stores [`Verdicts`], publishes the [`Outbox`] and uses the
+//! [`Quarantine`]; commands read and prune the [`Archive`], and erase by [`Erasure`]; a backfill uses [`Reconcile`];
+//! [`Baselines`] of scores are saved by a command and read by workers. Queries exist only in this
 //! folder. An adapter takes no decisions: it stores, finds and leases.
 
 #[macro_use]
 mod columns;
 
+#[macro_use]
+mod erasure;
+
 mod archive;
 mod baselines;
 mod error;
+pub mod options;
 mod outbox;
 mod postgres;
 mod probe;
@@ -29,6 +33,7 @@ pub use crate::job::event::Event;
 pub use archive::{Archive, EarlierState, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
 pub use baselines::{Baselines, ScoreBaseline};
 pub use columns::VERDICT_COLUMNS;
+pub use erasure::{Erased, ErasedRows, Erasure, Hold, KeptBy, Subject, SubjectPage};
 pub use error::{DatabaseError, LedgerError, OpenError};
 pub use outbox::{HANDOVER_DELAY, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 pub use postgres::{Postgres, PostgresIndex};
@@ -40,9 +45,9 @@ pub use verdicts::{
     ExistingVerdict, Inserted, NewVerdict, ReusableFacts, Revise, Revised, Verdicts, replace_failed_verdict,
 };
 
-/// A database of verdicts: the six traits, and what opening and closing it needs.
+/// A database of verdicts: the seven traits, and what opening and closing it needs.
 #[async_trait]
-pub trait Ledger: Verdicts + Outbox + Quarantine + Archive + Baselines + Reconcile {
+pub trait Ledger: Verdicts + Outbox + Quarantine + Archive + Erasure + Baselines + Reconcile {
     /// Brings the schema up to date and returns its version.
     async fn migrate(&self) -> Result<i64, LedgerError>;
 

@@ -25,7 +25,7 @@
 //! | [`policy`] | rules checked against the detectors; `set` chooses a job's policy; `judge` makes an outcome of facts | where facts come from |
 //! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
 //! | [`screen`] | bytes to facts: `decode` (in confined processes) and `infer` | network, broker, database |
-//! | [`ledger`] | the database of verdicts: six traits, with `postgres` and `sqlite` behind them | why something is stored |
+//! | [`ledger`] | the database of verdicts: seven traits, with `postgres` and `sqlite` behind them | why something is stored |
 //! | `life` | an identified job becomes a committed verdict | the broker, HTTP |
 //! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |
 //! | [`worker`] | a delivery's way: `accept`, `publish`, `settle` | formats, models, queries |

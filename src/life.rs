@@ -16,6 +16,7 @@ mod steps;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -27,7 +28,7 @@ use self::refusals::resolve_refusal;
 use crate::config::Config;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
-use crate::job::{Judgement, Outcome, Revision, Verdict, derived_id, verdict_id};
+use crate::job::{Judgement, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
@@ -122,7 +123,7 @@ impl JobProcessor {
             // A record that another process left behind has no use any more.
             match &end {
                 JobEnd::Committed { verdict, .. } => request.records.add(verdict.id),
-                JobEnd::AnsweredBefore(id) => request.records.add(*id),
+                JobEnd::AnsweredBefore(id) | JobEnd::Erased(id) => request.records.add(*id),
                 _ => {}
             }
         }
@@ -146,12 +147,12 @@ impl JobProcessor {
                 AttemptError::ShuttingDown => return JobEnd::Interrupted,
                 AttemptError::Held(held) => return JobEnd::Held(held),
                 AttemptError::Paused => {
-                    if !self.resumed(request).await {
+                    if !self.resumed(request.deadline).await {
                         return JobEnd::Interrupted;
                     }
                 }
                 AttemptError::Broken(service, reason) => {
-                    self.report_broken(service.clone(), &reason, request);
+                    self.report_broken(service.clone(), &reason, &request.job.image.bucket);
                     let outage = match &service {
                         Service::Store(address) => self.health.store_outage(address),
                         Service::Ledger => None,
@@ -159,7 +160,7 @@ impl JobProcessor {
                     match (self.health.first_pausing(), outage) {
                         // Other stores work, so intake goes on.
                         (None, Some(outage)) => return JobEnd::Held(Held { reason, duration: outage.since.elapsed() }),
-                        _ if !self.resumed(request).await => return JobEnd::Interrupted,
+                        _ if !self.resumed(request.deadline).await => return JobEnd::Interrupted,
                         _ => {}
                     }
                 }
@@ -303,6 +304,27 @@ impl JobProcessor {
         Ok((fetched, object.into_bytes_with(object_permit)))
     }
 
+    /// Records that an object was removed, and returns the number of verdicts on it. Waits for a broken ledger, until the
+    /// deadline.
+    ///
+    /// # Errors
+    /// [`JobEnd::Interrupted`] or [`JobEnd::Unrecorded`].
+    pub async fn record_removal(&self, removal: &Removal, deadline: Instant) -> Result<u64, JobEnd> {
+        loop {
+            match self.call(|| self.ledger.mark_deleted(removal)).await {
+                Ok(verdicts) => return Ok(verdicts),
+                Err(Stop::Failed(AttemptError::Broken(service, reason))) => {
+                    self.report_broken(service, &reason, &removal.bucket);
+                    if !self.resumed(deadline).await {
+                        return Err(JobEnd::Interrupted);
+                    }
+                }
+                Err(Stop::Failed(AttemptError::Failed(_, reason))) => return Err(JobEnd::Unrecorded { reason }),
+                Err(_) => return Err(JobEnd::Interrupted),
+            }
+        }
+    }
+
     /// Calls the ledger for a job. A working ledger that refuses one call, as for a damaged page, must not stop the other
     /// jobs: this job's attempt has failed.
     async fn call<T, F>(&self, call: impl Fn() -> F + Send + Sync) -> Result<T, Stop>
@@ -325,7 +347,7 @@ impl JobProcessor {
 
     /// Commits a verdict with its event.
     async fn commit(&self, request: &JobRequest, judged: Judged) -> JobEnd {
-        let verdict = judged.into_verdict(Record::of(request, self.policy(request)));
+        let verdict = judged.into_verdict(Record::of(request, self.policy(request), &self.config.ledger));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
         let mut revised_event = None;
@@ -362,8 +384,8 @@ impl JobProcessor {
                 }
                 Err(LedgerError::Refused(reason)) => return JobEnd::Unrecorded { reason: reason.to_string() },
                 Err(error) => {
-                    self.report_broken(Service::Ledger, &error.to_string(), request);
-                    if !self.resumed(request).await {
+                    self.report_broken(Service::Ledger, &error.to_string(), &request.job.image.bucket);
+                    if !self.resumed(request.deadline).await {
                         return JobEnd::Interrupted;
                     }
                 }
@@ -372,6 +394,11 @@ impl JobProcessor {
         let verdict = entry.verdict;
         let outcome = verdict.judgement.outcome;
         match inserted {
+            Inserted::Erased => {
+                // The image is not named: its name was erased.
+                tracing::info!(lane = %request.lane, "job finished without a verdict, because that was erased");
+                JobEnd::Erased(verdict.id)
+            }
             Inserted::Existing(earlier) if !earlier.answers(&request.job.image) => JobEnd::IdConflict,
             // A failure gets no other row. Its dead letter can be replayed, and then has an outcome.
             Inserted::Existing(earlier) if !answers_state(request, &earlier, &verdict) => {
@@ -433,7 +460,7 @@ impl JobProcessor {
     /// The event of a verdict that the ledger has, as it is now. None if the ledger cannot be read.
     pub async fn stored_event(&self, request: &JobRequest, id: Uuid) -> Option<Event> {
         let read = async {
-            let Some(StoredVerdict { verdict, revision }) = self.ledger.read_verdict(id).await? else {
+            let Some(StoredVerdict { verdict, revision, .. }) = self.ledger.read_verdict(id).await? else {
                 return Ok(None);
             };
             let earlier = self.ledger.earlier_states(id).await?.last().map(|state| state.judgement.outcome);

@@ -57,6 +57,8 @@ pub struct FetchedObject {
     pub sha256: [u8; 32],
     pub etag: Option<String>,
     pub version_id: Option<String>,
+    /// When it was last modified, as the store says.
+    pub modified: Option<OffsetDateTime>,
     /// The share of the memory gate that the bytes occupy.
     pub memory: Permit,
 }
@@ -140,6 +142,7 @@ pub struct OpenedObject {
     pub etag: Option<String>,
     /// Set where the bucket keeps versions.
     pub version_id: Option<String>,
+    pub modified: Option<OffsetDateTime>,
     pub body: BoxStream<'static, Result<Bytes, StoreError>>,
 }
 
@@ -349,11 +352,12 @@ impl Fetcher {
         }
         // The time spent waiting for memory does not count against the store.
         let memory = gates.bytes.enter(lane, object.length).await.map_err(FetchError::from)?;
-        let body = read_body(object.body, object.length, &self.buffers);
+        let OpenedObject { length, etag, version_id, modified, body } = object;
+        let body = read_body(body, length, &self.buffers);
         let arrived = tokio::time::timeout(left, body).await.unwrap_or_else(|_| Err(late()));
-        let unclear = |reason| TryError::Unclear { reason, etag: object.etag.clone() };
+        let unclear = |reason| TryError::Unclear { reason, etag: etag.clone() };
         let (bytes, sha256) = arrived.map_err(unclear)?;
-        Ok(FetchedObject { bytes, sha256, etag: object.etag, version_id: object.version_id, memory })
+        Ok(FetchedObject { bytes, sha256, etag, version_id, modified, memory })
     }
 }
 

@@ -14,8 +14,8 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use crate::fault_injection::{self, PlantedBug};
-use crate::job::Job;
 use crate::job::forms::{self, Malformed, Reading};
+use crate::job::{Job, Removal};
 use crate::life::{JobEnd, JobProcessor, JobRequest, QuarantineRecords};
 use crate::telemetry::{Stage, timed};
 
@@ -39,6 +39,7 @@ impl Worker {
         }
         let settlement = match forms::read(&delivery.body, delivery.read_properties()) {
             Ok(Reading::Job(job)) => return self.process_job(delivery, *job).await,
+            Ok(Reading::Removed(removal)) => self.record_removal(&delivery, &removal).await,
             Ok(Reading::Several(bodies)) => Settlement::Split(bodies),
             Ok(Reading::Nothing(reason)) => {
                 tracing::info!(reason, "message ignored");
@@ -51,6 +52,23 @@ impl Worker {
             }
         };
         timed(Stage::Settle, self.settler.settle(delivery, settlement)).await;
+    }
+
+    /// Records the removal of an object. Nothing else is requested.
+    async fn record_removal(&self, delivery: &Delivery, removal: &Removal) -> Settlement {
+        match self.processor.record_removal(removal, self.deadline()).await {
+            Ok(verdicts) => {
+                tracing::info!(bucket = removal.bucket, key = removal.key, verdicts, "removal of an object recorded");
+                self.reply_error(delivery, ReplyErrorCode::NothingRequested, "the removal of an object").await;
+                Settlement::Ignore
+            }
+            Err(end) => settle::settlement_of(end),
+        }
+    }
+
+    /// Until when a delivery may wait for a broken dependency.
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.processor.config.worker.hold_ms)
     }
 
     /// Processes a job and settles its delivery. What the ledger has recorded of its screening is removed last.
@@ -78,6 +96,7 @@ impl Worker {
                 }
             }
             JobEnd::IdConflict => self.reply_error(delivery, ReplyErrorCode::IdConflict, settle::ID_CONFLICT).await,
+            JobEnd::Erased(_) => self.reply_error(delivery, ReplyErrorCode::Erased, settle::ERASED).await,
             JobEnd::Unrecorded { reason } => self.reply_error(delivery, ReplyErrorCode::NotStored, reason).await,
             JobEnd::AnsweredBefore(id) => {
                 if let Some(queue) = delivery.reply_to()
@@ -100,7 +119,6 @@ impl Worker {
     }
 
     fn request(&self, delivery: &Delivery, job: Job) -> JobRequest {
-        let max_hold = Duration::from_millis(self.processor.config.worker.hold_ms);
         JobRequest {
             job,
             lane: delivery.lane,
@@ -110,7 +128,7 @@ impl Worker {
             is_redelivered: delivery.redelivered,
             received_at: delivery.received_at,
             arrived: delivery.arrived,
-            deadline: Instant::now() + max_hold,
+            deadline: self.deadline(),
             correlation_id: delivery.correlation_id().map(str::to_owned),
             trace: delivery.trace(),
         }

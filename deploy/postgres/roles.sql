@@ -36,12 +36,21 @@ BEGIN
         ('pixwarden_worker', 'outbox', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'score_baselines', 'SELECT'),
+        ('pixwarden_worker', 'tombstones', 'SELECT'),
+        ('pixwarden_worker', 'tombstone_key', 'SELECT'),
+        -- Inserting verdicts locks it, and so does `erase`. It is always empty.
+        ('pixwarden_worker', 'erase_lock', 'INSERT'),
         ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
-        -- `rejudge`, `prune`, `backfill` and `compare --save-baseline`.
+        -- `rejudge`, `prune`, `erase`, `hold`, `backfill` and `compare --save-baseline`.
         ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
         ('pixwarden_operator', 'verdict_history', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'policies', 'SELECT, INSERT'),
         ('pixwarden_operator', 'outbox', 'SELECT, INSERT, DELETE'),
+        ('pixwarden_operator', 'suspects', 'SELECT, DELETE'),
+        ('pixwarden_operator', 'tombstones', 'SELECT, INSERT'),
+        ('pixwarden_operator', 'erase_lock', 'UPDATE'),
+        ('pixwarden_operator', 'tombstone_key', 'SELECT'),
+        ('pixwarden_operator', 'holds', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'backfill_turn', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_progress', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_jobs', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -213,6 +213,7 @@ impl Bench<'_> {
             id: verdict_id(&job_id),
             image: ImageRef { bucket: "bench".into(), key, version_id: None, etag: Some(job_id.clone()) },
             // A different content each time, so that the index on it is used as in production.
+            object_at: Some(now),
             sha256: Some(Sha256::digest(&job_id).into()),
             job_id,
             lane: Lane::Live,

@@ -27,8 +27,8 @@ const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 /// How often progress is logged where there is no bar.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-const SUMMARY_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "published", "end"];
-const DRY_RUN_COLUMNS: [&str; 6] = ["met", "filtered", "screened", "waiting", "to_publish", "end"];
+const SUMMARY_COLUMNS: [&str; 7] = ["met", "filtered", "screened", "erased", "waiting", "published", "end"];
+const DRY_RUN_COLUMNS: [&str; 7] = ["met", "filtered", "screened", "erased", "waiting", "to_publish", "end"];
 
 #[derive(Debug, Args)]
 #[command(
@@ -182,20 +182,20 @@ async fn show_progress(backfill: Arc<Backfill>, progress: Progress) {
     }
     loop {
         tokio::time::sleep(LOG_INTERVAL).await;
-        let BackfillCounts { filtered, screened, waiting, published } = backfill.counts();
-        let [filtered, screened, waiting, published] =
-            [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
+        let BackfillCounts { filtered, screened, erased, waiting, published } = backfill.counts();
+        let [filtered, screened, erased, waiting, published] =
+            [filtered, screened, erased, waiting, published].map(|n| n.load(Ordering::Relaxed));
         let met = backfill.counts().total();
         let per_second = (met - last) / LOG_INTERVAL.as_secs();
         last = met;
-        tracing::info!(met, filtered, screened, waiting, published, per_second, "backfill progress");
+        tracing::info!(met, filtered, screened, erased, waiting, published, per_second, "backfill progress");
     }
 }
 
 fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<BackfillEnd>) -> anyhow::Result<()> {
-    let BackfillCounts { filtered, screened, waiting, published } = counts;
-    let [filtered, screened, waiting, published] =
-        [filtered, screened, waiting, published].map(|n| n.load(Ordering::Relaxed));
+    let BackfillCounts { filtered, screened, erased, waiting, published } = counts;
+    let [filtered, screened, erased, waiting, published] =
+        [filtered, screened, erased, waiting, published].map(|n| n.load(Ordering::Relaxed));
     let (end, words) = match end {
         _ if arguments.dry_run => ("counted", ""),
         Some(BackfillEnd::Done) => ("done", ""),
@@ -204,15 +204,17 @@ fn summary(arguments: &BackfillArguments, counts: &BackfillCounts, end: Option<B
         None => ("failed", "; the same command continues from here"),
     };
     let total = counts.total();
-    let values = [json!(total), json!(filtered), json!(screened), json!(waiting), json!(published), json!(end)];
+    let values =
+        [json!(total), json!(filtered), json!(screened), json!(erased), json!(waiting), json!(published), json!(end)];
     let columns = if arguments.dry_run { &DRY_RUN_COLUMNS } else { &SUMMARY_COLUMNS };
     let row: Map<_, _> = columns.iter().map(|column| (*column).to_owned()).zip(values).collect();
     let mut output = Output::new(Format::or_default(arguments.format), columns)?;
     output.row(&row)?;
     output.finish()?;
     let would = if arguments.dry_run { "would be published" } else { "published" };
+    let erased = if erased > 0 { format!(", {erased} had a verdict that was erased") } else { String::new() };
     note!(
-        "{total} objects: {published} {would}, {screened} have a verdict, {waiting} have a job without a verdict yet, {filtered} excluded{words}"
+        "{total} objects: {published} {would}, {screened} have a verdict, {waiting} have a job without a verdict yet, {filtered} excluded{erased}{words}"
     );
     Ok(())
 }

@@ -221,7 +221,7 @@ async fn ledger(config: &Config) -> anyhow::Result<CheckResult> {
             missing.join(", ")
         );
     }
-    let scope = if config.ledger.file().is_some() { "; a file serves one worker" } else { "" };
+    let scope = if config.ledger.url.file().is_some() { "; a file serves one worker" } else { "" };
     Ok(CheckResult::Ok(format!("connected to {}, the schema is up to date{scope}", config.ledger)))
 }
 

@@ -59,7 +59,7 @@ pub(super) struct LedgerOption {
 
 impl LedgerOption {
     pub(super) fn set(&self, overlay: &mut Overlay) {
-        overlay.set("ledger", "--ledger", self.ledger.clone());
+        overlay.set("ledger.url", "--ledger", self.ledger.clone());
     }
 
     /// Whether the option was given. `scan` uses no other ledger.
@@ -229,6 +229,7 @@ mod tests {
         ("--device", "cpu"),
     ];
     const SCREENING: [&str; 5] = ["--detector", "--label", "--review-at", "--flag-at", "--device"];
+    const DIGITS: &str = "0707070707070707070707070707070707070707070707070707070707070707";
     const FILTERS: [&str; 3] = ["--bucket", "--detector", "--label"];
 
     /// Each command with its required arguments, and the options of the configuration that it takes.
@@ -248,7 +249,12 @@ mod tests {
             (&["show", "ID"], vec!["--ledger"]),
             (&["export"], vec!["--ledger"]),
             (&["rejudge"], vec!["--queue", "--ledger", "--review-at", "--flag-at"]),
+            (&["compare"], vec!["--ledger"]),
             (&["prune", "--older-than", "90d"], vec!["--ledger"]),
+            (&["erase", "--image", "s3://b/k"], vec!["--ledger"]),
+            (&["hold", "add", "--sha256", DIGITS, "--reference", "r", "--until", "2099-01-01"], vec!["--ledger"]),
+            (&["hold", "list"], vec!["--ledger"]),
+            (&["hold", "release", "00000000-0000-0000-0000-000000000000"], vec!["--ledger"]),
             (&["policy", "check"], policy.clone()),
             (&["policy", "show"], policy.clone()),
             (&["policy", "explain", "ID"], [&["--ledger"][..], &policy].concat()),
@@ -281,7 +287,7 @@ mod tests {
         for (command, taken) in commands() {
             for (flag, value) in SHARED {
                 // Commands that select verdicts have filters of these names, which are no part of the configuration.
-                let is_filter = ["export", "rejudge", "prune"].contains(&command[0]) && FILTERS.contains(&flag);
+                let is_filter = ["export", "rejudge", "compare", "prune"].contains(&command[0]) && FILTERS.contains(&flag);
                 match parse(&[], command, &[flag, value]) {
                     Ok(cli) if taken.contains(&flag) => assert_eq!(flags(&cli), [flag], "{command:?} {flag}"),
                     Ok(cli) => assert!(is_filter && flags(&cli).is_empty(), "{command:?} ignores {flag}"),

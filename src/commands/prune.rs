@@ -14,7 +14,7 @@ use super::console::{counted, is_confirmed, note, require_terminal};
 use super::options::LedgerOption;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
-use crate::ledger::{self, Ledger, LedgerError, Position, PrunedPage, VerdictFilter};
+use crate::ledger::{self, KeptBy, Ledger, LedgerError, Position, PrunedPage, VerdictFilter};
 
 /// Verdicts per statement.
 const BATCH: u32 = 5_000;
@@ -25,7 +25,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Options of `prune`.
 #[derive(Debug, Args)]
-#[command(after_help = "A verdict whose event is still unpublished stays, whatever is selected.")]
+#[command(
+    after_help = "A verdict under a legal hold stays, and so does one whose event is still unpublished, whatever is selected."
+)]
 pub struct PruneArguments {
     /// Delete verdicts that were decided at least this long ago, such as 90d; required without --until
     #[arg(long, value_name = "AGE")]
@@ -70,11 +72,11 @@ pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::
     if arguments.dry_run {
         let prunable = count(ledger.as_ref(), &filter).await?;
         let kept = count_kept(ledger.as_ref(), &filter).await?;
-        note!("{} would be deleted{}", verdicts(prunable), kept_words(kept, "would stay"));
+        note!("{} would be deleted{}", verdicts(prunable), kept.words("would stay", "would stay"));
     } else {
         let deleted = delete(ledger.as_ref(), &filter).await?;
         let kept = count_kept(ledger.as_ref(), &filter).await?;
-        note!("{} deleted{}", verdicts(deleted), kept_words(kept, if kept == 1 { "stays" } else { "stay" }));
+        note!("{} deleted{}", verdicts(deleted), kept.words("stays", "stay"));
     }
     ledger.close().await;
     Ok(0)
@@ -84,12 +86,28 @@ fn verdicts(number: u64) -> String {
     counted(number, "verdict", "verdicts")
 }
 
-/// What is said of the selected verdicts that are kept.
-fn kept_words(kept: u64, stay: &str) -> String {
-    match kept {
-        0 => String::new(),
-        1 => format!("; 1 {stay}, because its event is not published yet"),
-        _ => format!("; {kept} {stay}, because their events are not published yet"),
+/// The selected verdicts that are kept. Each is counted once.
+#[derive(Debug, Clone, Copy)]
+struct KeptVerdicts {
+    held: u64,
+    unpublished: u64,
+}
+
+impl KeptVerdicts {
+    /// What is said of them, with the verb for one and for several.
+    fn words(self, stays: &str, stay: &str) -> String {
+        let mut words = String::new();
+        for (kept, because_one, because) in [
+            (self.held, "it is under a legal hold", "they are under a legal hold"),
+            (self.unpublished, "its event is not published yet", "their events are not published yet"),
+        ] {
+            words += &match kept {
+                0 => String::new(),
+                1 => format!("; 1 {stays}, because {because_one}"),
+                _ => format!("; {kept} {stay}, because {because}"),
+            };
+        }
+        words
     }
 }
 
@@ -120,9 +138,10 @@ async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u6
     sum_of_pages(|from| ledger.count_prunable(filter, from)).await
 }
 
-/// The selected verdicts with an unpublished event.
-async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u64> {
-    sum_of_pages(|from| ledger.count_unprunable(filter, from)).await
+/// The selected verdicts that stay.
+async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<KeptVerdicts> {
+    let count = |kept_by| sum_of_pages(move |from| ledger.count_unprunable(filter, from, kept_by));
+    Ok(KeptVerdicts { held: count(KeptBy::Hold).await?, unpublished: count(KeptBy::UnpublishedEvent).await? })
 }
 
 async fn sum_of_pages<F>(page_from: impl Fn(Option<Position>) -> F) -> anyhow::Result<u64>
@@ -180,7 +199,12 @@ mod tests {
             "the verdicts that were decided before 2026-01-01T00:00:00Z, with the outcome passed or missing, in the bucket \
              \"up*\", with keys that begin with \"a/\", scored by \"d\", with the label \"nude\""
         );
-        assert_eq!(kept_words(0, "stay"), "");
-        assert_eq!(kept_words(2, "stay"), "; 2 stay, because their events are not published yet");
+        let words = |held, unpublished| KeptVerdicts { held, unpublished }.words("stays", "stay");
+        assert_eq!(words(0, 0), "");
+        assert_eq!(words(0, 2), "; 2 stay, because their events are not published yet");
+        assert_eq!(
+            words(1, 1),
+            "; 1 stays, because it is under a legal hold; 1 stays, because its event is not published yet"
+        );
     }
 }

@@ -10,20 +10,20 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 use crate::job::{Outcome, Verdict, exact, exact_scores};
 use crate::ledger::{Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
 
-/// The columns that describe the last revision.
-const REVISION_COLUMNS: [&str; 3] = ["revision", "cause", "judged_at"];
+/// The columns that are written after the first judgement.
+const LATER_COLUMNS: [&str; 4] = ["revision", "cause", "judged_at", "deleted_at"];
 
 /// The columns of [`row`].
-pub(super) const COLUMNS: [&str; VERDICT_COLUMNS.len() + REVISION_COLUMNS.len()] = {
-    let mut columns = [""; VERDICT_COLUMNS.len() + REVISION_COLUMNS.len()];
+pub(super) const COLUMNS: [&str; VERDICT_COLUMNS.len() + LATER_COLUMNS.len()] = {
+    let mut columns = [""; VERDICT_COLUMNS.len() + LATER_COLUMNS.len()];
     let (first, last) = columns.split_at_mut(VERDICT_COLUMNS.len());
     first.copy_from_slice(&VERDICT_COLUMNS);
-    last.copy_from_slice(&REVISION_COLUMNS);
+    last.copy_from_slice(&LATER_COLUMNS);
     columns
 };
 
 /// A verdict as an object with the ledger's columns, in their order.
-pub(super) fn row(StoredVerdict { verdict, revision }: &StoredVerdict) -> Map<String, Value> {
+pub(super) fn row(StoredVerdict { verdict, revision, deleted_at }: &StoredVerdict) -> Map<String, Value> {
     let Verdict { image, judgement, seen, .. } = verdict;
     let values: [Value; VERDICT_COLUMNS.len()] = [
         json!(verdict.id),
@@ -49,13 +49,19 @@ pub(super) fn row(StoredVerdict { verdict, revision }: &StoredVerdict) -> Map<St
         json!(verdict.metadata),
         json!(verdict.reused_from),
         json!(verdict.attempts),
-        json!(verdict.received_at.format(&Rfc3339).ok()),
-        json!(verdict.decided_at.format(&Rfc3339).ok()),
+        time(Some(verdict.received_at)),
+        time(Some(verdict.decided_at)),
         json!(judgement.findings),
         json!(verdict.facts.as_ref().map(|facts| &facts.views)),
+        time(verdict.object_at),
     ];
-    let of_revision = [json!(revision.number), json!(revision.cause), json!(revision.judged_at.format(&Rfc3339).ok())];
-    COLUMNS.iter().map(|column| (*column).to_owned()).zip(values.into_iter().chain(of_revision)).collect()
+    let later = [json!(revision.number), json!(revision.cause), time(Some(revision.judged_at)), time(*deleted_at)];
+    COLUMNS.iter().map(|column| (*column).to_owned()).zip(values.into_iter().chain(later)).collect()
+}
+
+/// A time, or null.
+fn time(at: Option<OffsetDateTime>) -> Value {
+    json!(at.and_then(|at| at.format(&Rfc3339).ok()))
 }
 
 /// The selected verdicts in pages of at most `limit`, in the order of [`VerdictFilter`].

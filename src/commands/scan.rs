@@ -137,7 +137,7 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
             let ledger: Arc<dyn Ledger> = ledger.into();
             // Reports are printed in the order of the files, so no commit may wait for a later one.
             let (commits, writing) = CommitQueue::new(Arc::clone(&ledger), 0);
-            let file = config.ledger.file().and_then(|file| file.canonicalize().ok());
+            let file = config.ledger.url.file().and_then(|file| file.canonicalize().ok());
             (Some(Recorder { ledger: Arc::clone(&ledger), commits, file }), Some((ledger, tokio::spawn(writing))))
         }
         None => (None, None),

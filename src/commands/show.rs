@@ -22,7 +22,7 @@ use crate::ledger::{self, EarlierState, Ledger, OutboxRow, StoredVerdict};
 /// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
 const MAX_VERDICTS: u32 = 100;
 
-const TABLE_COLUMNS: [&str; 11] = [
+const TABLE_COLUMNS: [&str; 12] = [
     "image",
     "outcome",
     "score",
@@ -33,9 +33,10 @@ const TABLE_COLUMNS: [&str; 11] = [
     "attempts",
     "reason",
     "announced",
+    "deleted_at",
     "history",
 ];
-const CSV_COLUMNS: [&str; 14] = [
+const CSV_COLUMNS: [&str; 16] = [
     "decided_at",
     "outcome",
     "label",
@@ -47,6 +48,8 @@ const CSV_COLUMNS: [&str; 14] = [
     "revision",
     "cause",
     "judged_at",
+    "object_at",
+    "deleted_at",
     "id",
     "bucket",
     "key",
@@ -212,7 +215,7 @@ impl ShownVerdict {
     /// Whether the current judgement was announced, as text. Published events that are older than `kept_since` are no
     /// longer in the outbox.
     fn announced(&self, kept_since: OffsetDateTime) -> String {
-        let StoredVerdict { verdict, revision } = &self.stored;
+        let StoredVerdict { verdict, revision, .. } = &self.stored;
         let earlier = self.earlier.last().map(|state| state.judgement.outcome);
         let (_, routing_key) = event::announcement(&verdict.judgement, earlier);
         let current = event::id_of(verdict, revision);
@@ -300,6 +303,7 @@ mod tests {
             job_id: "job-1".into(),
             lane: Lane::Live,
             image: ImageRef::from_uri("s3://uploads/a.jpg").unwrap(),
+            object_at: None,
             sha256: None,
             bytes: None,
             seen: None,
@@ -313,7 +317,8 @@ mod tests {
             received_at: JUDGED,
             decided_at: JUDGED,
         };
-        let stored = StoredVerdict { verdict, revision: Revision { number, cause, judged_at: JUDGED } };
+        let revision = Revision { number, cause, judged_at: JUDGED };
+        let stored = StoredVerdict { verdict, revision, deleted_at: None };
         ShownVerdict { stored, earlier: Vec::new(), events: events.to_vec() }
     }
 

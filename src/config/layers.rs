@@ -129,17 +129,32 @@ fn read_file(path: &Path, text: &str, defaults: &Table, origins: &mut Origins) -
     };
     let with_positions = DeTable::parse(text).map_err(invalid)?;
     let mut file: Table = toml::from_str(text).map_err(invalid)?;
+    normalise(&mut file);
     origins.add_file(path, text, with_positions.get_ref());
     refuse_unknown(&file, defaults, "", origins)?;
     relative_to(path.parent().unwrap_or(Path::new("")), &mut file);
     Ok(file)
 }
 
+/// Options that are tables, and whose first key may be written without the table, with that key.
+const SHORT_FORMS: [(&str, &str); 1] = [("ledger", "url")];
+
+/// Turns `ledger = "URL"` into the table that it stands for.
+fn normalise(file: &mut Table) {
+    for (option, key) in SHORT_FORMS {
+        match file.remove(option) {
+            Some(Value::Table(table)) => drop(file.insert(option.into(), Value::Table(table))),
+            Some(value) => drop(file.insert(option.into(), Value::Table(Table::from_iter([(key.into(), value)])))),
+            None => {}
+        }
+    }
+}
+
 /// Makes the paths in a file relative to its folder.
 fn relative_to(folder: &Path, file: &mut Table) {
     // A path that is not UTF-8 cannot be a value; such a folder leaves the path as it is.
     let resolve = |path: &str| folder.join(path).to_str().unwrap_or(path).to_owned();
-    if let Some(Value::String(url)) = file.get_mut("ledger")
+    if let Some(Value::String(url)) = inner(file, "ledger", "url")
         && let Some(path) = url.strip_prefix("sqlite://").filter(|path| !path.is_empty() && *path != ":memory:")
     {
         *url = format!("sqlite://{}", resolve(path));
@@ -297,8 +312,11 @@ fn environment_values(
     environment: impl Iterator<Item = (String, String)>,
     mut warn: impl FnMut(&str),
 ) -> Result<Vec<(String, String, Value)>, ConfigError> {
-    let options: Vec<(String, String, Value)> =
+    let mut options: Vec<(String, String, Value)> =
         leaves(defaults, "").into_iter().map(|(path, default)| (variable(&path), path, default)).collect();
+    for (option, key) in SHORT_FORMS {
+        options.push((variable(option), join(option, key), Value::String(String::new())));
+    }
     let mut values = Vec::new();
     for (name, text) in environment {
         if !name.starts_with(VARIABLE_PREFIX) || name == FILE_VARIABLE {
@@ -364,7 +382,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::config::DetectorEntry;
+    use crate::config::{DetectorEntry, LedgerConfig, SecretUrl};
 
     fn load_file(text: &str) -> Result<Config, ConfigError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -588,6 +606,59 @@ mod tests {
     }
 
     #[test]
+    fn the_ledger_is_a_url_or_a_table_and_a_later_layer_replaces_the_url_alone() {
+        let table = "[ledger]\nurl = \"postgres://file/db\"\nmetadata = [\"tenant\"]";
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(table.as_bytes()).unwrap();
+        let load_with = |variables: &[(&str, &str)], flag: Option<&str>| {
+            let mut overlay = Overlay { file: Some(file.path().to_owned()), values: Vec::new() };
+            overlay.set("ledger.url", "--ledger", flag);
+            let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            load(&overlay, environment.collect::<Vec<_>>().into_iter(), |_| {}).map(|config| config.ledger)
+        };
+        let ledger = |url: &str, fields: &[&str]| LedgerConfig {
+            url: SecretUrl::from(url.to_owned()),
+            metadata: fields.iter().map(|field| (*field).to_owned()).collect(),
+        };
+        assert_eq!(load_with(&[], None).unwrap(), ledger("postgres://file/db", &["tenant"]));
+        let variable = ("PIXWARDEN_LEDGER", "postgres://variable/db");
+        assert_eq!(load_with(&[variable], None).unwrap(), ledger("postgres://variable/db", &["tenant"]));
+        let flagged = load_with(&[variable, ("PIXWARDEN_LEDGER_METADATA", "a, b")], Some("postgres://flag/db"));
+        assert_eq!(flagged.unwrap(), ledger("postgres://flag/db", &["a", "b"]));
+        assert_eq!(load_with(&[("PIXWARDEN_LEDGER_METADATA", "")], None).unwrap().metadata, [""; 0]);
+        // An error names what has set the URL.
+        let error = load_with(&[("PIXWARDEN_LEDGER", "mysql://h")], None).unwrap_err().to_string();
+        assert!(error.starts_with("PIXWARDEN_LEDGER: `ledger`: mysql://h is not a URL"), "{error}");
+        let short = load_file("ledger = \"postgres://h/db\"").unwrap().ledger;
+        assert_eq!(short, ledger("postgres://h/db", &["*"]));
+        for (text, expected) in [
+            ("prefix = \"p\"\nledger = 3", "line 2: `ledger.url`: 3 is not text in quotes"),
+            ("[ledger]\nurl = \"mysql://h\"", "line 2: `ledger`: mysql://h is not a URL"),
+            ("[ledger]\nmetdata = []", "line 2: unknown option `ledger.metdata`"),
+            ("[ledger]\nmetadata = [\"\"]", "line 2: `ledger.metadata`: a field without a name"),
+        ] {
+            let error = load_file(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_chooses_the_policy_must_be_kept() {
+        let policies = "trusted_metadata = true\n[[policies]]\nname = \"p\"\nwhen.metadata.tenant = \"t\"\n\
+                        rules = [{ detector = \"d\", label = \"l\", flag_at = 0.5 }]\n";
+        assert!(load_file(policies).is_ok());
+        let kept = |fields: &str| load_file(&format!("{policies}[ledger]\nmetadata = {fields}"));
+        assert!(kept("[\"user\", \"tenant\"]").is_ok());
+        for fields in ["[]", "[\"user\"]"] {
+            let error = kept(fields).unwrap_err().to_string();
+            assert!(
+                error.contains("the field \"tenant\" is not kept, and `policies[0].when.metadata` needs it"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
     fn paths_in_a_file_are_relative_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pixwarden.toml");
@@ -597,7 +668,7 @@ mod tests {
         let overlay = Overlay { file: Some(file.clone()), values: Vec::new() };
         let config = load(&overlay, std::iter::empty(), |_| {}).unwrap();
         let inside = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
-        assert_eq!(config.ledger.expose(), format!("sqlite://{}", inside("a.db")));
+        assert_eq!(config.ledger.url.expose(), format!("sqlite://{}", inside("a.db")));
         assert_eq!(
             config.detectors.iter().map(DetectorEntry::path).collect::<Vec<_>>(),
             [&inside("models/one"), "/abs"]
@@ -609,7 +680,7 @@ mod tests {
         std::fs::write(&file, "[[detectors]]\npath = \"one\"\n[inference]\nruntime = \"libonnxruntime.so\"").unwrap();
         let environment = std::iter::once(("PIXWARDEN_LEDGER".to_owned(), "sqlite://b.db".to_owned()));
         let config = load(&overlay, environment, |_| {}).unwrap();
-        assert_eq!((config.ledger.expose(), config.detectors[0].path()), ("sqlite://b.db", inside("one").as_str()));
+        assert_eq!((config.ledger.url.expose(), config.detectors[0].path()), ("sqlite://b.db", inside("one").as_str()));
         assert_eq!(config.inference.runtime, "libonnxruntime.so");
     }
 }

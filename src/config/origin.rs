@@ -46,7 +46,8 @@ impl Origins {
     /// The origin of an option, or of the table or list that contains it. `None` for a default.
     #[must_use]
     pub fn of(&self, path: &str) -> Option<&Origin> {
-        let mut path = path;
+        // Errors name the URL by its short form.
+        let mut path = if path == "ledger" { "ledger.url" } else { path };
         loop {
             if let Some(origin) = self.by_path.get(path) {
                 return Some(origin);

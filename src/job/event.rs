@@ -157,6 +157,7 @@ mod tests {
             job_id: "job-1".into(),
             lane: Lane::Live,
             image: ImageRef { etag: Some("e".into()), ..ImageRef::from_uri("s3://uploads/a b.jpg").unwrap() },
+            object_at: None,
             sha256: Some([7; 32]),
             bytes: Some(12),
             seen: None,

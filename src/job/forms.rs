@@ -1,14 +1,16 @@
 //! Parses messages into jobs. The form of a message is recognised by its shape.
 //!
 //! Everything in here is untrusted. A message that cannot be parsed is [`Malformed`], with a reason. A message that can be
-//! parsed but requests nothing, such as a deletion, is [`Reading::Nothing`].
+//! parsed but requests nothing, such as a test event, is [`Reading::Nothing`].
 
 mod foreign;
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::{Identity, ImageRef, Job, NULL_VERSION};
+use super::{Identity, ImageRef, Job, NULL_VERSION, Removal};
 
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Measured as JSON text.
@@ -41,6 +43,8 @@ pub enum Reading {
     /// Several records. Each text is the body of a separate message. A record that requests nothing is among them, so that
     /// each record is counted and logged.
     Several(Vec<String>),
+    /// No job: an object was removed.
+    Removed(Box<Removal>),
     /// No job, with the reason.
     Nothing(String),
 }
@@ -181,12 +185,13 @@ fn s3_records(records: &[Value]) -> Result<Reading, Malformed> {
     match (records, &names[..]) {
         ([], _) => Ok(Reading::Nothing("an S3 notification without records".into())),
         ([record], [name]) if announces_object(name) => s3_record(record),
-        _ if names.iter().any(|name| announces_object(name)) => {
+        ([record], [name]) if announces_removal(name) => Ok(s3_removal(record, name)),
+        _ if names.iter().any(|name| announces_object(name) || announces_removal(name)) => {
             Ok(Reading::Several(records.iter().map(|record| json!({"Records": [record]}).to_string()).collect()))
         }
         _ => {
             names.dedup();
-            Ok(Reading::Nothing(format!("no record of a created object: {}", shortened(&names.join(", ")))))
+            Ok(Reading::Nothing(format!("no record of a created or removed object: {}", shortened(&names.join(", ")))))
         }
     }
 }
@@ -203,27 +208,70 @@ fn s3_record(record: &Value) -> Result<Reading, Malformed> {
     let (Some(bucket), Some(key)) = (filled_text(&bucket["name"]), filled_text(&object["key"])) else {
         return malformed("an S3 record without `s3.bucket.name` or `s3.object.key`");
     };
-    // Ceph does not encode the key.
-    let is_raw = record["eventSource"].as_str().is_some_and(|source| source.starts_with("ceph:"));
-    let key = if is_raw {
-        key
-    } else {
-        match percent_decode_str(&key.replace('+', " ")).decode_utf8() {
-            Ok(key) => key.into_owned(),
-            Err(_) => return malformed("`s3.object.key` is not form-encoded UTF-8"),
-        }
-    };
+    let Some(key) = s3_key(record, key) else { return malformed("`s3.object.key` is not form-encoded UTF-8") };
     let Event { version, etag, sequencer } = Event::of(object, "versionId", "eTag");
     announced(ImageRef { bucket, key, version_id: version, etag }, sequencer, &object["size"])
+}
+
+/// The key of a record: only Ceph does not encode it.
+fn s3_key(record: &Value, key: String) -> Option<String> {
+    if record["eventSource"].as_str().is_some_and(|source| source.starts_with("ceph:")) {
+        return Some(key);
+    }
+    percent_decode_str(&key.replace('+', " ")).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+}
+
+/// Whether an S3 event says that an object is no longer there, by a request or by a rule of the bucket. `NoOP` is the
+/// removal of what was not there.
+fn announces_removal(event_name: &str) -> bool {
+    let name = event_name.trim_start_matches("s3:");
+    let removals = ["ObjectRemoved:", "ObjectSynced:Delete", "LifecycleExpiration:", "ObjectLifecycle:Expiration:"];
+    removals.iter().any(|removal| name.starts_with(removal)) && !name.ends_with(":NoOP")
+}
+
+fn s3_removal(record: &Value, event_name: &str) -> Reading {
+    let (bucket, object) = (&record["s3"]["bucket"], &record["s3"]["object"]);
+    // The version of a delete marker is the marker's.
+    let removes_version = !["DeleteMarkerCreated", "DeleteAllVersions"].iter().any(|kind| event_name.ends_with(kind));
+    removed(
+        filled_text(&bucket["name"]),
+        filled_text(&object["key"]).and_then(|key| s3_key(record, key)),
+        filled_text(&object["versionId"]).filter(|_| removes_version),
+        &record["eventTime"],
+    )
+}
+
+/// A removal. An event without what it must name requests nothing: its sender could not correct it.
+fn removed(bucket: Option<String>, key: Option<String>, version_id: Option<String>, time: &Value) -> Reading {
+    let at = time.as_str().and_then(|time| OffsetDateTime::parse(time, &Rfc3339).ok());
+    let storable = |text: &String| !text.contains('\0');
+    match (bucket.filter(storable), key.filter(storable), at) {
+        (Some(bucket), Some(key), Some(at)) if version_id.as_ref().is_none_or(storable) => {
+            Reading::Removed(Box::new(Removal { bucket, key, version_id, at }))
+        }
+        _ => Reading::Nothing("the removal of an object, without its bucket, its key or its time".into()),
+    }
 }
 
 /// EventBridge's form of a notification. Its key is not encoded.
 fn event_bridge(object: &Map<String, Value>) -> Result<Reading, Malformed> {
     let kind = object.get("detail-type").and_then(Value::as_str).unwrap_or_default();
-    if kind != "Object Created" {
-        return Ok(Reading::Nothing(format!("an EventBridge event other than Object Created: {}", shortened(kind))));
-    }
     let detail = &object["detail"];
+    if kind == "Object Deleted" {
+        let removes_version = detail["deletion-type"] != "Delete Marker Created";
+        return Ok(removed(
+            filled_text(&detail["bucket"]["name"]),
+            filled_text(&detail["object"]["key"]),
+            filled_text(&detail["object"]["version-id"]).filter(|_| removes_version),
+            object.get("time").unwrap_or(&Value::Null),
+        ));
+    }
+    if kind != "Object Created" {
+        let kind = shortened(kind);
+        return Ok(Reading::Nothing(format!(
+            "an EventBridge event other than Object Created and Object Deleted: {kind}"
+        )));
+    }
     let (Some(bucket), Some(key)) = (filled_text(&detail["bucket"]["name"]), filled_text(&detail["object"]["key"]))
     else {
         return malformed("an EventBridge event without `detail.bucket.name` or `detail.object.key`");
@@ -424,6 +472,57 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_names_its_version_unless_a_delete_marker_hides_all() {
+        let at = time::macros::datetime!(2026-11-25 02:40:29.5 UTC);
+        let removed = |body: &Value| match read_alone(body.to_string().as_bytes()) {
+            Ok(Reading::Removed(removal)) => *removal,
+            other => panic!("{body}: {other:?}"),
+        };
+        let record = |name: &str, source: &str, key: &str, version: &str| {
+            json!({"Records": [{"eventName": name, "eventSource": source, "eventTime": "2026-11-25T02:40:29.500Z",
+                "s3": {"bucket": {"name": "b"}, "object": {"key": key, "versionId": version}}}]})
+        };
+        let removal = |version: Option<&str>| Removal {
+            bucket: "b".into(),
+            key: "a b".into(),
+            version_id: version.map(str::to_owned),
+            at,
+        };
+        for (name, source, key, version, expected) in [
+            ("ObjectRemoved:Delete", "aws:s3", "a+b", "", None),
+            ("s3:ObjectRemoved:Delete", "minio:s3", "a%20b", "v", Some("v")),
+            ("ObjectRemoved:Delete", "ceph:s3.r", "a b", "null", Some("null")),
+            ("ObjectRemoved:DeleteMarkerCreated", "aws:s3", "a+b", "marker", None),
+            ("LifecycleExpiration:DeleteMarkerCreated", "aws:s3", "a+b", "marker", None),
+            ("s3:LifecycleExpiration:Delete", "aws:s3", "a+b", "v", Some("v")),
+            ("s3:ObjectRemoved:DeleteAllVersions", "minio:s3", "a+b", "v", None),
+            ("ObjectLifecycle:Expiration:NonCurrent", "ceph:s3.r", "a b", "v", Some("v")),
+            ("ObjectSynced:Delete", "ceph:s3.r", "a b", "", None),
+        ] {
+            assert_eq!(removed(&record(name, source, key, version)), removal(expected), "{name}");
+        }
+        let event_bridge = |kind: &str| {
+            json!({"detail-type": "Object Deleted", "time": "2026-11-25T02:40:29.5Z", "detail": {"deletion-type": kind,
+                "bucket": {"name": "b"}, "object": {"key": "a b", "version-id": "v"}}})
+        };
+        assert_eq!(removed(&event_bridge("Permanently Deleted")), removal(Some("v")));
+        assert_eq!(removed(&event_bridge("Delete Marker Created")), removal(None));
+        let Ok(Reading::Several(bodies)) = read_alone(
+            json!({"Records": [record("ObjectRemoved:Delete", "", "k", "")["Records"][0],
+                               record("ObjectRemoved:Delete", "", "l", "")["Records"][0]]})
+            .to_string()
+            .as_bytes(),
+        ) else {
+            panic!("each removal is a message");
+        };
+        assert_eq!(bodies.len(), 2);
+        for unusable in [record("ObjectRemoved:Delete", "", "%00", ""), record("ObjectRemoved:Delete", "", "", "")] {
+            assert!(nothing(&unusable).starts_with("the removal of an object, without"), "{unusable}");
+        }
+        assert!(!removal(Some("null")).names_version() && removal(Some("v")).names_version());
+    }
+
+    #[test]
     fn each_form_names_the_same_image() {
         let image = ImageRef::from_uri("s3://uploads/a b+c%20/ü.jpg").unwrap();
         let encoded = "a+b%2Bc%2520/%C3%BC.jpg";
@@ -469,16 +568,16 @@ mod tests {
         assert_eq!((bodies.len(), one(&bodies[0]).image.key, one(&bodies[2]).image.key), (3, "1".into(), "3".into()));
         // The removal becomes a message too, so that it is counted and logged by itself.
         let removal = serde_json::from_str(&bodies[1]).unwrap();
-        assert_eq!(nothing(&removal), "no record of a created object: ObjectRemoved:Delete");
+        assert_eq!(nothing(&removal), "the removal of an object, without its bucket, its key or its time");
         for (body, says) in [
             (
-                json!({"Records": [record("2", "ObjectRemoved:Delete"), record("3", "ObjectTagging:Put")]}),
-                "ObjectRemoved:Delete, ObjectTagging:Put",
+                json!({"Records": [record("2", "s3:ObjectRemoved:NoOP"), record("3", "ObjectTagging:Put")]}),
+                "s3:ObjectRemoved:NoOP, ObjectTagging:Put",
             ),
-            (json!({"Records": [record("2", "s3:ObjectSynced:Delete")]}), "s3:ObjectSynced:Delete"),
             (json!({"Records": []}), "without records"),
             (json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}), "test event"),
-            (json!({"detail-type": "Object Deleted", "detail": {}}), "Object Deleted"),
+            (json!({"detail-type": "Object Deleted", "detail": {}}), "the removal of an object, without"),
+            (json!({"detail-type": "Object Tags Added", "detail": {}}), "Object Tags Added"),
             (json!({"Type": "SubscriptionConfirmation", "TopicArn": "arn"}), "SNS"),
         ] {
             assert!(nothing(&body).contains(says), "{body}: {}", nothing(&body));

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{LedgerError, Revise};
+use super::{KeptBy, LedgerError, Revise};
 use crate::job::{ImageRef, Judgement, Outcome, Revision, Verdict};
 
 /// A verdict with its last revision.
@@ -12,6 +12,8 @@ use crate::job::{ImageRef, Judgement, Outcome, Revision, Verdict};
 pub struct StoredVerdict {
     pub verdict: Verdict,
     pub revision: Revision,
+    /// When the object was removed from its bucket, as its store has announced.
+    pub deleted_at: Option<OffsetDateTime>,
 }
 
 /// The state of a verdict before its last revision.
@@ -170,12 +172,16 @@ pub trait Archive: Send + Sync {
         limit: u32,
     ) -> Result<VerdictPage, LedgerError>;
 
-    /// Counts selected verdicts that may be pruned: those without an unpublished event.
+    /// Counts selected verdicts that may be pruned: those without an unpublished event and under no hold.
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError>;
 
-    /// Counts selected verdicts that may not be pruned yet: those with an unpublished event.
-    async fn count_unprunable(&self, filter: &VerdictFilter, from: Option<Position>)
-    -> Result<PrunedPage, LedgerError>;
+    /// Counts selected verdicts that may not be pruned yet, for this reason.
+    async fn count_unprunable(
+        &self,
+        filter: &VerdictFilter,
+        from: Option<Position>,
+        kept_by: KeptBy,
+    ) -> Result<PrunedPage, LedgerError>;
 
     /// Deletes verdicts that may be pruned with their history and events, oldest first, and at most `limit`.
     async fn delete_prunable(

@@ -55,6 +55,7 @@ macro_rules! with_verdict_columns {
             (35, decided_at, OffsetDateTime, plain, timestamptz, kept)
             (36, findings, Option<String>, plain, jsonb, replaced)
             (37, views, Option<String>, plain, jsonb, replaced)
+            (38, object_at, Option<OffsetDateTime>, plain, timestamptz, replaced)
         }
     };
 }
@@ -70,6 +71,7 @@ macro_rules! define_row {
             pub cause: Option<String>,
             /// Of the first judgement: `decided_at`.
             pub judged_at: OffsetDateTime,
+            pub deleted_at: Option<OffsetDateTime>,
         }
 
         const COUNT: usize = [$(stringify!($name)),*].len();
@@ -114,6 +116,7 @@ macro_rules! read_row {
             revision: $row.try_get("revision")?,
             cause: $row.try_get("cause")?,
             judged_at: $row.try_get("judged_at")?,
+            deleted_at: $row.try_get("deleted_at")?,
         }
     };
 }
@@ -208,6 +211,23 @@ macro_rules! read_earlier_state {
     }};
 }
 
+/// A replay may have found a newer object.
+macro_rules! is_deleted_still {
+    () => {
+        "deleted_at = CASE WHEN entry.object_at > verdicts.deleted_at THEN NULL ELSE verdicts.deleted_at END"
+    };
+}
+
+/// Marks the verdicts on the object `$1`, `$2` as deleted at `$3`: those of the version `$4`, or of all versions that were
+/// there then. `$5` says that the version has a name of its own, so that no newer object can have it.
+macro_rules! mark_deleted {
+    () => {
+        "UPDATE verdicts SET deleted_at = $3
+         WHERE bucket = $1 AND key = $2 AND deleted_at IS NULL AND ($5 OR coalesce(object_at, received_at) <= $3)
+             AND (CAST($4 AS text) IS NULL OR coalesce(version_id, 'null') = $4)"
+    };
+}
+
 impl VerdictRow {
     /// The row of a first judgement.
     pub(super) fn of(verdict: &Verdict) -> Self {
@@ -240,9 +260,11 @@ impl VerdictRow {
             decided_at: verdict.decided_at,
             findings: findings_json(&verdict.judgement.findings),
             views: verdict.facts.as_ref().and_then(|facts| Some(to_json(facts.views.as_ref()?))),
+            object_at: verdict.object_at,
             revision: 1,
             cause: None,
             judged_at: verdict.decided_at,
+            deleted_at: None,
         }
     }
 
@@ -280,6 +302,7 @@ impl VerdictRow {
             id: parse_uuid(&self.id)?,
             lane,
             image: ImageRef { bucket: self.bucket, key: self.key, version_id: self.version_id, etag: self.etag },
+            object_at: self.object_at,
             sha256,
             bytes: self.bytes.and_then(|bytes| u64::try_from(bytes).ok()),
             seen,
@@ -294,7 +317,7 @@ impl VerdictRow {
             decided_at: self.decided_at,
             job_id: self.job_id,
         };
-        Ok(StoredVerdict { verdict, revision })
+        Ok(StoredVerdict { verdict, revision, deleted_at: self.deleted_at })
     }
 }
 

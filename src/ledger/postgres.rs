@@ -11,7 +11,7 @@ macro_rules! select_columns {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, selected),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at, deleted_at"
         )
     };
 }
@@ -47,6 +47,7 @@ macro_rules! unpublished {
 mod archive;
 mod baselines;
 mod connect;
+mod erasure;
 mod indexes;
 mod outbox;
 mod pages;
@@ -91,11 +92,12 @@ const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_CONNECTIONS: u32 = 8;
 
 /// Every migration, oldest first. A new one only adds: during an upgrade the older program runs beside it.
-const MIGRATIONS: [MigrationStep; 5] = [
+const MIGRATIONS: [MigrationStep; 6] = [
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/postgres/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/postgres/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/postgres/0004_revisions.sql")),
+    (5, "erasure", include_str!("../../migrations/postgres/0005_erasure.sql")),
     (6, "score_baselines", include_str!("../../migrations/postgres/0006_score_baselines.sql")),
 ];
 
@@ -278,6 +280,9 @@ impl Ledger for Postgres {
              FROM (VALUES ('verdicts', ARRAY['SELECT', 'INSERT', 'UPDATE']),
                           ('verdict_history', ARRAY['SELECT', 'INSERT']),
                           ('policies', ARRAY['SELECT', 'INSERT']),
+                          ('tombstones', ARRAY['SELECT']),
+                          ('tombstone_key', ARRAY['SELECT']),
+                          ('erase_lock', ARRAY['INSERT']),
                           ('score_baselines', ARRAY['SELECT']),
                           ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
                           ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),

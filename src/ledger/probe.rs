@@ -15,6 +15,7 @@ pub(super) fn probe_verdict() -> NewVerdict {
         job_id: format!("pixwarden-probe-{id}"),
         lane: Lane::Live,
         image: ImageRef { bucket: "pixwarden-probe".into(), key: id.to_string(), version_id: None, etag: None },
+        object_at: Some(now),
         sha256: Some([0; 32]),
         bytes: Some(0),
         seen: None,

@@ -9,13 +9,14 @@ macro_rules! select_verdicts {
         concat!(
             "SELECT ",
             with_verdict_columns!(comma_separated, name),
-            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at FROM verdicts"
+            ", revision, cause, coalesce(judged_at, decided_at) AS judged_at, deleted_at FROM verdicts"
         )
     };
 }
 
 mod archive;
 mod baselines;
+mod erasure;
 mod outbox;
 mod pages;
 mod quarantine;
@@ -44,11 +45,12 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-const MIGRATIONS: [MigrationStep; 5] = [
+const MIGRATIONS: [MigrationStep; 6] = [
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/sqlite/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/sqlite/0004_revisions.sql")),
+    (5, "erasure", include_str!("../../migrations/sqlite/0005_erasure.sql")),
     (6, "score_baselines", include_str!("../../migrations/sqlite/0006_score_baselines.sql")),
 ];
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{DatabaseError, Event, LedgerError};
 use crate::job::event;
-use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Revision, RevisionCause, Verdict};
+use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Removal, Revision, RevisionCause, Verdict};
 
 /// A first judgement, with the event that announces it.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub enum Inserted {
     Written(Option<Event>),
     /// A verdict of this id existed and stays as it is.
     Existing(ExistingVerdict),
+    /// Nothing was written: the verdict on this content at this place was erased.
+    Erased,
 }
 
 /// What a worker needs of a verdict that existed before.
@@ -127,7 +129,7 @@ pub trait Verdicts: Send + Sync {
     ) -> Result<Option<ReusableFacts>, LedgerError>;
 
     /// Inserts all verdicts with their events in one transaction, or none; no two may have the same id. Existing rows
-    /// are read back and never changed. Returns one result per verdict, in order.
+    /// are read back and never changed. What was erased is not written; see [`super::Erasure`]. Returns one result per verdict, in order.
     async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError>;
 
     /// Keeps the canonical texts of policies, each with its SHA-256, so that a verdict can be explained years later.
@@ -144,6 +146,10 @@ pub trait Verdicts: Send + Sync {
     /// into the outbox, and an unpublished event of an earlier revision is deleted if the new outcome or event makes it
     /// wrong.
     async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError>;
+
+    /// Sets `deleted_at` of the verdicts on an object that was removed, where it is not set. An object that is newer than
+    /// the removal stays as it is. Returns the number of verdicts.
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError>;
 }
 
 /// Replaces a `failed` verdict by the verdict of a later delivery, if the failed one answers a job for `named`: the image as

@@ -75,7 +75,7 @@ impl CommitQueue {
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
         let inserted = match inserted.await.unwrap_or_else(|_| Err(stopped()))? {
             Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
-            existing @ Inserted::Existing(_) => existing,
+            other => other,
         };
         let Inserted::Existing(existing) = inserted else { return Ok(inserted) };
         let began = Instant::now();

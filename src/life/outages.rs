@@ -1,12 +1,13 @@
 //! What a job does about a broken dependency: it fails at once where one is known, reports what it meets, and waits.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 
 use super::JobProcessor;
 use super::health::{Probe, Service};
-use super::request::{AttemptError, Held, JobRequest};
+use super::request::{AttemptError, Held};
 use super::steps::Stop;
 use crate::objects::StoreError;
 
@@ -24,8 +25,8 @@ impl JobProcessor {
         }
     }
 
-    /// Reports a broken service. It is probed until it works again.
-    pub(super) fn report_broken(&self, service: Service, reason: &str, request: &JobRequest) {
+    /// Reports a broken service, which is the ledger or the store of this bucket. It is probed until it works again.
+    pub(super) fn report_broken(&self, service: Service, reason: &str, bucket: &str) {
         let probe: Probe = match service {
             Service::Ledger => {
                 let ledger = Arc::clone(&self.ledger);
@@ -35,7 +36,7 @@ impl JobProcessor {
                 })
             }
             Service::Store(_) => {
-                let (fetcher, bucket) = (Arc::clone(&self.fetcher), request.job.image.bucket.clone());
+                let (fetcher, bucket) = (Arc::clone(&self.fetcher), bucket.to_owned());
                 Box::new(move || {
                     let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
                     async move {
@@ -52,9 +53,9 @@ impl JobProcessor {
         self.health.report(service, reason, probe);
     }
 
-    /// Waits until intake resumes. Returns false when the job's time to wait is over, or the process shuts down.
-    pub(super) async fn resumed(&self, request: &JobRequest) -> bool {
-        let recovered = self.health.recovered(request.deadline);
+    /// Waits until intake resumes. Returns false when the time to wait is over, or the process shuts down.
+    pub(super) async fn resumed(&self, deadline: Instant) -> bool {
+        let recovered = self.health.recovered(deadline);
         self.stop.run_until_cancelled(recovered).await.unwrap_or(false)
     }
 }

@@ -72,6 +72,8 @@ pub enum JobEnd {
     Committed { verdict: Box<Verdict>, revised_event: Option<Event>, new_event: Option<Event> },
     /// The earlier verdict of this id answers the job.
     AnsweredBefore(Uuid),
+    /// The verdict on this content at this place was erased, and the job makes no new one. It would have had this id.
+    Erased(Uuid),
     /// The job's id belongs to a job for another image.
     IdConflict,
     /// The attempt failed. A later one may succeed.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::request::{AttemptError, JobEnd, JobRequest};
-use crate::config::DecodeConfig;
+use crate::config::{DecodeConfig, LedgerConfig};
 use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict, verdict_id};
 use crate::lanes::Permit;
 use crate::ledger::{ExistingVerdict, Ledger, LedgerError};
@@ -77,6 +77,8 @@ impl Identified<'_> {
 pub(crate) struct ObjectFacts {
     pub etag: Option<String>,
     pub version_id: Option<String>,
+    /// When it was last modified.
+    pub modified: Option<OffsetDateTime>,
     pub sha256: Option<[u8; 32]>,
     pub bytes: Option<u64>,
 }
@@ -86,6 +88,7 @@ impl ObjectFacts {
         Self {
             etag: object.etag.clone(),
             version_id: object.version_id.clone(),
+            modified: object.modified,
             sha256: Some(object.sha256),
             bytes: Some(object.bytes.len() as u64),
         }
@@ -212,6 +215,7 @@ impl Judged {
             job_id: self.job_id,
             lane: record.lane,
             image,
+            object_at: self.object.modified,
             sha256: self.object.sha256,
             bytes: self.object.bytes,
             seen: self.image,
@@ -239,12 +243,12 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(super) fn of(request: &JobRequest, policy: &Policy) -> Self {
+    pub(super) fn of(request: &JobRequest, policy: &Policy, ledger: &LedgerConfig) -> Self {
         Self {
             lane: request.lane,
             image: request.job.image.clone(),
             policy: policy.reference.clone(),
-            metadata: request.job.metadata.clone(),
+            metadata: ledger.kept(request.job.metadata.as_ref()),
             attempts: request.failed_attempts.saturating_add(1),
             received_at: request.received_at,
         }

@@ -126,7 +126,8 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     if image.etag.as_ref().is_some_and(|wanted| *wanted != etag) {
         return Err(StoreError::Missing("the object has changed since the job was made: its ETag differs".into()));
     }
-    Ok(OpenedObject { length: found.len(), etag: Some(etag), version_id: None, body: body(file) })
+    let modified = found.modified().ok().map(|time| time.into_std().into());
+    Ok(OpenedObject { length: found.len(), etag: Some(etag), version_id: None, modified, body: body(file) })
 }
 
 /// Opens the file of a key.

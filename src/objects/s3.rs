@@ -234,6 +234,7 @@ impl ObjectStore for S3 {
             return Err(changed());
         }
         let version_id = answer.version_id().map(str::to_owned);
+        let modified = answer.last_modified().and_then(instant);
         // A store without versions ignores the parameter, and returns whatever it has.
         if let Some(wanted) = &image.version_id
             && wanted != version_id.as_deref().unwrap_or(NULL_VERSION)
@@ -247,7 +248,7 @@ impl ObjectStore for S3 {
             let chunk = body.next().await?;
             Some((chunk.map_err(|e| StoreError::Unclear(one_line(&e))), body))
         });
-        Ok(OpenedObject { length, etag, version_id, body: body.boxed() })
+        Ok(OpenedObject { length, etag, version_id, modified, body: body.boxed() })
     }
 
     fn list(&self, range: KeyRange) -> BoxStream<'static, Result<ListedObject, StoreError>> {

@@ -39,7 +39,7 @@ impl World {
     /// A ledger with `images` verdicts of each tenant that passed under an earlier policy, each with the score 0.6.
     async fn with_verdicts(images: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let text = format!("ledger = \"sqlite://{}\"\n{TENANTS}", folder.path().join("l.db").display());
+        let text = format!("{TENANTS}\n[ledger]\nurl = \"sqlite://{}\"\n", folder.path().join("l.db").display());
         let config: Config = toml::from_str::<toml::Table>(&text).unwrap().try_into().unwrap();
         let ledger: Arc<dyn Ledger> = ledger::open_or_create(&config).await.unwrap().into();
         ledger.migrate().await.unwrap();
@@ -111,6 +111,7 @@ fn verdict(key: &str, score: f32) -> Verdict {
         metadata: Some(json!({})),
         reused_from: None,
         attempts: 1,
+        object_at: None,
         received_at: at,
         decided_at: at,
     }

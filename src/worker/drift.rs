@@ -111,6 +111,7 @@ mod tests {
             metadata: None,
             reused_from: None,
             attempts: 1,
+            object_at: None,
             received_at: at,
             decided_at: at,
         };

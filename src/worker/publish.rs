@@ -154,6 +154,8 @@ pub enum ReplyErrorCode {
     IdConflict,
     /// The ledger stores no verdict of the job. The message is a dead letter.
     NotStored,
+    /// The verdict on the image was erased, and the same content gets no new one.
+    Erased,
 }
 
 impl ReplyErrorCode {
@@ -165,6 +167,7 @@ impl ReplyErrorCode {
             Self::NothingRequested => "nothing_requested",
             Self::IdConflict => "id_conflict",
             Self::NotStored => "not_stored",
+            Self::Erased => "erased",
         }
     }
 }

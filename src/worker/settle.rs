@@ -24,6 +24,9 @@ use crate::telemetry::{metrics, traces};
 /// Why a job whose id belongs to another image has no verdict.
 pub(super) const ID_CONFLICT: &str = "the job's id belongs to a job for another image";
 
+/// Why a job for erased content has no verdict.
+pub(super) const ERASED: &str = "the verdict on this image was erased, and the same content gets no new one";
+
 /// Longest reason in a header. The verdict and the log have the whole text.
 const MAX_REASON_CHARS: usize = 500;
 
@@ -38,6 +41,8 @@ pub enum Settlement {
     Ack,
     /// The message asks for nothing, such as an S3 test event.
     Ignore,
+    /// The verdict on the image was erased, and there is no new one.
+    Erased,
     /// The job returns later, from a delay queue.
     Retry { failed_attempts: u32, reason: String },
     /// The job returns later, from a delay queue, because its store or bucket has been broken for this long. This is no
@@ -71,6 +76,7 @@ impl Settlement {
         match self {
             Self::Ack => SettlementLabel::Done,
             Self::Ignore => SettlementLabel::Ignored,
+            Self::Erased => SettlementLabel::Erased,
             Self::Retry { .. } => SettlementLabel::Retried,
             Self::Hold { .. } => SettlementLabel::Held,
             Self::DeadLetter { .. } | Self::Reject => SettlementLabel::DeadLettered,
@@ -90,6 +96,7 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
             failed_attempts: verdict.attempts,
         },
         JobEnd::Committed { .. } | JobEnd::AnsweredBefore(_) => Settlement::Ack,
+        JobEnd::Erased(_) => Settlement::Erased,
         JobEnd::IdConflict => Settlement::dead_letter(format!("id_conflict: {ID_CONFLICT}")),
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
         JobEnd::Held(Held { reason, duration }) => Settlement::Hold { reason, duration },
@@ -114,7 +121,9 @@ impl Settler {
     /// Settles a delivery. If a copy cannot be published, the original returns to its queue, and the result is false.
     pub async fn settle(&self, delivery: Delivery, settlement: Settlement) -> bool {
         let copied = match &settlement {
-            Settlement::Ack | Settlement::Ignore | Settlement::Return | Settlement::Reject => Ok(()),
+            Settlement::Ack | Settlement::Ignore | Settlement::Erased | Settlement::Return | Settlement::Reject => {
+                Ok(())
+            }
             Settlement::Retry { failed_attempts, reason } => {
                 let queue = self.topology.delay(delivery.lane, delay_queue_index(*failed_attempts));
                 tracing::info!(reason, failed_attempts, queue, "attempt failed, job is retried later");

@@ -140,6 +140,9 @@ enum Stored {
     Panics,
 }
 
+/// When each object of the fake store was last modified.
+const MODIFIED: time::OffsetDateTime = time::macros::datetime!(2026-01-02 03:04:05 UTC);
+
 /// Two stores: one keeps the bucket "far", the other one all others.
 #[derive(Default)]
 struct FakeStore {
@@ -170,6 +173,7 @@ impl ObjectStore for Arc<FakeStore> {
                 length: bytes.len() as u64,
                 etag: Some(hex::encode(&Sha256::digest(&bytes)[..8])),
                 version_id: None,
+                modified: Some(MODIFIED),
                 body: stream::iter([Ok(Bytes::from(bytes))]).boxed(),
             }),
         }
@@ -1270,4 +1274,117 @@ async fn a_second_verdict_on_one_redelivered_job_names_the_first_in_its_log_line
     assert!(first["earlier_verdict"].is_null(), "{first}");
     let id = verdict_id(first["job_id"].as_str().unwrap()).to_string();
     assert_eq!(second["earlier_verdict"], id, "{second}");
+}
+
+/// The removal of an object from the bucket "uploads".
+fn removal(key: &str, time: &str) -> TestMessage {
+    let record = json!({"eventName": "s3:ObjectRemoved:Delete", "eventTime": time,
+        "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}});
+    message(json!({"Records": [record]}))
+}
+
+#[tokio::test]
+async fn the_removal_of_an_object_marks_its_verdict_unless_the_object_is_newer() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    let deleted_at =
+        async || world.ledger.read_verdict(verdict_id("image")).await.unwrap().and_then(|stored| stored.deleted_at);
+    assert_eq!(world.verdict("image").await.unwrap().object_at, Some(MODIFIED));
+    assert_eq!(world.settle(removal("image", "2026-01-02T03:04:04Z")).await, Settled::Acknowledged);
+    assert_eq!(deleted_at().await, None, "the object was stored after the removal");
+    assert_eq!(world.settle(removal("another", "2026-01-02T03:04:06Z")).await, Settled::Acknowledged);
+    assert_eq!(deleted_at().await, None);
+    let message = removal("image", "2026-01-02T03:04:06Z").with_reply_to("replies");
+    assert_eq!(world.settle(message).await, Settled::Acknowledged);
+    assert_eq!(deleted_at().await, Some(time::macros::datetime!(2026-01-02 03:04:06 UTC)));
+    let replies = world.broker.published_to("");
+    assert_eq!(replies[0].body["error"]["code"], "nothing_requested", "{replies:?}");
+}
+
+#[tokio::test]
+async fn the_removal_of_an_object_waits_for_a_broken_ledger() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    let direct = world.direct().await;
+    for statement in ["UPDATE", "INSERT"] {
+        let trigger = format!(
+            "CREATE TRIGGER refuses_{statement} BEFORE {statement} ON verdicts BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(trigger)).execute(&direct).await.unwrap();
+    }
+    let mut settlement = world.deliver(removal("image", "2026-01-02T03:04:06Z"));
+    let held = tokio::time::timeout(Duration::from_secs(1), settlement.recv()).await.is_err();
+    assert!(held, "the message waits");
+    sqlx::raw_sql("DROP TRIGGER refuses_UPDATE; DROP TRIGGER refuses_INSERT").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    let stored = world.ledger.read_verdict(verdict_id("image")).await.unwrap().unwrap();
+    assert!(stored.deleted_at.is_some());
+    assert!(world.dead_letters().is_empty());
+}
+
+#[tokio::test]
+async fn a_job_for_erased_content_ends_without_a_verdict_and_a_new_picture_is_screened() {
+    let world = World::new().await;
+    world.put("image", png(250, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    world.events(1).await;
+    world.ledger.erase(&[verdict_id("image")]).await.unwrap();
+    // The process that had it before left a record behind.
+    assert!(world.ledger.begin_in_company(verdict_id("image"), Uuid::new_v4()).await.unwrap());
+    let again = job("image").redelivered().with_reply_to("replies");
+    assert_eq!(world.settle(again).await, Settled::Acknowledged);
+    assert_eq!(world.verdict("image").await, None);
+    let replies = world.broker.published_to("");
+    assert_eq!(replies[0].body["error"]["code"], "erased", "{replies:?}");
+    world.until("the record is gone", async || world.starts_alone("image").await.is_none()).await;
+    assert!(world.dead_letters().is_empty());
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    assert_eq!(world.verdict("image").await.unwrap().judgement.outcome, Outcome::Passed);
+    assert_eq!(world.events(2).await.len(), 2);
+}
+
+#[tokio::test]
+async fn only_configured_metadata_reaches_verdict_and_event_and_all_of_it_chooses_the_policy() {
+    let world = World::with(|config| {
+        let scoped = |name: &str, field: &str, value: &str| ScopedPolicyConfig {
+            name: name.into(),
+            when: WhenConfig {
+                metadata: [(field.to_owned(), AnyOf(vec![value.into()]))].into(),
+                ..WhenConfig::default()
+            },
+            inherit: false,
+            rules: vec![RuleConfig::new("fake", "by AI", 0.5, 0.9)],
+        };
+        config.ledger.metadata = vec!["tenant".into()];
+        config.trusted_metadata = true;
+        config.policies = vec![scoped("partner", "tenant", "p"), scoped("other", "secret", "s")];
+    })
+    .await;
+    for (key, metadata) in [
+        ("kept", json!({"tenant": "p", "user": "anna"})),
+        ("nothing-left", json!({"user": "anna"})),
+        ("chosen", json!({"secret": "s"})),
+    ] {
+        world.put(key, png(0, 0, 0));
+        let body = json!({"id": key, "image": format!("s3://uploads/{key}"), "metadata": metadata});
+        assert_eq!(world.settle(message(body).with_reply_to("replies")).await, Settled::Acknowledged);
+    }
+    let events = world.events(3).await;
+    let replies = world.broker.published_to("");
+    for (key, metadata, policy) in [
+        ("kept", json!({"tenant": "p"}), "partner"),
+        ("nothing-left", Value::Null, "default"),
+        ("chosen", Value::Null, "other"),
+    ] {
+        let verdict = world.verdict(key).await.unwrap();
+        assert_eq!((json!(verdict.metadata), verdict.policy.name.as_str()), (metadata.clone(), policy), "{key}");
+        let announced: Vec<_> =
+            events.iter().chain(&replies).filter(|event| event.body["data"]["job_id"] == key).collect();
+        assert_eq!(announced.len(), 2);
+        assert!(announced.iter().all(|event| event.body["data"]["metadata"] == metadata), "{announced:?}");
+    }
 }

@@ -34,6 +34,9 @@ fn asks_for(body: &[u8]) -> String {
             let each: Vec<_> = bodies.iter().map(|body| asks_for(body.as_bytes())).collect();
             format!("several: {}", each.join(" | "))
         }
+        Reading::Removed(removal) => {
+            format!("removed: s3://{}/{} at {}", removal.bucket, removal.key, removal.at)
+        }
         Reading::Nothing(why) => format!("nothing: {why}"),
     }
 }

@@ -242,6 +242,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "detector::options",
             "error_text",
+            "ledger::options",
             "objects::options",
             "policy::options",
             "screen::decode::options",
@@ -366,7 +367,9 @@ const STAGES: &[(&str, &[&str], &[&str])] = &[
             "archive",
             "baselines",
             "columns",
+            "erasure",
             "error",
+            "options",
             "outbox",
             "probe",
             "quarantine",

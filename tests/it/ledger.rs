@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{
     Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
-    Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
+    Removal, Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Archive, Event, ExistingVerdict, Inserted, Ledger, LedgerError, MissingFile, NewVerdict, Postgres, PostgresIndex,
-    PrunedPage, Revise, Revised, Sqlite, UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
+    Archive, Erased, ErasedRows, Event, ExistingVerdict, Hold, Inserted, KeptBy, Ledger, LedgerError, MissingFile,
+    NewVerdict, Postgres, PostgresIndex, PrunedPage, Revise, Revised, Sqlite, Subject as Selects, UnpublishedEvents,
+    VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
@@ -62,6 +63,37 @@ impl Subject {
         }
     }
 
+    /// Every row of every table as text, with bytes in hexadecimal.
+    async fn dump(&self) -> String {
+        let mut all = String::new();
+        match &self.tables {
+            Tables::Postgres(pool) => {
+                let tables: Vec<String> =
+                    sqlx::query_scalar("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'")
+                        .fetch_all(pool)
+                        .await
+                        .unwrap();
+                assert!(tables.len() > 10, "{tables:?}");
+                for table in tables {
+                    let query = format!("SELECT coalesce(string_agg(row::text, '\n'), '') FROM {table} AS row");
+                    all += &sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).fetch_one(pool).await.unwrap();
+                }
+            }
+            Tables::Sqlite(pool) => {
+                let query = "SELECT m.name, group_concat(CASE lower(c.type) WHEN 'blob' THEN 'hex(' || c.name || ')'
+                                                                     ELSE 'coalesce(' || c.name || ', '''')' END, '||'' ''||')
+                             FROM sqlite_master AS m, pragma_table_info(m.name) AS c WHERE m.type = 'table' GROUP BY m.name";
+                let tables: Vec<(String, String)> = sqlx::query_as(query).fetch_all(pool).await.unwrap();
+                assert!(tables.len() > 10, "{tables:?}");
+                for (table, columns) in tables {
+                    let query = format!("SELECT coalesce(group_concat({columns}, ' '), '') FROM {table}");
+                    all += &sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).fetch_one(pool).await.unwrap();
+                }
+            }
+        }
+        all.to_lowercase()
+    }
+
     /// Makes every event due.
     async fn let_time_pass(&self) {
         self.execute("UPDATE outbox SET due_at = '2020-01-01T00:00:00.000000Z'").await;
@@ -100,6 +132,7 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
             version_id: None,
             etag: Some("e".into()),
         },
+        object_at: Some(at - Duration::from_secs(3_600)),
         sha256: Some([7; 32]),
         bytes: Some(123_456),
         seen: Some(ImageInfo { format: "jpeg", width: 640, height: 480, frames: 1 }),
@@ -1123,4 +1156,358 @@ async fn a_row_that_a_trigger_refuses_holds_up_no_other() {
     let (letter, properties) = lab.next(&lab.topology.dead()).await;
     assert_eq!((&letter["id"], crate::support::reason(&properties).contains("no poison")), (&"poison".into(), true));
     assert!(worker.terminate().await.success());
+}
+
+fn done(erased: Erased) -> ErasedRows {
+    match erased {
+        Erased::Done(rows) => rows,
+        Erased::Held(hold) => panic!("{hold:?}"),
+    }
+}
+
+fn image(verdict: &Verdict) -> Selects {
+    Selects::Image { bucket: verdict.image.bucket.clone(), key: verdict.image.key.clone() }
+}
+
+/// All verdicts that are selected.
+async fn ids_of(ledger: &dyn Ledger, subject: &Selects) -> Vec<Uuid> {
+    let (mut ids, mut from) = (Vec::new(), None);
+    loop {
+        let page = ledger.page_of_subject(subject, from).await.unwrap();
+        ids.extend(page.ids);
+        from = page.next;
+        if from.is_none() {
+            ids.sort_unstable();
+            return ids;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erased_content_comes_back_by_no_job_and_other_content_does() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let first = entry("one", Outcome::Flagged);
+        ledger.insert(std::slice::from_ref(&first)).await.unwrap();
+        assert_eq!(ledger.are_erased(std::slice::from_ref(&first.verdict.image)).await.unwrap(), [false]);
+        let erased = done(ledger.erase(&[first.verdict.id, verdict_id("unknown")]).await.unwrap());
+        assert_eq!((erased.verdicts, erased.events, erased.tombstones), (1, 1, 1));
+
+        // The same job, another job for the same image, one under another detector, and one after the object is gone.
+        let of = |job_id: &str, outcome: Outcome| {
+            let mut new = entry(job_id, outcome);
+            new.verdict.image = first.verdict.image.clone();
+            new
+        };
+        let mut detector = of("detector", Outcome::Passed);
+        detector.verdict.detectors = Digests::from([("new".to_owned(), "2".to_owned())]);
+        let mut gone = of("gone", Outcome::Missing);
+        gone.verdict.sha256 = None;
+        gone.verdict.image.etag = None;
+        for again in [first.clone(), of("two", Outcome::Passed), detector, gone] {
+            let inserted = ledger.insert(std::slice::from_ref(&again)).await.unwrap();
+            assert_eq!(inserted, [Inserted::Erased], "{}", again.verdict.job_id);
+            assert_eq!(ledger.find_verdict(again.verdict.id).await.unwrap(), None);
+        }
+        assert_eq!(subject.count("SELECT count(*) FROM outbox").await, 0, "and is not announced");
+
+        // Other content at the place, the same content at another place, and what was not fetched are new; in one group with
+        // what was erased.
+        let mut other = of("other", Outcome::Flagged);
+        other.verdict.sha256 = Some([8; 32]);
+        let mut moved = of("moved", Outcome::Passed);
+        moved.verdict.image.key.push('x');
+        let mut bucket = of("bucket", Outcome::Passed);
+        bucket.verdict.image.bucket = "another".into();
+        let mut rejected = of("rejected", Outcome::Rejected);
+        rejected.verdict.sha256 = None;
+        let group = [first.clone(), other, moved, bucket, rejected];
+        let inserted = ledger.insert(&group).await.unwrap();
+        assert_eq!(inserted[0], Inserted::Erased);
+        assert!(inserted[1..].iter().all(|inserted| matches!(inserted, Inserted::Written(Some(_)))), "{inserted:?}");
+
+        // A backfill asks by the ETag.
+        let [same, another] =
+            ["e", "f"].map(|etag| ImageRef { etag: Some(etag.into()), ..first.verdict.image.clone() });
+        let unknown = ImageRef { etag: None, ..same.clone() };
+        assert_eq!(ledger.are_erased(&[another, same, unknown]).await.unwrap(), [false, true, false]);
+
+        // A later judgement finds nothing to judge.
+        let (_, revised) = revise_to(ledger.as_ref(), &first.verdict, 1, Outcome::Passed).await;
+        assert_eq!(revised, Revised::Missing);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_verdict_without_content_stops_only_its_own_job_and_state() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let unfetched = |job_id: &str, etag: Option<&str>| {
+            let mut new = entry(job_id, Outcome::Rejected);
+            let verdict = &mut new.verdict;
+            (verdict.sha256, verdict.facts, verdict.seen) = (None, None, None);
+            verdict.image = ImageRef { key: "k".into(), etag: etag.map(str::to_owned), ..verdict.image.clone() };
+            new
+        };
+        let (large, detector) = (unfetched("large", Some("e")), unfetched("detector", None));
+        ledger.insert(&[large.clone(), detector.clone()]).await.unwrap();
+        let ids = ids_of(ledger.as_ref(), &image(&large.verdict)).await;
+        assert_eq!(done(ledger.erase(&ids).await.unwrap()).tombstones, 2);
+        let again = [large, detector, unfetched("large again", Some("e"))];
+        let inserted = ledger.insert(&again).await.unwrap();
+        assert!(inserted.iter().all(|inserted| *inserted == Inserted::Erased), "{inserted:?}");
+        // A picture that was never screened must be.
+        let mut fetched = entry("fetched", Outcome::Passed);
+        fetched.verdict.image = again[0].verdict.image.clone();
+        let new = [fetched, unfetched("other state", Some("f")), unfetched("other job", None)];
+        assert_eq!(ledger.are_erased(std::slice::from_ref(&again[0].verdict.image)).await.unwrap(), [false]);
+        let inserted = ledger.insert(&new).await.unwrap();
+        assert!(inserted.iter().all(|inserted| matches!(inserted, Inserted::Written(_))), "{inserted:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_erased_is_left_in_any_table() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut secret = entry("secret-job", Outcome::Flagged);
+        secret.verdict.metadata = Some(serde_json::json!({"user": "secret-user", "age": 7, "adult": true}));
+        secret.verdict.sha256 = Some([0xab; 32]);
+        secret.verdict.image.key = "secret-key".into();
+        secret.verdict.image.etag = Some("secret-etag".into());
+        secret.event.as_mut().unwrap().payload = "{\"subject\": \"secret-key\"}".into();
+        let id = secret.verdict.id;
+        let mut other = entry("other", Outcome::Flagged);
+        other.verdict.metadata = Some(serde_json::json!({"user": "secret", "adult": "secret-true"}));
+        ledger.insert(&[secret.clone(), other.clone()]).await.unwrap();
+        revise_to(ledger.as_ref(), &secret.verdict, 1, Outcome::Review).await;
+        ledger.begin_quarantine(id, Uuid::new_v4()).await.unwrap();
+        ledger.record_published_jobs(&[id], OffsetDateTime::now_utc()).await.unwrap();
+        ledger.save_backfill_progress("at it", Some("b/secret-key")).await.unwrap();
+        ledger.save_backfill_progress("elsewhere", Some("b/k")).await.unwrap();
+        let words = ["secret-job", "secret-user", "secret-key", "secret-etag", &"ab".repeat(32), &id.to_string()];
+        let before = subject.dump().await;
+        assert!(words.iter().all(|word| before.contains(word)), "the dump has everything:\n{before}");
+
+        let metadata = |name: &str, value: &str| Selects::Metadata { name: name.into(), value: value.into() };
+        for subject in [
+            image(&secret.verdict),
+            Selects::Content([0xab; 32]),
+            metadata("user", "secret-user"),
+            metadata("age", "7"),
+            metadata("adult", "true"),
+        ] {
+            assert_eq!(ids_of(ledger.as_ref(), &subject).await, [id], "{subject:?}");
+        }
+        for subject in [metadata("user", "7"), metadata("none", ""), Selects::Content([1; 32])] {
+            assert!(ids_of(ledger.as_ref(), &subject).await.is_empty(), "{subject:?}");
+        }
+        let erased = done(ledger.erase(&[id]).await.unwrap());
+        let one_each = ErasedRows {
+            verdicts: 1,
+            history: 1,
+            suspects: 1,
+            backfill_jobs: 1,
+            backfill_marks: 1,
+            tombstones: 1,
+            // The flagged one was replaced by its revision.
+            events: 1,
+            holds: 0,
+        };
+        assert_eq!(erased, one_each);
+        let after = subject.dump().await;
+        for word in words {
+            assert!(!after.contains(word), "{word} is left in:\n{after}");
+        }
+        assert!(after.contains("elsewhere") && after.contains("secret-true"), "and nothing else is gone:\n{after}");
+    }
+}
+
+/// Waits until a statement waits for the lock that inserts and erasing share.
+async fn until_blocked(subject: &Subject) {
+    let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'erase_lock'::regclass";
+    let since = Instant::now();
+    while subject.count(query).await == 0 {
+        assert!(since.elapsed() < Duration::from_secs(1), "nothing waits for the lock");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasing_waits_for_an_insert_that_runs() {
+    let [subject, _] = Subject::both().await;
+    let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
+    let new = entry("running", Outcome::Passed);
+    // An insert that has begun, and stops in its trigger.
+    subject
+        .execute(
+            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$",
+        )
+        .await;
+    subject.execute("CREATE TRIGGER stops BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()").await;
+    let mut stopping = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(42)").execute(&mut *stopping).await.unwrap();
+    let waiting = async {
+        until_blocked(&subject).await;
+        stopping.commit().await.unwrap();
+    };
+    let erasing = async {
+        let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'";
+        while subject.count(query).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        subject.ledger.erase(&[new.verdict.id]).await.unwrap()
+    };
+    let group = [new.clone()];
+    let (inserted, erased, ()) = tokio::join!(subject.ledger.insert(&group), erasing, waiting);
+    assert!(matches!(&inserted.unwrap()[..], [Inserted::Written(_)]));
+    assert_eq!(done(erased).verdicts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_that_waited_for_erasing_sees_its_tombstones() {
+    let [subject, _] = Subject::both().await;
+    let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
+    let group = [entry("one", Outcome::Passed)];
+    subject.ledger.insert(&group).await.unwrap();
+    done(subject.ledger.erase(&[group[0].verdict.id]).await.unwrap());
+    subject.execute("CREATE TABLE kept AS SELECT * FROM tombstones").await;
+    subject.execute("DELETE FROM tombstones").await;
+    // As erasing does.
+    let mut erasing = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE erase_lock IN SHARE ROW EXCLUSIVE MODE").execute(&mut *erasing).await.unwrap();
+    sqlx::query("INSERT INTO tombstones SELECT * FROM kept").execute(&mut *erasing).await.unwrap();
+    let waiting = async {
+        until_blocked(&subject).await;
+        erasing.commit().await.unwrap();
+    };
+    let (inserted, ()) = tokio::join!(subject.ledger.insert(&group), waiting);
+    assert_eq!(inserted.unwrap(), [Inserted::Erased]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_marks_the_verdicts_on_what_was_there_and_no_newer_object() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let at = verdict("x", Outcome::Passed).received_at;
+        let of = |job_id: &str, version: Option<&str>, object_at: Option<OffsetDateTime>| {
+            let mut new = entry(job_id, Outcome::Passed);
+            new.verdict.image =
+                ImageRef { key: "k".into(), version_id: version.map(str::to_owned), ..new.verdict.image };
+            new.verdict.object_at = object_at;
+            new
+        };
+        let second = Duration::from_secs(1);
+        // `received` has no time of its own, and was received at `at`.
+        let entries = [
+            of("old", None, Some(at - second)),
+            of("received", Some("null"), None),
+            of("version", Some("v"), Some(at - second)),
+            of("new", None, Some(at + second)),
+            entry("elsewhere", Outcome::Passed),
+        ];
+        ledger.insert(&entries).await.unwrap();
+        let deleted = async || {
+            let mut deleted = Vec::new();
+            for entry in &entries {
+                let stored = ledger.read_verdict(entry.verdict.id).await.unwrap().unwrap();
+                deleted.extend(stored.deleted_at.map(|at| (stored.verdict.job_id, at)));
+            }
+            deleted
+        };
+        let removal = |version: Option<&str>, at| Removal {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id: version.map(str::to_owned),
+            at,
+        };
+        assert_eq!(ledger.mark_deleted(&removal(Some("w"), at)).await.unwrap(), 0, "another version");
+        // A version with a name cannot be newer than its removal, whatever the clocks say.
+        let early = at - Duration::from_secs(60);
+        assert_eq!(ledger.mark_deleted(&removal(None, early)).await.unwrap(), 0);
+        assert_eq!(ledger.mark_deleted(&removal(Some("v"), early)).await.unwrap(), 1);
+        assert_eq!(deleted().await, [("version".to_owned(), early)]);
+        assert_eq!(ledger.mark_deleted(&removal(Some("null"), at)).await.unwrap(), 2, "versions without a name");
+        assert_eq!(ledger.mark_deleted(&removal(None, at + second / 2)).await.unwrap(), 0, "the first removal stands");
+        let all = [("old", at), ("received", at), ("version", early)].map(|(id, at)| (id.to_owned(), at));
+        assert_eq!(deleted().await, all);
+
+        // A later delivery of a failed job found a newer object.
+        let mut failed = of("failed", None, None);
+        failed.verdict.judgement.outcome = Outcome::Failed;
+        ledger.insert(std::slice::from_ref(&failed)).await.unwrap();
+        assert_eq!(ledger.mark_deleted(&removal(None, at)).await.unwrap(), 1);
+        failed.verdict.judgement.outcome = Outcome::Passed;
+        failed.verdict.object_at = Some(at + second);
+        assert!(matches!(insert_or_replace(ledger.as_ref(), &failed).await, Inserted::Written(_)));
+        assert_eq!(ledger.read_verdict(failed.verdict.id).await.unwrap().unwrap().deleted_at, None);
+    }
+}
+
+fn hold(subject: Selects, until: OffsetDateTime) -> Hold {
+    let made_at = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+    Hold { id: Uuid::new_v4(), reference: "case 12".into(), subject, until, made_at }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_a_hold_is_neither_erased_nor_pruned_until_the_hold_ends() {
+    let year = Duration::from_secs(366 * 86_400);
+    let later = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap() + year;
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut held = entry("held", Outcome::Passed);
+        held.verdict.sha256 = Some([9; 32]);
+        held.verdict.metadata = Some(serde_json::json!({"user": 8}));
+        held.event = None;
+        let mut free = entry("free", Outcome::Passed);
+        free.event = None;
+        let (id, free_id) = (held.verdict.id, free.verdict.id);
+        ledger.insert(&[held.clone(), free.clone(), entry("unpublished", Outcome::Passed)]).await.unwrap();
+        let all = VerdictFilter::default();
+        let counts = async || {
+            let kept = async |kept_by| ledger.count_unprunable(&all, None, kept_by).await.unwrap().verdicts;
+            let prunable = ledger.count_prunable(&all, None).await.unwrap().verdicts;
+            (prunable, kept(KeptBy::Hold).await, kept(KeptBy::UnpublishedEvent).await)
+        };
+        assert_eq!(counts().await, (2, 0, 1));
+        for subject in [
+            image(&held.verdict),
+            Selects::Content([9; 32]),
+            Selects::Metadata { name: "user".into(), value: "8".into() },
+        ] {
+            let hold = hold(subject, later);
+            ledger.add_hold(&hold).await.unwrap();
+            assert_eq!(ledger.holds().await.unwrap(), std::slice::from_ref(&hold));
+            assert_eq!(ledger.hold_on(&[free_id, id]).await.unwrap(), Some(hold.clone()));
+            assert_eq!(ledger.hold_on(&[free_id]).await.unwrap(), None);
+            assert_eq!(ledger.erase(&[free_id, id]).await.unwrap(), Erased::Held(hold.clone()));
+            assert_eq!(counts().await, (1, 1, 1), "{hold:?}");
+            assert!(ledger.release_hold(hold.id).await.unwrap());
+            assert!(!ledger.release_hold(hold.id).await.unwrap(), "once");
+        }
+        // An event under a hold is counted once.
+        let everything = hold(Selects::Metadata { name: "user".into(), value: "7".into() }, later);
+        ledger.add_hold(&everything).await.unwrap();
+        assert_eq!(counts().await, (1, 2, 0));
+        assert!(ledger.release_hold(everything.id).await.unwrap());
+
+        ledger.add_hold(&hold(image(&held.verdict), later)).await.unwrap();
+        assert_eq!(ledger.delete_prunable(&all, None, 10).await.unwrap().verdicts, 1);
+        assert!(
+            ledger.read_verdict(id).await.unwrap().is_some() && ledger.read_verdict(free_id).await.unwrap().is_none()
+        );
+        // A hold is a condition, and so holds what comes later.
+        let mut later_verdict = entry("later", Outcome::Passed);
+        later_verdict.verdict.image = held.verdict.image.clone();
+        ledger.insert(std::slice::from_ref(&later_verdict)).await.unwrap();
+        assert!(matches!(ledger.erase(&[later_verdict.verdict.id]).await.unwrap(), Erased::Held(_)));
+
+        // A hold that has ended keeps nothing, and goes with what it held.
+        subject.execute("UPDATE holds SET until = '2020-01-01T00:00:00.000000Z'").await;
+        assert_eq!(counts().await, (1, 0, 2));
+        let erased = done(ledger.erase(&[id]).await.unwrap());
+        assert_eq!((erased.verdicts, erased.holds), (1, 1));
+        assert!(ledger.holds().await.unwrap().is_empty());
+    }
 }

@@ -13,6 +13,7 @@ mod attempts;
 mod backfill;
 mod bench;
 mod changes;
+mod erasure;
 mod errors;
 mod faults;
 mod guide;

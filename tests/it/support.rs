@@ -188,7 +188,7 @@ impl Lab {
             "enqueue" => ("pixwarden-publisher", "nobody"),
             "backfill" => ("pixwarden-publisher", "pixwarden_operator"),
             "rejudge" => ("pixwarden-publisher", "pixwarden_operator"),
-            "prune" => ("nobody", "pixwarden_operator"),
+            "prune" | "erase" | "hold" => ("nobody", "pixwarden_operator"),
             "dead" => ("pixwarden-operator", "nobody"),
             _ => ("pixwarden-worker", "pixwarden_worker"),
         };

@@ -20,7 +20,8 @@ def example_options():
 
 def option_variables():
     """The environment variables of all options."""
-    return {"PIXWARDEN_" + "_".join(path).upper() for path in leaves(example_options())}
+    # The URL of the ledger has a short form.
+    return {"PIXWARDEN_LEDGER"} | {"PIXWARDEN_" + "_".join(path).upper() for path in leaves(example_options())}
 
 
 def leaves(table, above=()):

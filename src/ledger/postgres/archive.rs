@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use super::erasure::{is_held, with_hold, without_hold};
 use super::pages::Parts;
 use super::verdicts::{lock_verdicts, replace_history};
 use super::write::{EventArrays, JudgementArrays};
@@ -15,18 +16,26 @@ use crate::job::{ImageRef, Verdict};
 use crate::ledger::columns::findings_json;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
-    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
+    Archive, EarlierState, KeptBy, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
     VerdictPage,
 };
 use crate::retry;
 
 /// The condition of a verdict that may be pruned. A scalar subquery is looked up in the index for each verdict; EXISTS could
 /// become a join that reads the whole outbox.
-const WITHOUT_UNPUBLISHED_EVENT: &str =
-    concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NULL");
-/// The condition of a verdict that may not be pruned yet.
-const WITH_UNPUBLISHED_EVENT: &str =
-    concat!("(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ", unpublished!(), " LIMIT 1) IS NOT NULL");
+const PRUNABLE: &str = concat!(
+    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
+    unpublished!(),
+    " LIMIT 1) IS NULL AND ",
+    without_hold!()
+);
+/// The condition of a verdict that may not be pruned yet because of its event.
+const WITH_UNPUBLISHED_EVENT: &str = concat!(
+    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
+    unpublished!(),
+    " LIMIT 1) IS NOT NULL AND ",
+    without_hold!()
+);
 
 impl Postgres {
     /// How many selected verdicts of one page satisfy the condition.
@@ -145,15 +154,20 @@ impl Archive for Postgres {
     }
 
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
-        self.count_page(filter, from, WITHOUT_UNPUBLISHED_EVENT).await
+        self.count_page(filter, from, PRUNABLE).await
     }
 
     async fn count_unprunable(
         &self,
         filter: &VerdictFilter,
         from: Option<Position>,
+        kept_by: KeptBy,
     ) -> Result<PrunedPage, LedgerError> {
-        self.count_page(filter, from, WITH_UNPUBLISHED_EVENT).await
+        let condition = match kept_by {
+            KeptBy::Hold => with_hold!(),
+            KeptBy::UnpublishedEvent => WITH_UNPUBLISHED_EVENT,
+        };
+        self.count_page(filter, from, condition).await
     }
 
     async fn delete_prunable(
@@ -195,7 +209,7 @@ async fn delete_prunable(
     let ids: Vec<Uuid> = places.into_iter().map(|place| place.id).collect();
     // No event can be added after this: each revision locks its verdict first.
     let ids = parts.lock(&mut transaction, &ids).await?;
-    let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + WITHOUT_UNPUBLISHED_EVENT + " RETURNING id";
+    let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + PRUNABLE + " RETURNING id";
     let gone: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
     for query in
         ["DELETE FROM outbox WHERE verdict_id = ANY($1)", "DELETE FROM verdict_history WHERE verdict_id = ANY($1)"]

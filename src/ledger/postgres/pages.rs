@@ -105,6 +105,14 @@ impl<'f> Parts<'f> {
         Ok(places)
     }
 
+    /// A statement over all rows of this part, in the order of `decided_at`, to which conditions may be added.
+    pub(super) fn window(&self, select: &str) -> QueryBuilder<Postgres> {
+        let mut query = QueryBuilder::new(select);
+        query.push(" FROM verdicts");
+        Branch::Decided.push_range(&mut query, self.from, self.to);
+        query
+    }
+
     /// Locks those of some rows that are still selected, until the transaction ends. Rows that others have locked are left
     /// out.
     pub(super) async fn lock(&self, c: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {

@@ -8,9 +8,10 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use super::erasure::find_erased;
 use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
 use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::{Digests, RevisionCause};
+use crate::job::{Digests, Removal, RevisionCause, Verdict};
 use crate::ledger::columns::{LockedVerdict, reusable_facts};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
@@ -69,10 +70,16 @@ impl Verdicts for Postgres {
             })
         };
         let (written, mut existing) = retry::retry_briefly(is_contended, attempt).await?;
+        let is_rest = |verdict: &&Verdict| !written.contains_key(&verdict.id) && !existing.contains_key(&verdict.id);
+        let rest: Vec<Verdict> = sorted.iter().map(|new| &new.verdict).filter(is_rest).cloned().collect();
+        let erased = if rest.is_empty() { Vec::new() } else { self.find_erased(rest).await? };
         let result = |new: &NewVerdict| {
             let id = new.verdict.id;
             if written.contains_key(&id) {
                 return Ok(Inserted::Written(stored_event(&written, id, new.event.as_ref())));
+            }
+            if erased.contains(&id) {
+                return Ok(Inserted::Erased);
             }
             let neither = || DatabaseError::from(format!("verdict {id} was neither written nor found"));
             existing.remove(&id).map(Inserted::Existing).ok_or_else(|| LedgerError::Down(neither()))
@@ -103,6 +110,25 @@ impl Verdicts for Postgres {
             self.run(RESPONSE_TIMEOUT, move |c| Box::pin(revise_one(c, revise)))
         };
         retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError> {
+        let attempt = || {
+            let removal = removal.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                let names_version = removal.names_version();
+                let query = sqlx::query(mark_deleted!()).bind(removal.bucket).bind(removal.key).bind(removal.at);
+                Box::pin(query.bind(removal.version_id).bind(names_version).execute(c))
+            })
+        };
+        Ok(retry::retry_briefly(is_contended, attempt).await?.rows_affected())
+    }
+}
+
+impl Postgres {
+    /// Those of some verdicts that meet a tombstone.
+    async fn find_erased(&self, verdicts: Vec<Verdict>) -> Result<Vec<Uuid>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { find_erased(c, &verdicts).await })).await
     }
 }
 

@@ -13,6 +13,7 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use super::erasure::{keyed_digest, keyed_place, keyed_text, meets_no_tombstone, secret};
 use crate::job::{RevisionCause, Verdict};
 use crate::ledger::columns::{VerdictRow, findings_json, to_json};
 use crate::ledger::{Event, Revise};
@@ -78,10 +79,13 @@ macro_rules! parameter {
 }
 
 const INSERT: &str = concat!(
-    "WITH written AS (INSERT INTO verdicts (",
+    // See `erasure.rs`.
+    "WITH gate AS (INSERT INTO erase_lock SELECT true WHERE false), written AS (INSERT INTO verdicts (",
     with_verdict_columns!(comma_separated, name),
     ", cause, judged_at) SELECT entry.*, $7::text, $8::timestamptz FROM ",
     rows_of_arrays!(),
+    " WHERE ",
+    meets_no_tombstone!(),
     " ON CONFLICT (id) DO NOTHING RETURNING id)",
     insert_events!()
 );
@@ -89,7 +93,9 @@ const INSERT: &str = concat!(
 const REPLAY: &str = concat!(
     "WITH written AS (UPDATE verdicts SET ",
     with_verdict_columns!(comma_separated, assignment),
-    ", revision = verdicts.revision + 1, cause = $7::text, judged_at = $8::timestamptz FROM ",
+    ", revision = verdicts.revision + 1, cause = $7::text, judged_at = $8::timestamptz, ",
+    is_deleted_still!(),
+    " FROM ",
     rows_of_arrays!(),
     " WHERE verdicts.id = entry.id RETURNING verdicts.id)",
     insert_events!()

@@ -6,22 +6,27 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
+use super::erasure::{has_field, is_held, sql_now, with_hold};
 use super::pages::Part;
 use super::verdicts::{lock_verdict, write_revision};
 use super::{BEGIN, Sqlite, read_verdict_row};
 use crate::job::{ImageRef, Verdict};
 use crate::ledger::columns::{LockedVerdict, findings_json, parse_uuid, to_json};
 use crate::ledger::{
-    Archive, EarlierState, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
+    Archive, EarlierState, KeptBy, LedgerError, OutboxRow, Position, PrunedPage, Revise, StoredVerdict, VerdictFilter,
     VerdictPage,
 };
 
 /// The condition of a verdict that may be pruned.
-const WITHOUT_UNPUBLISHED_EVENT: &str =
-    "NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
-/// The condition of a verdict that may not be pruned yet.
-const WITH_UNPUBLISHED_EVENT: &str =
-    "EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL)";
+const PRUNABLE: &str = concat!(
+    "NOT EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL) AND NOT ",
+    with_hold!()
+);
+/// The condition of a verdict that may not be pruned yet because of its event.
+const WITH_UNPUBLISHED_EVENT: &str = concat!(
+    "EXISTS (SELECT 1 FROM outbox WHERE verdict_id = verdicts.id AND published_at IS NULL) AND NOT ",
+    with_hold!()
+);
 
 impl Sqlite {
     /// How many selected verdicts of one page satisfy the condition.
@@ -146,15 +151,20 @@ impl Archive for Sqlite {
     }
 
     async fn count_prunable(&self, filter: &VerdictFilter, from: Option<Position>) -> Result<PrunedPage, LedgerError> {
-        self.count_page(filter, from, WITHOUT_UNPUBLISHED_EVENT).await
+        self.count_page(filter, from, PRUNABLE).await
     }
 
     async fn count_unprunable(
         &self,
         filter: &VerdictFilter,
         from: Option<Position>,
+        kept_by: KeptBy,
     ) -> Result<PrunedPage, LedgerError> {
-        self.count_page(filter, from, WITH_UNPUBLISHED_EVENT).await
+        let condition = match kept_by {
+            KeptBy::Hold => with_hold!(),
+            KeptBy::UnpublishedEvent => WITH_UNPUBLISHED_EVENT,
+        };
+        self.count_page(filter, from, condition).await
     }
 
     async fn delete_prunable(
@@ -170,7 +180,7 @@ impl Archive for Sqlite {
                 let mut part = Part::new(&filter, from);
                 let mut next = part.shorten(&mut transaction).await?;
                 let mut query = part.query("SELECT id, decided_at FROM verdicts");
-                query.push(" AND ").push(WITHOUT_UNPUBLISHED_EVENT);
+                query.push(" AND ").push(PRUNABLE);
                 query.push(format_args!(" ORDER BY decided_at, id LIMIT {limit}"));
                 let rows = query.build().fetch_all(&mut *transaction).await?;
                 let gone: Vec<String> = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;

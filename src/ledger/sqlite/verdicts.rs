@@ -7,9 +7,10 @@ use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
+use super::erasure::meets_tombstone;
 use super::outbox::insert_outbox_row;
 use super::{BEGIN, Sqlite, now, read_verdict_row, stamp};
-use crate::job::{Digests, RevisionCause};
+use crate::job::{Digests, Removal, RevisionCause};
 use crate::ledger::columns::{LockedVerdict, VerdictRow, findings_json, reusable_facts, to_json};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
@@ -38,6 +39,8 @@ const INSERT: &str = concat!(
 
 const REPLAY: &str = concat!(
     "UPDATE verdicts SET revision = verdicts.revision + 1, cause = ?, judged_at = ?, ",
+    is_deleted_still!(),
+    ", ",
     with_verdict_columns!(comma_separated, assignment),
     " FROM (SELECT ",
     with_verdict_columns!(comma_separated, named_placeholder),
@@ -135,6 +138,16 @@ impl Verdicts for Sqlite {
         })
         .await
     }
+
+    async fn mark_deleted(&self, removal: &Removal) -> Result<u64, LedgerError> {
+        let removal = removal.clone();
+        let marked = self.run(move |c| {
+            let names_version = removal.names_version();
+            let query = sqlx::query(mark_deleted!()).bind(removal.bucket).bind(removal.key).bind(stamp(removal.at));
+            Box::pin(query.bind(removal.version_id).bind(names_version).execute(c))
+        });
+        Ok(marked.await?.rows_affected())
+    }
 }
 
 /// Writes a verdict with its event and takes both back. What is committed is an empty change of another table, so that the
@@ -155,6 +168,9 @@ pub(super) async fn write_and_take_back(c: &mut SqliteConnection) -> Result<(), 
 /// Inserts one verdict and its event, or reads back the verdict that exists.
 async fn insert_one(c: &mut SqliteConnection, new: NewVerdict) -> Result<Inserted, sqlx::Error> {
     let NewVerdict { verdict, event } = new;
+    if meets_tombstone(c, &verdict).await? {
+        return Ok(find_existing(c, verdict.id).await?.map_or(Inserted::Erased, Inserted::Existing));
+    }
     let inserted = bind_columns(sqlx::query(INSERT), VerdictRow::of(&verdict)).execute(&mut *c).await?;
     if inserted.rows_affected() == 0 {
         let existing = find_existing(c, verdict.id).await?.map(Inserted::Existing);

@@ -146,6 +146,8 @@ closed_label! {
         Done = "done",
         /// It asked for no image.
         Ignored = "ignored",
+        /// The verdict on its image was erased.
+        Erased = "erased",
         /// It went to a delay queue.
         Retried = "retried",
         /// It went to a delay queue because its store or bucket is broken.

@@ -20,11 +20,11 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
-use pixwarden::job::{Digests, ImageRef, Lane};
+use pixwarden::job::{Digests, ImageRef, Lane, Removal};
 use pixwarden::ledger::{
-    Archive, CurrentVerdict, EarlierState, Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, Outbox,
-    OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableFacts, Revise, Revised, StoredVerdict,
-    UnpublishedEvents, VerdictFilter, VerdictPage, Verdicts,
+    Archive, CurrentVerdict, EarlierState, Erased, ErasedRows, Erasure, Event, ExistingVerdict, Hold, Inserted, KeptBy,
+    Ledger, LedgerError, NewVerdict, Outbox, OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableFacts,
+    Revise, Revised, StoredVerdict, Subject, SubjectPage, UnpublishedEvents, VerdictFilter, VerdictPage, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
@@ -186,6 +186,7 @@ impl ObjectStore for Shelf {
             length,
             etag: Some("1".into()),
             version_id: None,
+            modified: None,
             body: stream::once(async { Ok(bytes) }).boxed(),
         })
     }
@@ -232,6 +233,10 @@ impl Verdicts for Slate {
     async fn revise(&self, _: &Revise) -> Result<Revised, LedgerError> {
         Ok(Revised::Missing)
     }
+
+    async fn mark_deleted(&self, _: &Removal) -> Result<u64, LedgerError> {
+        Ok(0)
+    }
 }
 
 #[async_trait]
@@ -273,6 +278,37 @@ impl Outbox for Slate {
 
     async fn count_unpublished(&self) -> Result<Vec<UnpublishedEvents>, LedgerError> {
         Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Erasure for Slate {
+    async fn page_of_subject(&self, _: &Subject, _: Option<Position>) -> Result<SubjectPage, LedgerError> {
+        Ok(SubjectPage { ids: Vec::new(), next: None })
+    }
+
+    async fn hold_on(&self, _: &[Uuid]) -> Result<Option<Hold>, LedgerError> {
+        Ok(None)
+    }
+
+    async fn erase(&self, _: &[Uuid]) -> Result<Erased, LedgerError> {
+        Ok(Erased::Done(ErasedRows::default()))
+    }
+
+    async fn are_erased(&self, objects: &[ImageRef]) -> Result<Vec<bool>, LedgerError> {
+        Ok(vec![false; objects.len()])
+    }
+
+    async fn add_hold(&self, _: &Hold) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn holds(&self) -> Result<Vec<Hold>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn release_hold(&self, _: Uuid) -> Result<bool, LedgerError> {
+        Ok(false)
     }
 }
 
@@ -337,7 +373,12 @@ impl Archive for Slate {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
 
-    async fn count_unprunable(&self, _: &VerdictFilter, _: Option<Position>) -> Result<PrunedPage, LedgerError> {
+    async fn count_unprunable(
+        &self,
+        _: &VerdictFilter,
+        _: Option<Position>,
+        _: KeptBy,
+    ) -> Result<PrunedPage, LedgerError> {
         Ok(PrunedPage { verdicts: 0, next: None })
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use pixwarden::config::Config;
+use pixwarden::config::{Config, LedgerConfig};
 use pixwarden::job::event::{EventContext, event};
 use pixwarden::job::{
     Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
@@ -31,7 +31,8 @@ pub struct Options {
 
 /// Prints the seconds that the commits took.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let config = Config { ledger: options.ledger.into(), ..Config::default() };
+    let url = LedgerConfig { url: options.ledger.into(), ..LedgerConfig::default() };
+    let config = Config { ledger: url, ..Config::default() };
     let ledger = ledger::open(&config).await?;
     let mut took = Duration::ZERO;
     for group in 0..options.rows.div_ceil(options.group) {
@@ -79,6 +80,7 @@ fn entry(n: usize) -> NewVerdict {
             etag: Some(Uuid::new_v4().simple().to_string()),
         },
         job_id,
+        object_at: Some(now),
         sha256: Some(sha256),
         bytes: Some(40_000 + n as u64),
         seen: Some(ImageInfo { format: "jpeg", width: 1920, height: 1080, frames: 1 }),

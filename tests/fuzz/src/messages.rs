@@ -30,6 +30,10 @@ pub fn read(data: &[u8]) {
                 assert!(!matches!(read, Ok(Reading::Several(_))), "a part is not split again");
             }
         }
+        Ok(Reading::Removed(removal)) => {
+            let texts = [Some(&removal.bucket), Some(&removal.key), removal.version_id.as_ref()];
+            assert!(texts.into_iter().flatten().all(|text| !text.contains('\0')), "Postgres has no U+0000");
+        }
         Ok(Reading::Nothing(why)) => assert!(!why.is_empty()),
         Err(forms::Malformed(reason)) => assert!(!reason.contains('\n'), "one line, for a header: {reason:?}"),
     }
