@@ -125,6 +125,11 @@ pub enum BackfillError {
         BACKFILL_LEASE_TIMEOUT.as_secs()
     )]
     LockLost,
+    /// Two runs with different policies at once would leave some verdicts under one and some under the other.
+    #[error(
+        "another rejudge, by other policies or of another selection, has begun on this ledger; this one has ended\n  hint: run them one after the other"
+    )]
+    OtherRejudge,
 }
 
 /// One run over all sources.

@@ -42,6 +42,8 @@ pub struct RejudgeOptions {
     pub filter: VerdictFilter,
     /// Only verdicts on images for which the policy of this name holds.
     pub policy: Option<String>,
+    /// Whether jobs are published for what lacks a score; such a run does not continue one that published none.
+    pub enqueue: bool,
     /// Nothing is written.
     pub dry_run: bool,
     /// Start at the beginning even if an earlier run was interrupted.
@@ -76,13 +78,15 @@ pub struct RejudgeSummary {
     pub lacking: u64,
     /// Verdicts that another process has revised meanwhile.
     pub overtaken: u64,
+    /// Verdicts for which another policy holds than the one that was asked for.
+    pub skipped: u64,
 }
 
 impl RejudgeSummary {
     /// All verdicts that were read.
     #[must_use]
     pub fn verdicts(&self) -> u64 {
-        self.transitions.verdicts() + self.current + self.unscored + self.lacking
+        self.transitions.verdicts() + self.current + self.unscored + self.lacking + self.skipped
     }
 }
 
@@ -121,6 +125,10 @@ impl Rejudging {
                 return Ok(end);
             }
             observe(&self.summary, page.next.map(|next| next.at));
+            // A run that began meanwhile may have changed what this one has done.
+            if page.next.is_none() || stop.is_cancelled() || saved.elapsed() > SAVE_INTERVAL {
+                self.refuse_other_run().await?;
+            }
             from = page.next;
             if from.is_none() {
                 self.save_mark(None).await?;
@@ -148,6 +156,7 @@ impl Rejudging {
         let (mut changes, mut lacking) = (Vec::new(), Vec::new());
         for stored in page {
             if self.options.policy.as_ref().is_some_and(|name| *name != self.policy_name(&stored.verdict)) {
+                self.summary.skipped += 1;
                 continue;
             }
             let summary = &mut self.summary;
@@ -202,16 +211,27 @@ impl Rejudging {
         if self.options.dry_run {
             return Ok(None);
         }
-        let Some((mark, kept_at)) = self.ledger.backfill_progress(MARK).await? else { return Ok(None) };
-        let position = position(&mark, &self.run_id()).filter(|_| !self.options.restart);
-        if position.is_some() {
+        let mark = self.ledger.backfill_progress(MARK).await?;
+        let position = mark.as_ref().and_then(|(mark, _)| position(mark, &self.run_id()));
+        let position = position.filter(|_| !self.options.restart);
+        if let (Some(_), Some((_, kept_at))) = (position, mark) {
             let kept_at = kept_at.replace_nanosecond(0).unwrap_or(kept_at).format(&Rfc3339).unwrap_or_default();
             tracing::info!(kept_at, "continuing where an earlier run stopped; --restart starts at the beginning");
         } else {
-            // Before the first page is written: the run of that mark must not continue behind what this one changes.
-            self.save_mark(None).await?;
+            // Before the first page is written: the run of an earlier mark must not continue behind what this one changes.
+            self.save_mark(Some(Position { at: OffsetDateTime::UNIX_EPOCH, id: Uuid::nil() })).await?;
         }
         Ok(position)
+    }
+
+    /// Ends this run where another one has replaced its mark.
+    async fn refuse_other_run(&self) -> Result<(), BackfillError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let mark = self.ledger.backfill_progress(MARK).await?;
+        let is_own = mark.is_some_and(|(mark, _)| position(&mark, &self.run_id()).is_some());
+        if is_own { Ok(()) } else { Err(BackfillError::OtherRejudge) }
     }
 
     async fn save_mark(&self, position: Option<Position>) -> Result<(), LedgerError> {
@@ -240,6 +260,7 @@ impl Rejudging {
             key_prefix,
             labels,
             self.options.policy,
+            self.options.enqueue,
         ]))
     }
 }

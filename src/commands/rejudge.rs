@@ -65,7 +65,7 @@ pub struct RejudgeArguments {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = numbers::whole::<usize>)]
     show: usize,
     /// Start at the beginning even if an earlier run was interrupted
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     restart: bool,
     /// Maximum number of verdicts per second; a higher rate takes more of the ledger from the workers
     #[arg(long, value_name = "N", value_parser = |text: &str| numbers::within(text, 0.001..=1e6))]
@@ -95,6 +95,7 @@ impl RejudgeArguments {
         Ok(RejudgeOptions {
             filter: self.findings.add_to(self.selection.filter()),
             policy: self.policy.clone(),
+            enqueue: self.enqueue,
             dry_run: self.dry_run,
             restart: self.restart,
             rate: self.rate,
@@ -113,6 +114,7 @@ pub(super) fn refuse_unknown_policy(policies: &PolicySet, name: &str) -> Result<
 }
 
 pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow::Result<u8> {
+    arguments.selection.check()?;
     let (_, policies) = plan(config)?;
     let options = arguments.options(&policies)?;
     let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
@@ -252,7 +254,7 @@ pub(super) fn transition_row(transition: &Transition) -> Map<String, Value> {
 }
 
 fn print_summary(arguments: &RejudgeArguments, summary: &RejudgeSummary, enqueued: Option<&BackfillCounts>) {
-    let RejudgeSummary { transitions, current, unscored, lacking, overtaken } = summary;
+    let RejudgeSummary { transitions, current, unscored, lacking, overtaken, skipped } = summary;
     let judged = transitions.verdicts();
     let rejudged = match (arguments.dry_run, judged) {
         (true, _) => "would be rejudged; nothing was written",
@@ -286,6 +288,9 @@ fn print_summary(arguments: &RejudgeArguments, summary: &RejudgeSummary, enqueue
             counted(waiting, "image has", "images have"),
             if screened == 1 { "has" } else { "have" }
         );
+    }
+    if let Some(name) = arguments.policy.as_ref().filter(|_| *skipped > 0) {
+        note!("{skipped} verdicts were left out: another policy than \"{name}\" holds for their images");
     }
     if *overtaken > 0 {
         note!("{overtaken} of them are unchanged: another process revised or deleted them meanwhile");

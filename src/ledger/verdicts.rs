@@ -8,7 +8,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{DatabaseError, Event, LedgerError};
-use crate::job::event;
 use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Removal, Revision, RevisionCause, Verdict};
 
 /// A first judgement, with the event that announces it.
@@ -91,12 +90,10 @@ impl Revise {
         self.verdict.judgement.allows()
     }
 
-    /// Whether the unpublished events of earlier revisions must not be sent any more: this event replaces them, or they
-    /// announce something else. Without either, the earlier event still holds.
+    /// Whether the unpublished events of earlier revisions must not be sent any more: they say something else, or this
+    /// event replaces them. Without either, the earlier event still holds.
     pub(super) fn makes_events_stale(&self, earlier: &Judgement) -> bool {
-        // Not the findings: a concurrent rejudge may have added them to a row of an earlier release without an event.
-        let announced = |judgement: &Judgement| event::announcement(judgement, None);
-        self.event.is_some() || announced(&self.verdict.judgement) != announced(earlier)
+        self.event.is_some() || !self.verdict.judgement.says_same_as(earlier)
     }
 }
 
@@ -109,6 +106,8 @@ pub enum Revised {
     Stale(ExistingVerdict),
     /// There is no verdict of this id.
     Missing,
+    /// A replay has fetched content that was erased at this place. The verdict stays as it is.
+    Erased,
 }
 
 /// Verdicts, as a worker writes and finds them.
@@ -184,6 +183,7 @@ pub async fn replace_failed_verdict(
     match ledger.revise(&revise).await? {
         Revised::Written { event, .. } => Ok(Inserted::Written(event)),
         Revised::Stale(current) => Ok(Inserted::Existing(current)),
+        Revised::Erased => Ok(Inserted::Erased),
         Revised::Missing => {
             Err(LedgerError::Down(DatabaseError::from(format!("verdict {} was deleted meanwhile", verdict.id))))
         }

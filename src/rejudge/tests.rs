@@ -81,6 +81,7 @@ fn options() -> RejudgeOptions {
     RejudgeOptions {
         filter: VerdictFilter::default(),
         policy: None,
+        enqueue: false,
         dry_run: false,
         restart: false,
         rate: None,
@@ -123,7 +124,7 @@ async fn one_tenant_is_rejudged_and_no_row_of_another_is_touched() {
     let stop = CancellationToken::new();
     let one = RejudgeOptions { policy: Some("kids".into()), examples: 2, ..options() };
     let (end, summary) = world.rejudge(&world.config, one, &stop).await;
-    assert_eq!((end, summary.verdicts()), (BackfillEnd::Done, 3));
+    assert_eq!((end, summary.verdicts(), summary.skipped), (BackfillEnd::Done, 9, 6));
     let counted: Vec<_> = summary.transitions.iter().collect();
     let transition =
         Transition { before: Outcome::Passed, after: Outcome::Flagged, category: Some("synthetic".into()) };
@@ -179,7 +180,10 @@ async fn an_interrupted_run_continues_and_a_run_by_other_policies_begins_at_the_
 
     world.rejudge(&other, options(), &stopped).await;
     let filtered = RejudgeOptions { policy: Some("default".into()), ..options() };
-    assert_eq!(world.rejudge(&other, filtered, &running).await.1.verdicts(), 400, "another selection");
+    assert_eq!(world.rejudge(&other, filtered, &running).await.1.verdicts(), 1200, "another selection");
+    world.rejudge(&other, options(), &stopped).await;
+    let enqueuing = RejudgeOptions { enqueue: true, ..options() };
+    assert_eq!(world.rejudge(&other, enqueuing, &running).await.1.verdicts(), 1200, "no job was published before");
     world.rejudge(&other, options(), &stopped).await;
     let restarted = RejudgeOptions { restart: true, ..options() };
     assert_eq!(world.rejudge(&other, restarted, &running).await.1.verdicts(), 1200);
@@ -221,4 +225,22 @@ async fn a_comparison_says_what_a_rejudge_then_does_and_writes_nothing() {
     assert_eq!(baselines.len(), 2, "one for each digest");
     world.ledger.save_baselines(&baselines).await.unwrap();
     assert_eq!(world.ledger.find_baselines(&["d".into()]).await.unwrap(), [baselines[0].clone()]);
+}
+
+#[tokio::test]
+async fn a_run_ends_where_another_one_by_other_policies_has_begun() {
+    let world = World::with_verdicts(400).await;
+    let mut run =
+        Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
+    // The other run claims its mark while this one reads its first page.
+    let from = run.start().await.unwrap();
+    assert_eq!(from, None);
+    let mut other = world.config.clone();
+    other.policy.rules[0].flag_at = Some(0.95);
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    world.rejudge(&other, options(), &stopped).await;
+    assert!(matches!(run.refuse_other_run().await, Err(BackfillError::OtherRejudge)));
+    let (_, rest) = world.rejudge(&other, options(), &CancellationToken::new()).await;
+    assert_eq!(rest.verdicts(), 700, "the mark of the other run stays");
 }
