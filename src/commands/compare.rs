@@ -52,7 +52,7 @@ const DRIFT_COLUMNS: [&str; 6] = ["detector", "label", "scores", "baseline_score
 #[derive(Debug, Args)]
 #[command(after_help = "Verdicts and events stay as they are. `share` is of all verdicts that were judged, with \
 its 95 % confidence interval from `low` to `high`. `drift` is the population stability index of the selected scores against the \
-stored baseline: by custom, less than 0.1 is none, and more than 0.25 is large.")]
+stored baseline: by custom, less than 0.1 is none, and more than 0.25 is large. It is empty for fewer than 1,000 scores.")]
 pub struct CompareArguments {
     /// The policies to try: `trusted_metadata`, `[policy]` and `[[policies]]` of this configuration file
     /// [default: the configured policies]
@@ -69,7 +69,9 @@ pub struct CompareArguments {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = numbers::whole::<usize>)]
     show: usize,
     /// Store the selected scores as the baseline of each detector, which later scores are compared with
-    #[arg(long)]
+    ///
+    /// Only a range of time may be selected besides: workers compare all verdicts with the baseline.
+    #[arg(long, conflicts_with_all = ["outcome", "bucket", "key_prefix", "detector", "label"])]
     save_baseline: bool,
     /// Output format
     #[arg(long, value_enum)]
@@ -87,6 +89,7 @@ impl CompareArguments {
 type RowFields = Map<String, Value>;
 
 pub(super) async fn run(arguments: &CompareArguments, config: &Config) -> anyhow::Result<u8> {
+    arguments.selection.check()?;
     let tried = match &arguments.policy {
         Some(file) => policies_of_file(config, file)?,
         None => config.clone(),
@@ -105,12 +108,12 @@ pub(super) async fn run(arguments: &CompareArguments, config: &Config) -> anyhow
     shown.finish();
     let comparison = compared?;
     let drift = drift_rows(ledger.as_ref(), &comparison).await?;
+    print_rows(Format::or_default(arguments.format), &comparison, config, drift)?;
+    print_summary(&comparison);
     if arguments.save_baseline {
-        ledger.save_baselines(&comparison.baselines()).await?;
+        save_baseline(ledger.as_ref(), &comparison).await?;
     }
     ledger.close().await;
-    print_rows(Format::or_default(arguments.format), &comparison, config, drift)?;
-    print_summary(arguments, &comparison);
     Ok(0)
 }
 
@@ -192,10 +195,10 @@ fn fields<const N: usize>(fields: [(&str, Value); N]) -> RowFields {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn print_summary(arguments: &CompareArguments, comparison: &Comparison) {
-    let Comparison { transitions, unscored, lacking, outdated, scores, .. } = comparison;
+fn print_summary(comparison: &Comparison) {
+    let Comparison { transitions, unscored, lacking, outdated, .. } = comparison;
     note!(
-        "{} judged; {} would get another outcome; nothing was written",
+        "{} judged; {} would get another outcome",
         counted(transitions.verdicts(), "verdict was", "verdicts were"),
         transitions.changed()
     );
@@ -210,11 +213,18 @@ fn print_summary(arguments: &CompareArguments, comparison: &Comparison) {
             more => note!("{more} verdicts are left out: each {why}"),
         }
     }
-    if arguments.save_baseline {
-        let labels = counted(scores.0.len() as u64, "label", "labels");
-        note!("the scores of {labels} are the baseline now");
-        if scores.0.values().any(|histogram| histogram.total() < MIN_SCORES) {
-            note!("warning: no drift is computed for a label with fewer than {MIN_SCORES} scores");
-        }
+}
+
+/// Stores the compared scores as the baseline.
+async fn save_baseline(ledger: &dyn Ledger, comparison: &Comparison) -> anyhow::Result<()> {
+    let baselines = comparison.baselines();
+    if baselines.is_empty() {
+        anyhow::bail!("no baseline was stored: the selected verdicts have no scores");
     }
+    ledger.save_baselines(&baselines).await?;
+    note!("the scores of {} are the baseline now", counted(baselines.len() as u64, "label", "labels"));
+    if comparison.scores.0.values().any(|histogram| histogram.total() < MIN_SCORES) {
+        note!("warning: no drift is computed for a label with fewer than {MIN_SCORES} scores");
+    }
+    Ok(())
 }

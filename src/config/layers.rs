@@ -118,7 +118,14 @@ pub(crate) fn policies_of_file(config: &Config, path: &Path) -> Result<Config, C
     merge(&mut merged, read_file(path, &text, &defaults, &mut origins)?);
     let file: Config = value::read(merged).map_err(|e| e.at(&origins))?;
     let Config { policy, policies, trusted_metadata, .. } = file;
-    Ok(Config { policy, policies, trusted_metadata, origins, ..config.clone() })
+    let tried = Config { policy, policies, trusted_metadata, origins, ..config.clone() };
+    if tried.policy.rules.is_empty() && tried.policies.iter().all(|policy| policy.rules.is_empty()) {
+        let what =
+            format!("{} has no rule\n  hint: give a file with `[[policy.rules]]` or `[[policies]]`", path.display());
+        return Err(ConfigError::Invalid { option: "--policy".into(), what });
+    }
+    tried.check_kept_metadata().map_err(|e| e.at(&config.origins))?;
+    Ok(tried)
 }
 
 fn read_file(path: &Path, text: &str, defaults: &Table, origins: &mut Origins) -> Result<Table, ConfigError> {
