@@ -310,6 +310,10 @@ impl JobProcessor {
     /// # Errors
     /// [`JobEnd::Interrupted`] or [`JobEnd::Unrecorded`].
     pub async fn record_removal(&self, removal: &Removal, deadline: Instant) -> Result<u64, JobEnd> {
+        // A sender must not mark what it could not have screened.
+        if !self.fetcher.allows(&removal.bucket) {
+            return Ok(0);
+        }
         loop {
             match self.call(|| self.ledger.mark_deleted(removal)).await {
                 Ok(verdicts) => return Ok(verdicts),

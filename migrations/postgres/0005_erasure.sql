@@ -4,7 +4,7 @@ CREATE TABLE tombstones (
     place     bytea NOT NULL,                     -- of bucket, a zero byte, and key
     content   bytea,                              -- of the content's SHA-256; null where nothing was fetched
     etag      bytea,                              -- of the object's ETag, for backfill
-    verdict   bytea,                              -- of the verdict's id, where there is no content
+    verdict   bytea,                              -- of the verdict's id
     erased_at timestamptz NOT NULL DEFAULT now()
 );
 

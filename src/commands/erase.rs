@@ -44,7 +44,7 @@ pub struct EraseArguments {
     #[arg(long)]
     dry_run: bool,
     /// Erase without asking; required where there is no terminal to ask on
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     yes: bool,
     /// Output format
     #[arg(long, value_enum)]
@@ -128,14 +128,14 @@ async fn erase_all(
             tokio::time::sleep(BATCH_DELAY).await;
         }
         if !matches!(subject, Subject::Image { .. }) {
-            break;
+            return Ok(());
         }
         ids = find(ledger, subject).await?;
         if ids.is_empty() {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
+    bail!("verdicts on it are committed again and again\n  hint: run the command again when its jobs have ended")
 }
 
 fn refusal(hold: &Hold, what: &str) -> String {

@@ -12,7 +12,6 @@ use futures_util::TryStreamExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::UsageError;
 use super::age::Age;
 use super::console::{counted, note};
 use super::options::LedgerOption;
@@ -102,21 +101,10 @@ impl ExportArguments {
             None => ExportEnd::new(now, lag, since, until),
         }
     }
-
-    fn check(&self) -> Result<(), UsageError> {
-        let VerdictFilter { since, until, .. } = self.selection.filter();
-        match (since, until) {
-            (Some(since), Some(until)) if until < since => {
-                let [since, until] = [since, until].map(|at| at.format(&Rfc3339).unwrap_or_default());
-                Err(UsageError(format!("--until {until} is before --since {since}")))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow::Result<u8> {
-    arguments.check()?;
+    arguments.selection.check()?;
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
     let format = match arguments.format {
@@ -158,7 +146,7 @@ mod tests {
         let check = |since: &str, until: &str| {
             let words = ["pixwarden", "export", "--since", since, "--until", until];
             let Command::Export(arguments) = Cli::try_parse_from(words).unwrap().command else { unreachable!() };
-            arguments.check().map_err(anyhow::Error::from)
+            arguments.selection.check().map_err(anyhow::Error::from)
         };
         let error = check("2026-11-26", "2026-11-25T23:59:59Z").unwrap_err();
         assert_eq!(error.to_string(), "--until 2026-11-25T23:59:59Z is before --since 2026-11-26T00:00:00Z");

@@ -287,7 +287,8 @@ mod tests {
         for (command, taken) in commands() {
             for (flag, value) in SHARED {
                 // Commands that select verdicts have filters of these names, which are no part of the configuration.
-                let is_filter = ["export", "rejudge", "compare", "prune"].contains(&command[0]) && FILTERS.contains(&flag);
+                let is_filter =
+                    ["export", "rejudge", "compare", "prune"].contains(&command[0]) && FILTERS.contains(&flag);
                 match parse(&[], command, &[flag, value]) {
                     Ok(cli) if taken.contains(&flag) => assert_eq!(flags(&cli), [flag], "{command:?} {flag}"),
                     Ok(cli) => assert!(is_filter && flags(&cli).is_empty(), "{command:?} ignores {flag}"),

@@ -56,6 +56,7 @@ impl PruneArguments {
 }
 
 pub(super) async fn run(arguments: &PruneArguments, config: &Config) -> anyhow::Result<u8> {
+    arguments.selection.check()?;
     let filter = arguments.filter();
     if filter.until.is_none() {
         return Err(UsageError("no age is given\n  hint: give --older-than AGE or --until TIME".into()).into());

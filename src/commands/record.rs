@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::{Iso8601, Rfc3339};
 
+use super::UsageError;
 use crate::job::{Outcome, Verdict, exact, exact_scores};
 use crate::ledger::{Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
 
@@ -100,6 +101,17 @@ pub(super) struct VerdictSelection {
 }
 
 impl VerdictSelection {
+    /// Refuses a range that ends before it begins.
+    pub(super) fn check(&self) -> Result<(), UsageError> {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) if until < since => {
+                let [since, until] = [since, until].map(|at| at.format(&Rfc3339).unwrap_or_default());
+                Err(UsageError(format!("--until {until} is before --since {since}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn filter(&self) -> VerdictFilter {
         VerdictFilter {
             since: self.since,

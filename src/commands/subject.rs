@@ -38,7 +38,8 @@ pub(super) fn text(subject: &Subject) -> String {
 }
 
 fn image(text: &str) -> Result<Subject, String> {
-    let image = ImageRef::from_uri(text).ok_or("it must be s3://BUCKET/KEY")?;
+    let image = ImageRef::from_uri(text)
+        .ok_or("it must be s3://BUCKET/KEY; a scanned file is named by its content, with --sha256")?;
     Ok(Subject::Image { bucket: image.bucket, key: image.key })
 }
 

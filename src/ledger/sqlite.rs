@@ -87,6 +87,8 @@ impl Sqlite {
             .create_if_missing(missing == MissingFile::Create)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            // What is deleted or replaced is overwritten in the file, so that `erase` reaches it too.
+            .pragma("secure_delete", "ON")
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(1)

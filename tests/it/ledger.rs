@@ -1204,7 +1204,15 @@ async fn erased_content_comes_back_by_no_job_and_other_content_does() {
         let mut gone = of("gone", Outcome::Missing);
         gone.verdict.sha256 = None;
         gone.verdict.image.etag = None;
-        for again in [first.clone(), of("two", Outcome::Passed), detector, gone] {
+        // Its bucket is not allowed any more, or refuses access.
+        let unfetched = |mut new: NewVerdict| {
+            new.verdict.sha256 = None;
+            new
+        };
+        let mut denied = unfetched(first.clone());
+        denied.verdict.image.etag = None;
+        let state = unfetched(of("state", Outcome::Rejected));
+        for again in [first.clone(), of("two", Outcome::Passed), detector, gone, denied, state] {
             let inserted = ledger.insert(std::slice::from_ref(&again)).await.unwrap();
             assert_eq!(inserted, [Inserted::Erased], "{}", again.verdict.job_id);
             assert_eq!(ledger.find_verdict(again.verdict.id).await.unwrap(), None);
@@ -1221,6 +1229,7 @@ async fn erased_content_comes_back_by_no_job_and_other_content_does() {
         bucket.verdict.image.bucket = "another".into();
         let mut rejected = of("rejected", Outcome::Rejected);
         rejected.verdict.sha256 = None;
+        rejected.verdict.image.etag = Some("another state".into());
         let group = [first.clone(), other, moved, bucket, rejected];
         let inserted = ledger.insert(&group).await.unwrap();
         assert_eq!(inserted[0], Inserted::Erased);
@@ -1235,6 +1244,23 @@ async fn erased_content_comes_back_by_no_job_and_other_content_does() {
         // A later judgement finds nothing to judge.
         let (_, revised) = revise_to(ledger.as_ref(), &first.verdict, 1, Outcome::Passed).await;
         assert_eq!(revised, Revised::Missing);
+
+        // A job that had failed is replayed, and fetches what was erased.
+        let mut failed = of("failed", Outcome::Failed);
+        failed.verdict.sha256 = None;
+        failed.verdict.image.etag = None;
+        assert!(matches!(ledger.insert(&[failed.clone()]).await.unwrap()[0], Inserted::Written(_)));
+        let replayed = Verdict { sha256: first.verdict.sha256, ..of("failed", Outcome::Passed).verdict };
+        let replay = Revise {
+            verdict: replayed,
+            expected_revision: 1,
+            cause: RevisionCause::Replayed,
+            judged_at: ledger.now().await.unwrap(),
+            event: None,
+        };
+        assert_eq!(ledger.revise(&replay).await.unwrap(), Revised::Erased);
+        let stored = ledger.read_verdict(failed.verdict.id).await.unwrap().unwrap();
+        assert_eq!((stored.verdict.sha256, stored.revision.number), (None, 1));
     }
 }
 
@@ -1283,7 +1309,7 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
         revise_to(ledger.as_ref(), &secret.verdict, 1, Outcome::Review).await;
         ledger.begin_quarantine(id, Uuid::new_v4()).await.unwrap();
         ledger.record_published_jobs(&[id], OffsetDateTime::now_utc()).await.unwrap();
-        ledger.save_backfill_progress("at it", Some("b/secret-key")).await.unwrap();
+        ledger.save_backfill_progress("at it", Some("secret-key")).await.unwrap();
         ledger.save_backfill_progress("elsewhere", Some("b/k")).await.unwrap();
         let words = ["secret-job", "secret-user", "secret-key", "secret-etag", &"ab".repeat(32), &id.to_string()];
         let before = subject.dump().await;

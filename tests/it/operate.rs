@@ -465,6 +465,11 @@ async fn prune_deletes_only_what_is_selected_and_only_on_request() {
         refused.stderr
     );
     assert_eq!(lab.run(&["prune", "--yes"]).await.status, 2, "without an age");
+    for command in [&["prune", "--yes"][..], &["rejudge"], &["compare"]] {
+        let backwards = lab.run(&[command, &["--since", "2026-02-01", "--until", "2026-01-01"]].concat()).await;
+        assert_eq!(backwards.status, 2, "{command:?}");
+        assert!(backwards.stderr.contains("is before --since 2026-02-01"), "{}", backwards.stderr);
+    }
 
     let dry = lab.run(&[&old[..], &["--dry-run", "--bucket", "up*"]].concat()).await.expect_ok();
     assert!(dry.stderr.contains("5 verdicts would be deleted"), "{}", dry.stderr);

@@ -199,6 +199,8 @@ async fn delete_prunable(
     limit: u32,
 ) -> Result<PrunedPage, sqlx::Error> {
     let mut transaction = c.begin().await?;
+    // A hold that is added meanwhile waits for this batch, and keeps what the batch has left.
+    sqlx::query("LOCK TABLE holds IN SHARE MODE").execute(&mut *transaction).await?;
     let mut parts = Parts::new(&filter, from);
     let window = parts.shorten(&mut transaction).await?;
     let places = parts.places(&mut transaction, limit).await?;

@@ -18,9 +18,11 @@ use crate::ledger::erasure::SubjectColumns;
 use crate::ledger::{Erased, ErasedRows, Erasure, Hold, LedgerError, Position, Subject, SubjectPage, VerdictFilter};
 use crate::retry;
 
-/// How long erasing waits for inserts that run, or for a row that another transaction has locked. Inserts of all workers
-/// wait behind it.
+/// How long erasing waits for inserts that run. Inserts of all workers wait behind it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it then waits for a row that another transaction has locked, and for one of its statements.
+const ROW_LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The secret of the digests. The subquery is run once for each statement.
 macro_rules! secret {
@@ -58,8 +60,8 @@ macro_rules! keyed_place {
 
 /// Whether a row `entry` meets no tombstone. While there are none, this costs one look at an empty table.
 ///
-/// A tombstone is met by its content at its place. Where nothing is known of the content, it is met by an object that is
-/// missing, and by the job or the state of the object that it was written for. Everything else is a new image.
+/// A tombstone is met by its content at its place. An entry that has fetched nothing meets it where the object is missing,
+/// and as the job or the state of the object that it was written for. Everything else is a new image.
 macro_rules! meets_no_tombstone {
     () => {
         concat!(
@@ -69,7 +71,7 @@ macro_rules! meets_no_tombstone {
             keyed_place!("entry"),
             " AND (entry.outcome = 'missing' OR content = ",
             keyed_digest!("entry.sha256"),
-            " OR (entry.sha256 IS NULL AND content IS NULL AND (tombstones.etag = ",
+            " OR (entry.sha256 IS NULL AND (tombstones.etag = ",
             keyed_text!("entry.etag"),
             " OR verdict = ",
             keyed_digest!("uuid_send(entry.id)"),
@@ -116,7 +118,6 @@ const ERASED: &str = concat!(
     meets_no_tombstone!()
 );
 
-/// A tombstone names the verdict only where it cannot name the content.
 const INSERT_TOMBSTONES: &str = concat!(
     "INSERT INTO tombstones (place, content, etag, verdict)
      SELECT DISTINCT ",
@@ -125,15 +126,15 @@ const INSERT_TOMBSTONES: &str = concat!(
     keyed_digest!("sha256"),
     ", ",
     keyed_text!("etag"),
-    ", CASE WHEN sha256 IS NULL THEN ",
+    ", ",
     keyed_digest!("uuid_send(id)"),
-    " END
+    "
      FROM verdicts WHERE id = ANY($1) ON CONFLICT DO NOTHING"
 );
 
-/// A mark is a key, or a line with one.
+/// The mark of a listing is a key.
 const DELETE_MARKS: &str = "DELETE FROM backfill_progress
-     WHERE EXISTS (SELECT FROM verdicts WHERE id = ANY($1) AND strpos(mark, key) > 0)";
+     WHERE EXISTS (SELECT FROM verdicts WHERE id = ANY($1) AND mark = key)";
 
 const DELETE_ENDED_HOLDS: &str = concat!(
     "DELETE FROM holds AS hold
@@ -277,6 +278,12 @@ async fn erase(c: &mut PgConnection, verdicts: &[Uuid]) -> Result<Erased, sqlx::
     // Before any row: an insert that waits for one of these rows has a lock on the table. The mode also excludes another
     // erasure.
     sqlx::query("LOCK TABLE erase_lock IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await?;
+    // From here on inserts wait.
+    let [row, statement] = [ROW_LOCK_TIMEOUT, STATEMENT_TIMEOUT].map(|timeout| timeout.as_millis().to_string());
+    let set = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)";
+    sqlx::query(set).bind(row).bind(statement).execute(&mut *transaction).await?;
+    // A hold that is added meanwhile waits for this batch, and keeps what the batch has left.
+    sqlx::query("LOCK TABLE holds IN SHARE MODE").execute(&mut *transaction).await?;
     // A revision must not change the content between the tombstones and the deletion.
     let lock = "SELECT id FROM verdicts WHERE id = ANY($1) ORDER BY id FOR UPDATE";
     let ids: Vec<Uuid> = sqlx::query_scalar(lock).bind(verdicts).fetch_all(&mut *transaction).await?;

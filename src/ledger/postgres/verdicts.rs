@@ -161,6 +161,9 @@ async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sql
     let refused = match lock_verdicts(&mut transaction, &[id]).await?.remove(&id) {
         None => Some(Revised::Missing),
         Some(locked) if locked.existing.revision != revise.expected_revision => Some(Revised::Stale(locked.existing)),
+        Some(_) if revise.cause == RevisionCause::Replayed && meets_tombstone(&mut transaction, &revise).await? => {
+            Some(Revised::Erased)
+        }
         Some(locked) => {
             replace_history(&mut transaction, &[(&revise, &locked)]).await?;
             None
@@ -180,6 +183,12 @@ async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sql
     transaction.commit().await?;
     let event = stored_event(&written, id, revise.event.as_ref());
     Ok(Revised::Written { revision: revise.revision().number, event })
+}
+
+/// Whether the content of a replay was erased at its place. The lock is that of an insert: see `erasure.rs`.
+async fn meets_tombstone(c: &mut PgConnection, revise: &Revise) -> Result<bool, sqlx::Error> {
+    sqlx::query("INSERT INTO erase_lock SELECT true WHERE false").execute(&mut *c).await?;
+    Ok(!find_erased(c, std::slice::from_ref(&revise.verdict)).await?.is_empty())
 }
 
 /// Locks verdicts until the transaction ends, in the order of their ids.

@@ -134,8 +134,6 @@ impl Erasure for Sqlite {
         let ids = as_json(verdicts);
         self.run(move |c| {
             Box::pin(async move {
-                // What is deleted is overwritten in the file.
-                sqlx::query("PRAGMA secure_delete = ON").execute(&mut *c).await?;
                 let mut transaction = c.begin_with(BEGIN).await?;
                 if let Some(hold) = hold_on(&mut transaction, &ids).await? {
                     transaction.rollback().await?;
@@ -151,7 +149,7 @@ impl Erasure for Sqlite {
                             "DELETE FROM backfill_progress
                              WHERE EXISTS (SELECT 1 FROM verdicts WHERE ",
                             among!("id"),
-                            " AND instr(mark, key) > 0)"
+                            " AND mark = key)"
                         ),
                         &mut erased.backfill_marks,
                     ),
@@ -176,6 +174,8 @@ impl Erasure for Sqlite {
                     *rows = sqlx::query(query).bind(&ids).execute(&mut *transaction).await?.rows_affected();
                 }
                 transaction.commit().await?;
+                // The log of changes still has the pages as they were.
+                sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *c).await?;
                 Ok(Erased::Done(erased))
             })
         })
@@ -254,7 +254,7 @@ pub(super) async fn meets_tombstone(c: &mut SqliteConnection, verdict: &Verdict)
     let query = "SELECT EXISTS (
                      SELECT 1 FROM tombstones
                      WHERE place = $1 AND ($2 OR content = $3
-                         OR ($3 IS NULL AND content IS NULL AND (etag = $4 OR verdict = $5))))";
+                         OR ($3 IS NULL AND (etag = $4 OR verdict = $5))))";
     sqlx::query_scalar(query)
         .bind(secret.place(&verdict.image))
         .bind(verdict.judgement.outcome == Outcome::Missing)
@@ -280,7 +280,7 @@ async fn insert_tombstones(c: &mut SqliteConnection, ids: &str) -> Result<u64, s
             .bind(secret.place(&image))
             .bind(sha256.as_ref().map(|sha256| secret.digest(sha256)))
             .bind(etag.map(|etag| secret.digest(etag.as_bytes())))
-            .bind(sha256.is_none().then(|| secret.digest(id.as_bytes())))
+            .bind(secret.digest(id.as_bytes()))
             .bind(now())
             .execute(&mut *c)
             .await?

@@ -130,6 +130,10 @@ impl Verdicts for Sqlite {
                     transaction.rollback().await?;
                     return Ok(Revised::Stale(locked.existing));
                 }
+                if revise.cause == RevisionCause::Replayed && meets_tombstone(&mut transaction, &revise.verdict).await?
+                {
+                    return Ok(Revised::Erased);
+                }
                 let due_at = OffsetDateTime::now_utc() + HANDOVER_DELAY;
                 let event = write_revision(&mut transaction, &revise, &locked, due_at).await?;
                 transaction.commit().await?;
