@@ -230,8 +230,7 @@ async fn a_comparison_says_what_a_rejudge_then_does_and_writes_nothing() {
 #[tokio::test]
 async fn a_run_ends_where_another_one_by_other_policies_has_begun() {
     let world = World::with_verdicts(400).await;
-    let mut run =
-        Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
+    let run = Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
     // The other run claims its mark while this one reads its first page.
     let from = run.start().await.unwrap();
     assert_eq!(from, None);

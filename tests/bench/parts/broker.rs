@@ -22,9 +22,10 @@ use pixwarden::broker::{Topology, connect};
 use pixwarden::config::{Bucket, Config, DetectorEntry, SecretUrl};
 use pixwarden::job::{Digests, ImageRef, Lane, Removal};
 use pixwarden::ledger::{
-    Archive, CurrentVerdict, EarlierState, Erased, ErasedRows, Erasure, Event, ExistingVerdict, Hold, Inserted, KeptBy,
-    Ledger, LedgerError, NewVerdict, Outbox, OutboxRow, Position, PrunedPage, Quarantine, Reconcile, ReusableFacts,
-    Revise, Revised, StoredVerdict, Subject, SubjectPage, UnpublishedEvents, VerdictFilter, VerdictPage, Verdicts,
+    Archive, Baselines, CurrentVerdict, EarlierState, Erased, ErasedRows, Erasure, Event, ExistingVerdict, Hold,
+    Inserted, KeptBy, Ledger, LedgerError, NewVerdict, Outbox, OutboxRow, Position, PrunedPage, Quarantine, Reconcile,
+    ReusableFacts, Revise, Revised, ScoreBaseline, StoredVerdict, Subject, SubjectPage, UnpublishedEvents,
+    VerdictFilter, VerdictPage, Verdicts,
 };
 use pixwarden::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use pixwarden::telemetry::intake::Intake;
@@ -277,6 +278,17 @@ impl Outbox for Slate {
     }
 
     async fn count_unpublished(&self) -> Result<Vec<UnpublishedEvents>, LedgerError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Baselines for Slate {
+    async fn save_baselines(&self, _: &[ScoreBaseline]) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn find_baselines(&self, _: &[String]) -> Result<Vec<ScoreBaseline>, LedgerError> {
         Ok(Vec::new())
     }
 }
