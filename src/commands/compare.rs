@@ -1,4 +1,4 @@
-//! `pixwarden compare`: arguments and output of [`crate::compare`].
+//! `pixwarden compare`: arguments and output of `compare` in the crate.
 
 use std::path::PathBuf;
 

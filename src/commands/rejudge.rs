@@ -1,4 +1,4 @@
-//! `pixwarden rejudge`: arguments and output of [`crate::rejudge`].
+//! `pixwarden rejudge`: arguments and output of `rejudge` in the crate.
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
