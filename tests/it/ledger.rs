@@ -1346,6 +1346,18 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
             assert!(!after.contains(word), "{word} is left in:\n{after}");
         }
         assert!(after.contains("elsewhere") && after.contains("secret-true"), "and nothing else is gone:\n{after}");
+        if let Tables::Sqlite(pool) = &subject.tables {
+            let file: String = sqlx::query_scalar("SELECT file FROM pragma_database_list WHERE name = 'main'")
+                .fetch_one(pool)
+                .await
+                .unwrap();
+            // Also what the revision had replaced before.
+            for file in [file.clone(), format!("{file}-wal")] {
+                let bytes = std::fs::read(&file).unwrap();
+                let is_left = |word: &str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+                assert!(!is_left("secret-key") && !is_left("secret-job"), "a deleted row is left in {file}");
+            }
+        }
     }
 }
 
