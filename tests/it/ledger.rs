@@ -1,5 +1,6 @@
 //! Both kinds of ledger do the same.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pixwarden::config::SecretUrl;
@@ -1363,10 +1364,12 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
 
 /// Waits until a statement waits for the lock that inserts and erasing share.
 async fn until_blocked(subject: &Subject) {
-    let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'erase_lock'::regclass";
+    let query =
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
+                     WHERE NOT granted AND relation = 'erase_lock'::regclass";
     let since = Instant::now();
     while subject.count(query).await == 0 {
-        assert!(since.elapsed() < Duration::from_secs(1), "nothing waits for the lock");
+        assert!(since.elapsed() < Duration::from_secs(10), "nothing waits for the lock");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -1391,7 +1394,8 @@ async fn erasing_waits_for_an_insert_that_runs() {
         stopping.commit().await.unwrap();
     };
     let erasing = async {
-        let query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'";
+        let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
+                     WHERE NOT granted AND locktype = 'advisory'";
         while subject.count(query).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -1401,6 +1405,48 @@ async fn erasing_waits_for_an_insert_that_runs() {
     let (inserted, erased, ()) = tokio::join!(subject.ledger.insert(&group), erasing, waiting);
     assert!(matches!(&inserted.unwrap()[..], [Inserted::Written(_)]));
     assert_eq!(done(erased).verdicts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_begins_after_the_batch_that_is_being_pruned() {
+    let [subject, _] = Subject::both().await;
+    let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
+    let new = NewVerdict { event: None, ..entry("old", Outcome::Passed) };
+    subject.ledger.insert(std::slice::from_ref(&new)).await.unwrap();
+    // A deletion that has begun, and stops in its trigger.
+    subject
+        .execute(
+            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_advisory_xact_lock(43); RETURN OLD; END $$",
+        )
+        .await;
+    subject.execute("CREATE TRIGGER stops BEFORE DELETE ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()").await;
+    let mut stopping = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(43)").execute(&mut *stopping).await.unwrap();
+    let is_added = AtomicBool::new(false);
+    let everything = VerdictFilter::default();
+    let pruning = subject.ledger.delete_prunable(&everything, None, 10);
+    let adding = async {
+        let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
+                     WHERE NOT granted AND locktype = 'advisory'";
+        while subject.count(query).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let hold = hold(image(&new.verdict), OffsetDateTime::now_utc() + Duration::from_secs(3600));
+        subject.ledger.add_hold(&hold).await.unwrap();
+        is_added.store(true, Ordering::Relaxed);
+        subject.count("SELECT count(*) FROM verdicts").await
+    };
+    let going_on = async {
+        let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
+                     WHERE NOT granted AND relation = 'holds'::regclass";
+        while subject.count(query).await == 0 && !is_added.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stopping.commit().await.unwrap();
+    };
+    let (pruned, left, ()) = tokio::join!(pruning, adding, going_on);
+    assert_eq!((pruned.unwrap().verdicts, left), (1, 0), "a hold keeps all that is there when it has begun");
 }
 
 #[tokio::test(flavor = "multi_thread")]
