@@ -68,8 +68,7 @@ impl Comparison {
         options: &ComparisonOptions,
         observe: impl Fn(&Self, Option<OffsetDateTime>),
     ) -> Result<Self, LedgerError> {
-        let (filter, now) = (options.filter.clone(), OffsetDateTime::now_utc());
-        let filter = VerdictFilter { until: Some(filter.until.map_or(now, |until| until.min(now))), ..filter };
+        let filter = options.filter.clone().before(OffsetDateTime::now_utc());
         let mut comparison = Self { transitions: Transitions::new(options.examples), ..Self::default() };
         let mut from = None;
         loop {
@@ -100,11 +99,11 @@ impl Comparison {
             self.outdated += 1;
             return;
         }
-        match options.policies.judge_stored(verdict) {
+        match policy.judge_stored(verdict) {
             StoredJudgement::Unscored => self.unscored += 1,
             StoredJudgement::Lacking => self.lacking += 1,
             StoredJudgement::Current => self.judged(verdict, &verdict.judgement),
-            StoredJudgement::Judged(_, judgement) => self.judged(verdict, &judgement),
+            StoredJudgement::Judged(judgement) => self.judged(verdict, &judgement),
         }
     }
 

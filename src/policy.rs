@@ -1,7 +1,7 @@
 //! The policies: rules that were checked once against the configured detectors, so that no policy fails open.
 //!
-//! `resolve` checks the configured rules, `set` chooses the policy of a job, and `judge` applies it to facts. `stored` does
-//! both for an image that was judged before.
+//! `resolve` checks the configured rules, `set` chooses the policy of a job, and `judge` applies it to facts. `stored` applies
+//! it to an image that was judged before.
 
 mod error;
 pub mod judge;

@@ -94,9 +94,7 @@ impl Rejudging {
     #[must_use]
     pub fn new(ledger: Arc<dyn Ledger>, policies: PolicySet, config: Arc<Config>, options: RejudgeOptions) -> Self {
         let summary = RejudgeSummary { transitions: Transitions::new(options.examples), ..RejudgeSummary::default() };
-        let (filter, now) = (&options.filter, OffsetDateTime::now_utc());
-        let selected =
-            VerdictFilter { until: Some(filter.until.map_or(now, |until| until.min(now))), ..filter.clone() };
+        let selected = options.filter.clone().before(OffsetDateTime::now_utc());
         Self { ledger, policies, config, options, selected, summary }
     }
 
@@ -155,19 +153,19 @@ impl Rejudging {
         let judged_at = self.ledger.now().await?;
         let (mut changes, mut lacking) = (Vec::new(), Vec::new());
         for stored in page {
-            if self.options.policy.as_ref().is_some_and(|name| *name != self.policy_name(&stored.verdict)) {
-                self.summary.skipped += 1;
+            let (policy, summary) = (self.policies.policy_for(&ImageContext::of(&stored.verdict)), &mut self.summary);
+            if self.options.policy.as_ref().is_some_and(|name| *name != policy.reference.name) {
+                summary.skipped += 1;
                 continue;
             }
-            let summary = &mut self.summary;
-            match self.policies.judge_stored(&stored.verdict) {
+            match policy.judge_stored(&stored.verdict) {
                 StoredJudgement::Unscored => summary.unscored += 1,
                 StoredJudgement::Current => summary.current += 1,
                 StoredJudgement::Lacking => {
                     summary.lacking += 1;
                     lacking.push(stored.verdict.image.clone());
                 }
-                StoredJudgement::Judged(policy, judgement) => {
+                StoredJudgement::Judged(judgement) => {
                     summary.transitions.add(&stored.verdict, &judgement);
                     let policy = policy.reference.clone();
                     let verdict = Verdict { judgement, policy, ..stored.verdict.clone() };
@@ -179,10 +177,6 @@ impl Rejudging {
             self.summary.overtaken += changes.len() as u64 - self.ledger.rejudge(&changes).await?;
         }
         Ok(lacking)
-    }
-
-    fn policy_name(&self, verdict: &Verdict) -> &str {
-        &self.policies.policy_for(&ImageContext::of(verdict)).reference.name
     }
 
     /// The revision that gives a stored verdict its new state, with the event where it is announced.

@@ -47,6 +47,13 @@ pub struct VerdictFilter {
 }
 
 impl VerdictFilter {
+    /// Without what was decided at this time or later. A command that reads up to its start leaves out what workers add
+    /// meanwhile, and so comes to an end.
+    #[must_use]
+    pub fn before(self, at: OffsetDateTime) -> Self {
+        Self { until: Some(self.until.map_or(at, |until| until.min(at))), ..self }
+    }
+
     /// Whether the order of the verdicts alone decides which are selected, once `outcomes` are read one by one.
     pub(super) const fn is_range(&self, reads_outcomes: bool) -> bool {
         self.detector.is_none()

@@ -1,37 +1,35 @@
-//! What the policies make of an image that was judged before.
+//! What a policy makes of an image that was judged before.
 
-use super::set::ImageContext;
-use super::{Policy, PolicySet, judge};
+use super::{Policy, judge};
 use crate::job::{Judgement, Outcome, Verdict};
 
-/// What the policy that holds for an image makes of its stored facts.
+/// What a policy makes of the stored facts of an image.
 #[derive(Debug)]
-pub(crate) enum StoredJudgement<'p> {
+pub(crate) enum StoredJudgement {
     /// Nothing was scored, because nothing could be shown. No policy changes that.
     Unscored,
     /// This policy has judged it before.
     Current,
     /// A fact is missing that one of the policy's rules needs. A rule whose fact is missing must never count as passed.
     Lacking,
-    Judged(&'p Policy, Judgement),
+    Judged(Judgement),
 }
 
-impl PolicySet {
-    /// Judges the stored facts of a verdict by the policy that holds for its image.
+impl Policy {
+    /// Judges the stored facts of a verdict, for whose image this policy holds.
     #[must_use]
-    pub(crate) fn judge_stored(&self, verdict: &Verdict) -> StoredJudgement<'_> {
-        let policy = self.policy_for(&ImageContext::of(verdict));
+    pub(crate) fn judge_stored(&self, verdict: &Verdict) -> StoredJudgement {
         let Some(facts) = &verdict.facts else { return StoredJudgement::Unscored };
-        if verdict.policy == policy.reference {
+        if verdict.policy == self.reference {
             return StoredJudgement::Current;
         }
         // An earlier release chose the frame of an animation by the policy of that day.
-        let lacks_views = facts.views.is_none() && verdict.policy.sha256 != policy.reference.sha256;
-        let judgement = judge::judge(policy, facts);
+        let lacks_views = facts.views.is_none() && verdict.policy.sha256 != self.reference.sha256;
+        let judgement = judge::judge(self, facts);
         let is_unusable = matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected);
-        if lacks_views || is_unusable || judge::missing_detector(policy, facts).is_some() {
+        if lacks_views || is_unusable || judge::missing_detector(self, facts).is_some() {
             return StoredJudgement::Lacking;
         }
-        StoredJudgement::Judged(policy, judgement)
+        StoredJudgement::Judged(judgement)
     }
 }
