@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::job::{Digests, Scores};
+use crate::ledger::ScoreBaseline;
 
 /// Classes of equal width on the logit scale: most scores are close to 0 or 1, where classes of equal probability would
 /// not tell them apart.
@@ -30,12 +31,6 @@ impl Default for ScoreHistogram {
 }
 
 impl ScoreHistogram {
-    /// A histogram from stored counts. `None` where another release has stored other classes.
-    #[must_use]
-    pub fn of_counts(counts: Vec<u64>) -> Option<Self> {
-        (counts.len() == CLASSES).then_some(Self { counts })
-    }
-
     #[must_use]
     pub fn counts(&self) -> &[u64] {
         &self.counts
@@ -89,6 +84,15 @@ pub struct ScoredLabel {
     /// The detector's digest: scores of another model or another preprocessing are not comparable.
     pub digest: String,
     pub label: String,
+}
+
+impl ScoredLabel {
+    /// The stored baseline of this label. `None` where there is none, or where another release has stored other classes.
+    #[must_use]
+    pub fn baseline<'b>(&self, baselines: &'b [ScoreBaseline]) -> Option<(&'b ScoreBaseline, ScoreHistogram)> {
+        let stored = baselines.iter().find(|stored| stored.digest == self.digest && stored.label == self.label)?;
+        (stored.counts.len() == CLASSES).then(|| (stored, ScoreHistogram { counts: stored.counts.clone() }))
+    }
 }
 
 /// The scores of each label.

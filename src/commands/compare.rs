@@ -4,21 +4,19 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::console::{counted, note};
 use super::numbers;
 use super::options::LedgerOption;
-use super::output::{Format, Output};
-use super::progress::{Progress, Unit};
+use super::output::{Format, Output, TableRows, fields, print_tables, whole_seconds};
+use super::progress::{Progress, Unit, VerdictProgress};
 use super::record::{FindingSelection, VerdictSelection};
-use super::rejudge::{ShownProgress, TableRows, change_row, print_tables, transition_row};
+use super::rejudge::{change_row, transition_row};
 use crate::compare::{Announced, Comparison, ComparisonOptions};
 use crate::config::{Config, Overlay, policies_of_file};
-use crate::drift::{MIN_SCORES, ScoreHistogram};
+use crate::drift::{MIN_SCORES, ScoreHistogram, ScoredLabel};
 use crate::evaluate::metrics::wilson_interval;
-use crate::ledger::{self, Ledger, LedgerError, ScoreBaseline};
+use crate::ledger::{self, Ledger, LedgerError};
 use crate::screen::plan_trial;
 
 /// The columns of CSV. `kind` is change, transition, announcement or drift; columns that a kind does not have are empty.
@@ -103,7 +101,7 @@ pub(super) async fn run(arguments: &CompareArguments, config: &Config) -> anyhow
     };
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
-    let shown = ShownProgress::new(Progress::new(Unit::Verdicts));
+    let shown = VerdictProgress::new(Progress::new(Unit::Verdicts));
     let compared = Comparison::of(ledger.as_ref(), &options, |state, at| shown.show(state.verdicts(), at)).await;
     shown.finish();
     let comparison = compared?;
@@ -169,30 +167,19 @@ async fn drift_rows(ledger: &dyn Ledger, comparison: &Comparison) -> Result<Vec<
     let mut digests: Vec<String> = comparison.scores.0.keys().map(|scored| scored.digest.clone()).collect();
     digests.dedup();
     let baselines = ledger.find_baselines(&digests).await?;
-    let row = |(scored, histogram): (&_, &ScoreHistogram)| {
-        let crate::drift::ScoredLabel { detector, digest, label } = scored;
-        let is_of = |baseline: &&ScoreBaseline| baseline.digest == *digest && baseline.label == *label;
-        let ScoreBaseline { counts, window, .. } = baselines.iter().find(is_of)?;
-        let baseline = ScoreHistogram::of_counts(counts.clone())?;
+    let row = |(scored, histogram): (&ScoredLabel, &ScoreHistogram)| {
+        let (stored, baseline) = scored.baseline(&baselines)?;
         Some(fields([
             ("kind", json!("drift")),
-            ("detector", json!(detector)),
-            ("label", json!(label)),
+            ("detector", json!(scored.detector)),
+            ("label", json!(scored.label)),
             ("scores", json!(histogram.total())),
             ("baseline_scores", json!(baseline.total())),
-            ("baseline_until", json!(time_text(window.1))),
+            ("baseline_until", json!(whole_seconds(stored.window.1))),
             ("drift", json!(baseline.drift(histogram))),
         ]))
     };
     Ok(comparison.scores.0.iter().filter_map(row).collect())
-}
-
-fn time_text(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
-}
-
-fn fields<const N: usize>(fields: [(&str, Value); N]) -> RowFields {
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn print_summary(comparison: &Comparison) {

@@ -6,12 +6,11 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::console::{counted, is_confirmed, note, require_terminal};
 use super::options::LedgerOption;
-use super::output::{Format, Output, printable};
+use super::output::{Format, Output, printable, whole_seconds};
 use super::subject::{self, SubjectOptions};
 use crate::config::Config;
 use crate::ledger::{self, Erased, ErasedRows, Hold, Ledger, LedgerError, Subject};
@@ -139,7 +138,7 @@ async fn erase_all(
 }
 
 fn refusal(hold: &Hold, what: &str) -> String {
-    let until = hold.until.replace_nanosecond(0).unwrap_or(hold.until).format(&Rfc3339).unwrap_or_default();
+    let until = whole_seconds(hold.until);
     format!(
         "cannot erase what is under the legal hold \"{}\" until {until}; {what}\n  hint: `pixwarden hold release {}` ends the hold",
         printable(&hold.reference),
@@ -156,11 +155,6 @@ fn print(format: Option<Format>, erased: &ErasedRows) -> anyhow::Result<()> {
         output.row(&row)?;
     }
     output.finish()?;
-    note!("{} erased at {}", counted(erased.verdicts, "verdict", "verdicts"), now());
+    note!("{} erased at {}", counted(erased.verdicts, "verdict", "verdicts"), whole_seconds(OffsetDateTime::now_utc()));
     Ok(())
-}
-
-fn now() -> String {
-    let now = OffsetDateTime::now_utc();
-    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }

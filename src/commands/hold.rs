@@ -77,11 +77,14 @@ impl HoldArguments {
         let Some(subject) = subject.subject() else { return Ok(None) };
         let made_at = OffsetDateTime::now_utc();
         if reference.trim().is_empty() || reference.contains('\0') {
-            return Err(UsageError("--reference must be a text".into()));
+            let what = "--reference is empty or has a NUL character\n  hint: give the name of the case";
+            return Err(UsageError(what.into()));
         }
         if *until <= made_at {
             let until = until.format(&Rfc3339).unwrap_or_default();
-            return Err(UsageError(format!("--until {until} is over, so that the hold would keep nothing")));
+            return Err(UsageError(format!(
+                "--until {until} is over: the hold would keep nothing\n  hint: give a later time"
+            )));
         }
         let (reference, subject) = (reference.clone(), subject.clone());
         Ok(Some(Hold { id: Uuid::new_v4(), reference, subject, until: *until, made_at }))

@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::console::{Stdout, stdout};
 pub(super) use crate::escape::{escape_late_controls as escaped, printable};
@@ -106,6 +108,32 @@ pub(super) fn table(columns: &'static [&'static str], rows: &[Map<String, Value>
         table.add_row(columns.iter().map(|column| cell(row.get(*column), Precision::FourDecimals)).collect());
     }
     table.to_string()
+}
+
+/// A row of these fields.
+pub(super) fn fields<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The columns of a table, and its rows.
+pub(super) type TableRows = (&'static [&'static str], Vec<Map<String, Value>>);
+
+/// Prints tables with an empty line between them. A table without a row is left out.
+pub(super) fn print_tables(tables: &[TableRows]) -> io::Result<()> {
+    for (index, (columns, rows)) in tables.iter().filter(|(_, rows)| !rows.is_empty()).enumerate() {
+        if index > 0 {
+            writeln!(stdout())?;
+        }
+        let mut output = Output::new(Format::Table, columns)?;
+        rows.iter().try_for_each(|row| output.row(row))?;
+        output.finish()?;
+    }
+    Ok(())
+}
+
+/// A time in whole seconds, for people.
+pub(super) fn whole_seconds(at: OffsetDateTime) -> String {
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }
 
 /// A score with its label, for people: the label names what the score is of. It comes second, because an image that

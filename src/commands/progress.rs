@@ -2,9 +2,16 @@
 
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use time::OffsetDateTime;
+
+use super::output::whole_seconds;
+
+/// How often progress is logged where there is no bar.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of a command. Clones share one bar. Without a terminal there is no bar, and every method does nothing.
 #[derive(Clone)]
@@ -74,6 +81,38 @@ impl Progress {
 
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Progress of a command that reads verdicts: on a bar, or as a line in the log from time to time.
+pub(super) struct VerdictProgress {
+    progress: Progress,
+    /// The verdicts that were shown, and when a line was logged.
+    last: Mutex<(u64, Instant)>,
+}
+
+impl VerdictProgress {
+    pub(super) fn new(progress: Progress) -> Self {
+        Self { progress, last: Mutex::new((0, Instant::now())) }
+    }
+
+    /// Shows the number of verdicts so far, which were decided up to `at`.
+    pub(super) fn show(&self, verdicts: u64, at: Option<OffsetDateTime>) {
+        let decided = at.map(whole_seconds).unwrap_or_default();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.progress.is_visible() {
+            self.progress.advance(verdicts - last.0);
+            self.progress.set_message(format!("decided up to {decided}"));
+            last.0 = verdicts;
+        } else if last.1.elapsed() > LOG_INTERVAL {
+            let per_second = (verdicts - last.0) / last.1.elapsed().as_secs().max(1);
+            tracing::info!(verdicts, per_second, decided, "reading verdicts");
+            *last = (verdicts, Instant::now());
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        self.progress.finish();
     }
 }
 

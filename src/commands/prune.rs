@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use clap::Args;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::UsageError;
 use super::age::Age;
 use super::console::{counted, is_confirmed, note, require_terminal};
 use super::options::LedgerOption;
+use super::output::whole_seconds;
 use super::record::{FindingSelection, VerdictSelection};
 use crate::config::Config;
 use crate::ledger::{self, KeptBy, Ledger, LedgerError, Position, PrunedPage, VerdictFilter};
@@ -114,10 +114,10 @@ impl KeptVerdicts {
 
 /// The selected verdicts in words.
 fn description(filter: &VerdictFilter) -> String {
-    let time = |at: OffsetDateTime| at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
     let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
-    let mut decided: Vec<_> = filter.since.map(|since| format!("at or after {}", time(since))).into_iter().collect();
-    decided.extend(filter.until.map(|until| format!("before {}", time(until))));
+    let mut decided: Vec<_> =
+        filter.since.map(|since| format!("at or after {}", whole_seconds(since))).into_iter().collect();
+    decided.extend(filter.until.map(|until| format!("before {}", whole_seconds(until))));
     let mut words = vec![format!("the verdicts that were decided {}", decided.join(" and "))];
     if !filter.outcomes.is_empty() {
         let outcomes: Vec<&str> = filter.outcomes.iter().map(|outcome| outcome.as_str()).collect();

@@ -1,19 +1,17 @@
 //! `pixwarden rejudge`: arguments and output of `rejudge` in the crate.
 
-use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use super::console::{counted, note, stdout};
+use super::console::{counted, note};
 use super::options::{LedgerOption, QueueOption, ThresholdOptions};
-use super::output::{Format, Output};
-use super::progress::{Progress, Unit};
+use super::output::{Format, Output, fields, print_tables};
+use super::progress::{Progress, Unit, VerdictProgress};
 use super::record::{FindingSelection, VerdictSelection};
 use super::signals::{INTERRUPTED, Signals};
 use super::{UsageError, numbers};
@@ -29,8 +27,6 @@ use crate::screen::plan;
 const ENQUEUE_LIMITS: PublishLimits = PublishLimits { rate: None, depth: 10_000 };
 /// A job of `--enqueue` without a verdict counts as lost after this time, as with `backfill`.
 const AGAIN_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How often progress is logged where there is no bar.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The columns of CSV. `kind` is change or transition; columns that a kind does not have are empty.
 const COLUMNS: [&str; 10] =
@@ -127,7 +123,7 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
     let stop = Signals::listen()?.stop(move || {
         bar.around(|| note!("stopping after this page of verdicts; a second signal stops at once"));
     });
-    let shown = ShownProgress::new(progress);
+    let shown = VerdictProgress::new(progress);
     let observe = |summary: &RejudgeSummary, at: Option<OffsetDateTime>| shown.show(summary.verdicts(), at);
     let mut rejudging = Rejudging::new(Arc::clone(&ledger), policies, Arc::new(config.clone()), options);
     let mut enqueued = None;
@@ -162,39 +158,6 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
     }
 }
 
-/// Progress of a command that reads verdicts: on a bar, or as a line in the log from time to time.
-pub(super) struct ShownProgress {
-    progress: Progress,
-    /// The verdicts that were shown, and when a line was logged.
-    last: Mutex<(u64, Instant)>,
-}
-
-impl ShownProgress {
-    pub(super) fn new(progress: Progress) -> Self {
-        Self { progress, last: Mutex::new((0, Instant::now())) }
-    }
-
-    /// Shows the number of verdicts so far, which were decided up to `at`.
-    pub(super) fn show(&self, verdicts: u64, at: Option<OffsetDateTime>) {
-        let decided =
-            at.and_then(|at| at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).ok()).unwrap_or_default();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.progress.is_visible() {
-            self.progress.advance(verdicts - last.0);
-            self.progress.set_message(format!("decided up to {decided}"));
-            last.0 = verdicts;
-        } else if last.1.elapsed() > LOG_INTERVAL {
-            let per_second = (verdicts - last.0) / last.1.elapsed().as_secs().max(1);
-            tracing::info!(verdicts, per_second, decided, "reading verdicts");
-            *last = (verdicts, Instant::now());
-        }
-    }
-
-    pub(super) fn finish(&self) {
-        self.progress.finish();
-    }
-}
-
 fn print_rows(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
     let changes = transitions.examples.iter().map(change_row);
     let counts = transitions.iter().map(|(transition, verdicts)| {
@@ -209,22 +172,6 @@ fn print_rows(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
     let mut output = Output::new(format, &COLUMNS)?;
     changes.chain(counts).try_for_each(|row| output.row(&row))?;
     Ok(output.finish()?)
-}
-
-/// The columns of a table, and its rows.
-pub(super) type TableRows = (&'static [&'static str], Vec<Map<String, Value>>);
-
-/// Prints tables with an empty line between them. A table without a row is left out.
-pub(super) fn print_tables(tables: &[TableRows]) -> io::Result<()> {
-    for (index, (columns, rows)) in tables.iter().filter(|(_, rows)| !rows.is_empty()).enumerate() {
-        if index > 0 {
-            writeln!(stdout())?;
-        }
-        let mut output = Output::new(Format::Table, columns)?;
-        rows.iter().try_for_each(|row| output.row(row))?;
-        output.finish()?;
-    }
-    Ok(())
 }
 
 /// A verdict that changes, as `rejudge` and `compare` print it.
@@ -244,13 +191,12 @@ pub(super) fn change_row(change: &Change) -> Map<String, Value> {
 /// A transition as `rejudge` and `compare` print it, without its count.
 pub(super) fn transition_row(transition: &Transition) -> Map<String, Value> {
     let Transition { before, after, category } = transition;
-    let fields = [
+    fields([
         ("kind", json!("transition")),
         ("before", json!(before)),
         ("after", json!(after)),
         ("category", json!(category)),
-    ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    ])
 }
 
 fn print_summary(arguments: &RejudgeArguments, summary: &RejudgeSummary, enqueued: Option<&BackfillCounts>) {

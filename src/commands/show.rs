@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::options::LedgerOption;
-use super::output::{Format, Output, printable, score_of_label};
+use super::output::{Format, Output, fields, printable, score_of_label};
 use super::{UsageError, files, record};
 use crate::config::Config;
 use crate::job::event;
@@ -278,8 +278,8 @@ fn earlier_state(EarlierState { revision, judgement }: &EarlierState) -> Value {
     ])
 }
 
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
-    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>().into()
+fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
+    fields(entries).into()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drift::{ScoreHistogram, ScoreHistograms, ScoredLabel};
 use crate::job::Digests;
-use crate::ledger::{Ledger, LedgerError, ScoreBaseline, VerdictFilter};
+use crate::ledger::{Ledger, LedgerError, VerdictFilter};
 use crate::telemetry::metrics;
 
 /// How often verdicts are read.
@@ -74,9 +74,8 @@ impl DriftMonitor {
         }
         self.recent.0.values_mut().filter(|scores| scores.total() > MAX_SCORES).for_each(ScoreHistogram::halve);
         let drift = |(scored, recent): (&ScoredLabel, &ScoreHistogram)| {
-            let is_of = |baseline: &&ScoreBaseline| baseline.digest == scored.digest && baseline.label == scored.label;
-            let counts = baselines.iter().find(is_of)?.counts.clone();
-            Some((scored.clone(), ScoreHistogram::of_counts(counts)?.drift(recent)?))
+            let (_, baseline) = scored.baseline(&baselines)?;
+            Some((scored.clone(), baseline.drift(recent)?))
         };
         Ok(self.recent.0.iter().filter_map(drift).collect())
     }

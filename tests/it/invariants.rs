@@ -328,7 +328,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("commands", &["*"]),
     ("canonical", &[]),
     ("certificates", &[]),
-    ("drift", &["job"]),
+    ("drift", &["job", "ledger"]),
     ("error_text", &[]),
     ("escape", &[]),
     ("fault_injection", &[]),

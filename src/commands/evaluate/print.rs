@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::super::output::{Format, Output, table};
+use super::super::output::{Format, Output, fields, table};
 use crate::commands::console::stdout;
 use crate::evaluate::metrics::{
     CALIBRATION_BINS, Calibration, CalibrationBin, ThresholdFigures, share, wilson_interval,
@@ -133,10 +133,6 @@ fn threshold(threshold: &ThresholdFigures, roles: &[ThresholdRole]) -> RowFields
 
 fn note(roles: &[ThresholdRole]) -> String {
     roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-fn fields<const N: usize>(fields: [(&str, Value); N]) -> RowFields {
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn text(summary: &Summary<'_>) -> String {
