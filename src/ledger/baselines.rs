@@ -17,6 +17,33 @@ pub struct ScoreBaseline {
     pub window: (OffsetDateTime, OffsetDateTime),
 }
 
+/// Writes one baseline.
+pub(super) const SAVE_BASELINE: &str =
+    "INSERT INTO score_baselines (digest, label, counts, first_at, last_at) VALUES ($1, $2, $3, $4, $5)
+     ON CONFLICT (digest, label) DO UPDATE SET
+         counts = excluded.counts, first_at = excluded.first_at, last_at = excluded.last_at";
+
+/// The columns of [`read_baseline`]; a condition on `digest` follows.
+macro_rules! select_baselines {
+    () => {
+        "SELECT digest, label, counts, first_at, last_at FROM score_baselines"
+    };
+}
+
+/// Reads a [`ScoreBaseline`] from a row of either database.
+macro_rules! read_baseline {
+    ($row:expr) => {{
+        let sqlx::types::Json(counts) = $row.try_get("counts")?;
+        Ok($crate::ledger::ScoreBaseline {
+            digest: $row.try_get("digest")?,
+            label: $row.try_get("label")?,
+            counts,
+            window: ($row.try_get("first_at")?, $row.try_get("last_at")?),
+        })
+    }};
+}
+pub(super) use {read_baseline, select_baselines};
+
 /// The baselines that are stored, at most one for each label of a detector.
 #[async_trait]
 pub trait Baselines: Send + Sync {

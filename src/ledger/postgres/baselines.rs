@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
 use super::{Postgres, RESPONSE_TIMEOUT};
+use crate::ledger::baselines::{SAVE_BASELINE, read_baseline, select_baselines};
 use crate::ledger::{Baselines, LedgerError, ScoreBaseline};
 
 #[async_trait]
@@ -15,12 +16,12 @@ impl Baselines for Postgres {
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
                 for ScoreBaseline { digest, label, counts, window } in baselines {
-                    let query = sqlx::query(
-                        "INSERT INTO score_baselines (digest, label, counts, first_at, last_at) VALUES ($1, $2, $3, $4, $5)
-                         ON CONFLICT (digest, label) DO UPDATE SET
-                             counts = excluded.counts, first_at = excluded.first_at, last_at = excluded.last_at",
-                    );
-                    let query = query.bind(digest).bind(label).bind(Json(counts)).bind(window.0).bind(window.1);
+                    let query = sqlx::query(SAVE_BASELINE)
+                        .bind(digest)
+                        .bind(label)
+                        .bind(Json(counts))
+                        .bind(window.0)
+                        .bind(window.1);
                     query.execute(&mut *c).await?;
                 }
                 Ok(())
@@ -33,17 +34,8 @@ impl Baselines for Postgres {
         let digests = digests.to_vec();
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
-                let query = "SELECT digest, label, counts, first_at, last_at FROM score_baselines
-                             WHERE digest = ANY($1) ORDER BY digest, label";
-                let baseline = |row: &PgRow| {
-                    let Json(counts) = row.try_get("counts")?;
-                    Ok(ScoreBaseline {
-                        digest: row.try_get("digest")?,
-                        label: row.try_get("label")?,
-                        counts,
-                        window: (row.try_get("first_at")?, row.try_get("last_at")?),
-                    })
-                };
+                let query = concat!(select_baselines!(), " WHERE digest = ANY($1) ORDER BY digest, label");
+                let baseline = |row: &PgRow| read_baseline!(row);
                 sqlx::query(query).bind(digests).fetch_all(c).await?.iter().map(baseline).collect()
             })
         })

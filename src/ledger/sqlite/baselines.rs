@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use sqlx::types::Json;
 
 use super::{Sqlite, stamp};
+use crate::ledger::baselines::{SAVE_BASELINE, read_baseline, select_baselines};
 use crate::ledger::columns::to_json;
 use crate::ledger::{Baselines, LedgerError, ScoreBaseline};
 
@@ -16,12 +16,7 @@ impl Baselines for Sqlite {
         self.run(move |c| {
             Box::pin(async move {
                 for ScoreBaseline { digest, label, counts, window } in baselines {
-                    let query = sqlx::query(
-                        "INSERT INTO score_baselines (digest, label, counts, first_at, last_at) VALUES ($1, $2, $3, $4, $5)
-                         ON CONFLICT (digest, label) DO UPDATE SET
-                             counts = excluded.counts, first_at = excluded.first_at, last_at = excluded.last_at",
-                    );
-                    let query = query.bind(digest).bind(label).bind(to_json(&counts));
+                    let query = sqlx::query(SAVE_BASELINE).bind(digest).bind(label).bind(to_json(&counts));
                     query.bind(stamp(window.0)).bind(stamp(window.1)).execute(&mut *c).await?;
                 }
                 Ok(())
@@ -34,17 +29,11 @@ impl Baselines for Sqlite {
         let digests = to_json(&digests);
         self.run(move |c| {
             Box::pin(async move {
-                let query = "SELECT digest, label, counts, first_at, last_at FROM score_baselines
-                             WHERE digest IN (SELECT value FROM json_each($1)) ORDER BY digest, label";
-                let baseline = |row: &SqliteRow| {
-                    let Json(counts) = row.try_get("counts")?;
-                    Ok(ScoreBaseline {
-                        digest: row.try_get("digest")?,
-                        label: row.try_get("label")?,
-                        counts,
-                        window: (row.try_get("first_at")?, row.try_get("last_at")?),
-                    })
-                };
+                let query = concat!(
+                    select_baselines!(),
+                    " WHERE digest IN (SELECT value FROM json_each($1)) ORDER BY digest, label"
+                );
+                let baseline = |row: &SqliteRow| read_baseline!(row);
                 sqlx::query(query).bind(digests).fetch_all(c).await?.iter().map(baseline).collect()
             })
         })
