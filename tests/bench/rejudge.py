@@ -17,40 +17,28 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
+import growth
 import pika
 import psycopg
 from stand import end
 
-HERE = Path(__file__).parent
-MODELS = HERE.parent.parent / "models"
-FILLED = 250_000
+MODELS = Path(__file__).parents[2] / "models"
 NAME = "rejudge"
 
 
 class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
-        server = os.environ["TEST_POSTGRES_URL"]
-        self.url = urlunsplit(urlsplit(server)._replace(path=f"/{NAME}", query="sslmode=disable"))
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {NAME}")
-            connection.execute(f"CREATE DATABASE {NAME}")
+        self.url = growth.create(NAME)
         (folder / "objects" / "uploads").mkdir(parents=True)
         self.image = (MODELS / "samples" / "baseline.jpg").read_bytes()
         self.config = folder / "pixwarden.toml"
         self.write_config(review_at=0.5, flag_at=0.95)
         subprocess.run(self.command("migrate"), env=self.environment(), check=True)
         self.database = psycopg.connect(self.url, autocommit=True)
-        text = (HERE / "growth.sql").read_text()
-        self.database.execute(text[text.index("CREATE PROCEDURE fill") : text.index("SELECT format('CALL fill")])
-        began = time.monotonic()
-        for first in range(0, options.rows, FILLED):
-            self.database.execute(f"CALL fill({first}, {min(first + FILLED, options.rows)})")
-        self.database.execute("VACUUM (ANALYZE) verdicts, outbox")
+        growth.fill(self.database, options.rows)
         self.database.execute("CHECKPOINT")
-        print(f"{options.rows:,} verdicts after {time.monotonic() - began:.0f} s", flush=True)
 
     def write_config(self, review_at, flag_at):
         self.config.write_text(

@@ -23,15 +23,12 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
+import growth
 import psycopg
 
-HERE = Path(__file__).parent
-MODELS = HERE.parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 SAMPLE = MODELS / "samples" / "baseline.jpg"
-# Rows that are filled in by one call (growth.sql says why not all of them).
-FILLED = 250_000
 # Rows that each have an event for a routing key that no queue takes.
 UNHEARD = 500_000
 SETTINGS = {
@@ -94,13 +91,9 @@ class Ledger:
     """A database of its own."""
 
     def __init__(self, options, folder):
-        server = os.environ["TEST_POSTGRES_URL"]
         name = "statements"
         self.options, self.folder = options, folder
-        self.url = urlunsplit(urlsplit(server)._replace(path=f"/{name}", query="sslmode=disable"))
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {name}")
-            connection.execute(f"CREATE DATABASE {name}")
+        self.url = growth.create(name)
         self.config = folder / "pixwarden.toml"
         self.config.write_text(
             f'queue = "{os.environ["TEST_AMQP_URL"]}"\nledger = "{self.url}"\nobjects = "s3://"\nbuckets = ["uploads"]\n'
@@ -111,13 +104,7 @@ class Ledger:
         )
         self.run("migrate")
         self.connection = psycopg.connect(self.url, autocommit=True)
-        text = (HERE / "growth.sql").read_text()
-        self.connection.execute(text[text.index("CREATE PROCEDURE fill") : text.index("SELECT format('CALL fill")])
-        began = time.monotonic()
-        for first in range(0, options.rows, FILLED):
-            self.connection.execute(f"CALL fill({first}, {min(first + FILLED, options.rows)})")
-        self.connection.execute("VACUUM (ANALYZE) verdicts, outbox")
-        print(f"{options.rows:,} verdicts after {time.monotonic() - began:.0f} s", flush=True)
+        growth.fill(self.connection, options.rows)
         for setting, value in SETTINGS.items():
             self.connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
 
