@@ -149,7 +149,7 @@ async fn the_removal_of_an_object_is_shown_and_a_newer_upload_is_not_marked() {
         json!({"Records": [{"eventName": "ObjectRemoved:Delete", "eventTime": text(at),
             "s3": {"bucket": {"name": lab.bucket}, "object": {"key": "a+b.jpg"}}}]})
     };
-    // The object was stored after this removal: somebody has uploaded it again.
+    // The object was stored after this removal: it was uploaded again.
     lab.job(Lane::Live, removal(object_at - time::Duration::SECOND)).await;
     lab.until_settled(&worker).await;
     assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE deleted_at IS NOT NULL").await, 0);

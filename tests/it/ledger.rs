@@ -1374,29 +1374,39 @@ async fn until_blocked(subject: &Subject) {
     }
 }
 
+/// Makes each statement of a kind on `verdicts` stop in a trigger, until the returned transaction has ended.
+async fn stop_in_trigger(subject: &Subject, pool: &PgPool, kind: &str) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    subject
+        .execute(
+            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN coalesce(NEW, OLD); END $$",
+        )
+        .await;
+    let trigger = format!("CREATE TRIGGER stops BEFORE {kind} ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()");
+    subject.execute(&trigger).await;
+    let mut stopping = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(42)").execute(&mut *stopping).await.unwrap();
+    stopping
+}
+
+/// Statements that wait in such a trigger.
+const STOPPED: &str =
+    "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
+    WHERE NOT granted AND locktype = 'advisory'";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn erasing_waits_for_an_insert_that_runs() {
     let [subject, _] = Subject::both().await;
     let Tables::Postgres(pool) = &subject.tables else { unreachable!() };
     let new = entry("running", Outcome::Passed);
     // An insert that has begun, and stops in its trigger.
-    subject
-        .execute(
-            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$",
-        )
-        .await;
-    subject.execute("CREATE TRIGGER stops BEFORE INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()").await;
-    let mut stopping = pool.begin().await.unwrap();
-    sqlx::query("SELECT pg_advisory_xact_lock(42)").execute(&mut *stopping).await.unwrap();
+    let stopping = stop_in_trigger(&subject, pool, "INSERT").await;
     let waiting = async {
         until_blocked(&subject).await;
         stopping.commit().await.unwrap();
     };
     let erasing = async {
-        let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
-                     WHERE NOT granted AND locktype = 'advisory'";
-        while subject.count(query).await == 0 {
+        while subject.count(STOPPED).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         subject.ledger.erase(&[new.verdict.id]).await.unwrap()
@@ -1414,22 +1424,12 @@ async fn a_hold_begins_after_the_batch_that_is_being_pruned() {
     let new = NewVerdict { event: None, ..entry("old", Outcome::Passed) };
     subject.ledger.insert(std::slice::from_ref(&new)).await.unwrap();
     // A deletion that has begun, and stops in its trigger.
-    subject
-        .execute(
-            "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM pg_advisory_xact_lock(43); RETURN OLD; END $$",
-        )
-        .await;
-    subject.execute("CREATE TRIGGER stops BEFORE DELETE ON verdicts FOR EACH ROW EXECUTE FUNCTION stop()").await;
-    let mut stopping = pool.begin().await.unwrap();
-    sqlx::query("SELECT pg_advisory_xact_lock(43)").execute(&mut *stopping).await.unwrap();
+    let stopping = stop_in_trigger(&subject, pool, "DELETE").await;
     let is_added = AtomicBool::new(false);
     let everything = VerdictFilter::default();
     let pruning = subject.ledger.delete_prunable(&everything, None, 10);
     let adding = async {
-        let query = "SELECT count(*) FROM pg_locks JOIN pg_database ON database = pg_database.oid AND datname = current_database()
-                     WHERE NOT granted AND locktype = 'advisory'";
-        while subject.count(query).await == 0 {
+        while subject.count(STOPPED).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let hold = hold(image(&new.verdict), OffsetDateTime::now_utc() + Duration::from_secs(3600));
