@@ -663,6 +663,14 @@ mod tests {
                 "{error}"
             );
         }
+        // Also where the policies are tried by `compare`.
+        let mut tried = tempfile::NamedTempFile::new().unwrap();
+        tried.write_all(policies.as_bytes()).unwrap();
+        let configured = |fields: &str| load_file(&format!("[ledger]\nmetadata = {fields}")).unwrap();
+        let of_file = |fields: &str| policies_of_file(&configured(fields), tried.path());
+        assert_eq!(of_file("[\"tenant\"]").unwrap().policies.len(), 1);
+        let error = of_file("[\"user\"]").unwrap_err().to_string();
+        assert!(error.contains("the field \"tenant\" is not kept"), "{error}");
     }
 
     #[test]

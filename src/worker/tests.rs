@@ -1278,9 +1278,27 @@ async fn a_second_verdict_on_one_redelivered_job_names_the_first_in_its_log_line
 
 /// The removal of an object from the bucket "uploads".
 fn removal(key: &str, time: &str) -> TestMessage {
+    removal_from("uploads", key, time)
+}
+
+fn removal_from(bucket: &str, key: &str, time: &str) -> TestMessage {
     let record = json!({"eventName": "s3:ObjectRemoved:Delete", "eventTime": time,
-        "s3": {"bucket": {"name": "uploads"}, "object": {"key": key}}});
+        "s3": {"bucket": {"name": bucket}, "object": {"key": key}}});
     message(json!({"Records": [record]}))
+}
+
+#[tokio::test]
+async fn a_removal_in_a_bucket_that_is_not_allowed_marks_nothing() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    assert_eq!(world.settle(job("image")).await, Settled::Acknowledged);
+    // A verdict of another deployment on this ledger.
+    let direct = world.direct().await;
+    sqlx::query("UPDATE verdicts SET bucket = 'foreign'").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(world.settle(removal_from("foreign", "image", "2026-01-02T03:04:06Z")).await, Settled::Acknowledged);
+    let stored = world.ledger.read_verdict(verdict_id("image")).await.unwrap().unwrap();
+    assert_eq!((stored.verdict.image.bucket.as_str(), stored.deleted_at), ("foreign", None));
 }
 
 #[tokio::test]

@@ -419,6 +419,10 @@ async fn a_comparison_names_the_line_of_its_file_and_scores_drift_against_a_save
         "{}",
         refused.stderr
     );
+    std::fs::write(&candidate, "prefix = \"x\"\n").unwrap();
+    let empty = lab.run(&["compare", "--policy", candidate.to_str().unwrap()]).await;
+    assert_eq!(empty.status, 2, "{}", empty.stderr);
+    assert!(empty.stderr.contains("candidate.toml has no rule\n  hint:"), "{}", empty.stderr);
     let missing = lab.run(&["compare", "--policy", "nowhere.toml"]).await;
     assert_eq!(missing.status, 2);
     assert!(missing.stderr.contains("nowhere.toml") && missing.stderr.contains("hint:"), "{}", missing.stderr);
