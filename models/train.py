@@ -5,13 +5,32 @@
 
 TRAIN and VAL are folders with real/ and fake/ below them, or parquet files with the columns image {bytes, path} and
 label (0 real, 1 generated). Requirements: models/requirements-train.txt. See models/README.md.
+
+    python models/train.py head --encoder PACKAGE --data SOURCE=LABEL:FOLDER ... --package DIR
+    python models/train.py join HEAD... --package DIR
+
+train a small classifier on the features of another package's network, and put several of them into one package; see
+training/head.py and training/join.py. They need tests/requirements.txt.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from pathlib import Path
+
+if sys.argv[1:2] == ["head"]:
+    # It needs no PyTorch.
+    from training.head import main as head
+
+    head(sys.argv[2:])
+    raise SystemExit
+if sys.argv[1:2] == ["join"]:
+    from training.join import main as join
+
+    join(sys.argv[2:])
+    raise SystemExit
 
 import torch
 

@@ -2,6 +2,7 @@
 
 mod age;
 mod backfill;
+mod bank;
 mod bench;
 mod check;
 pub mod compare;
@@ -13,6 +14,8 @@ pub mod erase;
 mod evaluate;
 pub mod export;
 pub mod hold;
+mod key;
+mod likeness;
 pub mod migrate;
 pub mod models;
 mod numbers;
@@ -24,17 +27,20 @@ pub mod prune;
 mod record;
 pub mod rejudge;
 pub mod scan;
+mod serve;
 mod shell;
 pub mod show;
 mod signals;
 mod subject;
+pub mod webhook;
 pub mod worker;
 
 use clap::{Parser, Subcommand};
 
+use crate::banks::BanksError;
 use crate::config::{Config, ConfigError, Origins, Overlay, load};
 use crate::hub::HubError;
-use crate::ledger::OpenError;
+use crate::ledger::{LedgerError, OpenError};
 use crate::screen::StartError;
 use crate::worker::WorkerError;
 use crate::{files, processes};
@@ -56,6 +62,8 @@ pub struct Cli {
 enum Command {
     /// Consume jobs, screen, store verdicts and publish events, until SIGTERM
     Worker(worker::WorkerArguments),
+    /// Screen images over HTTP, without a queue, until SIGTERM
+    Serve(serve::ServeArguments),
     /// Screen local files and folders; needs no service
     Scan(scan::ScanArguments),
     /// Measure detectors on labelled images; needs no service
@@ -80,12 +88,18 @@ enum Command {
     Erase(erase::EraseArguments),
     /// Keep verdicts from prune and erase
     Hold(hold::HoldArguments),
+    /// Lists of known images by their hashes
+    Bank(bank::BankArguments),
+    /// Keys of machines that ask over HTTP
+    Key(key::KeyArguments),
     /// Measure this machine with the configured detectors: rates, bottleneck, cost of a million images
     Bench(bench::BenchArguments),
     /// Update the ledger's schema
     Migrate(migrate::MigrateArguments),
     /// List dead-lettered messages, send them back or discard them
     Dead(dead::DeadArguments),
+    /// What is sent to webhooks: list it, send it again, send a test
+    Webhook(webhook::WebhookArguments),
     /// List, check or fetch detectors
     Models(models::ModelsArguments),
     /// Try every configured dependency and print what is wrong with each
@@ -104,6 +118,7 @@ impl Command {
     fn overlay(&self, overlay: &mut Overlay) {
         match self {
             Self::Worker(arguments) => arguments.overlay(overlay),
+            Self::Serve(arguments) => arguments.overlay(overlay),
             Self::Scan(arguments) => arguments.overlay(overlay),
             Self::Evaluate(arguments) => arguments.screening.set(overlay),
             Self::Enqueue(arguments) => arguments.queue.set(overlay),
@@ -116,12 +131,14 @@ impl Command {
             Self::Prune(arguments) => arguments.ledger.set(overlay),
             Self::Erase(arguments) => arguments.ledger.set(overlay),
             Self::Hold(arguments) => arguments.ledger().set(overlay),
+            Self::Bank(arguments) => arguments.overlay(overlay),
             Self::Bench(arguments) => arguments.overlay(overlay),
             Self::Migrate(arguments) => arguments.ledger.set(overlay),
             Self::Dead(arguments) => arguments.queue.set(overlay),
+            Self::Webhook(arguments) => arguments.overlay(overlay),
             Self::Models(arguments) => arguments.overlay(overlay),
             Self::Check(arguments) => arguments.overlay(overlay),
-            Self::Completions(_) | Self::Man(_) | Self::Decoder(_) => {}
+            Self::Key(_) | Self::Completions(_) | Self::Man(_) | Self::Decoder(_) => {}
         }
     }
 }
@@ -136,8 +153,9 @@ struct UsageError(String);
 /// # Errors
 /// When the command failed; [`status`] returns the exit status for the error.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
-    // Two commands are about the command line itself, and `decoder` receives its configuration over a socket.
+    // Two commands are about the command line itself, `decoder` receives its configuration over a socket, and `key` has none.
     match &cli.command {
+        Command::Key(arguments) => return key::run(arguments),
         Command::Completions(arguments) => return shell::completions(arguments),
         Command::Man(arguments) => return shell::man(arguments),
         Command::Decoder(arguments) => return decoder::run(arguments),
@@ -148,7 +166,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     // A variable that is not UTF-8 is not an option.
     let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = load(&overlay, variables, |warning| note!("warning: {warning}"))?;
-    let traces = matches!(cli.command, Command::Worker(_)).then_some(&config.traces);
+    let traces = matches!(cli.command, Command::Worker(_) | Command::Serve(_)).then_some(&config.traces);
     let telemetry = crate::telemetry::start(&config.log, traces).map_err(|e| e.at(&config.origins))?;
     // The runtime's threads only wait: decoding and inference run on other threads.
     let origins = config.origins.clone();
@@ -163,6 +181,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
 async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Worker(arguments) => worker::run(arguments, config).await,
+        Command::Serve(arguments) => serve::run(arguments, config).await,
         Command::Scan(arguments) => scan::run(arguments, &config).await,
         Command::Evaluate(arguments) => evaluate::run(arguments, &config).await,
         Command::Bench(arguments) => bench::run(arguments, &config).await,
@@ -176,11 +195,13 @@ async fn command(cli: &Cli, config: Config) -> anyhow::Result<u8> {
         Command::Prune(arguments) => prune::run(arguments, &config).await,
         Command::Erase(arguments) => erase::run(arguments, &config).await,
         Command::Hold(arguments) => hold::run(arguments, &config).await,
+        Command::Bank(arguments) => bank::run(arguments, &config).await,
         Command::Migrate(_) => migrate::run(&config).await,
         Command::Dead(arguments) => dead::run(arguments, &config).await,
+        Command::Webhook(arguments) => webhook::run(arguments, &config).await,
         Command::Models(arguments) => models::run(arguments, &config).await,
         Command::Check(arguments) => check::run(arguments, &config).await,
-        Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
+        Command::Key(_) | Command::Completions(_) | Command::Man(_) | Command::Decoder(_) => Ok(0),
     }
 }
 
@@ -209,10 +230,17 @@ pub fn status(error: &anyhow::Error) -> u8 {
         || error.is::<UsageError>()
         || backfill::is_usage_error(error)
         || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(LedgerError::BanksNeedPostgres | LedgerError::WebhooksNeedPostgres | LedgerError::ReviewNeedsPostgres)
+        )
+        || error.downcast_ref::<BanksError>().is_some_and(BanksError::is_configuration)
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_configuration)
         || match error.downcast_ref::<WorkerError>() {
             Some(WorkerError::Config(_) | WorkerError::Ledger(OpenError::Config(_))) => true,
             Some(WorkerError::Screen(e)) => e.is_configuration(),
+            Some(WorkerError::Banks(e)) => e.is_configuration(),
+            Some(WorkerError::Webhooks(e)) => e.is_configuration(),
             _ => matches!(error.downcast_ref(), Some(OpenError::Config(_))),
         };
     if configuration { 2 } else { 1 }

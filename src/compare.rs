@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
+use crate::banks::{AskedImage, CurrentBanks};
 use crate::drift::{ScoreHistogram, ScoreHistograms, ScoredLabel};
 use crate::job::{Digests, Judgement, Verdict, event};
 use crate::ledger::{Ledger, LedgerError, ScoreBaseline, VerdictFilter};
-use crate::policy::{ImageContext, PolicySet, StoredJudgement};
+use crate::policy::{ImageContext, PolicySet, Rule, StoredJudgement};
 use crate::rejudge::Transitions;
 
 /// Verdicts per statement.
@@ -19,6 +20,8 @@ pub struct ComparisonOptions {
     pub filter: VerdictFilter,
     /// The policies to try.
     pub policies: PolicySet,
+    /// The banks that they name.
+    pub banks: CurrentBanks,
     /// The digests of the present detectors.
     pub detectors: Digests,
     /// The number of changes that are kept as examples.
@@ -73,7 +76,9 @@ impl Comparison {
         let mut from = None;
         loop {
             let page = ledger.page_of_verdicts(&filter, from, PAGE).await?;
-            page.verdicts.iter().for_each(|stored| comparison.add(&stored.verdict, options));
+            for stored in &page.verdicts {
+                comparison.add(&stored.verdict, options).await;
+            }
             observe(&comparison, page.next.map(|next| next.at));
             from = page.next;
             if from.is_none() {
@@ -82,7 +87,7 @@ impl Comparison {
         }
     }
 
-    fn add(&mut self, verdict: &Verdict, options: &ComparisonOptions) {
+    async fn add(&mut self, verdict: &Verdict, options: &ComparisonOptions) {
         let at = verdict.decided_at;
         self.window = Some(self.window.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
         let Some(facts) = &verdict.facts else {
@@ -91,7 +96,7 @@ impl Comparison {
         };
         self.scores.add(&facts.scores, &verdict.detectors);
         let policy = options.policies.policy_for(&ImageContext::of(verdict));
-        let is_outdated = policy.rules.iter().any(|rule| {
+        let is_outdated = policy.rules.iter().filter_map(Rule::score).any(|rule| {
             let scored_by = verdict.detectors.get(&rule.detector);
             scored_by.is_some_and(|digest| options.detectors.get(&rule.detector) != Some(digest))
         });
@@ -99,7 +104,8 @@ impl Comparison {
             self.outdated += 1;
             return;
         }
-        match policy.judge_stored(verdict) {
+        let answers = options.banks.answers(policy, &AskedImage::of(verdict)).await;
+        match policy.judge_stored(verdict, &answers) {
             StoredJudgement::Unscored => self.unscored += 1,
             StoredJudgement::Lacking => self.lacking += 1,
             StoredJudgement::Current => self.judged(verdict, &verdict.judgement),

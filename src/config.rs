@@ -14,13 +14,18 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::event::{Destinations, Event};
+
 pub use crate::detector::options::{DetectorEntry, DetectorTable};
+pub use crate::http::options::{AwsKeyConfig, HttpConfig, KeyConfig, Scope};
 pub use crate::ledger::options::LedgerConfig;
 pub use crate::objects::options::{Bucket, BucketTable, Objects, StorageConfig};
 pub use crate::policy::options::{AnyOf, PolicyConfig, RuleConfig, ScopedPolicyConfig, WhenConfig};
+pub use crate::review::options::ReviewConfig;
 pub use crate::screen::decode::options::{DecodeConfig, DecodeMode, Isolation};
 pub use crate::screen::infer::options::{Device, InferenceConfig};
 pub use crate::telemetry::options::{LogConfig, LogFormat, MetricsConfig, TracesConfig};
+pub use crate::webhooks::options::{WebhookConfig, WebhookSecret};
 pub use crate::worker::options::WorkerConfig;
 pub use crate::worker::publish::options::{EventsConfig, OutboxConfig};
 pub use error::ConfigError;
@@ -59,10 +64,16 @@ pub struct Config {
     pub storage: StorageConfig,
     /// How jobs are consumed, retried and given up.
     pub worker: WorkerConfig,
+    /// How images are screened over HTTP.
+    pub http: HttpConfig,
     /// Which events are published.
     pub events: EventsConfig,
     /// How events are retried and kept.
     pub outbox: OutboxConfig,
+    /// The HTTP endpoints that events are sent to.
+    pub webhooks: Vec<WebhookConfig>,
+    /// What people look at, and how long their decisions hold.
+    pub review: ReviewConfig,
     /// Where metrics and health are served.
     pub metrics: MetricsConfig,
     /// Where traces go.
@@ -90,8 +101,11 @@ impl Default for Config {
             inference: InferenceConfig::default(),
             storage: StorageConfig::default(),
             worker: WorkerConfig::default(),
+            http: HttpConfig::default(),
             events: EventsConfig::default(),
             outbox: OutboxConfig::default(),
+            webhooks: Vec::new(),
+            review: ReviewConfig::default(),
             metrics: MetricsConfig::default(),
             traces: TracesConfig::default(),
             log: LogConfig::default(),
@@ -129,8 +143,11 @@ impl Config {
                 crate::objects::options::check_endpoint(&format!("buckets[{index}].endpoint"), &table.endpoint)?;
             }
         }
+        self.http.check()?;
         self.events.check()?;
         self.outbox.check()?;
+        crate::webhooks::options::endpoints(&self.webhooks)?;
+        self.review.check()?;
         self.traces.check()
     }
 
@@ -150,6 +167,16 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// An event with the destinations that take its routing key; `None` where there is none.
+    #[must_use]
+    pub fn addressed(&self, event: Event) -> Option<Event> {
+        let is_published = self.events.publish.contains(&event.routing_key);
+        let takers = self.webhooks.iter().filter(|webhook| webhook.events.contains(&event.routing_key));
+        let webhooks: Vec<String> = takers.map(WebhookConfig::name).collect();
+        let has_destination = is_published || !webhooks.is_empty();
+        has_destination.then_some(Event { destinations: Destinations { is_published, webhooks }, ..event })
     }
 
     /// The broker's URL.

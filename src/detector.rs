@@ -3,13 +3,16 @@
 //! The files are read and checked against each other, and the model is not run. Whether the model's own shapes agree with
 //! the package is checked by `screen::infer` when it opens the session.
 
+mod calibration;
 mod digest;
 mod golden_image;
 mod labels;
 mod model_file;
+mod non_finite;
 mod onnx_outline;
 pub mod options;
 mod preprocessing;
+mod statements;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,11 +22,15 @@ use serde_json::{Map, Value};
 use digest::DigestInput;
 use model_file::ModelFile;
 use onnx_outline::OutlineError;
+use preprocessing::ProcessorFiles;
+use statements::Statements;
 
+pub use calibration::ScoreCalibration;
 pub use digest::DecodeSettings;
 pub(crate) use golden_image::GoldenImage;
 pub(crate) use model_file::{MODEL_PATHS, external_files};
 pub use preprocessing::{Channels, CropRounding, Geometry, Normalisation, ResampleFilter, Resize};
+pub use statements::Axes;
 
 /// A JSON file's content.
 type JsonObject = Map<String, Value>;
@@ -52,10 +59,14 @@ pub struct Detector {
     pub geometry: Geometry,
     /// How these bytes become floats, for models that take floats.
     pub normalisation: Normalisation,
+    /// The order of the input's axes, as the package states it. `None`: the model's shape shows it.
+    pub axes: Option<Axes>,
     /// As the package states it. `None`: the model's output name or its values show it.
     pub activation: Option<Activation>,
     /// Whether the labels are independent, so that logits need a sigmoid and not a softmax.
     pub multi_label: bool,
+    /// What is made of its probabilities, where the package has `calibration.json`.
+    pub calibration: Option<ScoreCalibration>,
     /// Whether its scores are only recorded and never judged.
     pub shadow: bool,
     /// SHA-256 over everything that decides its scores, hexadecimal; see `detector/digest.rs`.
@@ -75,7 +86,7 @@ pub enum PackageError {
         /// The package's folder.
         folder: String,
         /// What is missing.
-        what: &'static str,
+        what: String,
     },
     /// A file cannot be read.
     #[error("detector {folder}: cannot read {file}")]
@@ -113,7 +124,7 @@ pub enum PackageError {
         /// The package's folder.
         folder: String,
         /// The file of the field.
-        file: &'static str,
+        file: Cow<'static, str>,
         /// The field.
         field: Cow<'static, str>,
         /// What is wrong with it and what would be right.
@@ -136,14 +147,18 @@ pub enum PackageError {
 /// A field that is wrong. The folder is added by [`FieldError::in_folder`].
 #[derive(Debug)]
 pub(crate) struct FieldError {
-    pub file: &'static str,
+    pub file: Cow<'static, str>,
     pub field: Cow<'static, str>,
     pub what: String,
 }
 
 impl FieldError {
-    pub(crate) fn new(file: &'static str, field: impl Into<Cow<'static, str>>, what: impl Into<String>) -> Self {
-        Self { file, field: field.into(), what: what.into() }
+    pub(crate) fn new(
+        file: impl Into<Cow<'static, str>>,
+        field: impl Into<Cow<'static, str>>,
+        what: impl Into<String>,
+    ) -> Self {
+        Self { file: file.into(), field: field.into(), what: what.into() }
     }
 
     fn in_folder(self, folder: &Path) -> PackageError {
@@ -159,6 +174,8 @@ pub struct PackageSource<'a> {
     pub folder: &'a Path,
     /// A name to use in place of the folder's.
     pub name: Option<&'a str>,
+    /// The ONNX file, relative to the folder. `None`: `model.onnx` or `onnx/model.onnx`.
+    pub file: Option<&'a str>,
     /// The SHA-256 that the model file must have, hexadecimal.
     pub sha256: Option<&'a str>,
     /// Whether its scores are only recorded and never judged.
@@ -174,7 +191,7 @@ impl Detector {
     /// When a file is missing, a field is missing or not supported, or the model is not the pinned one.
     pub fn load(source: &PackageSource<'_>) -> Result<Self, PackageError> {
         let folder = source.folder;
-        let refused = |what| PackageError::Folder { folder: folder.display().to_string(), what };
+        let refused = |what: &str| PackageError::Folder { folder: folder.display().to_string(), what: what.to_owned() };
         let in_folder = |e: FieldError| e.in_folder(folder);
 
         if !folder.is_dir() {
@@ -184,7 +201,7 @@ impl Detector {
             Some(name) => name.to_owned(),
             None => folder_name(folder).ok_or_else(|| refused("the folder has no name; give one with `name`"))?,
         };
-        let model = ModelFile::read(folder)?;
+        let model = ModelFile::read(folder, source.file)?;
         if let Some(pinned) = source.sha256.filter(|pinned| !pinned.eq_ignore_ascii_case(&model.sha256)) {
             let folder = folder.display().to_string();
             return Err(PackageError::Pinned { folder, found: model.sha256, pinned: pinned.to_owned() });
@@ -201,10 +218,16 @@ impl Detector {
                 "it names one label, and a softmax over one label is always 1; a sigmoid output needs \"problem_type\": \"multi_label_classification\"",
             )));
         }
-        let activation = labels::activation(&config, multi_label).map_err(in_folder)?;
+        let statements = Statements::read(&config).map_err(in_folder)?;
+        let activation = statements.activation(multi_label);
         let preprocessor = read_json(folder, "preprocessor_config.json")?;
+        let processor = read_json(folder, "processor_config.json")?;
+        let files = ProcessorFiles { preprocessor: preprocessor.as_ref(), processor: processor.as_ref() };
         let (geometry, normalisation) =
-            preprocessing::resolve(&config, preprocessor.as_ref(), model.image).map_err(in_folder)?;
+            preprocessing::resolve(&config, files, statements.pixel_order, model.image).map_err(in_folder)?;
+        let calibration = read_json(folder, "calibration.json")?
+            .map(|fields| ScoreCalibration::read(&fields, &labels).map_err(in_folder))
+            .transpose()?;
         let golden = read_json(folder, "golden.json")?
             .map(|fields| GoldenImage::read(folder, &fields, &labels).map_err(in_folder))
             .transpose()?;
@@ -214,8 +237,10 @@ impl Detector {
             labels: &labels,
             geometry,
             normalisation,
+            axes: statements.axes,
             activation,
             multi_label,
+            calibration: calibration.as_ref(),
             decode: source.decode_settings,
         }
         .sha256();
@@ -225,8 +250,10 @@ impl Detector {
             labels,
             geometry,
             normalisation,
+            axes: statements.axes,
             activation,
             multi_label,
+            calibration,
             shadow: source.shadow,
             digest,
             model_sha256: model.sha256,
@@ -248,7 +275,7 @@ fn read_json(folder: &Path, file: &'static str) -> Result<Option<JsonObject>, Pa
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(PackageError::Read { folder: shown(), file: file.to_owned(), source }),
     };
-    serde_json::from_str(&text).map(Some).map_err(|source| PackageError::Json { folder: shown(), file, source })
+    non_finite::parse(&text).map(Some).map_err(|source| PackageError::Json { folder: shown(), file, source })
 }
 
 #[cfg(test)]
@@ -271,6 +298,7 @@ mod tests {
         Detector::load(&PackageSource {
             folder,
             name: None,
+            file: None,
             sha256,
             shadow: false,
             decode_settings: DecodeSettings::default(),
@@ -281,11 +309,17 @@ mod tests {
     #[test]
     fn the_digest_of_a_package_is_pinned_by_value() {
         let package = package("weights.bin", b"weights");
-        let decode_settings = DecodeSettings { version: 1, max_frames: 4, fast_tenths: None };
-        let source =
-            PackageSource { folder: package.path(), name: Some("any"), sha256: None, shadow: true, decode_settings };
+        let decode_settings = DecodeSettings { version: 1, max_frames: 4, max_views: 12, fast_tenths: None };
+        let source = PackageSource {
+            folder: package.path(),
+            name: Some("any"),
+            file: None,
+            sha256: None,
+            shadow: true,
+            decode_settings,
+        };
         let digest = Detector::load(&source).unwrap().digest;
-        assert_eq!(digest, "cb4cd1b3ed462222a2f2cc532332c21292b70526bd331175b71340883b776136");
+        assert_eq!(digest, "500d9424321cf71431f0ce3a080503cc2b45c4ad63d7c0ac1acf875655362a2a");
     }
 
     #[test]

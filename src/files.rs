@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::error_text::io_text;
+use crate::job::ContentDigests;
 
 /// What was found at or below the paths, in order.
 #[derive(Debug)]
@@ -174,9 +174,9 @@ pub(crate) fn read_head(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// A file's bytes and their SHA-256, read on a blocking thread; `None` for a file with more than `limit` bytes, also
+/// A file's bytes and their digests, read on a blocking thread; `None` for a file with more than `limit` bytes, also
 /// where its directory entry has a smaller length.
-pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, [u8; 32])>> {
+pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(Bytes, ContentDigests)>> {
     tokio::task::spawn_blocking(move || {
         let read = || {
             let file = std::fs::File::open(&path)?;
@@ -189,8 +189,8 @@ pub(crate) async fn read(path: PathBuf, limit: u64) -> anyhow::Result<Option<(By
         if bytes.len() as u64 > limit {
             return Ok(None);
         }
-        let sha256 = Sha256::digest(&bytes).into();
-        Ok(Some((Bytes::from(bytes), sha256)))
+        let digests = ContentDigests::of(&bytes);
+        Ok(Some((Bytes::from(bytes), digests)))
     })
     .await?
 }

@@ -2,10 +2,13 @@
 //!
 //! Nothing in here names a broker, a store or a database.
 
+mod bank;
+mod content;
 pub mod event;
 mod facts;
 mod finding;
 pub mod forms;
+mod hash;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,8 +17,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use facts::{Facts, Scores, View, Views, exact, exact_scores};
-pub use finding::{Finding, FindingOutcome, FindingSource, rule_text};
+pub use bank::{BankAnswer, BankAnswers, BankKind, BankMatch, KnownHash, MatchedBy, is_bank_name};
+pub use content::{ContentDigests, ContentHasher};
+pub use facts::{Background, Facts, Scores, View, Views, exact, exact_scores};
+pub use finding::{DAMAGE, Finding, FindingOutcome, FindingSource, bank_rule_text, rule_text};
+pub use hash::{Pdq, ViewHash};
 
 /// Namespace of every UUIDv5 that Pixwarden derives. It never changes: verdict ids and event ids depend on it.
 const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e6);
@@ -23,6 +29,10 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x8f4d_9e52_6c0b_4a39_9d8e_5b1f_70c3_a2e
 /// The version id that a store gives to an object which was written without versioning. The next such object of the key
 /// replaces it under the same version id.
 pub const NULL_VERSION: &str = "null";
+
+/// The bucket of images that were sent themselves, and not as a reference. Their key is the SHA-256 of their content. No
+/// store has a bucket of this name.
+pub const INLINE_BUCKET: &str = "inline:sha256";
 
 /// The two queues of jobs. Uploads go before the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
@@ -289,6 +299,20 @@ impl Judgement {
         self.outcome == Outcome::Passed
     }
 
+    /// Whether something is to be labelled or disclosed. What a person has cleared is not.
+    #[must_use]
+    pub fn has_notes(&self) -> bool {
+        let is_note =
+            |finding: &Finding| finding.outcome == FindingOutcome::Noted && finding.source != FindingSource::Decision;
+        self.findings.iter().any(is_note)
+    }
+
+    /// Whether no picture of the image may be shown.
+    #[must_use]
+    pub fn is_restricted(&self) -> bool {
+        self.findings.iter().any(|finding| finding.restricted)
+    }
+
     /// Whether both say the same of an image: the same outcome, and the same findings. Scores and thresholds may differ.
     #[must_use]
     pub fn says_same_as(&self, earlier: &Self) -> bool {
@@ -329,7 +353,7 @@ pub struct ImageInfo {
 }
 
 /// The names of formats in the ledger and in `scan`.
-const FORMATS: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
+const FORMATS: [&str; 11] = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "ico", "cur", "avif", "jxl", "heic"];
 
 /// The format with this name.
 #[must_use]
@@ -343,6 +367,24 @@ pub struct PolicyRef {
     pub name: String,
     /// SHA-256 over its rules, hexadecimal.
     pub sha256: String,
+    /// The version of each bank that was asked, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub banks: BTreeMap<String, i64>,
+}
+
+impl PolicyRef {
+    /// A policy that asks no bank, or has asked none yet.
+    #[must_use]
+    pub fn new(name: &str, sha256: impl Into<String>) -> Self {
+        Self { name: name.into(), sha256: sha256.into(), banks: BTreeMap::new() }
+    }
+
+    /// The policy after it has asked banks.
+    #[must_use]
+    pub fn with_banks(&self, answers: &BankAnswers) -> Self {
+        let banks = answers.iter().map(|(bank, answer)| (bank.clone(), answer.version)).collect();
+        Self { banks, ..self.clone() }
+    }
 }
 
 /// Why a verdict was revised.
@@ -407,6 +449,8 @@ pub struct Verdict {
     pub object_at: Option<OffsetDateTime>,
     /// SHA-256 of the whole object.
     pub sha256: Option<[u8; 32]>,
+    /// MD5 of the whole object. `None` in verdicts of earlier releases.
+    pub md5: Option<[u8; 16]>,
     pub bytes: Option<u64>,
     /// `None` if the image was not decoded.
     pub seen: Option<ImageInfo>,

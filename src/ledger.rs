@@ -1,9 +1,10 @@
 //! What every ledger does, whichever database keeps it.
 //!
-//! Seven traits, one for each kind of client: a worker stores [`Verdicts`], publishes the [`Outbox`] and uses the
+//! One trait for each kind of client: a worker stores [`Verdicts`], publishes the [`Outbox`] and uses the
 //! [`Quarantine`]; commands read and prune the [`Archive`], and erase by [`Erasure`]; a backfill uses [`Reconcile`];
-//! [`Baselines`] of scores are saved by a command and read by workers. Queries exist only in this
-//! folder. An adapter takes no decisions: it stores, finds and leases.
+//! [`Baselines`] of scores are saved by a command and read by workers; commands write [`Banks`], senders take what is due
+//! from [`Webhooks`], and people's decisions are [`Reviews`]: only Postgres has these three.
+//! Queries exist only in this folder. An adapter takes no decisions: it stores, finds and leases.
 
 #[macro_use]
 mod columns;
@@ -12,40 +13,59 @@ mod columns;
 mod erasure;
 
 mod archive;
+mod banks;
 mod baselines;
 mod error;
+mod image_hashes;
 pub mod options;
 mod outbox;
 mod postgres;
 mod probe;
 mod quarantine;
 mod reconcile;
+mod reviews;
 mod schema;
 mod scratch;
 mod sqlite;
 mod verdicts;
+mod webhooks;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::config::Config;
 
-pub use crate::job::event::Event;
+pub use crate::job::event::{Destinations, Event};
 pub use archive::{Archive, EarlierState, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
+pub use banks::{
+    Bank, BankChanges, BankImport, BankSettings, BankWrite, Banks, Dropped, EntryCounts, EntryKey, EntryPages,
+    KnownEntry, ListedEntry, Marked, MatchMark, NewBank, NewEntry, OtherEntries, Removal,
+};
 pub use baselines::{Baselines, ScoreBaseline};
 pub use columns::VERDICT_COLUMNS;
 pub use erasure::{Erased, ErasedRows, Erasure, Hold, KeptBy, Subject, SubjectPage};
 pub use error::{DatabaseError, LedgerError, OpenError};
+pub use image_hashes::{HashPage, HashedView, ImageHashes};
 pub use outbox::{HANDOVER_DELAY, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 pub use postgres::{Postgres, PostgresIndex};
 pub use quarantine::Quarantine;
 pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};
-pub use scratch::Scratch;
+pub use reviews::{
+    Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, ItemFilter,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, NoPosition, Report, ReviewItem, Reviews,
+};
+pub use scratch::{Scratch, open_temporary};
 pub use sqlite::Sqlite;
 pub use verdicts::{
     ExistingVerdict, Inserted, NewVerdict, ReusableFacts, Revise, Revised, Verdicts, replace_failed_verdict,
 };
+pub use webhooks::{
+    AfterFailure, DeliveryFilter, DeliveryState, FailedAttempt, ReplaySelection, StoredDelivery, WEBHOOK_RETRY_PERIOD,
+    WaitingDeliveries, WebhookDelivery, Webhooks,
+};
 
-/// A database of verdicts: the seven traits, and what opening and closing it needs.
+/// A database of verdicts: the traits that every one has, its banks, and what opening and closing it needs.
 #[async_trait]
 pub trait Ledger: Verdicts + Outbox + Quarantine + Archive + Erasure + Baselines + Reconcile {
     /// Brings the schema up to date and returns its version.
@@ -63,6 +83,38 @@ pub trait Ledger: Verdicts + Outbox + Quarantine + Archive + Erasure + Baselines
     /// The privileges that a worker needs and the current user does not have, such as `UPDATE on outbox`.
     async fn missing_privileges(&self) -> Result<Vec<String>, LedgerError> {
         Ok(Vec::new())
+    }
+
+    /// The banks of this ledger.
+    ///
+    /// # Errors
+    /// [`LedgerError::BanksNeedPostgres`] where the ledger has none.
+    fn banks(&self) -> Result<&dyn Banks, LedgerError> {
+        Err(LedgerError::BanksNeedPostgres)
+    }
+
+    /// The hashes of all that was screened.
+    ///
+    /// # Errors
+    /// [`LedgerError::BanksNeedPostgres`] where the ledger does not have them side by side.
+    fn image_hashes(&self) -> Result<&dyn ImageHashes, LedgerError> {
+        Err(LedgerError::BanksNeedPostgres)
+    }
+
+    /// What is sent to webhooks.
+    ///
+    /// # Errors
+    /// [`LedgerError::WebhooksNeedPostgres`] where the ledger has no table for it.
+    fn webhooks(self: Arc<Self>) -> Result<Arc<dyn Webhooks>, LedgerError> {
+        Err(LedgerError::WebhooksNeedPostgres)
+    }
+
+    /// What people look at and decide.
+    ///
+    /// # Errors
+    /// [`LedgerError::ReviewNeedsPostgres`] where the ledger has none.
+    fn reviews(&self) -> Result<&dyn Reviews, LedgerError> {
+        Err(LedgerError::ReviewNeedsPostgres)
     }
 
     /// Closes all connections.
@@ -98,6 +150,6 @@ async fn open_with(config: &Config, missing: MissingFile) -> Result<Box<dyn Ledg
     let url = config.ledger()?;
     Ok(match url.file() {
         Some(file) => Box::new(Sqlite::open(file, missing).await?),
-        None => Box::new(Postgres::open(url).await?),
+        None => Box::new(Postgres::open(url).await?.opening(&config.review.open)),
     })
 }

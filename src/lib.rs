@@ -12,7 +12,8 @@
 //! ```
 //!
 //! `JobProcessor::process` in `life` contains the whole way of a job. `Worker::process_delivery` in [`worker`] contains the
-//! way of a delivery around it. `scan` takes the same steps for a file. How a worker starts and drains is in `worker/run.rs`.
+//! way of a delivery around it. `http` gives `life` what comes over HTTP, and `scan` takes the same steps for a file. How a
+//! worker starts and drains is in `worker/run.rs`; `worker/serve.rs` does the same without a queue.
 //!
 //! # The map, in reading order
 //!
@@ -25,12 +26,17 @@
 //! | [`policy`] | rules checked against the detectors; `set` chooses a job's policy; `judge` makes an outcome of facts | where facts come from |
 //! | [`objects`] | object stores, S3 or a folder; buckets that are allowed; buffers | jobs |
 //! | [`screen`] | bytes to facts: `decode` (in confined processes) and `infer` | network, broker, database |
-//! | [`ledger`] | the database of verdicts: seven traits, with `postgres` and `sqlite` behind them | why something is stored |
+//! | [`ledger`] | the database of verdicts and banks: a trait for each kind of client, with `postgres` and `sqlite` behind them | why something is stored |
+//! | [`banks`] | known images in memory: exact search, changes, lists as files | how a bank is stored, what a match means |
 //! | `life` | an identified job becomes a committed verdict | the broker, HTTP |
 //! | [`broker`] | RabbitMQ: connections, the topology, publishing with confirms | jobs |
 //! | [`worker`] | a delivery's way: `accept`, `publish`, `settle` | formats, models, queries |
+//! | [`webhooks`] | sends events to HTTP endpoints: signed, repeated, one sender for each endpoint | who made an event |
+//! | [`http`] | images and verdicts over HTTP: one table of routes, access by keys | formats, models, queries |
 //! | `backfill` | publishes a job for each image of an archive that has no verdict | formats, models, queries |
 //! | `rejudge` | applies changed policies to stored facts | formats, models, queries |
+//! | [`review`] | what a person's decision or report does | who people are, queries |
+//! | `matching` | looks for a bank in the hashes of all verdicts | formats, models, queries |
 //! | `compare` | counts what other policies would make of stored facts | formats, models, queries |
 //! | `dead` | lists, replays and drops dead letters | printing |
 //! | `evaluate` | labelled images to figures and a page | services |
@@ -58,6 +64,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod backfill;
+pub mod banks;
 mod bench;
 pub mod broker;
 mod canonical;
@@ -74,20 +81,24 @@ mod evaluate;
 pub mod fault_injection;
 mod files;
 mod groups;
+pub mod http;
 pub mod hub;
 pub mod job;
 pub mod lanes;
 pub mod ledger;
 mod life;
+mod matching;
 pub mod objects;
 mod offload;
 pub mod policy;
 mod processes;
 mod rejudge;
 mod retry;
+pub mod review;
 pub mod screen;
 pub mod telemetry;
 mod text_or_table;
+pub mod webhooks;
 pub mod worker;
 
 pub use error_text::error_text;

@@ -6,9 +6,11 @@
 
 mod admission;
 mod buckets;
+mod carry;
 mod commit;
 mod health;
 mod outages;
+mod pictures;
 mod refusals;
 mod request;
 mod screening;
@@ -25,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::refusals::resolve_refusal;
+use crate::banks::CurrentBanks;
 use crate::config::Config;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
-use crate::job::{Judgement, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
+use crate::job::{Job, Judgement, Lane, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
@@ -39,8 +42,11 @@ use crate::telemetry::{Stage, metrics, timed, traces};
 
 pub use admission::Admission;
 use buckets::BucketHolds;
+use carry::Carried;
+pub(crate) use carry::{Judging, carry_over};
 pub use commit::{CommitQueue, linger_limit};
 pub use health::{Dependency, Health, Service};
+pub use pictures::Pictures;
 pub use request::{AttemptCause, AttemptError, Held, JobEnd, JobRequest, QuarantineRecords};
 use steps::{Fetched, Identified, Replayed, Stop};
 pub(crate) use steps::{Judged, ObjectFacts, Record, Screened, find_reusable, screen};
@@ -52,6 +58,7 @@ pub struct JobProcessor {
     pub fetcher: Arc<Fetcher>,
     pub screen: Screen,
     pub policies: PolicySet,
+    pub banks: Arc<CurrentBanks>,
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
@@ -78,6 +85,7 @@ pub struct JobProcessorParts {
     pub fetcher: Arc<Fetcher>,
     pub screen: Screen,
     pub policies: PolicySet,
+    pub banks: Arc<CurrentBanks>,
     pub admission: Admission,
     pub health: Health,
     pub commits: CommitQueue,
@@ -88,7 +96,8 @@ pub struct JobProcessorParts {
 impl JobProcessor {
     #[must_use]
     pub fn new(parts: JobProcessorParts) -> Self {
-        let JobProcessorParts { config, ledger, fetcher, screen, policies, admission, health, commits, stop } = parts;
+        let JobProcessorParts { config, ledger, fetcher, screen, policies, banks, admission, health, commits, stop } =
+            parts;
         let judgements = judgement_metrics(&screen, &policies);
         Self {
             config,
@@ -96,6 +105,7 @@ impl JobProcessor {
             fetcher,
             screen,
             policies,
+            banks,
             admission,
             health,
             commits,
@@ -120,6 +130,9 @@ impl JobProcessor {
         traces::record_image(&request.job.image);
         let end = self.process_until_end(request).await;
         if request.is_redelivered {
+            if let JobEnd::AnsweredBefore(id) = &end {
+                Box::pin(self.carry_if_missed(request, *id)).await;
+            }
             // A record that another process left behind has no use any more.
             match &end {
                 JobEnd::Committed { verdict, .. } => request.records.add(verdict.id),
@@ -135,8 +148,8 @@ impl JobProcessor {
             // What this attempt has found out is kept if it fails.
             let mut progress = Progress::default();
             // A panic costs one attempt of one job, not the process.
-            let error = match AssertUnwindSafe(self.attempt(request, &mut progress)).catch_unwind().await {
-                Ok(Ok(judged) | Err(Stop::Judged(judged))) => return self.commit(request, *judged).await,
+            let error = match AssertUnwindSafe(Box::pin(self.attempt(request, &mut progress))).catch_unwind().await {
+                Ok(Ok(judged) | Err(Stop::Judged(judged))) => return Box::pin(self.commit(request, *judged)).await,
                 Ok(Err(Stop::Ended(end))) => return *end,
                 Ok(Err(Stop::Failed(error))) => error,
                 Err(_) => {
@@ -167,10 +180,11 @@ impl JobProcessor {
                 AttemptError::Failed(cause, reason) => {
                     metrics::attempt_failed(cause.label());
                     let failed_attempts = request.failed_attempts.saturating_add(1);
-                    if failed_attempts < self.config.worker.attempts {
+                    if failed_attempts < request.max_attempts {
                         return JobEnd::AttemptFailed { failed_attempts, reason };
                     }
-                    return self.commit(request, self.given_up(request, failed_attempts, progress, &reason)).await;
+                    let judged = self.given_up(request, failed_attempts, progress, &reason);
+                    return Box::pin(self.commit(request, judged)).await;
                 }
             }
         }
@@ -185,12 +199,20 @@ impl JobProcessor {
         let screened = self.screen(&fetched, bytes).await?;
         let Fetched { identified, job_id, object, .. } = fetched;
         let policy = self.policy(request);
-        Ok(Box::new(Judged::by_policy(policy, job_id, identified.detectors, object, screened)))
+        let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;
+        Ok(Box::new(Judged::by_policy(policy, answers, job_id, identified.detectors, object, screened)))
     }
 
     /// The policy that judges the job.
-    fn policy(&self, request: &JobRequest) -> &Policy {
+    #[must_use]
+    pub fn policy(&self, request: &JobRequest) -> &Policy {
         self.policies.policy_for(&request.context())
+    }
+
+    /// The policy that would judge a job of this lane.
+    #[must_use]
+    pub fn policy_of_job(&self, job: &Job, lane: Lane) -> &Policy {
+        self.policies.policy_for(&request::context(job, lane))
     }
 
     /// Finds the detectors that screen the job, and refuses a job that names what is not there or not allowed.
@@ -199,7 +221,7 @@ impl JobProcessor {
         let digests = self.screen.digests(job.detectors.as_deref());
         let reason = match &digests {
             Err(unknown) => Some(format!("there is no detector \"{unknown}\"")),
-            Ok(_) if !self.fetcher.allows(&job.image.bucket) => {
+            Ok(_) if request.upload.is_none() && !self.fetcher.allows(&job.image.bucket) => {
                 Some(format!("the bucket \"{}\" is not allowed", job.image.bucket))
             }
             // A sender must not choose what the image is judged by.
@@ -224,10 +246,10 @@ impl JobProcessor {
         Ok(earlier.map(|earlier| Replayed { job_id: job_id.clone(), earlier }))
     }
 
-    /// Ends a redelivered job that has its verdict already. Most often only its acknowledgement was lost.
+    /// Ends a job that has its verdict already. Of a redelivered job most often only its acknowledgement was lost.
     async fn end_if_known(&self, identified: &Identified<'_>) -> Result<(), Stop> {
         let request = identified.request;
-        if !request.is_redelivered || !identified.id_is_known() {
+        if !(request.is_redelivered || request.may_be_known) || !identified.id_is_known() {
             return Ok(());
         }
         self.end_if_answered(request, verdict_id(&identified.job_id(None))).await
@@ -250,14 +272,24 @@ impl JobProcessor {
         identified: Identified<'a>,
         progress: &mut Progress,
     ) -> Result<(Fetched<'a>, Bytes), Stop> {
-        let JobRequest { job, lane, .. } = identified.request;
+        let JobRequest { job, lane, upload, .. } = identified.request;
         let bucket = &job.image.bucket;
         // Fails at once while something is known to be broken.
-        self.fail_if_broken(bucket)?;
+        match upload {
+            None => self.fail_if_broken(bucket)?,
+            Some(_) => self.fail_if_paused()?,
+        }
         let admitted = timed(Stage::Admit, self.admission.enter(*lane, identified.request.arrived)).await;
         // A worker that drains, and a broker that waits no longer, both get the delivery back.
         let (permit, object_permit) = admitted.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
-        let download = self.fetcher.fetch(&job.image, *lane, &self.admission.downloads);
+        if let Some(upload) = upload {
+            let object = ObjectFacts::of_upload(upload);
+            progress.object = object.clone();
+            let job_id = identified.job_id(None);
+            return Ok((Fetched { identified, job_id, object, _permit: permit }, upload.bytes_with(object_permit)));
+        }
+        // On the heap, as the attempt and the commit are: each state is large, and all callers would hold it on their stacks.
+        let download = Box::pin(self.fetcher.fetch(&job.image, *lane, &self.admission.downloads));
         let fetched = timed(Stage::Fetch, download).await;
         let is_answer =
             !matches!(fetched, Err(FetchError::Denied(_) | FetchError::BucketDown(_) | FetchError::StoreDown(_)));
@@ -351,16 +383,18 @@ impl JobProcessor {
 
     /// Commits a verdict with its event.
     async fn commit(&self, request: &JobRequest, judged: Judged) -> JobEnd {
+        let pictures = judged.pictures.clone();
         let verdict = judged.into_verdict(Record::of(request, self.policy(request), &self.config.ledger));
         let mut entry = self.with_event(request, verdict);
         let mut was_refused = false;
-        let mut revised_event = None;
+        let (mut revised_event, mut written_revision) = (None, 1);
         let inserted = loop {
             let event_of_revision = |verdict: &Verdict, revision: &Revision| {
                 // Only a failure is replaced.
                 let event = self.event(request, verdict, Some((revision, Some(Outcome::Failed))));
                 revised_event = Some(event.clone());
-                self.event_if_published(event)
+                written_revision = revision.number;
+                self.config.addressed(event)
             };
             match timed(Stage::Commit, self.commits.commit(&entry, &request.job.image, event_of_revision)).await {
                 // The row of this id is on another state of the object, so this state gets the next id.
@@ -415,11 +449,59 @@ impl JobProcessor {
             }
             // The earlier verdict stands.
             Inserted::Existing(earlier) if earlier.outcome != outcome => JobEnd::AnsweredBefore(verdict.id),
-            Inserted::Existing(_) => JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None },
+            Inserted::Existing(earlier) => {
+                // A process that has lost the reply of its commit, or died after it, took no decision over.
+                if earlier.revision == 1 {
+                    let carried = Box::pin(self.carry_over(request, &verdict, 1)).await;
+                    if let Some((verdict, revised_event, new_event)) = carried {
+                        let (revised_event, new_event) = (revised_event.map(Box::new), new_event.map(Box::new));
+                        return JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event, pictures };
+                    }
+                }
+                let revised_event = revised_event.map(Box::new);
+                JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None, pictures }
+            }
             Inserted::Written(new_event) => {
                 self.judgements.record(&verdict.policy.name, verdict.facts.as_ref(), &verdict.judgement);
                 record_commit(request, &verdict, self.earlier_verdict(request, &verdict).await);
-                JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event }
+                let carried = Box::pin(self.carry_over(request, &verdict, written_revision)).await;
+                let (verdict, revised_event, new_event) = carried.unwrap_or((verdict, revised_event, new_event));
+                let (revised_event, new_event) = (revised_event.map(Box::new), new_event.map(Box::new));
+                JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event, pictures }
+            }
+        }
+    }
+
+    /// A process that died after its commit has taken no decision over.
+    async fn carry_if_missed(&self, request: &JobRequest, id: Uuid) {
+        match self.ledger.read_verdict(id).await {
+            Ok(Some(stored)) if stored.revision.number == 1 => drop(self.carry_over(request, &stored.verdict, 1).await),
+            Ok(_) => {}
+            Err(error) => tracing::info!(%error, verdict = %id, "earlier verdict not read"),
+        }
+    }
+
+    /// What becomes of a verdict that was just written, where a person has decided about equal bytes: its state, and the event
+    /// of that state, whether it is published and as the outbox has it.
+    async fn carry_over(
+        &self,
+        request: &JobRequest,
+        verdict: &Verdict,
+        revision: u32,
+    ) -> Option<(Verdict, Option<Event>, Option<Event>)> {
+        let event = |verdict: &Verdict, revision: &Revision, before: Outcome| {
+            self.config.addressed(self.event(request, verdict, Some((revision, Some(before)))))
+        };
+        let judging = Judging { policy: self.policy(request), banks: &self.banks };
+        match carry_over(self.ledger.as_ref(), verdict, revision, &self.config.review, judging, event).await {
+            Ok(carried) => {
+                let Carried { verdict, event, revision, before } = carried?;
+                let answered = self.event(request, &verdict, Some((&revision, Some(before))));
+                Some((verdict, Some(answered), event))
+            }
+            Err(error) => {
+                tracing::warn!(%error, verdict = %verdict.id, "a decision on equal bytes was not taken over, and a person has to decide again");
+                None
             }
         }
     }
@@ -435,13 +517,8 @@ impl JobProcessor {
     }
 
     fn with_event(&self, request: &JobRequest, verdict: Verdict) -> NewVerdict {
-        let event = self.event_if_published(self.event(request, &verdict, None));
+        let event = self.config.addressed(self.event(request, &verdict, None));
         NewVerdict { verdict, event }
-    }
-
-    /// The event, if the configuration publishes its routing key.
-    fn event_if_published(&self, event: Event) -> Option<Event> {
-        self.config.events.publish.contains(&event.routing_key).then_some(event)
     }
 
     /// A verdict's event, whether or not its routing key is published. `revision` is set for a later judgement, with the
@@ -454,7 +531,8 @@ impl JobProcessor {
         revision: Option<(&Revision, Option<Outcome>)>,
     ) -> Event {
         let trace = traces::context_to_propagate(request.trace.as_ref());
-        let context = EventContext { correlation_id: request.correlation_id.as_deref(), trace: trace.as_ref() };
+        let correlation_id = request.correlation_id.as_deref();
+        let context = EventContext { correlation_id, trace: trace.as_ref(), deleted_at: None };
         match revision {
             None => event::event(verdict, context, &self.config.prefix),
             Some((revision, earlier)) => event::revised_event(verdict, revision, earlier, context, &self.config.prefix),
@@ -514,7 +592,8 @@ fn next_id(job_id: &str) -> String {
 /// The series of the configured detectors and policies.
 fn judgement_metrics(screen: &Screen, policies: &PolicySet) -> JudgementMetrics {
     fn counted(rule: &Rule) -> CountedRule<'_> {
-        CountedRule { text: rule.text(), detector: &rule.detector, label: &rule.label }
+        let score = rule.score().map(|rule| (rule.detector.as_str(), rule.label.as_str()));
+        CountedRule { text: rule.text(), score }
     }
     let detectors = screen.engines().iter().map(|engine| &engine.detector);
     let policies: Vec<_> = policies

@@ -16,14 +16,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use sha2::{Digest, Sha256};
+use futures_util::{Stream, StreamExt};
 use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
 use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
-use crate::job::{ImageRef, Lane};
+use crate::job::{ContentDigests, ContentHasher, ImageRef, Lane};
 use crate::lanes::{Gate, GateClosed, Permit};
 use crate::telemetry::{metrics, traces};
 use buffers::BufferPool;
@@ -54,7 +53,7 @@ impl DownloadGates {
 /// A complete object in memory.
 pub struct FetchedObject {
     pub bytes: Bytes,
-    pub sha256: [u8; 32],
+    pub digests: ContentDigests,
     pub etag: Option<String>,
     pub version_id: Option<String>,
     /// When it was last modified, as the store says.
@@ -71,12 +70,69 @@ impl FetchedObject {
     }
 }
 
-struct AdmittedBytes {
+/// An image that its sender has sent itself, complete in memory.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    /// They hold their share of the memory gate.
     bytes: Bytes,
-    _permits: [Permit; 2],
+    pub digests: ContentDigests,
 }
 
-impl AsRef<[u8]> for AdmittedBytes {
+impl Upload {
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// An image that was decoded from this upload. It keeps the memory that was reserved for both.
+    #[must_use]
+    pub fn decoded(self, image: Vec<u8>) -> Self {
+        let digests = ContentDigests::of(&image);
+        Self { bytes: Bytes::from_owner(DecodedBytes { image, _sent: self.bytes }), digests }
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The bytes, tied to one more permit.
+    #[must_use]
+    pub fn bytes_with(&self, permit: Permit) -> Bytes {
+        Bytes::from_owner(AdmittedBytes { bytes: self.bytes.clone(), _permits: [permit] })
+    }
+}
+
+struct DecodedBytes {
+    image: Vec<u8>,
+    _sent: Bytes,
+}
+
+impl AsRef<[u8]> for DecodedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.image
+    }
+}
+
+/// Why an upload was not received.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    #[error("the image has more than {0} bytes")]
+    TooLarge(u64),
+    #[error("the upload ended early: {0}")]
+    CutShort(String),
+    #[error("no memory for the image: {0}")]
+    NoMemory(std::io::Error),
+    #[error(transparent)]
+    GateClosed(#[from] GateClosed),
+}
+
+struct AdmittedBytes<const N: usize> {
+    bytes: Bytes,
+    _permits: [Permit; N],
+}
+
+impl<const N: usize> AsRef<[u8]> for AdmittedBytes<N> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -176,6 +232,9 @@ pub trait ObjectStore: Send + Sync {
     /// Reads an object's properties without its bytes.
     async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError>;
 
+    /// Stores an object, in place of one that is there.
+    async fn put(&self, image: &ImageRef, bytes: Bytes) -> Result<(), StoreError>;
+
     /// Checks whether the store answers requests for a bucket. Errors name the bucket.
     async fn probe(&self, bucket: &str) -> Result<(), StoreError>;
 
@@ -208,11 +267,22 @@ impl Fetcher {
         // A bucket allowed by its full name must exist: its absence is the operator's fault. Any other name comes from a job.
         let named: Vec<String> =
             config.buckets.iter().map(Bucket::pattern).filter(|name| !name.contains('*')).map(str::to_owned).collect();
-        let store: Box<dyn ObjectStore> = match config.objects()? {
+        Ok(Self::on(Self::store(config, named).await?, config))
+    }
+
+    /// As [`Fetcher::open`]; without an allowed bucket every reference is rejected.
+    ///
+    /// # Errors
+    /// When the URL names a store that is not supported.
+    pub async fn open_without_buckets(config: &Config) -> Result<Self, ConfigError> {
+        Ok(Self::on(Self::store(config, Vec::new()).await?, config))
+    }
+
+    async fn store(config: &Config, named: Vec<String>) -> Result<Box<dyn ObjectStore>, ConfigError> {
+        Ok(match config.objects()? {
             Objects::S3 => Box::new(S3::new(config, named).await),
             Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
-        };
-        Ok(Self::on(store, config))
+        })
     }
 
     /// Fetches from a store that is already open.
@@ -337,6 +407,50 @@ impl Fetcher {
         }
     }
 
+    /// Receives an image of at most `at_most` bytes from its sender, into bounded memory. `reserved` bytes of it are taken until
+    /// the upload is dropped, at least `at_most`.
+    ///
+    /// # Errors
+    /// When it is larger, or ends with an error.
+    pub async fn receive<E: std::fmt::Display>(
+        &self,
+        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
+        at_most: u64,
+        reserved: u64,
+        memory: &Gate,
+    ) -> Result<Upload, UploadError> {
+        let memory = memory.enter(Lane::Live, reserved.max(at_most)).await?;
+        let mut buffer = self.buffers.take(at_most).map_err(UploadError::NoMemory)?;
+        let mut hasher = ContentHasher::default();
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(|error| UploadError::CutShort(error.to_string()))?;
+            if !buffer.push(&chunk) {
+                return Err(UploadError::TooLarge(at_most));
+            }
+            hasher.update(&chunk);
+        }
+        let bytes = AdmittedBytes { bytes: Bytes::from_owner(buffer), _permits: [memory] };
+        Ok(Upload { bytes: Bytes::from_owner(bytes), digests: hasher.finish() })
+    }
+
+    /// Stores an image that was sent itself. The place is the operator's, so that no list of buckets applies.
+    ///
+    /// # Errors
+    /// As the store classifies them, and when the deadline for objects has passed.
+    pub async fn keep(&self, image: &ImageRef, upload: &Upload) -> Result<(), StoreError> {
+        let deadline = Duration::from_millis(self.limits.deadline_ms);
+        let stored = tokio::time::timeout(deadline, self.store.put(image, upload.bytes.clone())).await;
+        stored.unwrap_or_else(|_| {
+            Err(StoreError::Unclear(format!("the store did not take it within {} ms", deadline.as_millis())))
+        })
+    }
+
+    /// The largest object that is accepted.
+    #[must_use]
+    pub const fn max_object_bytes(&self) -> u64 {
+        self.limits.max_object_bytes
+    }
+
     /// One try under one deadline.
     async fn try_fetch(&self, image: &ImageRef, lane: Lane, gates: &DownloadGates) -> Result<FetchedObject, TryError> {
         let deadline = Duration::from_millis(self.limits.deadline_ms);
@@ -356,8 +470,8 @@ impl Fetcher {
         let body = read_body(body, length, &self.buffers);
         let arrived = tokio::time::timeout(left, body).await.unwrap_or_else(|_| Err(late()));
         let unclear = |reason| TryError::Unclear { reason, etag: etag.clone() };
-        let (bytes, sha256) = arrived.map_err(unclear)?;
-        Ok(FetchedObject { bytes, sha256, etag, version_id, modified, memory })
+        let (bytes, digests) = arrived.map_err(unclear)?;
+        Ok(FetchedObject { bytes, digests, etag, version_id, modified, memory })
     }
 }
 
@@ -416,9 +530,9 @@ async fn read_body(
     mut body: BoxStream<'static, Result<Bytes, StoreError>>,
     length: u64,
     buffers: &BufferPool,
-) -> Result<(Bytes, [u8; 32]), String> {
+) -> Result<(Bytes, ContentDigests), String> {
     let mut buffer = buffers.take(length).map_err(|e| format!("no memory for an object of {length} bytes: {e}"))?;
-    let mut hasher = Sha256::new();
+    let mut hasher = ContentHasher::default();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|e| e.to_string())?;
         if !buffer.push(&chunk) {
@@ -430,7 +544,7 @@ async fn read_body(
     if arrived != length {
         return Err(format!("the object was cut short: {arrived} of {length} bytes arrived"));
     }
-    Ok((Bytes::from_owner(buffer), hasher.finalize().into()))
+    Ok((Bytes::from_owner(buffer), hasher.finish()))
 }
 
 #[cfg(test)]
@@ -455,9 +569,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_counts_only_when_it_is_as_long_as_announced() {
         let buffers = BufferPool::default();
-        let (bytes, sha256) = read_body(body(&[b"ab", b"c"]), 3, &buffers).await.unwrap();
+        let (bytes, digests) = read_body(body(&[b"ab", b"c"]), 3, &buffers).await.unwrap();
         assert_eq!(&bytes[..], b"abc");
-        assert_eq!(hex::encode(sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(digests, ContentDigests::of(b"abc"));
         assert!(read_body(body(&[b"ab"]), 3, &buffers).await.unwrap_err().contains("cut short: 2 of 3"));
         assert!(read_body(body(&[b"abcd"]), 3, &buffers).await.unwrap_err().contains("longer"));
         assert!(read_body(body(&[b"ab"]), u64::MAX, &buffers).await.unwrap_err().contains("no memory"));

@@ -11,6 +11,7 @@
 mod tests;
 mod transitions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backfill::{BackfillEnd, BackfillError, JobsForGaps};
+use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::Config;
 use crate::job::event::{self, EventContext};
-use crate::job::{ImageRef, RevisionCause, Verdict, derived_id};
+use crate::job::{BankAnswers, ImageRef, RevisionCause, Verdict, derived_id};
 use crate::ledger::{Ledger, LedgerError, Position, Revise, StoredVerdict, VerdictFilter};
 use crate::policy::{ImageContext, PolicySet, StoredJudgement};
 
@@ -58,6 +60,9 @@ pub struct RejudgeOptions {
 pub struct Rejudging {
     ledger: Arc<dyn Ledger>,
     policies: PolicySet,
+    banks: CurrentBanks,
+    /// At the beginning. Banks may change during a run.
+    bank_versions: BTreeMap<String, i64>,
     config: Arc<Config>,
     options: RejudgeOptions,
     /// The selected verdicts, without those that workers add meanwhile: otherwise this might never end.
@@ -92,10 +97,17 @@ impl RejudgeSummary {
 
 impl Rejudging {
     #[must_use]
-    pub fn new(ledger: Arc<dyn Ledger>, policies: PolicySet, config: Arc<Config>, options: RejudgeOptions) -> Self {
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        policies: PolicySet,
+        banks: CurrentBanks,
+        config: Arc<Config>,
+        options: RejudgeOptions,
+    ) -> Self {
         let summary = RejudgeSummary { transitions: Transitions::new(options.examples), ..RejudgeSummary::default() };
         let selected = options.filter.clone().before(OffsetDateTime::now_utc());
-        Self { ledger, policies, config, options, selected, summary }
+        let bank_versions = banks.versions();
+        Self { ledger, policies, banks, bank_versions, config, options, selected, summary }
     }
 
     /// Rejudges every selected verdict, or until `stop`. `observe` gets the state after each page, with the time up to which
@@ -150,6 +162,8 @@ impl Rejudging {
 
     /// Judges one page. Returns the images of the verdicts that lack a score.
     async fn page(&mut self, page: &[StoredVerdict]) -> Result<Vec<ImageRef>, LedgerError> {
+        // After the page was read: none of its verdicts may have asked a later version of a bank.
+        self.banks.refresh(self.ledger.as_ref()).await?;
         let judged_at = self.ledger.now().await?;
         let (mut changes, mut lacking) = (Vec::new(), Vec::new());
         for stored in page {
@@ -158,7 +172,12 @@ impl Rejudging {
                 summary.skipped += 1;
                 continue;
             }
-            match policy.judge_stored(&stored.verdict) {
+            let answers = self.banks.answers(policy, &AskedImage::of(&stored.verdict)).await;
+            if is_newer(&stored.verdict, &answers) {
+                summary.overtaken += 1;
+                continue;
+            }
+            match policy.judge_stored(&stored.verdict, &answers) {
                 StoredJudgement::Unscored => summary.unscored += 1,
                 StoredJudgement::Current => summary.current += 1,
                 StoredJudgement::Lacking => {
@@ -167,9 +186,9 @@ impl Rejudging {
                 }
                 StoredJudgement::Judged(judgement) => {
                     summary.transitions.add(&stored.verdict, &judgement);
-                    let policy = policy.reference.clone();
+                    let policy = policy.reference.with_banks(&answers);
                     let verdict = Verdict { judgement, policy, ..stored.verdict.clone() };
-                    changes.push(self.change(stored, verdict, judged_at));
+                    changes.push(change(stored, verdict, RevisionCause::Rejudged, judged_at, &self.config));
                 }
             }
         }
@@ -177,26 +196,6 @@ impl Rejudging {
             self.summary.overtaken += changes.len() as u64 - self.ledger.rejudge(&changes).await?;
         }
         Ok(lacking)
-    }
-
-    /// The revision that gives a stored verdict its new state, with the event where it is announced.
-    fn change(&self, stored: &StoredVerdict, verdict: Verdict, judged_at: OffsetDateTime) -> Revise {
-        let before = &stored.verdict.judgement;
-        let is_news = !verdict.judgement.says_same_as(before);
-        let mut revise = Revise {
-            verdict,
-            expected_revision: stored.revision.number,
-            cause: RevisionCause::Rejudged,
-            judged_at,
-            event: None,
-        };
-        // A file of a scan has no bucket, and the events of its ledger are never published.
-        if is_news && !revise.verdict.image.bucket.is_empty() {
-            let (context, before) = (EventContext::default(), Some(before.outcome));
-            let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &self.config.prefix);
-            revise.event = Some(event).filter(|event| self.config.events.publish.contains(&event.routing_key));
-        }
-        revise
     }
 
     /// Where the run starts: where an interrupted one with the same policies and the same selection stopped, or at the
@@ -244,7 +243,7 @@ impl Rejudging {
         let policies: Vec<_> =
             self.policies.all().map(|policy| &policy.reference).zip(self.policies.conditions()).collect();
         let times = [since, until].map(|time| time.map(|time| time.unix_timestamp_nanos().to_string()));
-        derived_id(&json!([
+        let mut run = json!([
             "rejudge",
             policies,
             times,
@@ -255,8 +254,39 @@ impl Rejudging {
             labels,
             self.options.policy,
             self.options.enqueue,
-        ]))
+        ]);
+        let banks = &self.bank_versions;
+        if let Some(run) = run.as_array_mut().filter(|_| !banks.is_empty()) {
+            run.push(json!(banks));
+        }
+        derived_id(&run)
     }
+}
+
+/// Whether a verdict was judged with a later version of a bank than the one that has answered now.
+pub(crate) fn is_newer(verdict: &Verdict, answers: &BankAnswers) -> bool {
+    answers.iter().any(|(bank, answer)| verdict.policy.banks.get(bank).is_some_and(|asked| *asked > answer.version))
+}
+
+/// The revision that gives a stored verdict its new state, with the event where it is announced.
+pub(crate) fn change(
+    stored: &StoredVerdict,
+    verdict: Verdict,
+    cause: RevisionCause,
+    judged_at: OffsetDateTime,
+    config: &Config,
+) -> Revise {
+    let before = &stored.verdict.judgement;
+    let is_news = !verdict.judgement.says_same_as(before);
+    let mut revise = Revise { verdict, expected_revision: stored.revision.number, cause, judged_at, event: None };
+    // A file of a scan has no bucket, and the events of its ledger are never published.
+    if is_news && !revise.verdict.image.bucket.is_empty() {
+        let context = EventContext { deleted_at: stored.deleted_at, ..EventContext::default() };
+        let before = Some(before.outcome);
+        let event = event::revised_event(&revise.verdict, &revise.revision(), before, context, &config.prefix);
+        revise.event = config.addressed(event);
+    }
+    revise
 }
 
 /// The position of a saved mark, if it is of this run.

@@ -24,7 +24,7 @@ use crate::detector::{Detector, Geometry};
 use crate::fault_injection;
 use crate::job::{Digests, Facts, ImageInfo, Lane, Scores, View};
 use crate::telemetry::{Stage, metrics, timed};
-use decode::DecoderPool;
+use decode::{DecodedView, DecoderPool};
 use infer::Engine;
 use pixels::Pixels;
 use start::DetectorStarter;
@@ -48,10 +48,21 @@ pub struct Screen {
 pub(crate) struct ScreenedImage {
     /// Format, size and number of frames.
     pub(crate) info: ImageInfo,
-    /// The scores of all views.
+    /// The scores and hashes of all views, and damage.
     pub(crate) facts: Facts,
-    /// What each detector saw of the first frame, by the detector's name.
-    pub(crate) first_frame: Vec<(String, Arc<Pixels>)>,
+    /// The scores before calibration, where a detector has one; nothing else.
+    pub(crate) uncalibrated: Option<Facts>,
+    /// What the detectors saw, the first frame over white first.
+    pub(crate) seen: Vec<SeenView>,
+}
+
+/// What the detectors saw of a view.
+#[derive(Debug, Clone)]
+pub(crate) struct SeenView {
+    /// Which view it is.
+    pub(crate) view: View,
+    /// By the detector's name.
+    pub(crate) by_detector: Vec<(String, Arc<Pixels>)>,
 }
 
 impl Screen {
@@ -169,21 +180,35 @@ impl Screen {
         let (geometries, geometry_of) = share_geometries(&engines);
         let decoded = timed(Stage::Decode, self.decoders.decode(lane, bytes, geometries.into())).await?;
 
-        let inputs_of = |frame: &Vec<Arc<Pixels>>| -> Vec<Arc<Pixels>> {
-            geometry_of.iter().map(|index| Arc::clone(&frame[*index])).collect()
+        let inputs_of = |decoded: &DecodedView| -> Vec<Arc<Pixels>> {
+            geometry_of.iter().map(|index| Arc::clone(&decoded.pixels[*index])).collect()
         };
-        let inputs = decoded.frames.iter().flat_map(|frame| engines.iter().zip(inputs_of(frame)));
+        let inputs = decoded.views.iter().flat_map(|view| engines.iter().zip(inputs_of(view)));
         let runs = inputs.map(|(engine, pixels)| engine.score(lane, pixels));
         let rows = timed(Stage::Infer, futures_util::future::try_join_all(runs)).await?;
-        let mut rows = rows.into_iter();
-        let mut view_scores =
-            || -> Scores { engines.iter().zip(rows.by_ref()).map(|(engine, row)| by_label(engine, row)).collect() };
-        let frame_numbers = self.decoders.frame_numbers(decoded.info.frames);
-        let views = decoded.frames.iter().zip(frame_numbers).map(|(_, frame)| (View { frame }, view_scores()));
-        let facts = Facts::of_views(views);
-        let names = engines.iter().map(|engine| engine.detector.name.clone());
-        let first_frame = decoded.frames.first().map(|frame| names.zip(inputs_of(frame)).collect()).unwrap_or_default();
-        Ok(ScreenedImage { info: decoded.info, facts, first_frame })
+        // One row for each view and detector.
+        let facts_of = |rows: Vec<Vec<f32>>| {
+            let mut rows = rows.into_iter();
+            let mut view_scores =
+                || -> Scores { engines.iter().zip(rows.by_ref()).map(|(engine, row)| by_label(engine, row)).collect() };
+            Facts::of_views(decoded.views.iter().map(|decoded| (decoded.view, view_scores())))
+        };
+        let is_calibrated = engines.iter().any(|engine| engine.detector.calibration.is_some());
+        let uncalibrated = is_calibrated.then(|| facts_of(rows.clone()));
+        let mut rows = rows;
+        for (row, engine) in rows.iter_mut().zip(engines.iter().cycle()) {
+            let detector = &engine.detector;
+            if let Some(calibration) = &detector.calibration {
+                calibration.apply(row, detector.multi_label);
+            }
+        }
+        let facts = facts_of(rows);
+        let hashes = Some(decoded.views.iter().map(DecodedView::hash).collect());
+        let facts = Facts { damage: Some(decoded.damage), hashes, ..facts };
+        let names = || engines.iter().map(|engine| engine.detector.name.clone());
+        let seen = decoded.views.iter();
+        let seen = seen.map(|view| SeenView { view: view.view, by_detector: names().zip(inputs_of(view)).collect() });
+        Ok(ScreenedImage { info: decoded.info, facts, uncalibrated, seen: seen.collect() })
     }
 }
 

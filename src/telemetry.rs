@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{ConfigError, LogConfig, LogFormat, TracesConfig};
 
-pub use stage::{Stage, timed};
+pub use stage::{Stage, timed, with_stage_times};
 
 /// Targets that are never logged, whatever the filter. The HTTP client logs every byte that it sends, including tokens. The
 /// AMQP client logs the frames that it writes, including the login, and returned messages with all their content. The last

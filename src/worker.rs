@@ -7,10 +7,12 @@ mod drift;
 pub mod options;
 pub mod publish;
 mod run;
+mod serve;
 pub mod settle;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fault_injection::{self, PlantedBug};
@@ -22,11 +24,12 @@ use crate::telemetry::{Stage, timed};
 pub use delivery::Delivery;
 use publish::{EventPublisher, ReplyError, ReplyErrorCode};
 pub use run::{WorkerError, default_prefetch, max_jobs, max_objects, run, run_on};
+pub use serve::serve;
 use settle::{Settlement, Settler};
 
 /// Everything that a delivery needs.
 struct Worker {
-    processor: JobProcessor,
+    processor: Arc<JobProcessor>,
     publisher: EventPublisher,
     settler: Settler,
 }
@@ -86,12 +89,13 @@ impl Worker {
     async fn finish_job(&self, delivery: &Delivery, request: &JobRequest) -> Settlement {
         let mut end = self.processor.process(request).await;
         match &mut end {
-            JobEnd::Committed { verdict, revised_event, new_event } => {
+            JobEnd::Committed { verdict, revised_event, new_event, .. } => {
                 if let Some(new_event) = new_event.take() {
-                    self.publisher.hand_over(new_event);
+                    self.publisher.hand_over(*new_event);
                 }
                 if let Some(queue) = delivery.reply_to() {
-                    let event = revised_event.take().unwrap_or_else(|| self.processor.event(request, verdict, None));
+                    let revised = revised_event.take().map(|event| *event);
+                    let event = revised.unwrap_or_else(|| self.processor.event(request, verdict, None));
                     self.publisher.reply(queue, &event).await;
                 }
             }
@@ -122,6 +126,10 @@ impl Worker {
         JobRequest {
             job,
             lane: delivery.lane,
+            upload: None,
+            may_be_known: false,
+            max_attempts: self.processor.config.worker.attempts,
+            wants_pictures: false,
             replayed_id: delivery.job_id(),
             records: QuarantineRecords::default(),
             failed_attempts: delivery.failed_attempts(),

@@ -105,6 +105,12 @@ def compare(expected: Expected, detector: str, record: dict, pixels: Path) -> Di
         result.broken.append(f"sha256 is {record.get('sha256')}")
     if record.get("bytes") != expected.size_bytes:
         result.broken.append(f"bytes is {record.get('bytes')}, not {expected.size_bytes}")
+    if expected.is_damaged:
+        if detector == "nan" and record["outcome"] == "failed":
+            return result
+        if record["outcome"] not in ("review", "flagged") or not record.get("damage"):
+            result.broken.append(f"{record['outcome']}, damage {record.get('damage')!r}, must be damaged: {expected.why}")
+        return result
     if expected.decoded is None:
         if record["outcome"] != "undecodable":
             result.broken.append(f"{record['outcome']}, must be undecodable: {expected.why}")

@@ -16,6 +16,8 @@ BEGIN
     END LOOP;
     -- By default every role of the server may connect and create temporary tables.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    -- `bank import` gathers a list in a temporary table.
+    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO pixwarden_operator', current_database());
 END
 $$;
 
@@ -34,18 +36,29 @@ BEGIN
         ('pixwarden_worker', 'verdict_history', 'SELECT, INSERT'),
         ('pixwarden_worker', 'policies', 'SELECT, INSERT'),
         ('pixwarden_worker', 'outbox', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_worker', 'webhook_deliveries', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'suspects', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_worker', 'score_baselines', 'SELECT'),
+        ('pixwarden_worker', 'banks', 'SELECT'),
+        ('pixwarden_worker', 'bank_entries', 'SELECT'),
+        ('pixwarden_worker', 'image_hashes', 'SELECT, INSERT, DELETE'),
+        -- Only the tables' owner has the right to change or delete a decision, and a trigger refuses even that.
+        ('pixwarden_worker', 'review_items', 'SELECT, INSERT, UPDATE'),
+        ('pixwarden_worker', 'decisions', 'SELECT, INSERT'),
+        ('pixwarden_worker', 'decision_notes', 'SELECT, INSERT'),
+        ('pixwarden_worker', 'decided_contents', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_worker', 'reports', 'SELECT, INSERT'),
         ('pixwarden_worker', 'tombstones', 'SELECT'),
         ('pixwarden_worker', 'tombstone_key', 'SELECT'),
         -- Inserting verdicts locks it, and so does `erase`. It is always empty.
         ('pixwarden_worker', 'erase_lock', 'INSERT'),
         ('pixwarden_worker', '_sqlx_migrations', 'SELECT'),
-        -- `rejudge`, `prune`, `erase`, `hold`, `backfill` and `compare --save-baseline`.
+        -- `rejudge`, `prune`, `erase`, `hold`, `backfill`, `bank`, `webhook` and `compare --save-baseline`.
         ('pixwarden_operator', 'verdicts', 'SELECT, UPDATE, DELETE'),
         ('pixwarden_operator', 'verdict_history', 'SELECT, INSERT, DELETE'),
         ('pixwarden_operator', 'policies', 'SELECT, INSERT'),
         ('pixwarden_operator', 'outbox', 'SELECT, INSERT, DELETE'),
+        ('pixwarden_operator', 'webhook_deliveries', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'suspects', 'SELECT, DELETE'),
         ('pixwarden_operator', 'tombstones', 'SELECT, INSERT'),
         ('pixwarden_operator', 'erase_lock', 'UPDATE'),
@@ -55,6 +68,14 @@ BEGIN
         ('pixwarden_operator', 'backfill_progress', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'backfill_jobs', 'SELECT, INSERT, UPDATE, DELETE'),
         ('pixwarden_operator', 'score_baselines', 'SELECT, INSERT, UPDATE'),
+        ('pixwarden_operator', 'banks', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'bank_entries', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'image_hashes', 'SELECT, DELETE'),
+        ('pixwarden_operator', 'review_items', 'SELECT, INSERT, UPDATE, DELETE'),
+        ('pixwarden_operator', 'decisions', 'SELECT'),
+        ('pixwarden_operator', 'decision_notes', 'SELECT, DELETE'),
+        ('pixwarden_operator', 'decided_contents', 'SELECT, DELETE'),
+        ('pixwarden_operator', 'reports', 'SELECT, DELETE'),
         ('pixwarden_operator', '_sqlx_migrations', 'SELECT'),
         -- `show`, `export` and `compare`.
         ('pixwarden_reader', 'verdicts', 'SELECT'),
@@ -62,6 +83,12 @@ BEGIN
         ('pixwarden_reader', 'policies', 'SELECT'),
         ('pixwarden_reader', 'outbox', 'SELECT'),
         ('pixwarden_reader', 'score_baselines', 'SELECT'),
+        ('pixwarden_reader', 'banks', 'SELECT'),
+        ('pixwarden_reader', 'image_hashes', 'SELECT'),
+        ('pixwarden_reader', 'review_items', 'SELECT'),
+        ('pixwarden_reader', 'decisions', 'SELECT'),
+        ('pixwarden_reader', 'decision_notes', 'SELECT'),
+        ('pixwarden_reader', 'reports', 'SELECT'),
         ('pixwarden_reader', '_sqlx_migrations', 'SELECT')
     ) AS privilege (role, relation, privileges)
     WHERE to_regclass('public.' || relation) IS NOT NULL

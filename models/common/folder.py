@@ -49,8 +49,12 @@ def timm_config(architecture: str, labels: list[str], preprocessing: dict) -> di
 
 
 def sha256(path: Path) -> str:
+    # `hashlib.file_digest` needs Python 3.11, and models/get runs with what a system has.
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_checksums(folder: Path) -> None:

@@ -142,8 +142,8 @@ impl Sample {
             let decoding = pool.decode(Lane::Live, bytes.clone(), Arc::clone(geometries));
             match stop.run_until_cancelled(decoding).await.ok_or(Interrupted)? {
                 Ok(decoded) => {
-                    let frames = decoded.frames.len();
-                    let pixels = decoded.frames.into_iter().next().unwrap_or_default();
+                    let frames = decoded.views.len();
+                    let pixels = decoded.views.into_iter().next().map(|view| view.pixels).unwrap_or_default();
                     images.push(SampleImage { bytes, seen: decoded.info, frames, pixels });
                 }
                 Err(ScreenError::Undecodable(why)) => {
@@ -156,7 +156,7 @@ impl Sample {
         if images.is_empty() {
             let why = last_error.map(|why| format!(": {why}")).unwrap_or_default();
             bail!(
-                "no image to measure with: {found} files look like images, but none decodes{why}\n  hint: name files, folders or s3://bucket/prefix with JPEG, PNG, WebP, GIF, BMP or TIFF images; without a PATH the bundled samples are used"
+                "no image to measure with: {found} files look like images, but none decodes{why}\n  hint: name files, folders or s3://bucket/prefix with JPEG, PNG, WebP, GIF, BMP, ICO or TIFF images; without a PATH the bundled samples are used"
             );
         }
         Ok(Self { origin, found, undecodable, images })

@@ -18,7 +18,7 @@ use super::sample::{self, Sample, SampleImage};
 use crate::broker::Echo;
 use crate::config::{Bucket, Config, ConfigError};
 use crate::job::event::{EventContext, event};
-use crate::job::{Digests, Facts, ImageRef, Lane, Verdict, verdict_id};
+use crate::job::{BankAnswers, Digests, Facts, ImageRef, Lane, Verdict, verdict_id};
 use crate::lanes::Gate;
 use crate::ledger::{NewVerdict, Scratch};
 use crate::life::{self, CommitQueue};
@@ -215,11 +215,12 @@ impl Bench<'_> {
             // A different content each time, so that the index on it is used as in production.
             object_at: Some(now),
             sha256: Some(Sha256::digest(&job_id).into()),
+            md5: Some([7; 16]),
             job_id,
             lane: Lane::Live,
             bytes: Some(image.bytes.len() as u64),
             seen: Some(image.seen),
-            judgement: judge(policy, facts),
+            judgement: judge(policy, facts, &BankAnswers::new()),
             facts: Some(facts.clone()),
             detectors: detectors.clone(),
             policy: policy.reference.clone(),

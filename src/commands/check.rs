@@ -1,6 +1,7 @@
 //! `pixwarden check`: tries every dependency and prints how each check ended, with the cause of a failure.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,9 +13,11 @@ use crate::broker::{MAX_MESSAGE_BYTES, Topology, accepts_message_of, connect, de
 use crate::config::{Config, Overlay};
 use crate::error_text;
 use crate::job::{Lane, Outcome};
-use crate::ledger;
+use crate::ledger::{self, LedgerError};
 use crate::objects::Fetcher;
 use crate::screen::{self, Screen};
+use crate::webhooks::WebhookClient;
+use crate::webhooks::options::endpoints;
 
 /// The routing key of an image that passes now and did not before.
 const CLEARED: &str = "image.cleared";
@@ -76,6 +79,9 @@ pub(super) async fn run(arguments: &CheckArguments, config: &Config) -> anyhow::
         Err(e) => report("events", CheckResult::Failed(e))?,
     }
     report("ledger", ledger(config).await.into())?;
+    for result in webhooks(config).await {
+        report("webhooks", result)?;
+    }
     for result in objects(config).await {
         report("objects", result)?;
     }
@@ -223,6 +229,31 @@ async fn ledger(config: &Config) -> anyhow::Result<CheckResult> {
     }
     let scope = if config.ledger.url.file().is_some() { "; a file serves one worker" } else { "" };
     Ok(CheckResult::Ok(format!("connected to {}, the schema is up to date{scope}", config.ledger)))
+}
+
+/// Whether the host of each webhook responds. No event is sent.
+async fn webhooks(config: &Config) -> Vec<CheckResult> {
+    let endpoints = match endpoints(&config.webhooks) {
+        Ok(endpoints) => endpoints,
+        Err(e) => return vec![CheckResult::Failed(e.into())],
+    };
+    let mut results = Vec::new();
+    if !endpoints.is_empty() && config.ledger.url.file().is_some() {
+        results.push(CheckResult::Failed(LedgerError::WebhooksNeedPostgres.into()));
+    }
+    let client = WebhookClient::default();
+    for endpoint in endpoints {
+        let (name, address) = (endpoint.name.clone(), endpoint.address());
+        let is_readable = endpoint.is_readable_on_the_way();
+        results.push(match client.probe(&Arc::new(endpoint)).await {
+            Ok(_) if is_readable => CheckResult::Warning(format!(
+                "{name}: {address} responds, and events to it are not encrypted\n  hint: use https://"
+            )),
+            Ok(_) => CheckResult::Ok(format!("{name}: {address} responds")),
+            Err(e) => CheckResult::Failed(anyhow::anyhow!("{name}: cannot reach {address}: {e}")),
+        });
+    }
+    results
 }
 
 async fn objects(config: &Config) -> Vec<CheckResult> {

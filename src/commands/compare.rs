@@ -12,6 +12,7 @@ use super::output::{Format, Output, TableRows, fields, print_tables, whole_secon
 use super::progress::{Progress, Unit, VerdictProgress};
 use super::record::{FindingSelection, VerdictSelection};
 use super::rejudge::{change_row, transition_row};
+use crate::banks;
 use crate::compare::{Announced, Comparison, ComparisonOptions};
 use crate::config::{Config, Overlay, policies_of_file};
 use crate::drift::{MIN_SCORES, ScoreHistogram, ScoredLabel};
@@ -93,14 +94,16 @@ pub(super) async fn run(arguments: &CompareArguments, config: &Config) -> anyhow
         None => config.clone(),
     };
     let (detectors, policies) = plan_trial(&tried)?;
+    let ledger = ledger::open(config).await?;
+    ledger.check_schema().await?;
+    let banks = banks::load_for(&policies, &tried, ledger.as_ref()).await?;
     let options = ComparisonOptions {
         filter: arguments.findings.add_to(arguments.selection.filter()),
         policies,
+        banks,
         detectors: detectors.iter().map(|detector| (detector.name.clone(), detector.digest.clone())).collect(),
         examples: arguments.show,
     };
-    let ledger = ledger::open(config).await?;
-    ledger.check_schema().await?;
     let shown = VerdictProgress::new(Progress::new(Unit::Verdicts));
     let compared = Comparison::of(ledger.as_ref(), &options, |state, at| shown.show(state.verdicts(), at)).await;
     shown.finish();

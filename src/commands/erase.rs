@@ -28,8 +28,8 @@ const RETRY_DEADLINE: Duration = Duration::from_secs(60);
 /// Options of `erase`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Deletes the verdicts with their history, their events also where they are not published yet, and the records of \
-their jobs. A tombstone stays: a keyed digest of the place and one of the content. A later job for the same \
+Deletes the verdicts with their history, their events also where they are not published or delivered yet, and \
+the records of their jobs. A tombstone stays: a keyed digest of the place and one of the content. A later job for the same \
 content at the same place makes no verdict. Other content is screened.
 
 --sha256 and --metadata read the whole table, page by page.

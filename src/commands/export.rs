@@ -1,4 +1,4 @@
-//! `pixwarden export`: prints verdicts as JSON lines or CSV, page by page.
+//! `pixwarden export`: prints verdicts, or people's decisions, as JSON lines or CSV, page by page.
 //!
 //! A verdict is decided before it is committed. An export that ended now would miss verdicts that are decided and not yet
 //! committed, and the next one would begin behind them. So an export ends a safe time before now, and prints where the next
@@ -9,21 +9,28 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt;
+use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::UsageError;
 use super::age::Age;
 use super::console::{counted, note};
+use super::likeness::NearOptions;
 use super::options::LedgerOption;
 use super::output::{Format, Output};
 use super::record::{self, FindingSelection, VerdictSelection, instant};
 use crate::config::Config;
-use crate::ledger::{self, VerdictFilter};
+use crate::ledger::{self, DecisionAction, DecisionFilter, Ledger, StoredVerdict, VerdictFilter};
+use crate::matching::Likeness;
 
 /// Verdicts per query.
 const PAGE: u32 = 1_000;
 /// How much longer than `worker.hold_ms` a commit may take: its last statement, and the difference between two clocks.
 const COMMIT_MARGIN: Duration = Duration::from_secs(60);
+
+/// How long a decision may take until it is committed.
+const DECISION_LAG: Duration = Duration::from_secs(15);
 
 /// Options of `export`.
 #[derive(Debug, Args)]
@@ -46,6 +53,17 @@ pub struct ExportArguments {
     /// With a shorter time, a verdict that is committed late is in no export.
     #[arg(long, value_name = "AGE")]
     lag: Option<Age>,
+    #[command(flatten)]
+    near: NearOptions,
+    /// Print people's decisions instead of verdicts; --since and --until then mean the time of the decision
+    #[arg(long)]
+    decisions: bool,
+    /// With --decisions, only those of this person [repeatable]
+    #[arg(long, value_name = "ID", requires = "decisions")]
+    actor: Vec<String>,
+    /// With --decisions, only this action [repeatable]
+    #[arg(long, value_enum, value_name = "ACTION", requires = "decisions")]
+    action: Vec<DecisionAction>,
     /// Output format
     #[arg(long, value_enum, default_value = "jsonl")]
     format: ExportFormat,
@@ -111,6 +129,12 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
         ExportFormat::Jsonl => Format::Jsonl,
         ExportFormat::Csv => Format::Csv,
     };
+    if arguments.decisions {
+        return export_decisions(arguments, ledger.as_ref(), format).await;
+    }
+    if let Some(likeness) = arguments.near.likeness() {
+        return export_near(arguments, ledger.as_ref(), likeness, format).await;
+    }
     let lag = arguments.lag(config);
     let end = arguments.end(ledger.now().await?, lag);
     let mut output = Output::bulk(format, &record::COLUMNS)?;
@@ -131,6 +155,71 @@ pub(super) async fn run(arguments: &ExportArguments, config: &Config) -> anyhow:
     if end.is_early {
         note!("  hint: verdicts of the last {} s are left to the next export; --lag 0s includes them", lag.as_secs());
     }
+    Ok(0)
+}
+
+/// People's decisions, in the order of time.
+async fn export_decisions(arguments: &ExportArguments, ledger: &dyn Ledger, format: Format) -> anyhow::Result<u8> {
+    let VerdictFilter { since, until, .. } = arguments.selection.filter();
+    let of_verdicts =
+        VerdictFilter { since: None, until: None, ..arguments.findings.add_to(arguments.selection.filter()) };
+    let selects_verdicts = of_verdicts != VerdictFilter::default() || arguments.revised_since.is_some();
+    if selects_verdicts || arguments.near.likeness().is_some() {
+        let what =
+            "--decisions takes no selection of verdicts\n  hint: select by --since, --until, --actor and --action";
+        return Err(UsageError(what.into()).into());
+    }
+    let reviews = ledger.reviews()?;
+    let lag = arguments.lag.map_or(DECISION_LAG, |lag| lag.0);
+    let end = ExportEnd::new(ledger.now().await?, lag, since, until);
+    let (actors, actions) = (arguments.actor.clone(), arguments.action.clone());
+    let filter = DecisionFilter { since, until: Some(end.at), actors, actions };
+    let mut output = Output::bulk(format, &record::DECISION_COLUMNS)?;
+    let (mut written, mut from) = (0u64, None);
+    loop {
+        let page = reviews.page_of_decisions(&filter, from, PAGE).await?;
+        for decision in &page.decisions {
+            output.row(&record::decision(decision))?;
+            written += 1;
+        }
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    output.finish()?;
+    note!("{}", counted(written, "decision", "decisions"));
+    note!("next: --since {}", end.at.format(&Rfc3339).unwrap_or_default());
+    if end.is_early {
+        note!("  hint: decisions of the last {} s are left to the next export; --lag 0s includes them", lag.as_secs());
+    }
+    Ok(0)
+}
+
+/// Verdicts on pictures that resemble one, the closest first.
+async fn export_near(
+    arguments: &ExportArguments,
+    ledger: &dyn Ledger,
+    likeness: Likeness,
+    format: Format,
+) -> anyhow::Result<u8> {
+    let has_selection = arguments.selection.filter() != VerdictFilter::default()
+        || arguments.findings.add_to(VerdictFilter::default()) != VerdictFilter::default();
+    if has_selection || arguments.revised_since.is_some() || arguments.lag.is_some() {
+        let what = "--near searches all verdicts, and takes no other selection\n  hint: leave out the other options";
+        return Err(UsageError(what.into()).into());
+    }
+    let mut output = Output::bulk(format, &record::NEAR_COLUMNS)?;
+    let mut written = 0u64;
+    let write = |distance: u32, stored: &StoredVerdict| -> anyhow::Result<()> {
+        let mut row = record::row(stored);
+        row.insert("distance".into(), json!(distance));
+        written += 1;
+        Ok(output.row(&row)?)
+    };
+    likeness.find(ledger.image_hashes()?, write).await?;
+    output.finish()?;
+    note!("{}", counted(written, "verdict", "verdicts"));
     Ok(0)
 }
 

@@ -230,6 +230,7 @@ mod tests {
     ];
     const SCREENING: [&str; 5] = ["--detector", "--label", "--review-at", "--flag-at", "--device"];
     const DIGITS: &str = "0707070707070707070707070707070707070707070707070707070707070707";
+    const MD5: &str = "md5:07070707070707070707070707070707";
     const FILTERS: [&str; 3] = ["--bucket", "--detector", "--label"];
 
     /// Each command with its required arguments, and the options of the configuration that it takes.
@@ -240,6 +241,8 @@ mod tests {
         let bench = [&backfill[..], &["--label", "--device"]].concat();
         vec![
             (&["worker"], all.clone()),
+            (&["serve"], all.clone()),
+            (&["key", "create", "app"], vec![]),
             (&["check"], all),
             (&["scan", "PATH"], [&["--ledger"][..], &SCREENING].concat()),
             (&["evaluate", "--dataset", "n=l:p"], SCREENING.to_vec()),
@@ -255,6 +258,17 @@ mod tests {
             (&["hold", "add", "--sha256", DIGITS, "--reference", "r", "--until", "2099-01-01"], vec!["--ledger"]),
             (&["hold", "list"], vec!["--ledger"]),
             (&["hold", "release", "00000000-0000-0000-0000-000000000000"], vec!["--ledger"]),
+            (&["bank", "list"], vec!["--ledger"]),
+            (&["bank", "create", "b", "--kind", "deny"], vec!["--ledger"]),
+            (&["bank", "set", "b", "--disabled"], vec!["--ledger"]),
+            (&["bank", "drop", "b", "--yes"], vec!["--ledger"]),
+            (&["bank", "import", "b", "FILE"], vec!["--ledger"]),
+            (&["bank", "export", "b"], vec!["--ledger"]),
+            (&["bank", "add", "b", MD5], vec!["--ledger"]),
+            (&["bank", "remove", "b", MD5], vec!["--ledger"]),
+            (&["bank", "match", "b"], [&["--ledger"][..], &policy].concat()),
+            (&["bank", "confirm", "b", "7"], vec!["--ledger"]),
+            (&["bank", "deconfirm", "b", "7"], vec!["--ledger"]),
             (&["policy", "check"], policy.clone()),
             (&["policy", "show"], policy.clone()),
             (&["policy", "explain", "ID"], [&["--ledger"][..], &policy].concat()),
@@ -263,6 +277,9 @@ mod tests {
             (&["dead", "show", "ID"], vec!["--queue"]),
             (&["dead", "replay", "--all"], vec!["--queue"]),
             (&["dead", "drop", "--all", "--yes"], vec!["--queue"]),
+            (&["webhook", "list"], vec!["--ledger"]),
+            (&["webhook", "replay", "7"], vec!["--ledger"]),
+            (&["webhook", "test", "NAME"], vec![]),
             (&["models", "list"], vec!["--detector"]),
             (&["models", "check"], vec!["--detector", "--device"]),
             (&["models", "fetch", "hf://o/n"], vec![]),
@@ -286,9 +303,11 @@ mod tests {
     fn a_command_takes_only_options_that_change_its_configuration() {
         for (command, taken) in commands() {
             for (flag, value) in SHARED {
-                // Commands that select verdicts have filters of these names, which are no part of the configuration.
-                let is_filter =
-                    ["export", "rejudge", "compare", "prune"].contains(&command[0]) && FILTERS.contains(&flag);
+                // Commands that select verdicts have filters of these names, and a key is bound to buckets. That is no part
+                // of the configuration.
+                let is_filter = (["export", "rejudge", "compare", "prune"].contains(&command[0])
+                    && FILTERS.contains(&flag))
+                    || (command[0] == "key" && flag == "--bucket");
                 match parse(&[], command, &[flag, value]) {
                     Ok(cli) if taken.contains(&flag) => assert_eq!(flags(&cli), [flag], "{command:?} {flag}"),
                     Ok(cli) => assert!(is_filter && flags(&cli).is_empty(), "{command:?} ignores {flag}"),

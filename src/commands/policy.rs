@@ -10,16 +10,34 @@ use super::options::{LedgerOption, PolicyOptions};
 use super::output::{Format, Output};
 use super::rejudge::refuse_unknown_policy;
 use super::show;
+use crate::banks::{self, AskedImage, CurrentBanks};
 use crate::config::{Config, Overlay};
 use crate::error_text;
-use crate::job::{Facts, Outcome, PolicyRef, Verdict, exact};
+use crate::job::{BankAnswers, Facts, Finding, Outcome, PolicyRef, Verdict, exact};
 use crate::ledger::{self, Ledger};
-use crate::policy::{ImageContext, Policy, Rule, judge};
+use crate::policy::{BankRule, ImageContext, Policy, PolicySet, Rule, RuleSubject, judge};
 use crate::screen::plan;
 
 const POLICY_COLUMNS: [&str; 4] = ["policy", "when", "rules", "sha256"];
-const RULE_COLUMNS: [&str; 9] =
-    ["policy", "rule", "category", "severity", "detector", "label", "note_at", "review_at", "flag_at"];
+/// Those of scores, and behind them those of banks.
+const RULE_COLUMNS: [&str; 14] = [
+    "policy",
+    "rule",
+    "category",
+    "severity",
+    "detector",
+    "label",
+    "note_at",
+    "review_at",
+    "flag_at",
+    "bank",
+    "note_within",
+    "review_within",
+    "flag_within",
+    "min_quality",
+];
+/// Where no policy has a rule over a bank.
+const SCORE_RULE_COLUMNS: &[&str] = RULE_COLUMNS.split_at(9).0;
 const EXPLAINED_COLUMNS: [&str; 9] =
     ["judged", "outcome", "policy", "rule", "detector", "label", "score", "reached", "threshold"];
 
@@ -109,36 +127,60 @@ fn print_rules(config: &Config, name: Option<&str>, format: Format) -> anyhow::R
     if let Some(name) = name {
         refuse_unknown_policy(&policies, name)?;
     }
-    let mut output = Output::new(format, &RULE_COLUMNS)?;
-    for policy in policies.all().filter(is_wanted) {
+    let wanted: Vec<&Policy> = policies.all().filter(is_wanted).collect();
+    let has_banks = wanted.iter().any(|policy| policy.bank_rules().next().is_some());
+    let columns: &[&str] = if has_banks { &RULE_COLUMNS } else { SCORE_RULE_COLUMNS };
+    let mut output = Output::new(format, columns)?;
+    for policy in wanted {
         for rule in &policy.rules {
-            let thresholds = [rule.thresholds.note_at, rule.thresholds.review_at, rule.thresholds.flag_at];
-            let [note_at, review_at, flag_at] = thresholds.map(|at| json!(at.map(exact)));
-            let values = [
-                json!(policy.reference.name),
-                json!(rule.name),
-                json!(rule.category),
-                json!(rule.severity),
-                json!(rule.detector),
-                json!(rule.label),
-                note_at,
-                review_at,
-                flag_at,
-            ];
-            output.row(&row(&RULE_COLUMNS, values))?;
+            let columns = columns.iter().map(|column| ((*column).to_owned(), Value::Null));
+            let mut row: Map<String, Value> = columns.collect();
+            row.extend(rule_values(policy, rule));
+            output.row(&row)?;
         }
     }
     Ok(output.finish()?)
 }
 
+/// What a rule says, by column.
+fn rule_values(policy: &Policy, rule: &Rule) -> impl Iterator<Item = (String, Value)> {
+    let common = [
+        ("policy", json!(policy.reference.name)),
+        ("rule", json!(rule.name)),
+        ("category", json!(rule.category)),
+        ("severity", json!(rule.severity)),
+    ];
+    let specific = match &rule.subject {
+        RuleSubject::Score(rule) => vec![
+            ("detector", json!(rule.detector)),
+            ("label", json!(rule.label)),
+            ("note_at", json!(rule.thresholds.note_at.map(exact))),
+            ("review_at", json!(rule.thresholds.review_at.map(exact))),
+            ("flag_at", json!(rule.thresholds.flag_at.map(exact))),
+        ],
+        RuleSubject::Bank(rule) => vec![
+            ("bank", json!(rule.bank)),
+            ("note_within", json!(rule.distances.note_within)),
+            ("review_within", json!(rule.distances.review_within)),
+            ("flag_within", json!(rule.distances.flag_within)),
+            ("min_quality", json!(rule.min_quality)),
+        ],
+    };
+    common.into_iter().chain(specific).map(|(column, value)| (column.to_owned(), value))
+}
+
 async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow::Result<()> {
     // A verdict can be explained where its detectors are not.
     let policies = plan(config).map(|(_, policies)| policies);
-    if let Err(error) = &policies {
-        note!("warning: the configured policies are left out: {}", error_text(error));
-    }
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
+    let judges = match policies {
+        Ok(policies) => match banks::load_for(&policies, config, ledger.as_ref()).await {
+            Ok(banks) => Some((policies, banks)),
+            Err(error) => left_out(&error_text(&error)),
+        },
+        Err(error) => left_out(&error_text(&error)),
+    };
     let mut output = Output::new(format, &EXPLAINED_COLUMNS)?;
     for stored in show::find_verdicts(ledger.as_ref(), subject).await? {
         let verdict = &stored.verdict;
@@ -148,7 +190,20 @@ async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow:
             continue;
         };
         match stored_policy(ledger.as_ref(), &verdict.policy).await? {
-            Some(policy) => print_explained("then", verdict.judgement.outcome, &policy, verdict, facts, &mut output)?,
+            Some(policy) => {
+                let outcome = verdict.judgement.outcome;
+                // What a bank answered that day is known from the findings only.
+                let found = |rule: &Rule| match rule.bank() {
+                    Some(BankRule { bank, .. }) => {
+                        let mut findings = verdict.judgement.findings.iter();
+                        findings
+                            .find(|finding| finding.bank.as_ref() == Some(bank) && finding.rule == rule.name)
+                            .cloned()
+                    }
+                    None => judge::finding(rule, facts, &BankAnswers::new()),
+                };
+                print_explained("then", outcome, &policy, verdict, facts, found, &mut output)?;
+            }
             None => note!(
                 "{}: {}; the ledger does not have the rules of the policy \"{}\" that judged it",
                 verdict.image.uri_or_path(),
@@ -161,14 +216,22 @@ async fn explain(config: &Config, subject: &OsString, format: Format) -> anyhow:
                 "{}: an earlier release stored one frame only, so no other policy can judge it",
                 verdict.image.uri_or_path()
             );
-        } else if let Ok(policies) = &policies {
+        } else if let Some((policies, banks)) = &judges {
             let policy = policies.policy_for(&ImageContext::of(verdict));
-            print_explained("now", judge::judge(policy, facts).outcome, policy, verdict, facts, &mut output)?;
+            let answers = banks.answers(policy, &AskedImage::of(verdict)).await;
+            let outcome = judge::judge(policy, facts, &answers).outcome;
+            let found = |rule: &Rule| judge::finding(rule, facts, &answers);
+            print_explained("now", outcome, policy, verdict, facts, found, &mut output)?;
         }
     }
     output.finish()?;
     ledger.close().await;
     Ok(())
+}
+
+fn left_out(why: &str) -> Option<(PolicySet, CurrentBanks)> {
+    note!("warning: the configured policies are left out: {why}");
+    None
 }
 
 /// The policy that judged a verdict, from the text that the ledger has kept.
@@ -183,27 +246,31 @@ fn print_explained(
     policy: &Policy,
     verdict: &Verdict,
     facts: &Facts,
+    found: impl Fn(&Rule) -> Option<Finding>,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     for rule in &policy.rules {
-        let Rule { name, category, severity, detector, label, thresholds } = rule;
-        let score = facts.score(detector, label);
-        let reached = score.and_then(|score| thresholds.reached(score));
+        let reached = found(rule);
         let values = [
             json!(judged),
             json!(outcome),
             json!(policy.reference.name),
-            json!(name),
-            json!(detector),
-            json!(label),
-            json!(score.map(exact)),
-            json!(reached.map(|(outcome, _)| outcome)),
-            json!(reached.map(|(_, threshold)| exact(threshold))),
+            json!(rule.name),
+            json!(rule.score().map(|rule| &rule.detector)),
+            json!(rule.score().map(|rule| &rule.label)),
+            json!(rule.score().and_then(|rule| facts.score(&rule.detector, &rule.label)).map(exact)),
+            json!(reached.as_ref().map(|finding| finding.outcome)),
+            json!(reached.as_ref().and_then(|finding| finding.threshold).map(exact)),
         ];
         let mut row = row(&EXPLAINED_COLUMNS, values);
-        row.insert("category".into(), json!(category));
-        row.insert("severity".into(), json!(severity));
-        row.insert("view".into(), json!(facts.view(detector, label)));
+        row.insert("category".into(), json!(rule.category));
+        row.insert("severity".into(), json!(rule.severity));
+        row.insert("view".into(), json!(rule.score().and_then(|rule| facts.view(&rule.detector, &rule.label))));
+        if let Some(rule) = rule.bank() {
+            row.insert("bank".into(), json!(rule.bank));
+            row.insert("entry".into(), json!(reached.as_ref().and_then(|finding| finding.entry)));
+            row.insert("distance".into(), json!(reached.as_ref().and_then(|finding| finding.distance)));
+        }
         row.insert("sha256".into(), json!(policy.reference.sha256));
         row.insert("job_id".into(), json!(verdict.job_id));
         row.insert("verdict_id".into(), json!(verdict.id));

@@ -26,6 +26,10 @@ pub(super) enum Unit {
     Images,
     /// Without a known end.
     Verdicts,
+    /// Without a known end.
+    Entries,
+    /// Without a known end.
+    Views,
     Bytes,
     Measurements,
 }
@@ -40,6 +44,8 @@ impl Progress {
         let template = match unit {
             Unit::Images => "{bar:30} {human_pos} of {human_len} images, {rate} per second, {eta} left {wide_msg}",
             Unit::Verdicts => "{spinner} {human_pos} verdicts, {rate} per second, {elapsed}; {wide_msg}",
+            Unit::Entries => "{spinner} {human_pos} entries, {rate} per second, {elapsed}",
+            Unit::Views => "{spinner} {human_pos} hashed views, {rate} per second, {elapsed}",
             Unit::Bytes => {
                 "{bar:30} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left {wide_msg}"
             }
@@ -66,6 +72,11 @@ impl Progress {
 
     pub(super) fn advance(&self, amount: u64) {
         self.bar.inc(amount);
+    }
+
+    /// Shows this amount as done.
+    pub(super) fn set(&self, amount: u64) {
+        self.bar.set_position(amount);
     }
 
     /// Hides the bar while `print` writes to stderr.

@@ -26,7 +26,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Options of `prune`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A verdict under a legal hold stays, and so does one whose event is still unpublished, whatever is selected."
+    after_help = "A verdict under a legal hold stays, and so does one whose event is still unpublished or that has an open report, whatever is selected."
 )]
 pub struct PruneArguments {
     /// Delete verdicts that were decided at least this long ago, such as 90d; required without --until
@@ -92,6 +92,7 @@ fn verdicts(number: u64) -> String {
 struct KeptVerdicts {
     held: u64,
     unpublished: u64,
+    reported: u64,
 }
 
 impl KeptVerdicts {
@@ -101,6 +102,7 @@ impl KeptVerdicts {
         for (kept, because_one, because) in [
             (self.held, "it is under a legal hold", "they are under a legal hold"),
             (self.unpublished, "its event is not published yet", "their events are not published yet"),
+            (self.reported, "it has an open report", "they have open reports"),
         ] {
             words += &match kept {
                 0 => String::new(),
@@ -142,7 +144,11 @@ async fn count(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<u6
 /// The selected verdicts that stay.
 async fn count_kept(ledger: &dyn Ledger, filter: &VerdictFilter) -> anyhow::Result<KeptVerdicts> {
     let count = |kept_by| sum_of_pages(move |from| ledger.count_unprunable(filter, from, kept_by));
-    Ok(KeptVerdicts { held: count(KeptBy::Hold).await?, unpublished: count(KeptBy::UnpublishedEvent).await? })
+    Ok(KeptVerdicts {
+        held: count(KeptBy::Hold).await?,
+        unpublished: count(KeptBy::UnpublishedEvent).await?,
+        reported: count(KeptBy::OpenReport).await?,
+    })
 }
 
 async fn sum_of_pages<F>(page_from: impl Fn(Option<Position>) -> F) -> anyhow::Result<u64>
@@ -200,8 +206,10 @@ mod tests {
             "the verdicts that were decided before 2026-01-01T00:00:00Z, with the outcome passed or missing, in the bucket \
              \"up*\", with keys that begin with \"a/\", scored by \"d\", with the label \"nude\""
         );
-        let words = |held, unpublished| KeptVerdicts { held, unpublished }.words("stays", "stay");
+        let words = |held, unpublished| KeptVerdicts { held, unpublished, reported: 0 }.words("stays", "stay");
         assert_eq!(words(0, 0), "");
+        let reported = KeptVerdicts { held: 0, unpublished: 0, reported: 1 }.words("stays", "stay");
+        assert_eq!(reported, "; 1 stays, because it has an open report");
         assert_eq!(words(0, 2), "; 2 stay, because their events are not published yet");
         assert_eq!(
             words(1, 1),

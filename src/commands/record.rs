@@ -9,7 +9,7 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use super::UsageError;
 use crate::job::{Outcome, Verdict, exact, exact_scores};
-use crate::ledger::{Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
+use crate::ledger::{Decision, Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
 
 /// The columns that are written after the first judgement.
 const LATER_COLUMNS: [&str; 4] = ["revision", "cause", "judged_at", "deleted_at"];
@@ -22,6 +22,16 @@ pub(super) const COLUMNS: [&str; VERDICT_COLUMNS.len() + LATER_COLUMNS.len()] = 
     last.copy_from_slice(&LATER_COLUMNS);
     columns
 };
+
+/// The columns of [`row`], behind the distance to another picture.
+pub(super) const NEAR_COLUMNS: [&str; COLUMNS.len() + 1] = behind_distance(&COLUMNS);
+
+/// The column `distance`, and these behind it: `M` is one more than their number.
+pub(super) const fn behind_distance<const M: usize>(columns: &[&'static str]) -> [&'static str; M] {
+    let mut all = ["distance"; M];
+    all.split_at_mut(1).1.copy_from_slice(columns);
+    all
+}
 
 /// A verdict as an object with the ledger's columns, in their order.
 pub(super) fn row(StoredVerdict { verdict, revision, deleted_at }: &StoredVerdict) -> Map<String, Value> {
@@ -55,9 +65,33 @@ pub(super) fn row(StoredVerdict { verdict, revision, deleted_at }: &StoredVerdic
         json!(judgement.findings),
         json!(verdict.facts.as_ref().map(|facts| &facts.views)),
         time(verdict.object_at),
+        json!(verdict.facts.as_ref().map(|facts| &facts.damage)),
+        json!(verdict.md5.map(hex::encode)),
+        json!(verdict.facts.as_ref().map(|facts| &facts.hashes)),
     ];
     let later = [json!(revision.number), json!(revision.cause), time(Some(revision.judged_at)), time(*deleted_at)];
     COLUMNS.iter().map(|column| (*column).to_owned()).zip(values.into_iter().chain(later)).collect()
+}
+
+/// The columns of [`decision`].
+pub(super) const DECISION_COLUMNS: [&str; 10] =
+    ["id", "verdict_id", "revision", "actor", "action", "category", "batch_id", "at", "note", "name"];
+
+/// A decision as an object with the ledger's columns, and what can be erased of it.
+pub(super) fn decision(decision: &Decision) -> Map<String, Value> {
+    let values = [
+        json!(decision.id),
+        json!(decision.verdict),
+        json!(decision.revision),
+        json!(decision.actor),
+        json!(decision.action),
+        json!(decision.category),
+        json!(decision.batch),
+        time(Some(decision.at)),
+        json!(decision.note),
+        json!(decision.name),
+    ];
+    DECISION_COLUMNS.iter().map(|column| (*column).to_owned()).zip(values).collect()
 }
 
 /// A time, or null.

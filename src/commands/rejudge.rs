@@ -16,6 +16,7 @@ use super::record::{FindingSelection, VerdictSelection};
 use super::signals::{INTERRUPTED, Signals};
 use super::{UsageError, numbers};
 use crate::backfill::{BackfillCounts, BackfillEnd, JobsForGaps, PublishLimits, PublishOptions};
+use crate::banks;
 use crate::config::{Config, Overlay};
 use crate::job::exact;
 use crate::ledger::{self, Ledger};
@@ -115,6 +116,10 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
     let options = arguments.options(&policies)?;
     let ledger: Arc<dyn Ledger> = ledger::open(config).await?.into();
     ledger.check_schema().await?;
+    if !config.webhooks.is_empty() {
+        Arc::clone(&ledger).webhooks()?;
+    }
+    let banks = banks::load_for(&policies, config, ledger.as_ref()).await?;
     if !arguments.dry_run {
         ledger.record_policies(&policies.texts()).await?;
     }
@@ -125,7 +130,7 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
     });
     let shown = VerdictProgress::new(progress);
     let observe = |summary: &RejudgeSummary, at: Option<OffsetDateTime>| shown.show(summary.verdicts(), at);
-    let mut rejudging = Rejudging::new(Arc::clone(&ledger), policies, Arc::new(config.clone()), options);
+    let mut rejudging = Rejudging::new(Arc::clone(&ledger), policies, banks, Arc::new(config.clone()), options);
     let mut enqueued = None;
     let end = if arguments.enqueue {
         let options = PublishOptions {
@@ -146,7 +151,7 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
         end
     };
     shown.finish();
-    print_rows(Format::or_default(arguments.format), &rejudging.summary.transitions)?;
+    print_transitions(Format::or_default(arguments.format), &rejudging.summary.transitions)?;
     print_summary(arguments, &rejudging.summary, enqueued.as_ref());
     match end? {
         BackfillEnd::Stopped if arguments.dry_run => Ok(INTERRUPTED),
@@ -158,7 +163,8 @@ pub(super) async fn run(arguments: &RejudgeArguments, config: &Config) -> anyhow
     }
 }
 
-fn print_rows(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
+/// The changes that were kept as examples, and the counts.
+pub(super) fn print_transitions(format: Format, transitions: &Transitions) -> anyhow::Result<()> {
     let changes = transitions.examples.iter().map(change_row);
     let counts = transitions.iter().map(|(transition, verdicts)| {
         let mut row = transition_row(transition);

@@ -21,9 +21,10 @@ use super::output::{Format, Output, printable};
 use super::progress::{Progress, Unit};
 use super::signals::{INTERRUPTED, Signals};
 use super::{UsageError, files, record};
+use crate::banks;
 use crate::config::{Config, Overlay};
 use crate::error_text;
-use crate::job::Outcome;
+use crate::job::{Background, Outcome, View};
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::life::CommitQueue;
 use crate::offload;
@@ -130,6 +131,10 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
     let gate = arguments.gate()?;
     let ledger = if arguments.ledger.is_given() { Some(ledger::open_or_create(config).await?) } else { None };
     let (screen, policies) = screen::start(config)?;
+    let banks = match &ledger {
+        Some(ledger) => banks::load_for(&policies, config, ledger.as_ref()).await?,
+        None => banks::without_ledger(&policies)?,
+    };
     let (recorder, recording) = match ledger {
         Some(ledger) => {
             ledger.prepare().await.with_context(|| format!("cannot prepare the ledger {}", config.ledger))?;
@@ -142,8 +147,10 @@ pub(super) async fn run(arguments: &ScanArguments, config: &Config) -> anyhow::R
         }
         None => (None, None),
     };
-    let scan =
-        Scan { ignore_earlier: arguments.save_pixels.is_some(), ..Scan::new(&screen, &policies, config, recorder)? };
+    let scan = Scan {
+        ignore_earlier: arguments.save_pixels.is_some(),
+        ..Scan::new(&screen, &policies, &banks, config, recorder)?
+    };
     let result = files_in_order(arguments, gate, config, &scan).await;
     // Finished verdicts are stored also after an error.
     drop(scan);
@@ -380,11 +387,27 @@ fn count_files(arguments: &ScanArguments, progress: &Progress) {
 }
 
 fn save(folder: &Path, report: &FileReport) -> anyhow::Result<()> {
-    for (detector, pixels) in &report.shown {
-        let folder = folder.join(detector);
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let file = folder.join(format!("{}.png", hex::encode(report.verdict.sha256.unwrap_or_default())));
-        decode::save_png(&file, pixels).with_context(|| format!("cannot write {}", file.display()))?;
+    let sha256 = hex::encode(report.verdict.sha256.unwrap_or_default());
+    for (index, seen) in report.pictures.views().iter().enumerate() {
+        let name =
+            if index == 0 { format!("{sha256}.png") } else { format!("{sha256}.{}.png", file_name_of(seen.view)) };
+        for (detector, pixels) in &seen.by_detector {
+            let folder = folder.join(detector);
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            let file = folder.join(&name);
+            decode::save_png(&file, pixels).with_context(|| format!("cannot write {}", file.display()))?;
+        }
     }
     Ok(())
+}
+
+/// A view in the name of a file: `frame-3`, `frame-3-black`, `frame-0-white-turned-6`.
+fn file_name_of(View { frame, background, orientation }: View) -> String {
+    let background = match background {
+        Background::White if orientation == 1 => "",
+        Background::White => "-white",
+        Background::Black => "-black",
+    };
+    let turned = if orientation == 1 { String::new() } else { format!("-turned-{orientation}") };
+    format!("frame-{frame}{background}{turned}")
 }

@@ -11,18 +11,21 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::console::{counted, note};
+use super::likeness::NearOptions;
 use super::options::LedgerOption;
 use super::output::{Format, Output, fields, printable, score_of_label};
 use super::{UsageError, files, record};
 use crate::config::Config;
 use crate::job::event;
 use crate::job::{ImageRef, Verdict, exact, verdict_id};
-use crate::ledger::{self, EarlierState, Ledger, OutboxRow, StoredVerdict};
+use crate::ledger::{self, Decision, EarlierState, Ledger, LedgerError, OutboxRow, Report, StoredVerdict};
+use crate::matching::Likeness;
 
 /// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
 const MAX_VERDICTS: u32 = 100;
 
-const TABLE_COLUMNS: [&str; 12] = [
+const TABLE_COLUMNS: [&str; 14] = [
     "image",
     "outcome",
     "score",
@@ -35,7 +38,10 @@ const TABLE_COLUMNS: [&str; 12] = [
     "announced",
     "deleted_at",
     "history",
+    "decisions",
+    "reports",
 ];
+const NEAR_TABLE_COLUMNS: [&str; TABLE_COLUMNS.len() + 1] = record::behind_distance(&TABLE_COLUMNS);
 const CSV_COLUMNS: [&str; 16] = [
     "decided_at",
     "outcome",
@@ -62,8 +68,14 @@ pub struct ShowArguments {
     ///
     /// A UUID is first taken as a job's id, then as a verdict's. Anything else that is no job's id is taken as a path.
     /// By its SHA-256 content is found in a time that grows with the ledger.
-    #[arg(value_name = "JOB_ID|s3://BUCKET/KEY|sha256:HEX|VERDICT_ID|PATH")]
-    subject: OsString,
+    #[arg(
+        value_name = "JOB_ID|s3://BUCKET/KEY|sha256:HEX|VERDICT_ID|PATH",
+        required_unless_present = "near",
+        conflicts_with = "near"
+    )]
+    subject: Option<OsString>,
+    #[command(flatten)]
+    near: NearOptions,
     /// Output format
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -72,26 +84,64 @@ pub struct ShowArguments {
 }
 
 pub(super) async fn run(arguments: &ShowArguments, config: &Config) -> anyhow::Result<u8> {
-    Subject::parse(&arguments.subject)?;
+    if let Some(subject) = &arguments.subject {
+        Subject::parse(subject)?;
+    }
     let ledger = ledger::open(config).await?;
     ledger.check_schema().await?;
-    let verdicts = find_verdicts(ledger.as_ref(), &arguments.subject).await?;
+    let verdicts: Vec<(Option<u32>, StoredVerdict)> = match (&arguments.subject, arguments.near.likeness()) {
+        (_, Some(likeness)) => find_near(ledger.as_ref(), likeness).await?,
+        (subject, None) => {
+            let subject = subject.clone().unwrap_or_default();
+            find_verdicts(ledger.as_ref(), &subject).await?.into_iter().map(|stored| (None, stored)).collect()
+        }
+    };
     let format = Format::or_default(arguments.format);
-    let columns: &[&str] = if format == Format::Table { &TABLE_COLUMNS } else { &CSV_COLUMNS };
+    let columns: &[&str] = match (format, verdicts.first()) {
+        (Format::Table, Some((Some(_), _))) => &NEAR_TABLE_COLUMNS,
+        (Format::Table, _) => &TABLE_COLUMNS,
+        _ => &CSV_COLUMNS,
+    };
     let mut output = Output::new(format, columns)?;
     let kept = Duration::from_secs(u64::from(config.outbox.keep_days) * 86_400);
-    for stored in verdicts {
+    for (distance, stored) in verdicts {
         let shown = ShownVerdict {
             events: ledger.outbox_rows(stored.verdict.id).await?,
             earlier: ledger.earlier_states(stored.verdict.id).await?,
+            people: PeoplesWords::on(ledger.as_ref(), stored.verdict.id).await?,
             stored,
         };
         let announced = shown.announced(OffsetDateTime::now_utc() - kept);
-        output.row(&if format == Format::Table { shown.table_row(&announced) } else { shown.row(&announced) })?;
+        let mut row = if format == Format::Table { shown.table_row(&announced) } else { shown.row(&announced) };
+        if let Some(distance) = distance {
+            row.insert("distance".into(), json!(distance));
+        }
+        output.row(&row)?;
     }
     output.finish()?;
     ledger.close().await;
     Ok(0)
+}
+
+/// The verdicts on pictures that resemble one, the closest first.
+async fn find_near(ledger: &dyn Ledger, likeness: Likeness) -> anyhow::Result<Vec<(Option<u32>, StoredVerdict)>> {
+    let (mut found, mut left_out) = (Vec::new(), 0u64);
+    let add = |distance: u32, stored: &StoredVerdict| -> Result<(), LedgerError> {
+        if found.len() < MAX_VERDICTS as usize {
+            found.push((Some(distance), stored.clone()));
+        } else {
+            left_out += 1;
+        }
+        Ok(())
+    };
+    likeness.find(ledger.image_hashes()?, add).await?;
+    if found.is_empty() {
+        bail!("the ledger has no picture within {} bits\n  hint: --within takes a larger distance", likeness.within);
+    }
+    if left_out > 0 {
+        note!("{} more; `export --near` prints all", counted(left_out, "verdict", "verdicts"));
+    }
+    Ok(found)
 }
 
 /// The verdicts that an argument names.
@@ -176,9 +226,55 @@ fn whole_paths(path: &Path) -> impl Iterator<Item = PathBuf> {
     [std::path::absolute(path), path.canonicalize()].into_iter().flatten()
 }
 
+/// What people have said of a verdict. A SQLite file has none of it.
+#[derive(Default)]
+struct PeoplesWords {
+    /// Oldest first.
+    decisions: Vec<Decision>,
+    /// Oldest first.
+    reports: Vec<Report>,
+}
+
+impl PeoplesWords {
+    async fn on(ledger: &dyn Ledger, verdict: Uuid) -> Result<Self, LedgerError> {
+        match ledger.reviews() {
+            Ok(reviews) => Ok(Self {
+                decisions: reviews.decisions_on(verdict).await?,
+                reports: reviews.reports_on(verdict).await?,
+            }),
+            Err(LedgerError::ReviewNeedsPostgres) => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The decisions in words, for a table.
+    fn decisions_text(&self) -> String {
+        let words = |decision: &Decision| {
+            let category = decision.category.as_ref().map(|category| format!(" {category}")).unwrap_or_default();
+            let (actor, action) = (printable(&decision.actor), decision.action.as_str());
+            let note = decision.note.as_ref().map(|note| format!(" ({})", printable(note))).unwrap_or_default();
+            let at = decision.at.format(&Rfc3339).unwrap_or_default();
+            format!("{action}{category} on revision {} by {actor} at {at}{note}", decision.revision)
+        };
+        self.decisions.iter().map(words).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The reports in words, for a table.
+    fn reports_text(&self) -> String {
+        let words = |report: &Report| {
+            let category = report.category.as_ref().map(|category| format!(" of {category}")).unwrap_or_default();
+            let note = report.note.as_ref().map(|note| format!(" ({})", printable(note))).unwrap_or_default();
+            let at = report.made_at.format(&Rfc3339).unwrap_or_default();
+            format!("{}{category} at {at}{note}", report.kind.as_str())
+        };
+        self.reports.iter().map(words).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// A verdict with everything that is known of it.
 struct ShownVerdict {
     stored: StoredVerdict,
+    people: PeoplesWords,
     /// Oldest first.
     earlier: Vec<EarlierState>,
     /// Events that are still in the outbox, oldest first.
@@ -191,6 +287,11 @@ impl ShownVerdict {
         row.insert("announced".into(), json!(announced));
         row.insert("events".into(), self.events.iter().map(event).collect());
         row.insert("history".into(), self.earlier.iter().map(earlier_state).collect());
+        row.insert(
+            "decisions".into(),
+            self.people.decisions.iter().map(|decision| Value::from(record::decision(decision))).collect(),
+        );
+        row.insert("reports".into(), self.people.reports.iter().map(report).collect());
         row
     }
 
@@ -209,6 +310,8 @@ impl ShownVerdict {
             history += &format!("{separator}revision {}: {} at {at}{reason}", revision.number, judgement.outcome);
         }
         row.insert("history".into(), json!(history));
+        row.insert("decisions".into(), json!(self.people.decisions_text()));
+        row.insert("reports".into(), json!(self.people.reports_text()));
         row
     }
 
@@ -278,6 +381,19 @@ fn earlier_state(EarlierState { revision, judgement }: &EarlierState) -> Value {
     ])
 }
 
+fn report(report: &Report) -> Value {
+    object([
+        ("id", json!(report.id)),
+        ("kind", json!(report.kind)),
+        ("category", json!(report.category)),
+        ("note", json!(report.note)),
+        ("reporter", json!(report.reporter)),
+        ("reference", json!(report.reference)),
+        ("due_at", json!(report.due_at.and_then(|at| at.format(&Rfc3339).ok()))),
+        ("made_at", json!(report.made_at.format(&Rfc3339).ok())),
+    ])
+}
+
 fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
     fields(entries).into()
 }
@@ -305,12 +421,13 @@ mod tests {
             image: ImageRef::from_uri("s3://uploads/a.jpg").unwrap(),
             object_at: None,
             sha256: None,
+            md5: None,
             bytes: None,
             seen: None,
             judgement: Judgement { outcome, reason: None, label: None, score: None, findings: Vec::new() },
             facts: None,
             detectors: Digests::new(),
-            policy: PolicyRef { name: "default".into(), sha256: "p".into() },
+            policy: PolicyRef::new("default", "p"),
             metadata: None,
             reused_from: None,
             attempts: 1,
@@ -319,7 +436,7 @@ mod tests {
         };
         let revision = Revision { number, cause, judged_at: JUDGED };
         let stored = StoredVerdict { verdict, revision, deleted_at: None };
-        ShownVerdict { stored, earlier: Vec::new(), events: events.to_vec() }
+        ShownVerdict { stored, people: PeoplesWords::default(), earlier: Vec::new(), events: events.to_vec() }
     }
 
     fn first(outcome: Outcome, published: bool) -> OutboxRow {

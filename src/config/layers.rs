@@ -22,13 +22,14 @@ const FILE_VARIABLE: &str = "PIXWARDEN_CONFIG";
 const MISTAKEN_VARIABLE: (&str, &str) = ("PIXWARDEN_LOG", "PIXWARDEN_LOG_FILTER");
 
 /// The keys of tables in lists. The defaults do not contain them, since the lists are empty.
-const LIST_KEYS: [(&str, &[&str]); 6] = [
+const LIST_KEYS: [(&str, &[&str]); 7] = [
     ("buckets", &["name", "region", "endpoint", "path_style"]),
-    ("detectors", &["name", "path", "sha256", "shadow"]),
+    ("detectors", &["name", "path", "file", "sha256", "shadow"]),
     ("policy.rules", &RULE_KEYS),
     ("policies", &["name", "when", "inherit", "rules"]),
     ("policies.when", &["bucket", "key_prefix", "lane", "metadata"]),
     ("policies.rules", &RULE_KEYS),
+    ("webhooks", &["name", "url", "secret", "events"]),
 ];
 
 /// A suggestion must be at least this similar to the unknown key, of 1.0 (Jaro-Winkler similarity).
@@ -538,6 +539,17 @@ mod tests {
                 "[[buckets]]\nname = \"a\"\nendpoint = \"host:9000\"",
                 3,
                 "`buckets[0].endpoint`: \"host:9000\" is not a URL that begins with http:// or https://",
+            ),
+            (
+                "[[webhooks]]\nurl = \"https://h/\"\nsecrte = \"s3cret\"",
+                3,
+                "unknown option `webhooks.secrte`\n  hint: did you mean `webhooks.secret`?",
+            ),
+            ("[[webhooks]]\nsecret = [\"s3cret\"]", 2, "`webhooks[0].secret`: a list is not text in quotes"),
+            (
+                "[[webhooks]]\n\nurl = \"h/\"",
+                3,
+                "`webhooks[0].url`: (not a URL) is not a URL that begins with http:// or https://",
             ),
             ("[worker]\nattempts = 0", 2, "`worker.attempts`: 0 is not a whole number from 1 to 4294967295"),
             ("[worker]\natempts = 3", 2, "unknown option `worker.atempts`\n  hint: did you mean `worker.attempts`?"),

@@ -4,7 +4,10 @@
 
 use serde::Serialize;
 
-use super::{Activation, Channels, CropRounding, Geometry, Normalisation, ResampleFilter, Resize};
+use super::calibration::RisingLine;
+use super::{
+    Activation, Axes, Channels, CropRounding, Geometry, Normalisation, ResampleFilter, Resize, ScoreCalibration,
+};
 use crate::canonical::{self, without_negative_zero};
 
 /// The version of the canonical form. It changes only when the meaning of its fields changes.
@@ -17,6 +20,8 @@ pub struct DecodeSettings {
     pub version: u32,
     /// Frames of an animation that are screened.
     pub max_frames: u32,
+    /// Views of an image that are screened.
+    pub max_views: u32,
     /// In the mode `fast`: how many times, in tenths, a shrunk image still exceeds what it is resized to. In the mode
     /// `exact` there is none.
     pub fast_tenths: Option<u64>,
@@ -28,14 +33,20 @@ pub(super) struct DigestInput<'a> {
     pub(super) labels: &'a [String],
     pub(super) geometry: Geometry,
     pub(super) normalisation: Normalisation,
+    pub(super) axes: Option<Axes>,
     pub(super) activation: Option<Activation>,
     pub(super) multi_label: bool,
+    pub(super) calibration: Option<&'a ScoreCalibration>,
     pub(super) decode: DecodeSettings,
 }
 
 /// The canonical form. Fields are declared in the order of their names.
 #[derive(Serialize)]
 struct Canonical<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    axes: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<CanonicalCalibration<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     channels: Option<&'static str>,
     crop: CanonicalCrop,
@@ -54,6 +65,24 @@ struct Canonical<'a> {
     version: u32,
 }
 
+/// One kind of calibration. The field of the other kind is left out.
+#[derive(Serialize, Default)]
+struct CanonicalCalibration<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isotonic: Option<&'a [Option<RisingLine>]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+}
+
+impl<'a> From<&'a ScoreCalibration> for CanonicalCalibration<'a> {
+    fn from(calibration: &'a ScoreCalibration) -> Self {
+        match calibration {
+            ScoreCalibration::Temperature(t) => Self { temperature: Some(*t), ..Self::default() },
+            ScoreCalibration::Isotonic(lines) => Self { isotonic: Some(lines), ..Self::default() },
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct CanonicalCrop {
     height: u32,
@@ -66,6 +95,7 @@ struct CanonicalDecode {
     #[serde(skip_serializing_if = "Option::is_none")]
     fast_tenths: Option<u64>,
     max_frames: u32,
+    max_views: u32,
     version: u32,
 }
 
@@ -106,6 +136,11 @@ impl DigestInput<'_> {
     pub(super) fn text(&self) -> String {
         let Self { geometry, normalisation, decode, .. } = self;
         canonical::text(&Canonical {
+            axes: self.axes.map(|axes| match axes {
+                Axes::Nchw => "nchw",
+                Axes::Nhwc => "nhwc",
+            }),
+            calibration: self.calibration.map(Into::into),
             channels: match normalisation.channels {
                 Channels::Rgb => None,
                 Channels::Bgr => Some("bgr"),
@@ -121,6 +156,7 @@ impl DigestInput<'_> {
             decode: CanonicalDecode {
                 fast_tenths: decode.fast_tenths,
                 max_frames: decode.max_frames,
+                max_views: decode.max_views,
                 version: decode.version,
             },
             filter: match geometry.filter {
@@ -179,9 +215,11 @@ mod tests {
                 std: [0.229, 0.224, 0.225],
                 channels: Channels::Rgb,
             },
+            axes: None,
             activation: None,
             multi_label: false,
-            decode: DecodeSettings { version: 1, max_frames: 4, fast_tenths: None },
+            calibration: None,
+            decode: DecodeSettings { version: 1, max_frames: 4, max_views: 12, fast_tenths: None },
         }
     }
 
@@ -193,13 +231,13 @@ mod tests {
         assert_eq!(
             usual.text(),
             concat!(
-                r#"{"crop":{"height":24,"rounding":"half_to_even","width":32},"decode":{"max_frames":4,"version":1},"#,
+                r#"{"crop":{"height":24,"rounding":"half_to_even","width":32},"decode":{"max_frames":4,"max_views":12,"version":1},"#,
                 r#""filter":"bicubic","labels":["by human","by AI"],"mean":[0.485,0.456,0.406],"model":"00ff","#,
                 r#""resize":{"height":24,"kind":"exact","width":32},"scale":0.003921569,"#,
                 r#""std":[0.229,0.224,0.225],"version":1}"#
             )
         );
-        assert_eq!(usual.sha256(), "ca0f08fc75729706fc7d65ef475e6db279caa7ae4c440a673b7dd115fe01699e");
+        assert_eq!(usual.sha256(), "ec69916617a53f202a12818802b5086e79af5e30bf2f7eb413d4a2ba5466cffc");
 
         let fit = Resize::Fit { width: 32, height: 24, fill: [1, 2, 3] };
         let unusual = DigestInput {
@@ -214,20 +252,42 @@ mod tests {
             unusual.text(),
             concat!(
                 r#"{"channels":"bgr","crop":{"height":24,"rounding":"half_to_even","width":32},"#,
-                r#""decode":{"fast_tenths":19,"max_frames":4,"version":1},"filter":"bicubic","#,
+                r#""decode":{"fast_tenths":19,"max_frames":4,"max_views":12,"version":1},"filter":"bicubic","#,
                 r#""labels":["by human","by AI"],"mean":[0.0,0.0,0.0],"model":"00ff","multi_label":true,"#,
                 r#""output":"sigmoid","resize":{"fill":[1,2,3],"height":24,"kind":"fit","width":32},"#,
                 r#""scale":0.003921569,"std":[0.229,0.224,0.225],"version":1}"#
             )
         );
-        assert_eq!(unusual.sha256(), "4d6f6cfec95e9835c8382ff963ba684d59b48a6511a29b4084b759fd9500798a");
+        assert_eq!(unusual.sha256(), "3a3d4f4f49403fa2d715803150fc6540beb968e6d3e26e1367e909acc90f3d99");
         assert_sorted(&usual.text());
         assert_sorted(&unusual.text());
+    }
+
+    /// As above: a value that stored scores are found by.
+    #[test]
+    fn the_canonical_form_of_a_layout_and_a_calibration_is_pinned_by_value() {
+        let labels = labels();
+        let text = |calibration: &str| {
+            let fields = serde_json::from_str(calibration).unwrap();
+            let calibration = ScoreCalibration::read(&fields, &labels).unwrap();
+            DigestInput { axes: Some(Axes::Nhwc), calibration: Some(&calibration), ..input(&labels) }.text()
+        };
+        let rest = r#","crop":{"height":24,"#;
+        let temperature = text(r#"{"method": "temperature", "temperature": 1.5}"#);
+        let begins = format!(r#"{{"axes":"nhwc","calibration":{{"temperature":1.5}}{rest}"#);
+        assert!(temperature.starts_with(&begins), "{temperature}");
+        let isotonic =
+            text(r#"{"method": "isotonic", "labels": {"by AI": {"scores": [0, 0.5], "probabilities": [0, 1]}}}"#);
+        let begins = format!(r#"{{"axes":"nhwc","calibration":{{"isotonic":[null,[[0.0,0.0],[0.5,1.0]]]}}{rest}"#);
+        assert!(isotonic.starts_with(&begins), "{isotonic}");
+        assert_sorted(&temperature);
+        assert_sorted(&isotonic);
     }
 
     #[test]
     fn whatever_changes_scores_changes_the_digest() {
         let labels = labels();
+        let calibrations = [ScoreCalibration::Temperature(1.5), ScoreCalibration::Temperature(1.6)];
         let swapped = [labels[1].clone(), labels[0].clone()];
         let usual = input(&labels);
         let with_geometry = |geometry| DigestInput { geometry, ..input(&labels) };
@@ -239,6 +299,8 @@ mod tests {
             DigestInput { model_sha256: "00fe", ..input(&labels) }.text(),
             input(&swapped).text(),
             DigestInput { multi_label: true, ..input(&labels) }.text(),
+            DigestInput { axes: Some(Axes::Nhwc), ..input(&labels) }.text(),
+            DigestInput { axes: Some(Axes::Nchw), ..input(&labels) }.text(),
             with_geometry(Geometry { width: 31, ..geometry }).text(),
             with_geometry(Geometry { height: 31, ..geometry }).text(),
             with_geometry(Geometry { rounding: CropRounding::Down, ..geometry }).text(),
@@ -246,8 +308,11 @@ mod tests {
             with_normalisation(Normalisation { mean: [0.5; 3], ..normalisation }).text(),
             with_normalisation(Normalisation { std: [0.5; 3], ..normalisation }).text(),
             with_normalisation(Normalisation { channels: Channels::Bgr, ..normalisation }).text(),
+            DigestInput { calibration: Some(&calibrations[0]), ..input(&labels) }.text(),
+            DigestInput { calibration: Some(&calibrations[1]), ..input(&labels) }.text(),
             with_decode(DecodeSettings { version: 2, ..decode }).text(),
             with_decode(DecodeSettings { max_frames: 5, ..decode }).text(),
+            with_decode(DecodeSettings { max_views: 5, ..decode }).text(),
             with_decode(DecodeSettings { fast_tenths: Some(19), ..decode }).text(),
         ];
         let (width, height) = (32, 24);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Activation, FieldError, JsonObject};
+use super::{FieldError, JsonObject};
 
 const FILE: &str = "config.json";
 
@@ -114,21 +114,6 @@ pub(super) fn multi_label(config: &JsonObject) -> Result<bool, FieldError> {
     }
 }
 
-/// `"pixwarden": {"output": "logits" | "probabilities"}`, which `models/convert.py` writes.
-pub(super) fn activation(config: &JsonObject, multi_label: bool) -> Result<Option<Activation>, FieldError> {
-    let Some(output) = config.get("pixwarden").and_then(|ours| ours.get("output")) else { return Ok(None) };
-    match output.as_str() {
-        Some("logits") if multi_label => Ok(Some(Activation::Sigmoid)),
-        Some("logits") => Ok(Some(Activation::Softmax)),
-        Some("probabilities") => Ok(Some(Activation::Identity)),
-        _ => Err(FieldError::new(
-            FILE,
-            "pixwarden.output",
-            format!("{output} is neither \"logits\" nor \"probabilities\""),
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,10 +162,5 @@ mod tests {
         assert!(multi_label(&object(r#"{"problem_type": "multi_label_classification"}"#)).unwrap());
         assert!(!multi_label(&object(r#"{"problem_type": null}"#)).unwrap());
         assert_eq!(multi_label(&object(r#"{"problem_type": "regression"}"#)).unwrap_err().field, "problem_type");
-        let logits = object(r#"{"pixwarden": {"output": "logits"}}"#);
-        assert_eq!(activation(&logits, true).unwrap(), Some(Activation::Sigmoid));
-        assert_eq!(activation(&logits, false).unwrap(), Some(Activation::Softmax));
-        let wrong = activation(&object(r#"{"pixwarden": {"output": "scores"}}"#), false);
-        assert_eq!(wrong.unwrap_err().field, "pixwarden.output");
     }
 }

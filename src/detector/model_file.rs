@@ -1,7 +1,8 @@
 //! A package's model file, with the files in which it keeps tensors, and one SHA-256 over them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -38,18 +39,17 @@ pub(super) struct ModelFile {
 }
 
 impl ModelFile {
-    /// Finds the model in a package and reads it, without running it.
-    pub(super) fn read(folder: &Path) -> Result<Self, PackageError> {
+    /// Finds the model in a package and reads it, without running it. `chosen` is its path in the folder, where one is
+    /// configured.
+    pub(super) fn read(folder: &Path, chosen: Option<&str>) -> Result<Self, PackageError> {
         let shown = || folder.display().to_string();
-        let missing =
-            || PackageError::Folder { folder: shown(), what: "neither model.onnx nor onnx/model.onnx is in it" };
-        let mut paths = MODEL_PATHS.iter().map(|name| (*name, folder.join(name)));
-        let (name, path) = paths.find(|(_, path)| path.is_file()).ok_or_else(missing)?;
-        let read_error = |source| PackageError::Read { folder: shown(), file: name.to_owned(), source };
+        let name = file_name(folder, chosen)?;
+        let path = folder.join(&*name);
+        let read_error = |source| PackageError::Read { folder: shown(), file: name.clone().into_owned(), source };
         let bytes = std::fs::read(&path).map_err(read_error)?;
         let outline = OnnxOutline::of(&bytes).map_err(|source| PackageError::Model {
             folder: shown(),
-            file: name.to_owned(),
+            file: name.clone().into_owned(),
             source,
         })?;
 
@@ -65,20 +65,67 @@ impl ModelFile {
                 let (tensor, location) = (&external.tensor, &external.location);
                 let why = error_text(&error);
                 let what = format!("the tensor \"{tensor}\" is in the file \"{location}\": {why}");
-                FieldError::new(name, "external_data", what).in_folder(folder)
+                FieldError::new(name.clone().into_owned(), "external_data", what).in_folder(folder)
             })?;
             others.insert(external.location, sha256);
         }
         let own = hex::encode(Sha256::digest(&bytes));
-        let sha256 = if others.is_empty() { own } else { combined_sha256(&own, &others) };
+        let sha256 = if others.is_empty() { own } else { combined_sha256(&path, &own, &others) };
         Ok(Self { path, sha256, image: outline.image })
     }
 }
 
-/// Hashes one line for each file, as `sha256sum` prints it.
-fn combined_sha256(model: &str, others: &BTreeMap<String, String>) -> String {
+/// The model's path in a package's folder: the configured one, or the first of the usual ones.
+fn file_name<'a>(folder: &Path, chosen: Option<&'a str>) -> Result<Cow<'a, str>, PackageError> {
+    let refused = |what: String| PackageError::Folder { folder: folder.display().to_string(), what };
+    let others = || other_models(folder);
+    let Some(chosen) = chosen else {
+        let found = MODEL_PATHS.iter().find(|name| folder.join(name).is_file());
+        return found.map(|name| Cow::Borrowed(*name)).ok_or_else(|| {
+            let what = "neither model.onnx nor onnx/model.onnx is in it";
+            refused(match others().as_slice() {
+                [] => format!(
+                    "{what}\n  hint: `pixwarden models fetch` fetches a package, and models/convert.py makes one"
+                ),
+                [first, ..] => format!(
+                    "{what}, but {} is\n  hint: choose one in a [[detectors]] table: file = \"{first}\"",
+                    others().join(", ")
+                ),
+            })
+        });
+    };
+    let is_inside = Path::new(chosen).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !is_inside {
+        return Err(refused(format!("`file` is \"{chosen}\", but must be a path inside the folder, without `..`")));
+    }
+    if !folder.join(chosen).is_file() {
+        let hint = match others().as_slice() {
+            [] => "there is no ONNX file in it".to_owned(),
+            others => format!("its ONNX files are {}", others.join(", ")),
+        };
+        return Err(refused(format!("`file` is \"{chosen}\", and no such file is in it\n  hint: {hint}")));
+    }
+    Ok(Cow::Borrowed(chosen))
+}
+
+/// The ONNX files of a package, as paths in its folder: for messages.
+fn other_models(folder: &Path) -> Vec<String> {
+    let in_folder = |within: &str| {
+        let entries = std::fs::read_dir(folder.join(within)).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let models = names.filter(|name| name.ends_with(".onnx"));
+        models.map(|name| format!("{within}{name}")).collect::<Vec<_>>()
+    };
+    let mut found = [in_folder(""), in_folder("onnx/")].concat();
+    found.sort();
+    found
+}
+
+/// Hashes one line for each file, as `sha256sum` prints it in the model's folder.
+fn combined_sha256(path: &Path, model: &str, others: &BTreeMap<String, String>) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{model}  model.onnx\n"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    hash.update(format!("{model}  {name}\n"));
     for (location, sha256) in others {
         hash.update(format!("{sha256}  {location}\n"));
     }

@@ -33,6 +33,11 @@ pub enum OutlineError {
     /// It is not ONNX, or it is damaged.
     #[error("it is not an ONNX file, or it is damaged: {0}")]
     Damaged(&'static str),
+    /// A clone without Git's large-file storage has only the names of its large files.
+    #[error(
+        "it is a pointer of Git's large-file storage, not the model\n  hint: run `git lfs pull` there, or fetch the package with `pixwarden models fetch`"
+    )]
+    Pointer,
     /// A tensor is in a file that has no name.
     #[error("the tensor \"{0}\" is in another file, but that file is not named")]
     NoLocation(String),
@@ -41,6 +46,10 @@ pub enum OutlineError {
 impl OnnxOutline {
     /// Reads the bytes of a model file.
     pub(super) fn of(model: &[u8]) -> Result<Self, OutlineError> {
+        // https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+        if model.starts_with(b"version https://git-lfs.github.com/spec/") {
+            return Err(OutlineError::Pointer);
+        }
         let mut outline = Self::default();
         let mut inputs = Vec::new();
         let mut has_graph = false;

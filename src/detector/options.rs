@@ -10,7 +10,7 @@ use crate::text_or_table::text_or_table;
 pub enum DetectorEntry {
     /// The folder. A single detector without a rule gets the default rule.
     Path(String),
-    /// The folder with a name, a pinned model file or the shadow mark.
+    /// The folder with a name, a chosen or pinned model file, or the shadow mark.
     Table(DetectorTable),
 }
 
@@ -22,6 +22,8 @@ pub struct DetectorTable {
     pub name: String,
     /// The folder.
     pub path: String,
+    /// The ONNX file, relative to the folder; empty: model.onnx or onnx/model.onnx.
+    pub file: String,
     /// The model file's SHA-256; empty: not pinned.
     pub sha256: String,
     /// The detector's scores are recorded, but not judged.

@@ -117,28 +117,89 @@ pub struct Normalisation {
 
 /// Resolves a package's preprocessing. A Hugging Face preprocessor is used before timm's fields in `config.json`.
 ///
-/// `fixed` is the height and width that the model's input has, where its file fixes them.
+/// `fixed` is the height and width that the model's input has, where its file fixes them. `order` is the order of the
+/// channels that the package states for its model, whatever its processor does.
 pub(super) fn resolve(
     config: &JsonObject,
-    preprocessor: Option<&JsonObject>,
+    files: ProcessorFiles<'_>,
+    order: Option<Channels>,
     fixed: Option<(u32, u32)>,
 ) -> Result<(Geometry, Normalisation), FieldError> {
-    const PROCESSOR: &str = "preprocessor_config.json";
-    if let Some(preprocessor) = preprocessor {
-        // transformers' wrapper around timm has timm's fields.
-        return match preprocessor.get("pretrained_cfg").and_then(Value::as_object) {
-            Some(fields) => timm::resolve(JsonFields { json: fields, file: PROCESSOR }, fixed),
-            None => hugging_face::resolve(JsonFields { json: preprocessor, file: PROCESSOR }),
+    let (geometry, normalisation) = fields_of(config, files, fixed)?;
+    match order {
+        Some(Channels::Rgb) if normalisation.channels == Channels::Bgr => Err(FieldError::new(
+            "config.json",
+            "pixwarden.pixel_order",
+            "it is \"RGB\", but `do_flip_channel_order` of the processor puts blue first; remove one of the two",
+        )),
+        Some(channels) => Ok((geometry, Normalisation { channels, ..normalisation })),
+        None => Ok((geometry, normalisation)),
+    }
+}
+
+/// The files in which transformers keeps an image processor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProcessorFiles<'a> {
+    /// `preprocessor_config.json`
+    pub(super) preprocessor: Option<&'a JsonObject>,
+    /// `processor_config.json`, which transformers 5 writes, with the image processor in its field `image_processor`.
+    pub(super) processor: Option<&'a JsonObject>,
+}
+
+impl<'a> ProcessorFiles<'a> {
+    /// The image processors that are stated, at most one in each file. An older `processor_config.json` has none.
+    fn image_processors(self) -> Result<Vec<JsonFields<'a>>, FieldError> {
+        const NESTED: &str = "image_processor";
+        let beside = self.preprocessor.map(|json| JsonFields { json, file: "preprocessor_config.json", within: "" });
+        let nested = match self.processor.and_then(|json| json.get(NESTED)) {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(json)) => {
+                Some(JsonFields { json, file: "processor_config.json", within: "image_processor." })
+            }
+            Some(other) => {
+                let what = format!("{other} is not an object with the fields of an image processor");
+                return Err(FieldError::new("processor_config.json", NESTED, what));
+            }
         };
+        Ok(beside.into_iter().chain(nested).collect())
+    }
+}
+
+/// Resolves the fields of the processor or of timm. Two files must state the same.
+fn fields_of(
+    config: &JsonObject,
+    files: ProcessorFiles<'_>,
+    fixed: Option<(u32, u32)>,
+) -> Result<(Geometry, Normalisation), FieldError> {
+    let of_processor = |fields: JsonFields<'_>| {
+        // transformers' wrapper around timm has timm's fields.
+        match fields.json.get("pretrained_cfg").and_then(Value::as_object) {
+            Some(json) => timm::resolve(JsonFields { json, ..fields }, fixed),
+            None => hugging_face::resolve(fields),
+        }
+    };
+    let processors = files.image_processors()?;
+    if let Some((first, rest)) = processors.split_first() {
+        let resolved = of_processor(*first)?;
+        for other in rest {
+            if of_processor(*other)? != resolved {
+                let what = format!(
+                    "it contradicts {}, and programs differ in which they read; remove one of the two files",
+                    first.file
+                );
+                return Err(FieldError::new(other.file, "image_processor", what));
+            }
+        }
+        return Ok(resolved);
     }
     // timm nests its fields. Old exports do not.
     let nested = config.get("pretrained_cfg").and_then(Value::as_object);
     match nested.or_else(|| config.contains_key("input_size").then_some(config)) {
-        Some(fields) => timm::resolve(JsonFields { json: fields, file: "config.json" }, fixed),
+        Some(json) => timm::resolve(JsonFields { json, file: "config.json", within: "" }, fixed),
         None => Err(FieldError::new(
             "config.json",
             "pretrained_cfg",
-            "there is no preprocessing; add preprocessor_config.json (Hugging Face) or `pretrained_cfg` (timm)",
+            "there is no preprocessing; add preprocessor_config.json or processor_config.json (Hugging Face), or `pretrained_cfg` (timm)",
         )),
     }
 }
@@ -148,6 +209,8 @@ pub(super) fn resolve(
 struct JsonFields<'a> {
     json: &'a JsonObject,
     file: &'static str,
+    /// What precedes a field's name where the fields are inside another one.
+    within: &'static str,
 }
 
 impl<'a> JsonFields<'a> {
@@ -156,6 +219,8 @@ impl<'a> JsonFields<'a> {
     }
 
     fn refuse(&self, field: impl Into<std::borrow::Cow<'static, str>>, what: impl Into<String>) -> FieldError {
+        let field = field.into();
+        let field = if self.within.is_empty() { field } else { format!("{}{field}", self.within).into() };
         FieldError::new(self.file, field, what)
     }
 
@@ -199,11 +264,11 @@ impl<'a> JsonFields<'a> {
     }
 }
 
-fn checked(n: Normalisation, file: &'static str, field: &'static str) -> Result<Normalisation, FieldError> {
+fn checked(n: Normalisation, fields: JsonFields<'_>, field: &'static str) -> Result<Normalisation, FieldError> {
     if n.std.iter().all(|s| s.is_finite() && *s > 0.0) && n.mean.iter().all(|m| m.is_finite()) {
         return Ok(n);
     }
-    Err(FieldError::new(file, field, "every standard deviation must be above 0, and every mean finite"))
+    Err(fields.refuse(field, "every standard deviation must be above 0, and every mean finite"))
 }
 
 /// An edge in pixels.

@@ -12,6 +12,8 @@ pub struct EvaluationResults {
     pub datasets: Vec<String>,
     /// `[subject][dataset]`: the scores.
     pub scored: Vec<Vec<Vec<ScoredImage>>>,
+    /// `[subject]`: the scores before the calibration of packages that have one.
+    pub uncalibrated: Vec<Vec<ScoredImage>>,
     /// `[subject]`: the mistakes to show.
     pub worst: Vec<WorstMistakes>,
     /// Images without scores, in the order of reading.
@@ -48,8 +50,9 @@ impl EvaluationResults {
     #[must_use]
     pub fn new(subjects: Arc<[Subject]>, datasets: Vec<String>, keep: usize) -> Self {
         let scored = vec![vec![Vec::new(); datasets.len()]; subjects.len()];
+        let uncalibrated = vec![Vec::new(); subjects.len()];
         let worst = subjects.iter().map(|_| WorstMistakes::new(keep)).collect();
-        Self { subjects, datasets, scored, worst, unscored: Vec::new() }
+        Self { subjects, datasets, scored, uncalibrated, worst, unscored: Vec::new() }
     }
 
     /// Whether no image has a score.

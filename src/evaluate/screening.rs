@@ -59,7 +59,8 @@ pub(crate) async fn screen_all(
     while let Some(entry) = screened.next().await {
         let entry: anyhow::Result<ScreenedEntry> = entry;
         match entry? {
-            ScreenedEntry::Scored(image, sight) => {
+            ScreenedEntry::Scored(scored) => {
+                let (image, sight) = *scored;
                 record_scores(results, &image, &sight, pictures);
                 observer.scored();
             }
@@ -73,7 +74,7 @@ pub(crate) async fn screen_all(
 }
 
 enum ScreenedEntry {
-    Scored(LabelledImage, ScreenedImage),
+    Scored(Box<(LabelledImage, ScreenedImage)>),
     Unscored(UnscoredImages),
 }
 
@@ -103,7 +104,7 @@ impl Screener<'_> {
         match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
             Ok(sight) => match sight.facts.why_invalid() {
                 Some(reason) => unscored(reason),
-                None => Ok(ScreenedEntry::Scored(image, sight)),
+                None => Ok(ScreenedEntry::Scored(Box::new((image, sight)))),
             },
             Err(failed @ ScreenError::SessionBroken { .. }) => Err(failed),
             Err(e) => unscored(error_text(&e)),
@@ -134,11 +135,13 @@ impl Screener<'_> {
 }
 
 fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: &ScreenedImage, pictures: bool) {
-    let EvaluationResults { subjects, scored, worst, .. } = results;
+    let EvaluationResults { subjects, scored, uncalibrated, worst, .. } = results;
     for (index, subject) in subjects.iter().enumerate() {
         let Some(score) = sight.facts.score(&subject.detector, &subject.positive) else { continue };
         let image_scored = ScoredImage { score, positive: image.positive[index] };
         scored[index][image.dataset].push(image_scored);
+        let before = sight.uncalibrated.as_ref().and_then(|facts| facts.score(&subject.detector, &subject.positive));
+        uncalibrated[index].extend(before.map(|score| ScoredImage { score, ..image_scored }));
         worst[index].offer(image_scored, || Mistake {
             dataset: image.dataset,
             image: image.name.clone(),
@@ -150,7 +153,7 @@ fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: 
 
 /// The first frame as the detector was given it, for the page.
 fn picture(sight: &ScreenedImage, detector: &str) -> Option<String> {
-    let (_, pixels) = sight.first_frame.iter().find(|(name, _)| name == detector)?;
+    let (_, pixels) = sight.seen.first()?.by_detector.iter().find(|(name, _)| name == detector)?;
     let picture = decode::encode_picture(pixels, PICTURE_EDGE).ok()?;
     Some(report::data_uri(picture.media_type, &picture.bytes))
 }

@@ -25,6 +25,8 @@ pub struct Summary<'a> {
     pub curve: Curve,
     /// Over all datasets.
     pub calibration: Calibration,
+    /// As `calibration`, of the scores before the package's own calibration, where a package has one.
+    pub before_calibration: Option<Calibration>,
     /// Ascending, each with the reasons why it is shown.
     pub thresholds: Vec<(ThresholdFigures, Vec<ThresholdRole>)>,
     pub target_rates: TargetRates,
@@ -97,7 +99,20 @@ impl<'a> Summary<'a> {
         let roles_at = |at| roles.iter().filter(|(other, _)| *other == Some(at)).map(|(_, role)| *role).collect();
         let thresholds = at.into_iter().map(|at| (ThresholdFigures::new(&curve, at), roles_at(at))).collect();
         let calibration = Calibration::new(scored.iter().flatten().copied());
-        Self { subject, datasets, scored, curve, calibration, thresholds, target_rates, review_at, flag_at }
+        let before = &results.uncalibrated[index];
+        let before_calibration = (!before.is_empty()).then(|| Calibration::new(before.iter().copied()));
+        Self {
+            subject,
+            datasets,
+            scored,
+            curve,
+            calibration,
+            before_calibration,
+            thresholds,
+            target_rates,
+            review_at,
+            flag_at,
+        }
     }
 
     /// Every image with a score, dataset by dataset.
@@ -215,6 +230,18 @@ pub(crate) mod tests {
         let reason = "damaged JPEG: <i>cut short</i>".into();
         results.unscored.push(UnscoredImages { dataset: 1, image: "faces/7.jpg".into(), reason, images: 1 });
         results
+    }
+
+    #[test]
+    fn the_error_before_a_packages_own_calibration_is_kept_beside_the_one_after_it() {
+        let mut results = results();
+        assert_eq!(Summary::new(&results, 0, TARGET_RATES).before_calibration, None);
+        // Two sure scores, of which one is wrong.
+        results.uncalibrated[0] = [true, false].map(|positive| ScoredImage { score: 1.0, positive }).to_vec();
+        let summary = Summary::new(&results, 0, TARGET_RATES);
+        let before = summary.before_calibration.and_then(|before| before.expected_error()).unwrap();
+        assert!((before - 0.5).abs() < 1e-9, "{before}");
+        assert_ne!(summary.calibration.expected_error(), Some(before));
     }
 
     pub(crate) const TARGET_RATES: TargetRates = TargetRates { review: 0.05, flag: 0.01 };

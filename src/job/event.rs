@@ -1,9 +1,10 @@
 //! The event of a verdict: a CloudEvent in structured mode, as the outbox stores it.
 //!
 //! What is announced is the outcome, except where an image passes: with a note it is `noted`, and if an earlier revision did
-//! not pass, it is `cleared`.
+//! not pass, it is `cleared`. A person's word that something is in order is no note.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
@@ -20,6 +21,23 @@ pub struct Event {
     pub correlation_id: String,
     /// A CloudEvent as JSON text.
     pub payload: String,
+    pub destinations: Destinations,
+}
+
+/// Where an event is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destinations {
+    /// Whether it is published on the broker.
+    pub is_published: bool,
+    /// The names of the webhooks that it is sent to.
+    pub webhooks: Vec<String>,
+}
+
+/// The broker alone.
+impl Default for Destinations {
+    fn default() -> Self {
+        Self { is_published: true, webhooks: Vec::new() }
+    }
 }
 
 /// What an event carries over from its job.
@@ -29,6 +47,8 @@ pub struct EventContext<'a> {
     pub correlation_id: Option<&'a str>,
     /// The trace that continues, by CloudEvents' distributed tracing extension.
     pub trace: Option<&'a TraceContext>,
+    /// When the object was removed from its bucket.
+    pub deleted_at: Option<OffsetDateTime>,
 }
 
 /// Every routing key.
@@ -41,7 +61,7 @@ pub fn announcement(judgement: &Judgement, earlier: Option<Outcome>) -> (&'stati
     let outcome = judgement.outcome;
     match outcome {
         Outcome::Passed if earlier.is_some_and(|earlier| earlier != Outcome::Passed) => ("cleared", "image.cleared"),
-        Outcome::Passed if !judgement.findings.is_empty() => ("noted", "image.noted"),
+        Outcome::Passed if judgement.has_notes() => ("noted", "image.noted"),
         _ => (outcome.as_str(), outcome.routing_key()),
     }
 }
@@ -74,42 +94,15 @@ pub fn revised_event(
     let id = id_of(verdict, revision);
     let judgement = &verdict.judgement;
     let (announced, routing_key) = announcement(judgement, earlier);
-    let [decided_at, judged_at] =
-        [verdict.decided_at, revision.judged_at].map(|time| time.format(&Rfc3339).unwrap_or_default());
     let mut payload = json!({
         "specversion": "1.0",
         "id": id,
         "type": format!("io.pixwarden.image.{announced}.v1"),
         "source": format!("/{prefix}"),
         "subject": verdict.image.uri(),
-        "time": judged_at,
+        "time": time_text(revision.judged_at),
         "datacontenttype": "application/json",
-        "data": {
-            "verdict_id": verdict.id,
-            "revision": revision.number,
-            "cause": revision.cause,
-            "job_id": verdict.job_id,
-            "lane": verdict.lane,
-            "image": {
-                "bucket": verdict.image.bucket,
-                "key": verdict.image.key,
-                "version_id": verdict.image.version_id,
-                "etag": verdict.image.etag,
-                "sha256": verdict.sha256.map(hex::encode),
-            },
-            "outcome": judgement.outcome,
-            "allow": judgement.allows(),
-            "reason": judgement.reason,
-            "label": judgement.label,
-            "score": judgement.score.map(exact),
-            "scores": verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)),
-            "findings": judgement.findings,
-            "detectors": verdict.detectors,
-            "policy": verdict.policy,
-            "metadata": verdict.metadata,
-            "decided_at": decided_at,
-            "judged_at": judged_at,
-        },
+        "data": data(verdict, revision, context.deleted_at),
     });
     if let Some(trace) = context.trace {
         payload["traceparent"] = trace.traceparent().into();
@@ -122,12 +115,51 @@ pub fn revised_event(
         routing_key: routing_key.to_owned(),
         correlation_id: context.correlation_id.unwrap_or(&verdict.job_id).to_owned(),
         payload: payload.to_string(),
+        destinations: Destinations::default(),
     }
+}
+
+/// What is said of a verdict: the data of its event, and the answer over HTTP.
+#[must_use]
+pub fn data(verdict: &Verdict, revision: &Revision, deleted_at: Option<OffsetDateTime>) -> Value {
+    let judgement = &verdict.judgement;
+    json!({
+        "verdict_id": verdict.id,
+        "revision": revision.number,
+        "cause": revision.cause,
+        "job_id": verdict.job_id,
+        "lane": verdict.lane,
+        "image": {
+            "bucket": verdict.image.bucket,
+            "key": verdict.image.key,
+            "version_id": verdict.image.version_id,
+            "etag": verdict.image.etag,
+            "sha256": verdict.sha256.map(hex::encode),
+        },
+        "outcome": judgement.outcome,
+        "allow": judgement.allows(),
+        "restricted": judgement.is_restricted(),
+        "reason": judgement.reason,
+        "label": judgement.label,
+        "score": judgement.score.map(exact),
+        "scores": verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)),
+        "findings": judgement.findings,
+        "damage": verdict.facts.as_ref().map(|facts| &facts.damage),
+        "detectors": verdict.detectors,
+        "policy": verdict.policy,
+        "metadata": verdict.metadata,
+        "decided_at": time_text(verdict.decided_at),
+        "judged_at": time_text(revision.judged_at),
+        "deleted_at": deleted_at.map(time_text),
+    })
+}
+
+fn time_text(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
     use time::macros::datetime;
 
     use super::*;
@@ -138,16 +170,13 @@ mod tests {
 
     fn finding(outcome: FindingOutcome) -> Finding {
         Finding {
-            rule: None,
             category: Some("synthetic".into()),
             severity: Some(2),
-            outcome,
-            source: FindingSource::Detector,
             detector: Some("d".into()),
             label: Some("by AI".into()),
             score: Some(0.1),
             threshold: Some(0.05),
-            view: None,
+            ..Finding::new(FindingSource::Detector, outcome)
         }
     }
 
@@ -159,6 +188,7 @@ mod tests {
             image: ImageRef { etag: Some("e".into()), ..ImageRef::from_uri("s3://uploads/a b.jpg").unwrap() },
             object_at: None,
             sha256: Some([7; 32]),
+            md5: Some([5; 16]),
             bytes: Some(12),
             seen: None,
             judgement: Judgement {
@@ -170,7 +200,7 @@ mod tests {
             },
             facts: Some(Facts::of_one_view(Scores::from([("d".into(), [("by AI".to_owned(), 0.1f32)].into())]))),
             detectors: Digests::from([("d".into(), "digest".into())]),
-            policy: PolicyRef { name: "default".into(), sha256: "p".into() },
+            policy: PolicyRef::new("default", "p"),
             metadata: Some(json!({"user": 7})),
             reused_from: None,
             attempts: 1,

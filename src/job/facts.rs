@@ -1,8 +1,11 @@
 //! Facts: what was found out about an image, whatever a policy makes of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use super::hash::ViewHash;
 
 /// Detector name to label to probability in `0..=1`.
 pub type Scores = BTreeMap<String, BTreeMap<String, f32>>;
@@ -15,6 +18,47 @@ pub type Views = BTreeMap<String, BTreeMap<String, View>>;
 pub struct View {
     /// The number of the frame, counted from 0.
     pub frame: u32,
+    /// What is behind a transparent image.
+    #[serde(default)]
+    pub background: Background,
+    /// EXIF's code, 1 to 8, by which the image was turned.
+    #[serde(default = "upright")]
+    pub orientation: u8,
+}
+
+/// What is behind a transparent image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Background {
+    #[default]
+    White,
+    Black,
+}
+
+/// EXIF's code for an image that is not turned.
+const fn upright() -> u8 {
+    1
+}
+
+impl View {
+    /// A frame as it is, over white.
+    #[must_use]
+    pub fn of_frame(frame: u32) -> Self {
+        Self { frame, background: Background::White, orientation: upright() }
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {}", self.frame)?;
+        if self.background == Background::Black {
+            write!(f, " over black")?;
+        }
+        if self.orientation != upright() {
+            write!(f, ", turned by EXIF's code {}", self.orientation)?;
+        }
+        Ok(())
+    }
 }
 
 /// What was found out about an image. Any policy may judge facts, also years later.
@@ -24,6 +68,11 @@ pub struct Facts {
     pub scores: Scores,
     /// `None` for an animation whose scores are those of one frame only, as earlier releases stored them.
     pub views: Option<Views>,
+    /// What is wrong with a file that still shows something; empty where nothing is. `None` where it was not looked for, as
+    /// in earlier releases.
+    pub damage: Option<String>,
+    /// The hash of each view. `None` where none were made, as in earlier releases.
+    pub hashes: Option<Vec<ViewHash>>,
 }
 
 impl Facts {
@@ -49,13 +98,13 @@ impl Facts {
         if count < 2 {
             best_views.clear();
         }
-        Self { scores: highest, views: Some(best_views) }
+        Self { scores: highest, views: Some(best_views), damage: Some(String::new()), hashes: None }
     }
 
     /// The facts of an image with a single view.
     #[must_use]
     pub fn of_one_view(scores: Scores) -> Self {
-        Self { scores, views: Some(Views::new()) }
+        Self { scores, views: Some(Views::new()), damage: Some(String::new()), hashes: None }
     }
 
     /// The highest score for a label.
@@ -68,6 +117,12 @@ impl Facts {
     #[must_use]
     pub fn view(&self, detector: &str, label: &str) -> Option<View> {
         self.views.as_ref()?.get(detector)?.get(label).copied()
+    }
+
+    /// What is wrong with the file, if anything is.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref().filter(|damage| !damage.is_empty())
     }
 
     /// Why the facts cannot be judged: the first score that is no probability, in one line.
@@ -119,15 +174,15 @@ mod tests {
     #[test]
     fn of_several_views_each_label_has_its_highest_score_and_the_view_of_it() {
         let views = [(0.1, 0.9), (0.7, 0.2), (0.7, 0.1)];
-        let facts = Facts::of_views((0..).map(|frame| View { frame }).zip(views.map(|(ai, nude)| scores(ai, nude))));
+        let facts = Facts::of_views((0..).map(View::of_frame).zip(views.map(|(ai, nude)| scores(ai, nude))));
         assert_eq!(facts.scores, scores(0.7, 0.9));
-        assert_eq!(facts.view("d", "ai"), Some(View { frame: 1 }), "the first of equals");
-        assert_eq!(facts.view("d", "nude"), Some(View { frame: 0 }));
+        assert_eq!(facts.view("d", "ai"), Some(View::of_frame(1)), "the first of equals");
+        assert_eq!(facts.view("d", "nude"), Some(View::of_frame(0)));
     }
 
     #[test]
     fn a_single_view_is_not_named() {
-        let facts = Facts::of_views([(View { frame: 0 }, scores(0.5, 0.5))]);
+        let facts = Facts::of_views([(View::of_frame(0), scores(0.5, 0.5))]);
         assert_eq!(facts, Facts::of_one_view(scores(0.5, 0.5)));
     }
 
@@ -135,7 +190,7 @@ mod tests {
     fn a_score_that_is_no_probability_is_never_hidden_by_another_view() {
         for bad in [f32::NAN, f32::INFINITY, -0.1, 1.1] {
             for order in [[bad, 1.0], [1.0, bad]] {
-                let facts = Facts::of_views(order.map(|score| (View { frame: 0 }, scores(score, 0.0))));
+                let facts = Facts::of_views(order.map(|score| (View::of_frame(0), scores(score, 0.0))));
                 assert!(facts.why_invalid().is_some(), "{order:?}");
             }
         }

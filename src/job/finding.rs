@@ -1,7 +1,7 @@
 //! Findings: the rules of a policy that an image has reached.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -20,6 +20,9 @@ pub enum FindingOutcome {
     /// The image is flagged.
     Flagged,
 }
+
+/// What stands for a rule in a finding of damage.
+pub const DAMAGE: &str = "damage";
 
 impl FindingOutcome {
     /// Every value, the weakest first.
@@ -83,26 +86,66 @@ pub struct Finding {
     pub label: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exact_number")]
     pub score: Option<f32>,
-    /// The threshold that was reached.
+    /// The threshold that was reached, or the distance that the match is within.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exact_number")]
     pub threshold: Option<f32>,
     /// The view with that score, if the image has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub view: Option<View>,
+    /// The bank that knows the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bank: Option<String>,
+    /// The number of the bank's entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<i64>,
+    /// The bits in which the hashes of the view and the entry differ; 0 also for equal files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<u32>,
+    /// Whether no picture of the image, or like it, may be shown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restricted: bool,
 }
 
 impl Finding {
+    /// A finding that says nothing else yet.
+    #[must_use]
+    pub const fn new(source: FindingSource, outcome: FindingOutcome) -> Self {
+        Self {
+            rule: None,
+            category: None,
+            severity: None,
+            outcome,
+            source,
+            detector: None,
+            label: None,
+            score: None,
+            threshold: None,
+            view: None,
+            bank: None,
+            entry: None,
+            distance: None,
+            restricted: false,
+        }
+    }
+
     /// The rule's name, or else what the rule looks at; see [`rule_text`].
     #[must_use]
     pub fn rule_text(&self) -> Cow<'_, str> {
+        if self.source == FindingSource::Damage {
+            return Cow::Borrowed(DAMAGE);
+        }
+        if let (None, Some(bank)) = (&self.rule, &self.bank) {
+            return Cow::Owned(bank_rule_text(bank));
+        }
         let [detector, label] = [&self.detector, &self.label].map(|text| text.as_deref().unwrap_or_default());
         rule_text(self.rule.as_deref(), detector, label)
     }
 
-    /// The stronger finding is the greater one: by outcome, then by severity, then by score.
+    /// The stronger finding is the greater one: by outcome, then by severity, then by score, and last by likeness.
     #[must_use]
     pub fn by_strength(&self, other: &Self) -> Ordering {
-        let strength = |finding: &Self| (finding.outcome, finding.severity, finding.score);
+        let strength =
+            |finding: &Self| (finding.outcome, finding.severity, finding.score, finding.distance.map(Reverse));
         strength(self).partial_cmp(&strength(other)).unwrap_or(Ordering::Equal)
     }
 
@@ -118,6 +161,9 @@ impl Finding {
                 finding.source,
                 finding.detector.clone(),
                 finding.label.clone(),
+                finding.bank.clone(),
+                finding.entry,
+                finding.restricted,
             )
         };
         statement(self) == statement(other)
@@ -128,6 +174,12 @@ impl Finding {
 #[must_use]
 pub fn rule_text<'a>(name: Option<&'a str>, detector: &str, label: &str) -> Cow<'a, str> {
     name.map_or_else(|| Cow::Owned(format!("{detector} says \"{label}\"")), Cow::Borrowed)
+}
+
+/// A rule over a bank for people, where it has no name.
+#[must_use]
+pub fn bank_rule_text(bank: &str) -> String {
+    format!("bank \"{bank}\"")
 }
 
 #[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]

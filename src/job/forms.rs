@@ -129,7 +129,7 @@ fn bare_uri(uri: &str, message_id: Option<&str>) -> Result<Reading, Malformed> {
 }
 
 /// The keys of form 1.
-const JOB_KEYS: [&str; 4] = ["image", "id", "detectors", "metadata"];
+pub const JOB_KEYS: [&str; 4] = ["image", "id", "detectors", "metadata"];
 
 /// Form 1: `{"image": …}`.
 fn job_object(object: &Map<String, Value>, image: &Value, message_id: Option<&str>) -> Result<Reading, Malformed> {

@@ -160,6 +160,9 @@ pub trait Archive: Send + Sync {
     /// proportion to the number of all verdicts.
     async fn verdicts_on_content(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError>;
 
+    /// Up to `limit` verdicts that scored content of this SHA-256 themselves, the latest first.
+    async fn verdicts_that_scored(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError>;
+
     /// The earlier states of a verdict, oldest first.
     async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError>;
 

@@ -56,6 +56,9 @@ macro_rules! with_verdict_columns {
             (36, findings, Option<String>, plain, jsonb, replaced)
             (37, views, Option<String>, plain, jsonb, replaced)
             (38, object_at, Option<OffsetDateTime>, plain, timestamptz, replaced)
+            (39, damage, Option<String>, plain, text, replaced)
+            (40, md5, Option<Vec<u8>>, plain, bytea, replaced)
+            (41, hashes, Option<String>, plain, jsonb, replaced)
         }
     };
 }
@@ -177,12 +180,17 @@ macro_rules! read_locked {
     }};
 }
 
-/// Writes the earlier state of verdicts into `verdict_history`; a condition on `verdicts` follows.
+/// Writes the earlier state of verdicts into `verdict_history`, with this actor; a condition on `verdicts` follows.
 macro_rules! insert_history {
-    () => {
-        "INSERT INTO verdict_history (verdict_id, revision, outcome, reason, label, score, findings, policy, cause, decided_at, judged_at)
-         SELECT id, revision, outcome, reason, label, score, findings, policy, cause, decided_at, coalesce(judged_at, decided_at)
-         FROM verdicts"
+    ($actor:expr) => {
+        concat!(
+            "INSERT INTO verdict_history (verdict_id, revision, outcome, reason, label, score, findings, policy, cause, actor,
+                 decided_at, judged_at)
+             SELECT id, revision, outcome, reason, label, score, findings, policy, cause, ",
+            $actor,
+            ", decided_at, coalesce(judged_at, decided_at)
+             FROM verdicts"
+        )
     };
 }
 
@@ -261,6 +269,9 @@ impl VerdictRow {
             findings: findings_json(&verdict.judgement.findings),
             views: verdict.facts.as_ref().and_then(|facts| Some(to_json(facts.views.as_ref()?))),
             object_at: verdict.object_at,
+            damage: verdict.facts.as_ref().and_then(|facts| facts.damage.clone()),
+            md5: verdict.md5.map(Vec::from),
+            hashes: verdict.facts.as_ref().and_then(|facts| Some(to_json(facts.hashes.as_ref()?))),
             revision: 1,
             cause: None,
             judged_at: verdict.decided_at,
@@ -279,6 +290,7 @@ impl VerdictRow {
             None => None,
         };
         let sha256 = self.sha256.map(<[u8; 32]>::try_from).transpose().map_err(|_| invalid("sha256"))?;
+        let md5 = self.md5.map(<[u8; 16]>::try_from).transpose().map_err(|_| invalid("md5"))?;
         let length = |n: Option<i32>| n.and_then(|n| u32::try_from(n).ok());
         let format = self.format.as_deref().and_then(job::format_name);
         let seen = match (format, length(self.width), length(self.height), length(self.frames)) {
@@ -292,7 +304,8 @@ impl VerdictRow {
                 let views: Option<Views> = self.views.as_deref().map(from_json).transpose()?;
                 // An image with a single frame has a single view.
                 let views = views.or_else(|| (self.frames == Some(1)).then(Views::new));
-                Some(Facts { scores: from_json(scores)?, views })
+                let hashes = self.hashes.as_deref().map(from_json).transpose()?;
+                Some(Facts { scores: from_json(scores)?, views, damage: self.damage, hashes })
             }
             None => None,
         };
@@ -304,6 +317,7 @@ impl VerdictRow {
             image: ImageRef { bucket: self.bucket, key: self.key, version_id: self.version_id, etag: self.etag },
             object_at: self.object_at,
             sha256,
+            md5,
             bytes: self.bytes.and_then(|bytes| u64::try_from(bytes).ok()),
             seen,
             judgement: Judgement { outcome, reason: self.reason, label: self.label, score: self.score, findings },

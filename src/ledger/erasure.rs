@@ -45,10 +45,16 @@ pub struct SubjectPage {
 pub struct ErasedRows {
     pub verdicts: u64,
     pub history: u64,
+    pub hashes: u64,
     pub events: u64,
+    pub webhook_deliveries: u64,
     pub suspects: u64,
     pub backfill_jobs: u64,
     pub backfill_marks: u64,
+    pub review_items: u64,
+    pub reports: u64,
+    pub decision_notes: u64,
+    pub decided_contents: u64,
     /// Holds that have ended.
     pub holds: u64,
     pub tombstones: u64,
@@ -57,14 +63,20 @@ pub struct ErasedRows {
 impl ErasedRows {
     /// Each table with its rows.
     #[must_use]
-    pub const fn by_table(&self) -> [(&'static str, u64); 8] {
+    pub const fn by_table(&self) -> [(&'static str, u64); 14] {
         [
             ("verdicts", self.verdicts),
             ("verdict_history", self.history),
+            ("image_hashes", self.hashes),
             ("outbox", self.events),
+            ("webhook_deliveries", self.webhook_deliveries),
             ("suspects", self.suspects),
             ("backfill_jobs", self.backfill_jobs),
             ("backfill_progress", self.backfill_marks),
+            ("review_items", self.review_items),
+            ("reports", self.reports),
+            ("decision_notes", self.decision_notes),
+            ("decided_contents", self.decided_contents),
             ("holds", self.holds),
             ("tombstones", self.tombstones),
         ]
@@ -76,9 +88,15 @@ impl std::ops::AddAssign for ErasedRows {
         self.verdicts += more.verdicts;
         self.history += more.history;
         self.events += more.events;
+        self.webhook_deliveries += more.webhook_deliveries;
+        self.hashes += more.hashes;
         self.suspects += more.suspects;
         self.backfill_jobs += more.backfill_jobs;
         self.backfill_marks += more.backfill_marks;
+        self.review_items += more.review_items;
+        self.reports += more.reports;
+        self.decision_notes += more.decision_notes;
+        self.decided_contents += more.decided_contents;
         self.holds += more.holds;
         self.tombstones += more.tombstones;
     }
@@ -124,8 +142,10 @@ pub trait Erasure: Send + Sync {
 pub enum KeptBy {
     /// A hold that has not ended.
     Hold,
-    /// An event that is not published yet, and no hold.
+    /// An event that is not published yet or waits for a webhook, and no hold.
     UnpublishedEvent,
+    /// A report, an appeal or a legal request that waits for a decision, and neither of the others.
+    OpenReport,
 }
 
 /// The columns of `holds` that name the subject.

@@ -33,6 +33,21 @@ pub enum LedgerError {
         /// The newest version that this program has a migration for.
         needed: i64,
     },
+    /// A ledger in a SQLite file has no banks.
+    #[error(
+        "banks need PostgreSQL, and the ledger is a SQLite file\n  hint: name a PostgreSQL database in `ledger` or with --ledger postgres://user:password@host/database"
+    )]
+    BanksNeedPostgres,
+    /// Several senders cannot share a SQLite file.
+    #[error(
+        "webhooks need PostgreSQL, and the ledger is a SQLite file\n  hint: name a PostgreSQL database in `ledger`, or remove `[[webhooks]]`"
+    )]
+    WebhooksNeedPostgres,
+    /// A ledger in a SQLite file has nothing to review.
+    #[error(
+        "review needs PostgreSQL, and the ledger is a SQLite file\n  hint: name a PostgreSQL database in `ledger` or with --ledger postgres://user:password@host/database"
+    )]
+    ReviewNeedsPostgres,
     /// The ledger cannot be opened as configured, for example because of a wrong password.
     #[error("cannot open the ledger {url}: {error}")]
     CannotOpen {
@@ -65,7 +80,11 @@ impl LedgerError {
             Self::Down(_) | Self::Contended(_) => metrics::ledger_call_failed(LedgerErrorKind::Down),
             Self::Refused(_) | Self::RefusedUnclear(_) => metrics::ledger_call_failed(LedgerErrorKind::Refused),
             // These are found at the start, before there is a job.
-            Self::Schema { .. } | Self::CannotOpen { .. } => {}
+            Self::Schema { .. }
+            | Self::BanksNeedPostgres
+            | Self::WebhooksNeedPostgres
+            | Self::ReviewNeedsPostgres
+            | Self::CannotOpen { .. } => {}
         }
     }
 }

@@ -45,28 +45,35 @@ macro_rules! unpublished {
 }
 
 mod archive;
+mod banks;
 mod baselines;
 mod connect;
 mod erasure;
+mod image_hashes;
 mod indexes;
 mod outbox;
 mod pages;
 mod quarantine;
 mod reconcile;
+mod reviews;
 mod verdicts;
+mod webhooks;
 mod write;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 
 use super::columns::VerdictRow;
 use super::schema::{self, MigrationStep};
-use super::{DatabaseError, Ledger, LedgerError, StoredVerdict};
+use super::{Banks, DatabaseError, ImageHashes, Ledger, LedgerError, Reviews, StoredVerdict, Webhooks};
 use crate::config::SecretUrl;
+use crate::job::Outcome;
 pub use indexes::PostgresIndex;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,18 +99,23 @@ const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_CONNECTIONS: u32 = 8;
 
 /// Every migration, oldest first. A new one only adds: during an upgrade the older program runs beside it.
-const MIGRATIONS: [MigrationStep; 6] = [
+const MIGRATIONS: [MigrationStep; 9] = [
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/postgres/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/postgres/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/postgres/0004_revisions.sql")),
     (5, "erasure", include_str!("../../migrations/postgres/0005_erasure.sql")),
     (6, "score_baselines", include_str!("../../migrations/postgres/0006_score_baselines.sql")),
+    (7, "banks", include_str!("../../migrations/postgres/0007_banks.sql")),
+    (8, "webhooks", include_str!("../../migrations/postgres/0008_webhooks.sql")),
+    (9, "review", include_str!("../../migrations/postgres/0009_review.sql")),
 ];
 
 /// The ledger in Postgres.
 pub struct Postgres {
     pool: PgPool,
+    /// Each of these outcomes opens a review item.
+    opens: Arc<[Outcome]>,
 }
 
 impl Postgres {
@@ -113,6 +125,12 @@ impl Postgres {
     /// When the server cannot be reached or refuses the connection.
     pub async fn open(url: &SecretUrl) -> Result<Self, LedgerError> {
         Self::open_in(url, None).await
+    }
+
+    /// The same ledger, in which these outcomes open a review item.
+    #[must_use]
+    pub fn opening(self, outcomes: &[Outcome]) -> Self {
+        Self { opens: outcomes.into(), ..self }
     }
 
     /// As [`Postgres::open`], with all tables in this schema.
@@ -135,7 +153,7 @@ impl Postgres {
             .connect_with(options.clone())
             .await;
         match opened {
-            Ok(pool) => Ok(Self { pool }),
+            Ok(pool) => Ok(Self { pool, opens: Arc::from([Outcome::Review]) }),
             Err(e) => {
                 let e = match e {
                     sqlx::Error::PoolTimedOut => connect::diagnose(&options).await.unwrap_or(e),
@@ -170,13 +188,7 @@ impl Postgres {
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     {
-        let mut connection = match tokio::time::timeout(CONNECT_TIMEOUT * 2, self.pool.acquire()).await {
-            Ok(Ok(connection)) => connection,
-            Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => {
-                return Err(LedgerError::Down(connect::why_no_connection(&self.pool.connect_options()).await.into()));
-            }
-            Ok(Err(error)) => return Err(classify_error(error)),
-        };
+        let mut connection = self.acquire().await?;
         let work = async {
             if deadline != RESPONSE_TIMEOUT {
                 set_statement_timeout(&mut connection, deadline).await?;
@@ -187,10 +199,7 @@ impl Postgres {
             }
             Ok(done)
         };
-        let result = match tokio::time::timeout(deadline, work).await {
-            Ok(result) => result.map_err(classify_error),
-            Err(_) => Err(LedgerError::Down(format!("no response within {} s", deadline.as_secs()).into())),
-        };
+        let result = within(deadline, work).await;
         let is_unknown = matches!(result, Err(LedgerError::Down(_) | LedgerError::Contended(_)));
         if is_unknown || (result.is_err() && deadline != RESPONSE_TIMEOUT) {
             // The connection does not go back into the pool: its next answer could belong to this operation, or it could have
@@ -198,6 +207,25 @@ impl Postgres {
             drop(connection.detach());
         }
         result
+    }
+
+    /// A connection of the pool.
+    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, LedgerError> {
+        match tokio::time::timeout(CONNECT_TIMEOUT * 2, self.pool.acquire()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => {
+                Err(LedgerError::Down(connect::why_no_connection(&self.pool.connect_options()).await.into()))
+            }
+            Ok(Err(error)) => Err(classify_error(error)),
+        }
+    }
+}
+
+/// Waits for an answer of the server until the deadline.
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(deadline, work).await {
+        Ok(result) => result.map_err(classify_error),
+        Err(_) => Err(LedgerError::Down(format!("no response within {} s", deadline.as_secs()).into())),
     }
 }
 
@@ -284,11 +312,36 @@ impl Ledger for Postgres {
                           ('tombstone_key', ARRAY['SELECT']),
                           ('erase_lock', ARRAY['INSERT']),
                           ('score_baselines', ARRAY['SELECT']),
+                          ('banks', ARRAY['SELECT']),
+                          ('bank_entries', ARRAY['SELECT']),
+                          ('image_hashes', ARRAY['SELECT', 'INSERT', 'DELETE']),
+                          ('review_items', ARRAY['SELECT', 'INSERT', 'UPDATE']),
+                          ('decisions', ARRAY['SELECT', 'INSERT']),
+                          ('decision_notes', ARRAY['SELECT', 'INSERT']),
+                          ('decided_contents', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+                          ('reports', ARRAY['SELECT', 'INSERT']),
                           ('outbox', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+                          ('webhook_deliveries', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
                           ('suspects', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])) AS needs (relation, privileges),
                   unnest(privileges) AS privilege
              WHERE NOT has_table_privilege(relation, privilege)";
         self.run(RESPONSE_TIMEOUT, move |c| Box::pin(sqlx::query_scalar(query).fetch_all(c))).await
+    }
+
+    fn banks(&self) -> Result<&dyn Banks, LedgerError> {
+        Ok(self)
+    }
+
+    fn image_hashes(&self) -> Result<&dyn ImageHashes, LedgerError> {
+        Ok(self)
+    }
+
+    fn webhooks(self: Arc<Self>) -> Result<Arc<dyn Webhooks>, LedgerError> {
+        Ok(self)
+    }
+
+    fn reviews(&self) -> Result<&dyn Reviews, LedgerError> {
+        Ok(self)
     }
 
     async fn close(&self) {

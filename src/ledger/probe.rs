@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Event, NewVerdict};
+use super::{Destinations, Event, NewVerdict};
 use crate::job::{Digests, Facts, ImageRef, Judgement, Lane, Outcome, PolicyRef, Scores, Verdict};
 
 /// A new verdict with an event. A ping writes it and takes it back: a database that answers reads may refuse writes, because
@@ -17,12 +17,13 @@ pub(super) fn probe_verdict() -> NewVerdict {
         image: ImageRef { bucket: "pixwarden-probe".into(), key: id.to_string(), version_id: None, etag: None },
         object_at: Some(now),
         sha256: Some([0; 32]),
+        md5: Some([0; 16]),
         bytes: Some(0),
         seen: None,
         judgement: Judgement::unscored(Outcome::Rejected, "a probe of the ledger"),
         facts: Some(Facts::of_one_view(Scores::new())),
         detectors: Digests::new(),
-        policy: PolicyRef { name: "probe".into(), sha256: String::new() },
+        policy: PolicyRef::new("probe", ""),
         metadata: None,
         reused_from: None,
         attempts: 1,
@@ -34,6 +35,7 @@ pub(super) fn probe_verdict() -> NewVerdict {
         routing_key: Outcome::Rejected.routing_key().into(),
         correlation_id: verdict.job_id.clone(),
         payload: "{}".into(),
+        destinations: Destinations::default(),
     };
     NewVerdict { verdict, event: Some(event) }
 }

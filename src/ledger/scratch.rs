@@ -29,6 +29,20 @@ enum ScratchLocation {
     Folder(TempDir),
 }
 
+/// Creates an empty ledger in a temporary folder, which is deleted when the returned value is dropped.
+///
+/// # Errors
+/// When the folder or its file cannot be created.
+pub async fn open_temporary() -> Result<(Arc<dyn Ledger>, TempDir), LedgerError> {
+    let folder = tempfile::tempdir().map_err(|e| LedgerError::CannotOpen {
+        url: "a temporary file".into(),
+        error: DatabaseError::new(format!("cannot create a folder in {}: {e}", std::env::temp_dir().display()), e),
+    })?;
+    let ledger = Sqlite::open(&folder.path().join("verdicts.db"), MissingFile::Create).await?;
+    ledger.migrate().await?;
+    Ok((Arc::new(ledger), folder))
+}
+
 impl Scratch {
     /// Creates an empty ledger.
     ///

@@ -45,13 +45,16 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Migrations may rewrite tables.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(3600);
 
-const MIGRATIONS: [MigrationStep; 6] = [
+const MIGRATIONS: [MigrationStep; 9] = [
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "lookups", include_str!("../../migrations/sqlite/0002_lookups.sql")),
     (3, "backfill", include_str!("../../migrations/sqlite/0003_backfill.sql")),
     (4, "revisions", include_str!("../../migrations/sqlite/0004_revisions.sql")),
     (5, "erasure", include_str!("../../migrations/sqlite/0005_erasure.sql")),
     (6, "score_baselines", include_str!("../../migrations/sqlite/0006_score_baselines.sql")),
+    (7, "banks", include_str!("../../migrations/sqlite/0007_banks.sql")),
+    (8, "webhooks", include_str!("../../migrations/sqlite/0008_webhooks.sql")),
+    (9, "review", include_str!("../../migrations/sqlite/0009_review.sql")),
 ];
 
 /// The indexes that are no part of a migration, as in Postgres: `migrate` makes those that do not exist.

@@ -14,14 +14,15 @@ use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Outcome, Remova
 #[derive(Debug, Clone)]
 pub struct NewVerdict {
     pub verdict: Verdict,
-    /// `None` where this outcome is not announced.
+    /// `None` where this outcome is announced nowhere.
     pub event: Option<Event>,
 }
 
 /// The result of inserting one verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inserted {
-    /// The row was written together with this event, whose payload is exactly what the outbox holds.
+    /// The row was written together with this event, whose payload is exactly what the outbox holds. `None` where the outbox
+    /// has no event.
     Written(Option<Event>),
     /// A verdict of this id existed and stays as it is.
     Existing(ExistingVerdict),
@@ -90,11 +91,23 @@ impl Revise {
         self.verdict.judgement.allows()
     }
 
-    /// Whether the unpublished events of earlier revisions must not be sent any more: they say something else, or this
-    /// event replaces them. Without either, the earlier event still holds.
-    pub(super) fn makes_events_stale(&self, earlier: &Judgement) -> bool {
-        self.event.is_some() || !self.verdict.judgement.says_same_as(earlier)
+    /// Where the unsent events of earlier revisions must not be sent any more: they say something else, or this event
+    /// replaces them there. Without either, the earlier event still holds.
+    pub(super) fn stale_events(&self, earlier: &Judgement) -> StaleEvents {
+        let says_other = !self.verdict.judgement.says_same_as(earlier);
+        let replaces = |is_sent: fn(&Event) -> bool| self.event.as_ref().is_some_and(is_sent);
+        StaleEvents {
+            in_outbox: says_other || replaces(|event| event.destinations.is_published),
+            of_webhooks: says_other || replaces(|event| !event.destinations.webhooks.is_empty()),
+        }
     }
+}
+
+/// Where the unsent events of the earlier revisions of a verdict are wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StaleEvents {
+    pub in_outbox: bool,
+    pub of_webhooks: bool,
 }
 
 /// The result of revising a verdict.

@@ -44,6 +44,9 @@ pub struct Admission {
     /// Objects that are being downloaded, wait for a decoder, or are being decoded.
     pub objects: Gate,
     pub downloads: DownloadGates,
+    /// Bytes of uploads in memory. An upload has its memory before it is admitted, and a download gets it afterwards: with
+    /// one gate for both, each could wait for the other.
+    pub uploads: Gate,
 }
 
 impl Admission {
@@ -61,6 +64,7 @@ impl Admission {
         self.jobs.close();
         self.objects.close();
         self.downloads.close();
+        self.uploads.close();
     }
 }
 
@@ -74,6 +78,7 @@ mod tests {
             jobs: Gate::new(1),
             objects: Gate::new(1),
             downloads: DownloadGates { downloads: Gate::new(1), bytes: Gate::new(1) },
+            uploads: Gate::new(1),
         };
         let arrived = tokio::time::Instant::now().into_std();
         let held = admission.enter(Lane::Live, arrived).await.unwrap();

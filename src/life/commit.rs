@@ -74,7 +74,9 @@ impl CommitQueue {
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
         let inserted = match inserted.await.unwrap_or_else(|_| Err(stopped()))? {
-            Inserted::Written(event) => Inserted::Written(event.or(kept_back)),
+            Inserted::Written(event) => {
+                Inserted::Written(event.or(kept_back.filter(|event| event.destinations.is_published)))
+            }
             other => other,
         };
         let Inserted::Existing(existing) = inserted else { return Ok(inserted) };

@@ -14,13 +14,19 @@ use crate::objects::StoreError;
 impl JobProcessor {
     /// Fails while intake is paused, or while the bucket's store is down or the bucket is held.
     pub(super) fn fail_if_broken(&self, bucket: &str) -> Result<(), Stop> {
-        if self.health.first_pausing().is_some() {
-            return Err(Stop::Failed(AttemptError::Paused));
-        }
+        self.fail_if_paused()?;
         let outage = self.health.store_outage(self.fetcher.address(bucket));
         let outage = outage.map(|outage| Held { reason: outage.reason, duration: outage.since.elapsed() });
         match outage.or_else(|| self.buckets.check(bucket)) {
             Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails while something is broken that every job needs.
+    pub(super) fn fail_if_paused(&self) -> Result<(), Stop> {
+        match self.health.first_pausing() {
+            Some(_) => Err(Stop::Failed(AttemptError::Paused)),
             None => Ok(()),
         }
     }

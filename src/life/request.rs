@@ -7,9 +7,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::health::Service;
+use super::pictures::Pictures;
 use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
 use crate::ledger::Event;
+use crate::objects::Upload;
 use crate::policy::ImageContext;
 use crate::screen::ScreenError;
 use crate::telemetry::metrics::labels::RetryCause;
@@ -20,6 +22,14 @@ use crate::telemetry::traces::TraceContext;
 pub struct JobRequest {
     pub job: Job,
     pub lane: Lane,
+    /// The image itself, where its sender has sent it instead of a reference.
+    pub upload: Option<Upload>,
+    /// The id may have a verdict already, for instance because a caller tries again. Then the ledger is asked first.
+    pub may_be_known: bool,
+    /// Failed attempts after which the job is given up.
+    pub max_attempts: u32,
+    /// The caller shows pictures of what the detectors saw.
+    pub wants_pictures: bool,
     /// For a replayed dead letter: the id of the verdict that it was written for.
     pub replayed_id: Option<String>,
     /// Attempts that have failed before.
@@ -40,9 +50,14 @@ pub struct JobRequest {
 impl JobRequest {
     /// What decides which policy judges the job.
     pub(super) fn context(&self) -> ImageContext<'_> {
-        let Job { image, metadata, .. } = &self.job;
-        ImageContext { bucket: &image.bucket, key: &image.key, lane: self.lane, metadata: metadata.as_ref() }
+        context(&self.job, self.lane)
     }
+}
+
+/// What decides which policy judges a job.
+pub(super) fn context(job: &Job, lane: Lane) -> ImageContext<'_> {
+    let Job { image, metadata, .. } = job;
+    ImageContext { bucket: &image.bucket, key: &image.key, lane, metadata: metadata.as_ref() }
 }
 
 /// The ids under which the ledger has recorded that a redelivered job is screened. The records stay until the delivery is
@@ -69,7 +84,13 @@ impl QuarantineRecords {
 pub enum JobEnd {
     /// The verdict is committed: now, or by an earlier delivery with the same outcome. `revised_event` is set
     /// if it replaced a failed one, and is published or not. `new_event` is the event that the outbox holds since now.
-    Committed { verdict: Box<Verdict>, revised_event: Option<Event>, new_event: Option<Event> },
+    /// `pictures` are those that people may see; there are none where facts were reused.
+    Committed {
+        verdict: Box<Verdict>,
+        revised_event: Option<Box<Event>>,
+        new_event: Option<Box<Event>>,
+        pictures: Pictures,
+    },
     /// The earlier verdict of this id answers the job.
     AnsweredBefore(Uuid),
     /// The verdict on this content at this place was erased, and the job makes no new one. It would have had this id.

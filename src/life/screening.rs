@@ -23,7 +23,7 @@ impl JobProcessor {
         if is_redelivered && !identified.id_is_known() {
             self.end_if_answered(identified.request, fetched.verdict_id()).await?;
         }
-        if self.config.worker.reuse_scores {
+        if self.config.worker.reuse_scores && !identified.request.wants_pictures {
             let policy = self.policy(identified.request);
             let find =
                 || find_reusable(self.ledger.as_ref(), policy, &self.config.decode, object, &identified.detectors);

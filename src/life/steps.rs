@@ -2,21 +2,22 @@
 //!
 //! `scan` takes the same steps for a file: it makes its own object facts, and shares screening, judging and the verdict.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::pictures::Pictures;
 use super::request::{AttemptError, JobEnd, JobRequest};
+use crate::banks::AskedImage;
 use crate::config::{DecodeConfig, LedgerConfig};
-use crate::job::{Digests, Facts, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict, verdict_id};
+use crate::job::{
+    BankAnswers, Digests, Facts, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict, verdict_id,
+};
 use crate::lanes::Permit;
 use crate::ledger::{ExistingVerdict, Ledger, LedgerError};
-use crate::objects::FetchedObject;
+use crate::objects::{FetchedObject, Upload};
 use crate::policy::{Policy, judge};
-use crate::screen::pixels::Pixels;
-use crate::screen::{Screen, ScreenError, decode};
+use crate::screen::{Screen, ScreenError, SeenView, decode};
 
 /// Why an attempt stops before its last step.
 pub(super) enum Stop {
@@ -80,16 +81,32 @@ pub(crate) struct ObjectFacts {
     /// When it was last modified.
     pub modified: Option<OffsetDateTime>,
     pub sha256: Option<[u8; 32]>,
+    pub md5: Option<[u8; 16]>,
     pub bytes: Option<u64>,
 }
 
 impl ObjectFacts {
+    /// What banks are asked about.
+    pub(crate) fn asked(&self, facts: &Facts) -> AskedImage {
+        AskedImage { sha256: self.sha256, md5: self.md5, hashes: facts.hashes.clone(), answered: Vec::new() }
+    }
+
+    pub(super) fn of_upload(upload: &Upload) -> Self {
+        Self {
+            sha256: Some(upload.digests.sha256),
+            md5: Some(upload.digests.md5),
+            bytes: Some(upload.length()),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn of(object: &FetchedObject) -> Self {
         Self {
             etag: object.etag.clone(),
             version_id: object.version_id.clone(),
             modified: object.modified,
-            sha256: Some(object.sha256),
+            sha256: Some(object.digests.sha256),
+            md5: Some(object.digests.md5),
             bytes: Some(object.bytes.len() as u64),
         }
     }
@@ -124,8 +141,9 @@ pub(crate) struct Screened {
     pub facts: Facts,
     /// The verdict whose facts were reused.
     pub reused_from: Option<Uuid>,
-    /// The input of each detector for the first frame.
-    pub shown: Vec<(String, Arc<Pixels>)>,
+    /// What the detectors were given; empty where facts were reused. It may be shown only
+    /// once it is known that the image is not restricted: see [`Pictures`].
+    seen: Vec<SeenView>,
 }
 
 /// Finds the facts of equal content by the same detectors. Any policy may judge them; see [`crate::ledger::Verdicts::find_facts`]
@@ -144,11 +162,14 @@ pub(crate) async fn find_reusable(
     let earlier = ledger.find_facts(sha256, detectors, &policy.reference.sha256).await?;
     // The earlier verdict may have been made under wider limits.
     let earlier = earlier.filter(|earlier| decode::is_within_limits(limits, earlier.seen));
+    // Facts are reused together, and only where the policy needs no other one.
+    let asks_banks = policy.bank_rules().next().is_some();
+    let earlier = earlier.filter(|earlier| !asks_banks || earlier.facts.hashes.is_some());
     Ok(earlier.map(|earlier| Screened {
         image: earlier.seen,
         facts: earlier.facts,
         reused_from: Some(earlier.verdict),
-        shown: Vec::new(),
+        seen: Vec::new(),
     }))
 }
 
@@ -163,7 +184,7 @@ pub(crate) async fn screen(
     detectors: &Digests,
 ) -> Result<Screened, ScreenError> {
     let image = screen.screen_image(lane, bytes, detectors).await?;
-    Ok(Screened { image: image.info, facts: image.facts, reused_from: None, shown: image.first_frame })
+    Ok(Screened { image: image.info, facts: image.facts, reused_from: None, seen: image.seen })
 }
 
 /// An image with its outcome: everything that a verdict records about the image itself.
@@ -175,6 +196,9 @@ pub(crate) struct Judged {
     pub facts: Option<Facts>,
     pub reused_from: Option<Uuid>,
     pub judgement: Judgement,
+    pub pictures: Pictures,
+    /// What was asked of the policy's banks.
+    banks: BankAnswers,
 }
 
 impl Judged {
@@ -187,22 +211,25 @@ impl Judged {
         reason: String,
     ) -> Self {
         let judgement = Judgement::unscored(outcome, reason);
-        Self { job_id, detectors, object, image: None, facts: None, reused_from: None, judgement }
+        let (pictures, banks) = (Pictures::default(), BankAnswers::new());
+        Self { job_id, detectors, object, image: None, facts: None, reused_from: None, judgement, pictures, banks }
     }
 
-    /// Applies the policy.
+    /// Applies the policy, with the answers of its banks.
     pub(crate) fn by_policy(
         policy: &Policy,
+        banks: BankAnswers,
         job_id: String,
         detectors: Digests,
         object: ObjectFacts,
         screened: Screened,
     ) -> Self {
-        let Screened { image, facts, reused_from, .. } = screened;
-        let judgement = judge::judge(policy, &facts);
+        let Screened { image, facts, reused_from, seen } = screened;
+        let judgement = judge::judge(policy, &facts, &banks);
+        let pictures = Pictures::of(seen, &banks);
         // Scores that are not probabilities fail the job, and are not worth storing.
         let facts = Some(facts).filter(|_| judgement.outcome != Outcome::Failed);
-        Self { job_id, detectors, object, image: Some(image), facts, reused_from, judgement }
+        Self { job_id, detectors, object, image: Some(image), facts, reused_from, judgement, pictures, banks }
     }
 
     /// The verdict, decided now.
@@ -217,12 +244,13 @@ impl Judged {
             image,
             object_at: self.object.modified,
             sha256: self.object.sha256,
+            md5: self.object.md5,
             bytes: self.object.bytes,
             seen: self.image,
             judgement: self.judgement,
             facts: self.facts,
             detectors: self.detectors,
-            policy: record.policy,
+            policy: record.policy.with_banks(&self.banks),
             metadata: record.metadata,
             reused_from: self.reused_from,
             attempts: record.attempts,

@@ -16,6 +16,7 @@ use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use uuid::Uuid;
 
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::config::ConfigError;
@@ -99,6 +100,11 @@ impl ObjectStore for Folder {
         .await
     }
 
+    async fn put(&self, image: &ImageRef, bytes: Bytes) -> Result<(), StoreError> {
+        let image = image.clone();
+        self.blocking(move |folder| put(&folder.bucket(&image.bucket)?, &image.key, &bytes)).await
+    }
+
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         let name = bucket.to_owned();
         let opened = self.blocking(move |folder| folder.bucket(&name).map(drop));
@@ -128,6 +134,24 @@ fn open(bucket: &Dir, image: &ImageRef) -> Result<OpenedObject, StoreError> {
     }
     let modified = found.modified().ok().map(|time| time.into_std().into());
     Ok(OpenedObject { length: found.len(), etag: Some(etag), version_id: None, modified, body: body(file) })
+}
+
+/// Writes a file under another name first, so that a reader finds all of it or nothing.
+fn put(bucket: &Dir, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    if !is_plain(key) {
+        return Err(StoreError::Missing("the key is not a plain path below the bucket".into()));
+    }
+    let unclear = |error: io::Error| StoreError::Unclear(format!("cannot write the file: {error}"));
+    if let Some(parent) = Path::new(key).parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        bucket.create_dir_all(parent).map_err(unclear)?;
+    }
+    let unfinished = format!("{key}.{}", Uuid::new_v4());
+    let written = bucket.write(&unfinished, bytes).and_then(|()| bucket.rename(&unfinished, bucket, key));
+    if written.is_err() {
+        // The first error counts.
+        drop(bucket.remove_file(&unfinished));
+    }
+    written.map_err(unclear)
 }
 
 /// Opens the file of a key.

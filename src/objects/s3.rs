@@ -11,6 +11,7 @@ use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation,
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::EncodingType;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use percent_encoding::percent_decode_str;
@@ -297,6 +298,12 @@ impl ObjectStore for S3 {
             bytes: answer.content_length().and_then(|n| u64::try_from(n).ok()),
             modified: answer.last_modified().and_then(instant),
         })
+    }
+
+    async fn put(&self, image: &ImageRef, bytes: Bytes) -> Result<(), StoreError> {
+        let put = self.client(&image.bucket).put_object().bucket(&image.bucket).key(&image.key);
+        let stored = put.body(bytes.into()).send().await;
+        stored.map(drop).map_err(|e| self.classify_error(&image.bucket, &e))
     }
 
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {

@@ -93,6 +93,81 @@ pub enum PolicyError {
     /// A rule that a later release judges.
     #[error("policy: a rule over `{0}` is not available in this build\n  hint: remove the rule")]
     NotAvailable(&'static str),
+    /// Keys of a rule over a bank, without the bank.
+    #[error(
+        "policy: note_within, review_within, flag_within and min_quality are distances to a bank, but the rule names none\n  hint: set `bank`; a rule over a detector has note_at, review_at and flag_at"
+    )]
+    NoBank,
+    /// A rule over a bank and a detector.
+    #[error(
+        "policy: a rule over the bank \"{bank}\" also names a detector, a label or a threshold\n  hint: make two rules; a rule over a bank has note_within, review_within and flag_within"
+    )]
+    TwoSubjects {
+        /// The bank.
+        bank: String,
+    },
+    /// Distances out of range or in the wrong order.
+    #[error(
+        "policy: the rule over the bank \"{bank}\" needs flag_within <= review_within <= note_within <= 31, but has {given}"
+    )]
+    Distances {
+        /// The bank.
+        bank: String,
+        /// As configured.
+        given: String,
+    },
+    /// A quality out of range.
+    #[error(
+        "policy: the rule over the bank \"{bank}\" has min_quality = {given}, which is not a whole number from 0 to 100"
+    )]
+    MinQuality {
+        /// The bank.
+        bank: String,
+        /// As configured.
+        given: u32,
+    },
+    /// A bank that the ledger does not have.
+    #[error(
+        "policy: a rule names the bank \"{bank}\", but the ledger {known}\n  hint: pixwarden bank create {bank} --kind deny"
+    )]
+    UnknownBank {
+        /// The name in the rule.
+        bank: String,
+        /// What the ledger has instead.
+        known: String,
+    },
+    /// A rule over a bank that denies, which nothing can reach.
+    #[error(
+        "policy: the rule over the bank \"{bank}\" needs at least one of note_within, review_within and flag_within\n  hint: 0 means equal files and equal hashes, 31 is the widest"
+    )]
+    NoDistance {
+        /// The bank.
+        bank: String,
+    },
+    /// A rule over a bank that allows, with a distance that means nothing.
+    #[error(
+        "policy: \"{bank}\" is a bank of kind allow, whose rule may have review_within only\n  hint: equal files take the findings of the rule's category away; within review_within, flagged becomes review"
+    )]
+    AllowDistances {
+        /// The bank.
+        bank: String,
+    },
+    /// A rule over a bank that allows, without the category that it allows.
+    #[error(
+        "policy: \"{bank}\" is a bank of kind allow, and its rule has no category\n  hint: set `category` to what the bank allows, such as sexual/nudity; findings of it and below it are taken away"
+    )]
+    AllowsEverything {
+        /// The bank.
+        bank: String,
+    },
+    /// A policy that only allows.
+    #[error(
+        "policy: every rule of the policy \"{policy}\" is over a bank of kind allow, so it judges nothing\n  hint: add a rule over a detector, or over a bank of kind deny"
+    )]
+    OnlyAllows {
+        /// Its name.
+        policy: String,
+    },
     /// No label for the default rule.
     #[error(
         "policy: cannot choose a label for the default rule: none of the labels of {detector} ({labels}) is usually flagged\n  hint: name the label that you look for with `policy.label` or, where a command has it, --label"

@@ -18,13 +18,47 @@ pub struct PolicyConfig {
     pub review_at: f32,
     /// The default rule's threshold for flagging.
     pub flag_at: f32,
+    /// What becomes of a damaged file that still shows something.
+    pub damaged: DamagedOutcome,
     /// The rules; any rule replaces the default rule.
     pub rules: Vec<RuleConfig>,
 }
 
+/// What becomes of a damaged file that still shows something, at least. It never passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DamagedOutcome {
+    /// A person should look.
+    #[default]
+    Review,
+    /// It is flagged.
+    Flagged,
+    /// It counts as an image that cannot be screened, unless a rule flags it.
+    Undecodable,
+}
+
+impl DamagedOutcome {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Review => "review",
+            Self::Flagged => "flagged",
+            Self::Undecodable => "undecodable",
+        }
+    }
+}
+
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { name: "default".into(), label: String::new(), review_at: 0.5, flag_at: 0.9, rules: Vec::new() }
+        Self {
+            name: "default".into(),
+            label: String::new(),
+            review_at: 0.5,
+            flag_at: 0.9,
+            damaged: DamagedOutcome::Review,
+            rules: Vec::new(),
+        }
     }
 }
 
@@ -38,6 +72,9 @@ pub struct ScopedPolicyConfig {
     pub when: WhenConfig,
     /// Whether the rules of `[policy]` hold too.
     pub inherit: bool,
+    /// What becomes of a damaged file that still shows something. Without it `[policy]` says so where `inherit` is set, and
+    /// it goes to review elsewhere.
+    pub damaged: Option<DamagedOutcome>,
     /// The rules.
     pub rules: Vec<RuleConfig>,
 }
@@ -123,15 +160,15 @@ pub struct RuleConfig {
     pub flag_from: Option<String>,
     /// Whether unsigned evidence may flag.
     pub allow_unsigned: Option<bool>,
-    /// A bank of known images. This build cannot judge by it.
+    /// A bank of known images in the ledger.
     pub bank: Option<String>,
-    /// The distance for a note.
+    /// Up to this distance to an entry of the bank, the image passes with a note.
     pub note_within: Option<u32>,
-    /// The distance for review.
+    /// Up to this distance the image goes to review.
     pub review_within: Option<u32>,
-    /// The distance for flagging.
+    /// Up to this distance the image is flagged.
     pub flag_within: Option<u32>,
-    /// The quality of a hash that may match.
+    /// The quality of a hash, 0 to 100, from which on it is compared.
     pub min_quality: Option<u32>,
 }
 

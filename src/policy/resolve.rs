@@ -1,7 +1,9 @@
 //! Checks the configured rules against the detectors.
 
 use super::error::PolicyError;
-use super::{Policy, Rule, Thresholds, quoted, usual_label};
+use super::{
+    BankRule, DEFAULT_MIN_QUALITY, Distances, Policy, Rule, RuleSubject, ScoreRule, Thresholds, quoted, usual_label,
+};
 use crate::config::{Config, PolicyConfig, RuleConfig};
 use crate::detector::Detector;
 
@@ -17,10 +19,11 @@ impl Resolver<'_> {
         let config = &self.config.policy;
         let judged: Vec<&Detector> = self.detectors.iter().filter(|detector| !detector.shadow).collect();
         if config.rules.is_empty() && may_default && judged.len() == 1 {
-            let rule = self.default_rule(config, judged[0])?;
-            return Ok(Policy::new(&config.name, vec![rule], true));
+            let ScoreRule { detector, label, thresholds } = self.default_rule(config, judged[0])?;
+            let rule = Rule::new(&detector, &label, thresholds);
+            return Ok(Policy::new(&config.name, vec![rule], config.damaged, true));
         }
-        Ok(Policy::new(&config.name, self.rules(&config.rules, "policy.rules")?, false))
+        Ok(Policy::new(&config.name, self.rules(&config.rules, "policy.rules")?, config.damaged, false))
     }
 
     /// The rules of the list at `path`.
@@ -37,11 +40,6 @@ impl Resolver<'_> {
         if is_evidence || allow_unsigned.is_some() {
             return Err(PolicyError::NotAvailable("evidence"));
         }
-        let RuleConfig { bank, note_within, review_within, flag_within, min_quality, .. } = rule;
-        let is_bank = [note_within, review_within, flag_within, min_quality].iter().any(|key| key.is_some());
-        if is_bank || bank.is_some() {
-            return Err(PolicyError::NotAvailable("bank"));
-        }
         if let Some(category) = rule.category.as_deref().filter(|category| !is_category(category)) {
             return Err(PolicyError::Category(category.into()));
         }
@@ -50,6 +48,19 @@ impl Resolver<'_> {
             _ => Err(PolicyError::Severity(severity)),
         });
         let severity = severity.transpose()?;
+        let subject = match &rule.bank {
+            Some(bank) => RuleSubject::Bank(known(bank, rule)?),
+            None => RuleSubject::Score(self.scored(rule)?),
+        };
+        Ok(Rule { name: rule.name.clone(), category: rule.category.clone(), severity, subject })
+    }
+
+    /// A rule over a detector's score.
+    fn scored(&self, rule: &RuleConfig) -> Result<ScoreRule, PolicyError> {
+        let RuleConfig { note_within, review_within, flag_within, min_quality, .. } = rule;
+        if [note_within, review_within, flag_within, min_quality].iter().any(|key| key.is_some()) {
+            return Err(PolicyError::NoBank);
+        }
         let known = || quoted(self.detectors.iter().map(|detector| detector.name.as_str()));
         let name = rule.detector.clone().ok_or_else(|| PolicyError::NoDetector { known: known() })?;
         let detector = self.detectors.iter().find(|detector| detector.name == name);
@@ -58,11 +69,10 @@ impl Resolver<'_> {
             return Err(PolicyError::Shadow { detector: detector.name.clone() });
         }
         let thresholds = Thresholds { note_at: rule.note_at, review_at: rule.review_at, flag_at: rule.flag_at };
-        let resolved = scored(detector, rule.label.as_deref().unwrap_or_default(), thresholds)?;
-        Ok(Rule { name: rule.name.clone(), category: rule.category.clone(), severity, ..resolved })
+        scored(detector, rule.label.as_deref().unwrap_or_default(), thresholds)
     }
 
-    fn default_rule(&self, config: &PolicyConfig, detector: &Detector) -> Result<Rule, PolicyError> {
+    fn default_rule(&self, config: &PolicyConfig, detector: &Detector) -> Result<ScoreRule, PolicyError> {
         let at = |path: &'static str| move |error: PolicyError| error.at(path, &self.config.origins);
         let label = match config.label.as_str() {
             "" => usual_label(detector).ok_or_else(|| {
@@ -87,7 +97,8 @@ impl Resolver<'_> {
     ) -> Result<(), PolicyError> {
         let mut judged = self.detectors.iter().filter(|detector| !detector.shadow);
         let is_unjudged = |detector: &&Detector| {
-            policies.clone().all(|policy| policy.rules.iter().all(|rule| rule.detector != detector.name))
+            let mut rules = policies.clone().flat_map(|policy| policy.rules.iter().filter_map(Rule::score));
+            rules.all(|rule| rule.detector != detector.name)
         };
         match judged.find(is_unjudged) {
             Some(detector) => {
@@ -100,7 +111,7 @@ impl Resolver<'_> {
 }
 
 /// A rule for a label of a detector.
-fn scored(detector: &Detector, label: &str, thresholds: Thresholds) -> Result<Rule, PolicyError> {
+fn scored(detector: &Detector, label: &str, thresholds: Thresholds) -> Result<ScoreRule, PolicyError> {
     if !detector.labels.iter().any(|known| known == label) {
         return Err(PolicyError::UnknownLabel {
             detector: detector.name.clone(),
@@ -116,14 +127,38 @@ fn scored(detector: &Detector, label: &str, thresholds: Thresholds) -> Result<Ru
         let given = if given.is_empty() { "none".into() } else { given.join(", ") };
         return Err(PolicyError::Thresholds { detector: detector.name.clone(), label: label.into(), given });
     }
-    Ok(Rule::new(&detector.name, label, thresholds))
+    Ok(ScoreRule { detector: detector.name.clone(), label: label.into(), thresholds })
+}
+
+/// A rule over a bank. Whether the bank exists is known only to the ledger.
+fn known(bank: &str, rule: &RuleConfig) -> Result<BankRule, PolicyError> {
+    let RuleConfig { detector, label, note_at, review_at, flag_at, note_within, review_within, flag_within, .. } = rule;
+    if detector.is_some() || label.is_some() || [note_at, review_at, flag_at].iter().any(|key| key.is_some()) {
+        return Err(PolicyError::TwoSubjects { bank: bank.into() });
+    }
+    let distances = Distances { note_within: *note_within, review_within: *review_within, flag_within: *flag_within };
+    if !distances.are_valid() {
+        let given = [("flag_within", flag_within), ("review_within", review_within), ("note_within", note_within)];
+        let given: Vec<_> =
+            given.iter().filter_map(|(name, value)| Some(format!("{name} = {}", value.as_ref()?))).collect();
+        return Err(PolicyError::Distances { bank: bank.into(), given: given.join(", ") });
+    }
+    let min_quality = match rule.min_quality {
+        None => DEFAULT_MIN_QUALITY,
+        Some(quality) => u8::try_from(quality)
+            .ok()
+            .filter(|quality| *quality <= 100)
+            .ok_or_else(|| PolicyError::MinQuality { bank: bank.into(), given: quality })?,
+    };
+    Ok(BankRule { bank: bank.into(), distances, min_quality })
 }
 
 fn labels_of(detector: &Detector) -> String {
     quoted(detector.labels.iter().map(String::as_str))
 }
 
-fn is_category(path: &str) -> bool {
+/// Whether a text is a category: a path of lower-case words.
+pub(crate) fn is_category(path: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
     };

@@ -1,5 +1,6 @@
 //! The policies of a deployment, and which of them judges a job.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::Value;
@@ -7,10 +8,10 @@ use wildmatch::WildMatch;
 
 use super::error::PolicyError;
 use super::resolve::Resolver;
-use super::{Policy, Rule, quoted};
-use crate::config::{AnyOf, Config, WhenConfig};
+use super::{DamagedOutcome, Policy, Rule, ScoreRule, quoted};
+use crate::config::{AnyOf, Config, RuleConfig, WhenConfig};
 use crate::detector::Detector;
-use crate::job::{Lane, Verdict};
+use crate::job::{BankKind, Lane, Verdict};
 
 /// What decides which policy judges an image.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +81,9 @@ impl PolicySet {
             if entry.inherit {
                 rules.extend(fallback.rules.iter().cloned());
             }
-            scoped.push(ScopedPolicy { when, policy: Policy::new(&entry.name, rules, false) });
+            let inherited = if entry.inherit { fallback.damaged } else { DamagedOutcome::Review };
+            let policy = Policy::new(&entry.name, rules, entry.damaged.unwrap_or(inherited), false);
+            scoped.push(ScopedPolicy { when, policy });
         }
         let policies = Self { scoped, fallback };
         resolver.refuse_unjudged(policies.that_can_hold())?;
@@ -107,6 +110,33 @@ impl PolicySet {
             return Err(PolicyError::NoRule { policy, other }.at("policy", &config.origins));
         }
         Ok(())
+    }
+
+    /// Refuses rules that do not fit the banks of the ledger.
+    ///
+    /// # Errors
+    /// When a rule names a bank that is not there or says what its kind cannot mean, and when a policy only allows.
+    pub(crate) fn require_banks(&self, config: &Config, banks: &BTreeMap<String, BankKind>) -> Result<(), PolicyError> {
+        let lists = config.policies.iter().enumerate();
+        let lists = lists.map(|(index, policy)| (format!("policies[{index}].rules"), &policy.rules));
+        for (path, rules) in [("policy.rules".to_owned(), &config.policy.rules)].into_iter().chain(lists) {
+            for (index, rule) in rules.iter().enumerate() {
+                let Some(bank) = &rule.bank else { continue };
+                if let Some(error) = why_unfit(rule, bank, banks) {
+                    return Err(error.at(&format!("{path}[{index}]"), &config.origins));
+                }
+            }
+        }
+        let allows = |rule: &Rule| rule.bank().is_some_and(|rule| banks.get(&rule.bank) == Some(&BankKind::Allow));
+        match self.that_can_hold().find(|policy| policy.rules.iter().all(allows)) {
+            Some(policy) => Err(PolicyError::OnlyAllows { policy: policy.reference.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The names of all banks that a policy asks.
+    pub(crate) fn banks(&self) -> BTreeSet<&str> {
+        self.all().flat_map(Policy::bank_rules).map(|rule| rule.bank.as_str()).collect()
     }
 
     /// The policy that judges an image.
@@ -152,7 +182,7 @@ impl PolicySet {
         if !self.fallback.is_default {
             return;
         }
-        for Rule { detector, label, thresholds, .. } in &self.fallback.rules {
+        for ScoreRule { detector, label, thresholds } in self.fallback.rules.iter().filter_map(Rule::score) {
             tracing::info!(
                 detector,
                 label,
@@ -166,6 +196,26 @@ impl PolicySet {
     /// The policies in the order in which they are tried.
     pub fn all(&self) -> impl Iterator<Item = &Policy> + Clone {
         self.scoped.iter().map(|scoped| &scoped.policy).chain([&self.fallback])
+    }
+}
+
+/// What is wrong with a rule over a bank, among these banks.
+fn why_unfit(rule: &RuleConfig, bank: &str, banks: &BTreeMap<String, BankKind>) -> Option<PolicyError> {
+    let RuleConfig { note_within, review_within, flag_within, category, .. } = rule;
+    let bank = bank.to_owned();
+    match banks.get(&bank) {
+        None => {
+            let known = if banks.is_empty() { "none".into() } else { quoted(banks.keys().map(String::as_str)) };
+            Some(PolicyError::UnknownBank { bank, known: format!("has {known}") })
+        }
+        Some(BankKind::Deny) if [note_within, review_within, flag_within].iter().all(|key| key.is_none()) => {
+            Some(PolicyError::NoDistance { bank })
+        }
+        Some(BankKind::Allow) if category.is_none() => Some(PolicyError::AllowsEverything { bank }),
+        Some(BankKind::Allow) if note_within.is_some() || flag_within.is_some() => {
+            Some(PolicyError::AllowDistances { bank })
+        }
+        Some(_) => None,
     }
 }
 
@@ -283,6 +333,7 @@ mod tests {
     fn what_is_wrong_with_a_rule_is_said() {
         let d = [detector("d", &["by human", "by AI"])];
         let one = RuleConfig::new("d", "by AI", 0.5, 0.9);
+        let bank = RuleConfig { bank: Some("known".into()), ..RuleConfig::default() };
         for (rule, expected) in [
             (RuleConfig { detector: None, ..one.clone() }, "names no detector\n  hint: set `detector` to one of \"d\""),
             (
@@ -295,12 +346,55 @@ mod tests {
                 RuleConfig { evidence: Some("generated".into()), ..one.clone() },
                 "`evidence` is not available in this build",
             ),
-            (RuleConfig { bank: Some("known".into()), ..one.clone() }, "`bank` is not available in this build"),
-            (RuleConfig { flag_within: Some(31), ..one.clone() }, "`bank` is not available in this build"),
+            (RuleConfig { bank: Some("known".into()), ..one.clone() }, "also names a detector, a label or a threshold"),
+            (RuleConfig { flag_within: Some(31), ..one.clone() }, "the rule names none\n  hint: set `bank`"),
+            (RuleConfig { flag_within: Some(32), ..bank.clone() }, "note_within <= 31, but has flag_within = 32"),
+            (
+                RuleConfig { flag_within: Some(9), review_within: Some(8), ..bank.clone() },
+                "but has flag_within = 9, review_within = 8",
+            ),
+            (RuleConfig { min_quality: Some(101), ..bank.clone() }, "not a whole number from 0 to 100"),
         ] {
             let error = error(&with_rules(&[rule]), &d, true).to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn rules_over_banks_fit_the_banks_of_the_ledger() {
+        let refused = |rules: &str, banks: &[(&str, BankKind)]| {
+            let judging = "[[policy.rules]]\ndetector = \"d\"\nlabel = \"by AI\"\nflag_at = 0.9\n";
+            let config = config(&format!("{judging}{rules}"));
+            let policies = PolicySet::resolve(&config, &[detector("d", &["by human", "by AI"])], true).unwrap();
+            let banks = banks.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect();
+            policies.require_banks(&config, &banks).err().map(|error| error.without_place().to_string())
+        };
+        let deny = "[[policy.rules]]\nbank = \"known\"\nflag_within = 31\n";
+        assert_eq!(refused(deny, &[("known", BankKind::Deny)]), None);
+        let unknown = refused(deny, &[("other", BankKind::Deny)]).unwrap();
+        assert!(unknown.contains("the bank \"known\", but the ledger has \"other\""), "{unknown}");
+        let unknown = refused(deny, &[]).unwrap();
+        assert!(unknown.contains("but the ledger has none\n  hint: pixwarden bank create known"), "{unknown}");
+        let none = refused("[[policy.rules]]\nbank = \"known\"\n", &[("known", BankKind::Deny)]).unwrap();
+        assert!(none.contains("needs at least one of"), "{none}");
+
+        let allow = "[[policy.rules]]\nbank = \"known\"\ncategory = \"sexual\"\nreview_within = 10\n";
+        assert_eq!(refused(allow, &[("known", BankKind::Allow)]), None);
+        let flags = refused(&allow.replace("review", "flag"), &[("known", BankKind::Allow)]).unwrap();
+        assert!(flags.contains("review_within only"), "{flags}");
+        let all = refused("[[policy.rules]]\nbank = \"known\"\n", &[("known", BankKind::Allow)]).unwrap();
+        assert!(all.contains("has no category"), "{all}");
+    }
+
+    #[test]
+    fn a_policy_whose_only_rules_allow_judges_nothing() {
+        let rules = "[[policy.rules]]\nbank = \"known\"\ncategory = \"sexual\"\n";
+        let config = config(rules);
+        let shadow = [Detector { shadow: true, ..detector("d", &["by human", "by AI"]) }];
+        let policies = PolicySet::resolve(&config, &shadow, true).unwrap();
+        let banks = |kind| BTreeMap::from([("known".to_owned(), kind)]);
+        let error = policies.require_banks(&config, &banks(BankKind::Allow)).unwrap_err();
+        assert!(matches!(error, PolicyError::OnlyAllows { .. }), "{error}");
     }
 
     #[test]

@@ -61,7 +61,13 @@ impl World {
         options: RejudgeOptions,
         stop: &CancellationToken,
     ) -> (BackfillEnd, RejudgeSummary) {
-        let mut run = Rejudging::new(Arc::clone(&self.ledger), policies(config), Arc::new(config.clone()), options);
+        let mut run = Rejudging::new(
+            Arc::clone(&self.ledger),
+            policies(config),
+            CurrentBanks::default(),
+            Arc::new(config.clone()),
+            options,
+        );
         let end = run.run(None, stop, |_, _| ()).await.unwrap();
         (end, run.summary)
     }
@@ -97,6 +103,7 @@ fn verdict(key: &str, score: f32) -> Verdict {
         lane: Lane::Live,
         image: ImageRef::from_uri(&format!("s3://uploads/{key}")).unwrap(),
         sha256: Some([7; 32]),
+        md5: Some([5; 16]),
         bytes: Some(12),
         seen: Some(ImageInfo { format: "png", width: 8, height: 8, frames: 1 }),
         judgement: Judgement {
@@ -108,7 +115,7 @@ fn verdict(key: &str, score: f32) -> Verdict {
         },
         facts: Some(Facts::of_one_view(Scores::from([("d".into(), [("ai".to_owned(), score)].into())]))),
         detectors: Digests::from([("d".into(), "d".into())]),
-        policy: PolicyRef { name: "earlier".into(), sha256: "earlier".into() },
+        policy: PolicyRef::new("earlier", "earlier"),
         metadata: Some(json!({})),
         reused_from: None,
         attempts: 1,
@@ -165,8 +172,13 @@ async fn an_interrupted_run_continues_and_a_run_by_other_policies_begins_at_the_
     world.rejudge(&other, options(), &stopped).await;
     // A run that is killed after its first page, before it saves a mark.
     let killed = CancellationToken::new();
-    let mut run =
-        Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
+    let mut run = Rejudging::new(
+        Arc::clone(&world.ledger),
+        world.policies(),
+        CurrentBanks::default(),
+        Arc::new(world.config.clone()),
+        options(),
+    );
     tokio::select! {
         biased;
         () = killed.cancelled() => {}
@@ -198,6 +210,7 @@ async fn a_comparison_says_what_a_rejudge_then_does_and_writes_nothing() {
     let more = [lacking, outdated, unscored].map(|verdict| NewVerdict { verdict, event: None });
     world.ledger.insert(&more).await.unwrap();
     let options_of_comparison = ComparisonOptions {
+        banks: CurrentBanks::default(),
         filter: VerdictFilter::default(),
         policies: world.policies(),
         detectors: Digests::from([("d".into(), "d".into())]),
@@ -230,7 +243,13 @@ async fn a_comparison_says_what_a_rejudge_then_does_and_writes_nothing() {
 #[tokio::test]
 async fn a_run_ends_where_another_one_by_other_policies_has_begun() {
     let world = World::with_verdicts(400).await;
-    let run = Rejudging::new(Arc::clone(&world.ledger), world.policies(), Arc::new(world.config.clone()), options());
+    let run = Rejudging::new(
+        Arc::clone(&world.ledger),
+        world.policies(),
+        CurrentBanks::default(),
+        Arc::new(world.config.clone()),
+        options(),
+    );
     // The other run claims its mark while this one reads its first page.
     let from = run.start().await.unwrap();
     assert_eq!(from, None);

@@ -13,6 +13,7 @@ pub struct Transitions {
     /// The first changes, at most `max_examples`.
     pub examples: Vec<Change>,
     max_examples: usize,
+    news: u64,
 }
 
 /// One row of the counts.
@@ -47,7 +48,9 @@ impl Transitions {
         let strongest = after.findings.first().or(before.findings.first());
         let category = strongest.and_then(|finding| finding.category.clone());
         let transition = Transition { before: before.outcome, after: after.outcome, category };
-        if self.examples.len() < self.max_examples && !after.says_same_as(before) {
+        let is_news = !after.says_same_as(before);
+        self.news += u64::from(is_news);
+        if self.examples.len() < self.max_examples && is_news {
             self.examples.push(Change {
                 verdict_id: verdict.id,
                 job_id: verdict.job_id.clone(),
@@ -68,6 +71,12 @@ impl Transitions {
     #[must_use]
     pub fn verdicts(&self) -> u64 {
         self.counts.values().sum()
+    }
+
+    /// The verdicts of which something else is said: another outcome, or other findings.
+    #[must_use]
+    pub const fn news(&self) -> u64 {
+        self.news
     }
 
     /// The verdicts that get another outcome.

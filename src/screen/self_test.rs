@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::decode::DecoderPool;
 use super::error::ScreenError;
 use super::infer::Engine;
+use super::pixels::Pixels;
 use crate::config::DecodeMode;
 use crate::detector::GoldenImage;
 use crate::error_text;
@@ -127,6 +128,85 @@ pub enum SelfTestError {
     },
 }
 
+/// The scores of some pictures alone, compared with their scores in one batch.
+///
+/// A model that is quantised while it runs takes its scale from the whole batch, so that a picture's score depends on its
+/// neighbours. Its scores cannot be repeated, and nothing in the package shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct BatchComparison {
+    /// The pictures of the batch.
+    pub(crate) images: usize,
+    /// The label with the largest difference.
+    pub(crate) label: String,
+    /// That difference. It is not a number where a score is not.
+    pub(crate) deviation: f32,
+}
+
+/// A difference up to which scores count as equal: kernels for several images add in another order.
+const BATCH_TOLERANCE: f32 = 0.002;
+
+impl BatchComparison {
+    /// Whether a picture's score depends on its neighbours. True for a difference that is not a number.
+    pub(crate) fn depends_on_neighbours(&self) -> bool {
+        self.deviation.is_nan() || self.deviation > BATCH_TOLERANCE
+    }
+
+    /// The largest difference between two sets of rows.
+    fn of(labels: &[String], alone: &[Vec<f32>], together: &[Vec<f32>]) -> Option<Self> {
+        let pairs =
+            alone.iter().zip(together).flat_map(|(alone, together)| labels.iter().zip(alone.iter().zip(together)));
+        let deviations = pairs.map(|(label, (alone, together))| ((alone - together).abs(), label));
+        // In this order NaN is above every number.
+        let (deviation, label) = deviations.max_by(|a, b| a.0.total_cmp(&b.0))?;
+        Some(Self { images: alone.len(), label: label.clone(), deviation })
+    }
+}
+
+/// Scores drawn pictures and the golden image, each alone and all in one batch. `None` where batches hold one image.
+pub(super) async fn compare_batches(
+    engine: &Engine,
+    decoders: &DecoderPool,
+) -> Result<Option<BatchComparison>, SelfTestError> {
+    let images = engine.max_batch().min(LARGEST_COMPARED_BATCH);
+    if images < 2 {
+        return Ok(None);
+    }
+    let not_scored = |error| SelfTestError::NotScored {
+        detector: engine.detector.name.clone(),
+        device: engine.device.clone(),
+        error: Box::new(error),
+    };
+    let mut pictures: Vec<_> = (0..images).map(|variant| drawn(engine, variant)).collect();
+    if let Some(golden) = &engine.detector.golden {
+        pictures[0] = pixels_of_still(engine, decoders, golden.image.clone()).await?;
+    }
+    let mut alone = Vec::new();
+    for picture in &pictures {
+        alone.push(engine.score(Lane::Live, Arc::clone(picture)).await.map_err(not_scored)?);
+    }
+    let together = engine.score_together(Lane::Live, pictures).await.map_err(not_scored)?;
+    Ok(BatchComparison::of(&engine.detector.labels, &alone, &together))
+}
+
+/// Enough to bring flat and grainy pictures together.
+pub(super) const LARGEST_COMPARED_BATCH: usize = 8;
+
+/// A picture with more or less grain, half of them over a gradient, so that their values have different ranges.
+fn drawn(engine: &Engine, variant: usize) -> Arc<Pixels> {
+    let (width, height) = (engine.detector.geometry.width, engine.detector.geometry.height);
+    let grain = [0, 10, 40, 127][variant % 4];
+    let mut state = u32::try_from(variant).unwrap_or_default();
+    let bytes = (0..width as usize * height as usize * 3).map(|at| {
+        // The constants of Numerical Recipes' linear congruential generator.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let noise = i64::from(state >> 16) % (2 * grain + 1) - grain;
+        let across = i64::try_from(at / 3 % width as usize).unwrap_or_default();
+        let slope = if variant >= 4 { across * 160 / i64::from(width) - 80 } else { 0 };
+        u8::try_from((128 + noise + slope).clamp(0, 255)).unwrap_or_default()
+    });
+    Arc::new(Pixels { width, height, data: bytes.collect() })
+}
+
 /// How a package gets a golden image.
 pub(crate) const HOW_TO_WRITE: &str = "`pixwarden models check --write-golden IMAGE` makes one";
 
@@ -151,6 +231,16 @@ pub(super) async fn score_still(
     decoders: &DecoderPool,
     image: Bytes,
 ) -> Result<Vec<f32>, SelfTestError> {
+    let pixels = pixels_of_still(engine, decoders, image).await?;
+    engine.score(Lane::Live, pixels).await.map_err(|error| SelfTestError::NotScored {
+        detector: engine.detector.name.clone(),
+        device: engine.device.clone(),
+        error: Box::new(error),
+    })
+}
+
+/// The pixels of a still image, as the detector takes them.
+async fn pixels_of_still(engine: &Engine, decoders: &DecoderPool, image: Bytes) -> Result<Arc<Pixels>, SelfTestError> {
     let names = || (engine.detector.name.clone(), engine.device.clone());
     let not_scored = |error| {
         let (detector, device) = names();
@@ -160,10 +250,10 @@ pub(super) async fn score_still(
     let geometries = Arc::from([engine.detector.geometry]);
     let decoded = decoders.decode_with_mode(DecodeMode::Exact, Lane::Live, image, geometries);
     let decoded = decoded.await.map_err(not_scored)?;
-    let [frame] = &decoded.frames[..] else {
+    let (1, Some(view)) = (decoded.info.frames, decoded.views.first()) else {
         return Err(SelfTestError::Animated { detector: names().0, frames: decoded.info.frames });
     };
-    engine.score(Lane::Live, Arc::clone(&frame[0])).await.map_err(not_scored)
+    Ok(Arc::clone(&view.pixels[0]))
 }
 
 #[cfg(test)]
@@ -180,6 +270,19 @@ mod tests {
         let deviation = largest([0.26, 0.70], 0.02);
         assert_eq!((deviation.label.as_str(), deviation.is_within()), ("fake", false));
         assert!(largest([0.26, 0.74], 0.02).is_within());
+    }
+
+    #[test]
+    fn a_picture_whose_score_depends_on_its_neighbours_is_found() {
+        let labels = ["real".to_owned(), "fake".to_owned()];
+        let compare = |together: [f32; 2]| {
+            let rows = [vec![0.5, 0.5], vec![0.25, 0.75]];
+            BatchComparison::of(&labels, &rows, &[rows[0].clone(), together.to_vec()]).unwrap()
+        };
+        assert!(!compare([0.25, 0.751]).depends_on_neighbours());
+        let other = compare([0.25, 0.745]);
+        assert_eq!((other.images, other.label.as_str(), other.depends_on_neighbours()), (2, "fake", true));
+        assert!(compare([f32::NAN, 0.75]).depends_on_neighbours());
     }
 
     #[test]

@@ -10,8 +10,10 @@ use super::Screen;
 use super::decode::{DecoderPool, FAST_MARGIN_TENTHS, PIXELS_VERSION};
 use super::error::DecoderProcessError;
 use super::infer::{Engine, InferError, OnnxRuntime};
-use super::self_test::{SelfTest, SelfTestError, run_self_test, score_still};
-use crate::config::{Config, DecodeMode, DetectorEntry, Origin};
+use super::self_test::{
+    BatchComparison, LARGEST_COMPARED_BATCH, SelfTest, SelfTestError, compare_batches, run_self_test, score_still,
+};
+use crate::config::{Config, DecodeMode, DetectorEntry, DetectorTable, Origin};
 use crate::detector::{DecodeSettings, Detector, GoldenImage, PackageError, PackageSource};
 use crate::policy::{PolicyError, PolicySet};
 
@@ -28,7 +30,7 @@ pub enum StartError {
         origin: Origin,
         /// What is wrong with it.
         #[source]
-        error: PackageError,
+        error: Box<PackageError>,
     },
     /// Two packages have the same name.
     #[error("two detectors have the name \"{0}\"\n  hint: give one of them another `name`")]
@@ -146,7 +148,7 @@ pub(crate) fn packages(config: &Config) -> Result<Vec<Detector>, StartError> {
     let mut detectors: Vec<Detector> = Vec::new();
     for (index, (_, detector)) in load_packages(config)?.into_iter().enumerate() {
         let detector = detector.map_err(|error| match config.origins.of(&format!("detectors[{index}]")) {
-            Some(origin) => StartError::PackageAt { origin: origin.clone(), error },
+            Some(origin) => StartError::PackageAt { origin: origin.clone(), error: Box::new(error) },
             None => error.into(),
         })?;
         if detectors.iter().any(|other| other.name == detector.name) {
@@ -165,33 +167,41 @@ fn load_packages(config: &Config) -> Result<PerPackage<Detector, PackageError>, 
     let decode_settings = DecodeSettings {
         version: PIXELS_VERSION,
         max_frames: config.decode.max_frames,
+        max_views: config.decode.max_views,
         fast_tenths: match config.decode.mode {
             DecodeMode::Exact => None,
             DecodeMode::Fast => Some(FAST_MARGIN_TENTHS),
         },
     };
-    let load = |folder: &Path, name: &str, sha256: &str, shadow: bool| {
+    let load = |folder: &Path, table: &DetectorTable| {
         let detector = Detector::load(&PackageSource {
             folder,
-            name: Some(name).filter(|n| !n.is_empty()),
-            sha256: Some(sha256).filter(|s| !s.is_empty()),
-            shadow,
+            name: stated(&table.name),
+            file: stated(&table.file),
+            sha256: stated(&table.sha256),
+            shadow: table.shadow,
             decode_settings,
         });
         (folder.to_owned(), detector)
     };
+    let bare = DetectorTable::default();
     if config.detectors.is_empty() {
         let bundled = bundled_package();
         if !bundled.is_dir() {
             return Err(StartError::NoDetector(bundled));
         }
-        return Ok(vec![load(&bundled, "", "", false)]);
+        return Ok(vec![load(&bundled, &bare)]);
     }
     let load_entry = |entry: &DetectorEntry| match entry {
-        DetectorEntry::Path(path) => load(Path::new(path), "", "", false),
-        DetectorEntry::Table(table) => load(Path::new(&table.path), &table.name, &table.sha256, table.shadow),
+        DetectorEntry::Path(path) => load(Path::new(path), &bare),
+        DetectorEntry::Table(table) => load(Path::new(&table.path), table),
     };
     Ok(config.detectors.iter().map(load_entry).collect())
+}
+
+/// An option's text. Empty means that it is not set.
+fn stated(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// The bundled package. An installed program has it in `models/` beside itself, or in `../share/pixwarden/models`. A program
@@ -281,6 +291,20 @@ pub(crate) struct CheckedDetector {
     pub(crate) device: String,
     /// The result of its self-test.
     pub(crate) self_test: SelfTest,
+    /// Whether its scores depend on the batch; `None` where a batch is one image.
+    pub(crate) batch: Option<BatchComparison>,
+}
+
+/// As configured, but with batches of several images, also where this machine gains nothing by them: another one may. A
+/// configured size stays.
+fn comparing_batches(config: &Config) -> Config {
+    const LONGEST_RUN_MS: u64 = 60_000;
+    let mut config = config.clone();
+    if config.inference.max_batch == 0 {
+        config.inference.max_batch = LARGEST_COMPARED_BATCH;
+        config.inference.max_run_ms = config.inference.max_run_ms.max(LONGEST_RUN_MS);
+    }
+    config
 }
 
 /// Loads, warms and tests every configured detector by itself. Nothing is judged, so that no policy is needed. With `golden`
@@ -295,14 +319,16 @@ pub(crate) fn check_detectors(
 ) -> Result<PerPackage<CheckedDetector, StartError>, StartError> {
     let packages = load_packages(config)?;
     let (report_broken, _) = watch::channel(None);
-    let starter = DetectorStarter::new(config, report_broken)?;
+    let config = comparing_batches(config);
+    let starter = DetectorStarter::new(&config, report_broken)?;
     let check = |folder: &Path, detector: Result<Detector, PackageError>| {
         let detector = detector?;
         let (engine, self_test) = match golden {
             Some(golden) => starter.start_with_new_golden(folder, detector, golden)?,
             None => starter.start(detector)?,
         };
-        Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test })
+        let batch = block_on(compare_batches(&engine, &starter.decoders)).map_err(StartError::Runtime)??;
+        Ok(CheckedDetector { detector: engine.detector.clone(), device: engine.device.clone(), self_test, batch })
     };
     let mut all_checked = Vec::new();
     for (folder, detector) in packages {

@@ -58,7 +58,7 @@ pub async fn serve(listener: TcpListener, intake: Intake) {
     let for_readiness = intake.clone();
     let readiness = move || {
         let state = for_readiness.state();
-        let status = if state == IntakeState::Consuming { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if state.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         async move { (status, format!("{state}\n")) }
     };
     // A task that ends unexpectedly ends the process. So an answer proves that all of them live. A process that hangs while

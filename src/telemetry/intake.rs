@@ -13,6 +13,8 @@ pub enum IntakeState {
     Starting,
     /// Both lanes have a consumer on an open connection.
     Consuming,
+    /// Images are screened over HTTP, and no queue is consumed.
+    Serving,
     /// A dependency is broken. The text has its name and the reason.
     Paused(String),
     /// The connection to the broker is lost. The text has the reason.
@@ -23,11 +25,20 @@ pub enum IntakeState {
     Broken(String),
 }
 
+impl IntakeState {
+    /// Whether the process takes images.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        matches!(self, Self::Consuming | Self::Serving)
+    }
+}
+
 impl fmt::Display for IntakeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Starting => f.write_str("starting"),
             Self::Consuming => f.write_str("consuming"),
+            Self::Serving => f.write_str("serving"),
             Self::Paused(why) => write!(f, "paused: {why}"),
             Self::Lost(why) => write!(f, "broker lost: {why}"),
             Self::Draining => f.write_str("draining"),
@@ -53,7 +64,7 @@ impl Intake {
             let is_last = matches!(*current, IntakeState::Draining | IntakeState::Broken(_));
             let has_changed = !is_last && *current != state;
             if has_changed {
-                metrics::set_ready(state == IntakeState::Consuming);
+                metrics::set_ready(state.is_ready());
                 *current = state;
             }
             has_changed

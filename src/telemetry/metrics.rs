@@ -16,8 +16,9 @@ use super::Stage;
 use crate::job::{Lane, Outcome};
 pub use judgements::{CountedPolicy, CountedRule, JudgementMetrics};
 use labels::{
-    BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, LedgerErrorKind, ProgramVersion,
-    PublishResult, QueueName, RetryCause, RoutingKey, ScoreLabel, SettlementLabel,
+    BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
+    LedgerErrorKind, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel, RoutingKey, ScoreLabel,
+    SettlementLabel, StatusLabel, WebhookResult,
 };
 pub use table::ALL;
 pub use typed::{GaugeGuard, Metric, MetricKind};
@@ -108,6 +109,11 @@ pub fn detector_loaded(name: &str, digest: &str, device: &str) {
     table::DETECTOR_INFO.set(labels, 1);
 }
 
+/// A bank was loaded, or brought up to date.
+pub fn bank_loaded(name: &str, version: i64) {
+    table::BANK_VERSION.set(BankName(name.into()), typed::number(u64::try_from(version).unwrap_or(0)));
+}
+
 /// Sets the largest number of images per session run.
 pub fn set_batch_limit(detector: &str, images: usize) {
     table::BATCH_LIMIT.set(DetectorName(detector.into()), typed::number(images as u64));
@@ -190,6 +196,41 @@ pub fn set_score_drift(detector: &str, label: &str, drift: f64) {
 /// An attempt to publish an event ended.
 pub fn event_attempted(routing_key: &str, result: PublishResult) {
     table::EVENTS.add((RoutingKey(routing_key.into()), result), 1);
+}
+
+/// Shows the series of a configured webhook at zero.
+pub fn webhook_configured(endpoint: &str) {
+    for result in WebhookResult::ALL {
+        table::WEBHOOK_ATTEMPTS.add((EndpointName(endpoint.into()), *result), 0);
+    }
+}
+
+/// An attempt to send an event to a webhook ended.
+pub fn webhook_attempted(endpoint: &str, result: WebhookResult) {
+    table::WEBHOOK_ATTEMPTS.add((EndpointName(endpoint.into()), result), 1);
+}
+
+/// Events that waited for a webhook were given up without a further attempt.
+pub fn webhooks_given_up(endpoint: &str, events: u64) {
+    table::WEBHOOK_ATTEMPTS.add((EndpointName(endpoint.into()), WebhookResult::GivenUp), events);
+}
+
+/// Sets the number of events that wait for a webhook, and how long the oldest one has waited.
+pub fn set_webhooks_waiting(endpoint: &str, events: u64, oldest: Duration) {
+    table::WEBHOOK_WAITING.set(EndpointName(endpoint.into()), typed::number(events));
+    table::WEBHOOK_OLDEST.set(EndpointName(endpoint.into()), oldest.as_secs_f64());
+}
+
+/// A request over HTTP was answered.
+pub fn http_answered(route: &'static str, status: u16, took: Duration) {
+    table::HTTP_REQUESTS.add((RouteLabel(route.into()), StatusLabel(status.to_string())), 1);
+    table::HTTP_DURATION.record_duration(RouteLabel(route.into()), took);
+}
+
+/// An image is received or screened over HTTP for as long as the returned value lives.
+#[must_use]
+pub fn hold_http_image() -> GaugeGuard {
+    table::HTTP_IN_FLIGHT.hold((), 1)
 }
 
 /// A connection to the broker was opened. Only a worker's two connections are counted.

@@ -1,6 +1,7 @@
 //! The time of one image in each stage, as a metric and as a span.
 
-use std::time::Instant;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use tracing::Instrument;
 
@@ -27,10 +28,27 @@ closed_label! {
     }
 }
 
+tokio::task_local! {
+    /// The stages that the current image has completed, where its caller asks for them.
+    static COMPLETED: RefCell<Vec<(Stage, Duration)>>;
+}
+
+/// Runs the work on one image, and returns how long each completed stage took.
+pub async fn with_stage_times<T>(work: impl Future<Output = T>) -> (T, Vec<(Stage, Duration)>) {
+    let recorded = async {
+        let done = work.await;
+        (done, COMPLETED.with(RefCell::take))
+    };
+    COMPLETED.scope(RefCell::default(), recorded).await
+}
+
 /// Runs a stage's work on one image in the stage's span, and records its duration. Work that is cancelled is not recorded.
 pub async fn timed<T>(stage: Stage, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let done = work.instrument(traces::stage_span(stage)).await;
-    metrics::stage_completed(stage, began.elapsed());
+    let took = began.elapsed();
+    metrics::stage_completed(stage, took);
+    // Few callers ask.
+    COMPLETED.try_with(|completed| completed.borrow_mut().push((stage, took))).unwrap_or_default();
     done
 }

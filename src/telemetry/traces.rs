@@ -38,12 +38,24 @@ where
 
 /// Runs a job's work in two spans: one for the collector, and one for log lines, which includes the trace's id.
 pub async fn in_job_span<T>(lane: Lane, tag: u64, parent: Option<TraceContext>, work: impl Future<Output = T>) -> T {
-    let span = info_span!(target: TARGET, parent: None, "job", otel.kind = "consumer", pixwarden.lane = %lane);
-    set_parent(&span, parent.as_ref());
-    let context = span_context(&span).or_else(|| parent.and_then(|parent| parent.span_context()));
-    let trace_id = context.map(|context| context.trace_id().to_string());
+    let (span, trace_id) = job_span("consumer", lane, parent);
     let log_span = info_span!("job", %lane, tag, trace_id);
     work.instrument(span).instrument(log_span).await
+}
+
+/// As [`in_job_span`], for a job that came over HTTP.
+pub async fn in_request_span<T>(lane: Lane, parent: Option<TraceContext>, work: impl Future<Output = T>) -> T {
+    let (span, trace_id) = job_span("server", lane, parent);
+    let log_span = info_span!("request", %lane, trace_id);
+    work.instrument(span).instrument(log_span).await
+}
+
+/// The span of a job for the collector, and the trace's id for log lines. `kind` says how the job came.
+fn job_span(kind: &'static str, lane: Lane, parent: Option<TraceContext>) -> (Span, Option<String>) {
+    let span = info_span!(target: TARGET, parent: None, "job", otel.kind = kind, pixwarden.lane = %lane);
+    set_parent(&span, parent.as_ref());
+    let context = span_context(&span).or_else(|| parent.and_then(|parent| parent.span_context()));
+    (span, context.map(|context| context.trace_id().to_string()))
 }
 
 /// The span of one image in a stage.

@@ -17,8 +17,10 @@ use super::drift::DriftMonitor;
 use super::publish::EventPublisher;
 use super::settle::Settler;
 use super::{Delivery, Worker};
+use crate::banks::{self, BanksError, CurrentBanks};
 use crate::broker::{BrokerError, MessagePublisher, Publisher, Topology};
 use crate::config::{Config, ConfigError};
+use crate::http::{Bound, HandOver, JobQueue};
 use crate::job::Lane;
 use crate::lanes::Gate;
 use crate::ledger::{self, Ledger, OpenError};
@@ -28,7 +30,8 @@ use crate::policy::PolicySet;
 use crate::processes;
 use crate::screen::{self, Screen, StartError, decode};
 use crate::telemetry::intake::{Intake, IntakeState};
-use crate::telemetry::{http, metrics, traces};
+use crate::telemetry::{self, metrics, traces};
+use crate::webhooks::{self, WebhookError};
 
 /// Why a worker could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,10 @@ pub enum WorkerError {
     Ledger(#[from] OpenError),
     #[error(transparent)]
     Screen(#[from] StartError),
+    #[error(transparent)]
+    Banks(#[from] BanksError),
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error(
@@ -59,12 +66,26 @@ pub enum WorkerError {
 /// When the worker cannot start, or a session or task ended.
 pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
     let intake = Intake::default();
-    if let Some(listener) = http::listen(&config.metrics.listen).await? {
+    serve_health(&config, &intake).await?;
+    let http = Bound::at(&config.http).await?;
+    let ledger = open_ledger(&config, migrate).await?;
+    let fetcher = Fetcher::open(&config).await?;
+    run_on(config, ledger, fetcher, intake, http, shutdown).await
+}
+
+/// Serves metrics and health, so that the rest of the start can be watched.
+pub(super) async fn serve_health(config: &Config, intake: &Intake) -> Result<(), WorkerError> {
+    if let Some(listener) = telemetry::http::listen(&config.metrics.listen).await? {
         metrics::start();
-        drop(tokio::spawn(http::serve(listener, intake.clone())));
+        drop(tokio::spawn(telemetry::http::serve(listener, intake.clone())));
     }
+    Ok(())
+}
+
+/// Opens the configured ledger, and checks its schema and the user's privileges.
+pub(super) async fn open_ledger(config: &Config, migrate: bool) -> Result<Arc<dyn Ledger>, WorkerError> {
     let ledger: Arc<dyn Ledger> =
-        if migrate { ledger::open_or_create(&config).await? } else { ledger::open(&config).await? }.into();
+        if migrate { ledger::open_or_create(config).await? } else { ledger::open(config).await? }.into();
     if migrate {
         ledger.migrate().await.map_err(OpenError::from)?;
     }
@@ -73,11 +94,11 @@ pub async fn run(config: Config, migrate: bool, shutdown: impl Future<Output = (
     if !missing.is_empty() {
         return Err(WorkerError::MissingPrivileges(missing));
     }
-    let fetcher = Fetcher::open(&config).await?;
-    run_on(config, ledger, fetcher, intake, shutdown).await
+    Ok(ledger)
 }
 
-/// As [`run`], with a ledger and a store that are open already. The state of intake is kept in `intake`.
+/// As [`run`], with a ledger and a store that are open already, and a listener if images are screened over HTTP too. The
+/// state of intake is kept in `intake`.
 ///
 /// # Errors
 /// As [`run`].
@@ -86,18 +107,17 @@ pub async fn run_on(
     ledger: Arc<dyn Ledger>,
     fetcher: Fetcher,
     intake: Intake,
+    http: Option<Bound>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let queue = config.queue()?.clone();
+    let webhooks = webhooks::Sender::new(&config, Arc::clone(&ledger))?;
     let (screen, policies) = screen::start(&config)?;
+    let banks = Arc::new(banks::load_for(&policies, &config, ledger.as_ref()).await?);
     ledger.record_policies(&policies.texts()).await.map_err(OpenError::from)?;
     let topology = Topology::new(&config.prefix, config.events.default_queue);
     let prefetch = prefetch(&config, &screen)?;
-    metrics::set_limits(metrics::WorkerLimits {
-        prefetch,
-        decode_memory_bytes: config.decode.memory_bytes,
-        object_memory_bytes: config.storage.memory_bytes,
-    });
+    set_limits(&config, prefetch);
     let stop = CancellationToken::new();
     let health = Health::new(fetcher.addresses());
     let acceptor = Acceptor {
@@ -114,6 +134,7 @@ pub async fn run_on(
     let drift =
         DriftMonitor::new(Arc::clone(&ledger), screen.digests(None).unwrap_or_default(), OffsetDateTime::now_utc());
     drop(tokio::spawn(drift.run(stop.clone())));
+    drop(tokio::spawn(Arc::clone(&banks).keep_current(Arc::clone(&ledger), stop.clone())));
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
     let running = RunningWorker::start(WorkerParts {
         config: Arc::new(config),
@@ -121,10 +142,13 @@ pub async fn run_on(
         fetcher,
         screen,
         policies,
+        banks,
         publisher,
+        webhooks,
         topology,
         health,
         prefetch,
+        http,
         stop,
     });
     let accepting = tokio::spawn(acceptor.run(connection, running.intake(), running.in_flight()));
@@ -138,11 +162,56 @@ pub(super) struct WorkerParts {
     pub fetcher: Fetcher,
     pub screen: Screen,
     pub policies: PolicySet,
+    pub banks: Arc<CurrentBanks>,
     pub publisher: Arc<dyn MessagePublisher>,
+    /// `None` where no webhook is configured.
+    pub webhooks: Option<webhooks::Sender>,
     pub topology: Topology,
     pub health: Health,
     pub prefetch: u16,
+    /// Where images are screened over HTTP.
+    pub http: Option<Bound>,
     pub stop: CancellationToken,
+}
+
+/// The life of jobs, with the task that commits.
+pub(super) struct Processing {
+    pub processor: Arc<JobProcessor>,
+    pub committing: JoinHandle<()>,
+}
+
+/// What [`Processing`] is made of.
+pub(super) struct ProcessingParts {
+    pub config: Arc<Config>,
+    pub ledger: Arc<dyn Ledger>,
+    pub fetcher: Fetcher,
+    pub screen: Screen,
+    pub policies: PolicySet,
+    pub banks: Arc<CurrentBanks>,
+    pub health: Health,
+    /// The most jobs that are in progress at the same time.
+    pub in_flight: usize,
+    pub stop: CancellationToken,
+}
+
+impl Processing {
+    pub(super) fn start(parts: ProcessingParts) -> Self {
+        let ProcessingParts { config, ledger, fetcher, screen, policies, banks, health, in_flight, stop } = parts;
+        let (commits, committing) = CommitQueue::new(Arc::clone(&ledger), life::linger_limit(in_flight));
+        let admission = Admission {
+            jobs: Gate::new(max_jobs(&config, &screen) as u64),
+            objects: Gate::new(max_objects(&config) as u64),
+            downloads: DownloadGates {
+                downloads: Gate::new(config.storage.downloads as u64),
+                bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::hold_object_memory),
+            },
+            uploads: Gate::new(config.storage.memory_bytes),
+        };
+        let fetcher = Arc::new(fetcher);
+        let parts =
+            JobProcessorParts { config, ledger, fetcher, screen, policies, banks, admission, health, commits, stop };
+        Self { processor: Arc::new(JobProcessor::new(parts)), committing: tokio::spawn(committing) }
+    }
 }
 
 /// A worker with its tasks.
@@ -154,19 +223,37 @@ pub(super) struct RunningWorker {
     deliveries: LaneTrackers,
     committing: JoinHandle<()>,
     publishing: JoinHandle<()>,
+    /// Sends to webhooks.
+    sending: Option<JoinHandle<()>>,
+    /// Answers over HTTP.
+    serving: Option<JoinHandle<()>>,
     /// Stops intake, and the jobs that wait for a broken dependency.
     stop: CancellationToken,
-    /// Stops publishing, after the last delivery is settled.
+    /// Stops publishing and webhooks, after the last delivery is settled.
     stop_publishing: CancellationToken,
     drain_timeout: Duration,
 }
 
 impl RunningWorker {
     pub(super) fn start(parts: WorkerParts) -> Self {
-        let WorkerParts { config, ledger, fetcher, screen, policies, publisher, topology, health, prefetch, stop } =
-            parts;
+        let WorkerParts {
+            config,
+            ledger,
+            fetcher,
+            screen,
+            policies,
+            banks,
+            publisher,
+            webhooks,
+            topology,
+            health,
+            prefetch,
+            http,
+            stop,
+        } = parts;
         let stop_publishing = CancellationToken::new();
-        let (commits, committing) = CommitQueue::new(Arc::clone(&ledger), life::linger_limit(prefetch.into()));
+        let drain_timeout = Duration::from_millis(config.worker.drain_ms);
+        let busy = max_jobs(&config, &screen);
         let (events, publishing) = EventPublisher::new(
             Arc::clone(&publisher),
             Arc::clone(&ledger),
@@ -174,25 +261,22 @@ impl RunningWorker {
             &config.outbox,
             stop_publishing.clone(),
         );
-        let admission = Admission {
-            jobs: Gate::new(max_jobs(&config, &screen) as u64),
-            objects: Gate::new(max_objects(&config) as u64),
-            downloads: DownloadGates {
-                downloads: Gate::new(config.storage.downloads as u64),
-                bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::hold_object_memory),
-            },
-        };
-        let drain_timeout = Duration::from_millis(config.worker.drain_ms);
-        let processor = JobProcessor::new(JobProcessorParts {
+        let Processing { processor, committing } = Processing::start(ProcessingParts {
             config,
             ledger: Arc::clone(&ledger),
-            fetcher: Arc::new(fetcher),
+            fetcher,
             screen,
             policies,
-            admission,
+            banks,
             health,
-            commits,
+            in_flight: prefetch.into(),
             stop: stop.clone(),
+        });
+        let serving = http.map(|http| {
+            let (processor, events) = (Arc::clone(&processor), events.clone());
+            let queue = JobQueue { publisher: Arc::clone(&publisher), exchange: topology.jobs() };
+            let hand_over: HandOver = Box::new(move |event| events.hand_over(event));
+            tokio::spawn(http.serve(processor, busy, Some(hand_over), Some(queue), stop.clone()))
         });
         let settler = Settler::new(Arc::clone(&publisher), topology);
         Self {
@@ -200,8 +284,10 @@ impl RunningWorker {
             ledger,
             publisher,
             deliveries: LaneTrackers::default(),
-            committing: tokio::spawn(committing),
+            committing,
             publishing: tokio::spawn(publishing),
+            sending: webhooks.map(|webhooks| webhooks.start(&stop_publishing)),
+            serving,
             stop,
             stop_publishing,
             drain_timeout,
@@ -243,6 +329,8 @@ impl RunningWorker {
             _ = &mut accepting => return Err(WorkerError::TaskEnded("accept")),
             _ = &mut self.committing => return Err(WorkerError::TaskEnded("commit")),
             _ = &mut self.publishing => return Err(WorkerError::TaskEnded("publish")),
+            () = ended(&mut self.serving) => return Err(WorkerError::TaskEnded("http")),
+            () = ended(&mut self.sending) => return Err(WorkerError::TaskEnded("webhooks")),
         }
         intake.set_state(IntakeState::Draining);
         tracing::info!(in_flight = self.deliveries.len(), "draining");
@@ -258,10 +346,20 @@ impl RunningWorker {
         self.worker.processor.close_gates();
         let connection = accepting.await.ok().flatten();
         self.deliveries.wait().await;
+        if let Some(serving) = self.serving
+            && serving.await.is_err()
+        {
+            tracing::error!("a task panicked while draining");
+        }
         // The tasks end when the last sender to them is dropped. Sessions and decoders end with the screen.
         drop(self.worker);
         self.stop_publishing.cancel();
         if self.committing.await.is_err() || self.publishing.await.is_err() {
+            tracing::error!("a task panicked while draining");
+        }
+        if let Some(sending) = self.sending
+            && sending.await.is_err()
+        {
             tracing::error!("a task panicked while draining");
         }
         self.publisher.close().await;
@@ -270,6 +368,22 @@ impl RunningWorker {
         }
         self.ledger.close().await;
     }
+}
+
+/// Resolves when the task ends, if there is one.
+pub(super) async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) fn set_limits(config: &Config, prefetch: u16) {
+    metrics::set_limits(metrics::WorkerLimits {
+        prefetch,
+        decode_memory_bytes: config.decode.memory_bytes,
+        object_memory_bytes: config.storage.memory_bytes,
+    });
 }
 
 /// The tasks of each lane. The watchdog for silent consumers asks for one lane: a full lane must not hide that the other

@@ -29,8 +29,8 @@ use crate::broker::{
 };
 use crate::config::{AnyOf, Bucket, Config, Isolation, RuleConfig, ScopedPolicyConfig, WhenConfig};
 use crate::job::event::ROUTING_KEYS;
-use crate::job::{FindingOutcome, ImageRef, Lane, Outcome, Verdict, verdict_id};
-use crate::ledger::{Ledger, MissingFile, Sqlite};
+use crate::job::{ContentDigests, Facts, FindingOutcome, ImageRef, Lane, Outcome, Verdict, View, verdict_id};
+use crate::ledger::{Ledger, MissingFile, NewVerdict, Sqlite};
 use crate::life::Health;
 use crate::objects::{Fetcher, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::policy::PolicySet;
@@ -187,6 +187,12 @@ impl ObjectStore for Arc<FakeStore> {
         Ok(ListedObject { image: image.clone(), bytes: None, modified: None })
     }
 
+    async fn put(&self, image: &ImageRef, bytes: Bytes) -> Result<(), StoreError> {
+        self.check(&image.bucket)?;
+        self.objects.lock().unwrap().insert(image.key.clone(), Stored::Bytes(bytes.to_vec()));
+        Ok(())
+    }
+
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
         self.check(bucket)
     }
@@ -282,10 +288,13 @@ impl World {
             fetcher,
             screen: Screen::with_fake_session(&config, fake_outputs),
             policies: PolicySet::resolve(&config, &Screen::fake_detectors(&config), true).unwrap(),
+            banks: Arc::default(),
             config: Arc::new(config),
             publisher,
+            webhooks: None,
             topology: topology(),
             prefetch: 100,
+            http: None,
             stop: stop.clone(),
         });
         let (deliveries, mut received) = mpsc::unbounded_channel();
@@ -981,6 +990,7 @@ async fn each_job_is_judged_by_the_policy_that_holds_for_it_and_facts_are_shared
             name: name.into(),
             when: WhenConfig { key_prefix: AnyOf(vec![key_prefix.into()]), ..WhenConfig::default() },
             inherit: false,
+            damaged: None,
             rules,
         };
         let noting = RuleConfig {
@@ -1023,6 +1033,30 @@ async fn each_job_is_judged_by_the_policy_that_holds_for_it_and_facts_are_shared
     assert_eq!(world.verdict("five").await.unwrap().judgement.outcome, Outcome::Rejected);
     let keys: Vec<_> = world.events(5).await.into_iter().map(|event| event.routing_key).collect();
     assert_eq!(keys, ["image.passed", "image.noted", "image.flagged", "image.flagged", "image.failed"]);
+}
+
+#[tokio::test]
+async fn each_verdict_has_the_hashes_of_its_image_and_those_of_an_earlier_release_are_not_made_up() {
+    let world = World::new().await;
+    world.put("image", png(0, 0, 0));
+    world.settle(job("image")).await;
+    let first = world.verdict("image").await.unwrap();
+    let facts = first.facts.clone().unwrap();
+    let hashes = facts.hashes.clone().unwrap();
+    assert_eq!(hashes.iter().map(|hash| (hash.view, hash.quality)).collect::<Vec<_>>(), [(View::of_frame(0), 0)]);
+
+    // A worker of an earlier release stored the facts of another image.
+    let Stored::Bytes(bytes) = png(9, 0, 0) else { unreachable!() };
+    let digests = ContentDigests::of(&bytes);
+    let (id, job_id) = (verdict_id("earlier"), "earlier".to_owned());
+    let facts = Some(Facts { hashes: None, ..facts });
+    let earlier = Verdict { id, job_id, sha256: Some(digests.sha256), md5: None, facts, ..first };
+    world.ledger.insert(&[NewVerdict { verdict: earlier, event: None }]).await.unwrap();
+    world.put("other", Stored::Bytes(bytes));
+    world.settle(job("other")).await;
+    let other = world.verdict("other").await.unwrap();
+    assert_eq!((other.reused_from, other.md5), (Some(id), Some(digests.md5)));
+    assert_eq!(other.facts.unwrap().hashes, None, "it was not looked for");
 }
 
 #[tokio::test]
@@ -1375,6 +1409,7 @@ async fn only_configured_metadata_reaches_verdict_and_event_and_all_of_it_choose
                 ..WhenConfig::default()
             },
             inherit: false,
+            damaged: None,
             rules: vec![RuleConfig::new("fake", "by AI", 0.5, 0.9)],
         };
         config.ledger.metadata = vec!["tenant".into()];

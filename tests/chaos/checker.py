@@ -17,6 +17,8 @@ HISTORY = "verdicts whose history is wrong"
 LAST_WORD = "verdicts of which a consumer keeps another outcome"
 UNKNOWN_REVISION = "events of a revision that the ledger never had"
 LEFT_OUT = "verdicts that the last rejudge left out"
+TORN_IMPORT = "imports of which only a part is in the bank"
+OLD_BANK = "verdicts that have asked an earlier version of the bank"
 NOT_CLEARED = "images that passed again without image.cleared"
 
 # A job without an id may meet the row of an earlier state of its object. This is in the reason of its dead letter.
@@ -49,6 +51,7 @@ class Change(NamedTuple):
     revision_before: int = 1
     revision_after: int = 2
     cause: str = "replayed"
+    is_same: bool = False  # nothing but the policy has changed
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Evidence:
     confirmed: set = field(default_factory=set)  # ids whose publish was confirmed
     # rows: id, job_id, key, outcome, reason, attempts, has_metadata, revision, policy, judged_at
     verdicts: list = field(default_factory=list)
+    # Hashes by import, the bank's version, and how many late verdicts have asked which version.
+    bank: dict = field(default_factory=lambda: {"imports": {}, "version": 0, "asked": []})
     history: list = field(default_factory=list)  # rows of earlier revisions: id, outcome, revision, policy, judged_at
     audit: list = field(default_factory=list)  # a Change for each change of a verdict
     outbox: list = field(default_factory=list)  # rows: event id, whether published
@@ -105,6 +110,7 @@ def check(evidence):
         rows[name(row, jobs)].append(row)
     check_outcomes(evidence, jobs, rows, findings)
     check_revisions(evidence, findings)
+    check_bank(evidence, findings)
     check_events(evidence, findings)
     check_queues(evidence, rows, findings)
     check_failures(evidence, jobs, rows, findings)
@@ -139,8 +145,8 @@ def check_outcomes(evidence, jobs, rows, findings):
 
 def is_allowed(change):
     """Whether a verdict may change like this: a failure is replaced, or another policy judges the scores."""
-    if change.cause == "rejudged" and change.revision_after == change.revision_before:
-        # The other policy says the same, and is recorded.
+    if change.is_same:
+        # Another policy, or another version of its bank, says the same, and is recorded.
         return change.before == change.after
     if change.revision_after != change.revision_before + 1:
         return False
@@ -207,6 +213,16 @@ def check_revisions(evidence, findings):
             wrong.append(f"{row['id']}: the history has {states}, and the changes were {changes[row['job_id']]}")
     findings.add(HISTORY, wrong)
     findings.add(LEFT_OUT, (row["id"] for row in evidence.verdicts if row["policy"] != WORKERS_POLICY))
+
+
+def check_bank(evidence, findings):
+    """An import is one version, whole or not at all, and every worker has it soon."""
+    bank = evidence.bank
+    sizes = bank["imports"]
+    whole = max(sizes.values(), default=0)
+    findings.add(TORN_IMPORT, (f"{number}: {size} of {whole}" for number, size in sizes.items() if size != whole))
+    findings.add(TORN_IMPORT, [] if len(sizes) == bank["version"] else [f"{len(sizes)} in version {bank['version']}"])
+    findings.add(OLD_BANK, (f"{n} asked {version}, not {bank['version']}" for version, n in bank["asked"] if version != bank["version"]))
 
 
 def check_events(evidence, findings):

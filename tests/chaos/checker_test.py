@@ -91,6 +91,15 @@ class Checker(unittest.TestCase):
         for line, words in zip(found, expected):
             self.assertIn(words, line)
 
+    def test_a_torn_import_and_a_worker_with_an_old_bank_are_found(self):
+        evidence = good()
+        evidence.bank = {"imports": {"00000001": 500, "00000003": 500}, "version": 2, "asked": [(2, 40)]}
+        self.finds(evidence)
+        evidence.bank = {"imports": {"00000001": 500, "00000003": 499}, "version": 2, "asked": [(1, 1), (2, 40)]}
+        self.finds(evidence, "imports of which only a part is in the bank: 1, such as 00000003: 499 of 500", "1 asked 1, not 2")
+        evidence.bank = {"imports": {"00000001": 500}, "version": 2, "asked": []}
+        self.finds(evidence, "1 in version 2")
+
     def test_a_good_run_is_good(self):
         self.finds(good())
 
@@ -131,7 +140,7 @@ class Checker(unittest.TestCase):
         evidence = good()
         evidence.audit.append(Change("a", "flagged", "passed", 1, 1, "rejudged"))
         self.finds(evidence, "rewritten after their commit: 1, such as a: flagged to passed")
-        evidence.audit = [Change("a", "flagged", "flagged", 1, 1, "rejudged")]
+        evidence.audit = [Change("a", "flagged", "flagged", 1, 1, None, is_same=True)]
         self.finds(evidence)
 
     def test_a_wrong_outcome_is_found_and_a_false_response_of_the_store_excuses_only_missing(self):

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from rejudges import rules
 from world import BUCKET, FAR_BUCKET, at, wait
 
 RESTART_S = 0.3
@@ -127,8 +128,9 @@ class Fleet(threading.Thread):
         # The file has the buckets, because a variable cannot say that one of them has its own endpoint.
         del environment["PIXWARDEN_BUCKETS"]
         config = world.folder / "pixwarden.toml"
-        config.write_text(BUCKETS.format(near=BUCKET, far=FAR_BUCKET, endpoint=f"http://127.0.0.1:{far_store.port}"))
-        flags = ["--config", str(config), "--detector", str(world.folder / "fixtures" / "detectors" / "spread-nhwc"), "--label", "by AI"]
+        buckets = BUCKETS.format(near=BUCKET, far=FAR_BUCKET, endpoint=f"http://127.0.0.1:{far_store.port}")
+        config.write_text(buckets + rules("default"))
+        flags = ["--config", str(config), "--detector", str(world.folder / "fixtures" / "detectors" / "spread-nhwc")]
         command = [world.pixwarden, "worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn", *flags]
         self.workers = [
             Worker(number, command, environment, world.folder / f"worker-{number}.log") for number in range(count)

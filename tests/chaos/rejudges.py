@@ -10,6 +10,7 @@ import subprocess
 import threading
 from urllib.parse import quote
 
+import banks
 from world import at
 
 ROLE = "pixwarden_operator"
@@ -20,7 +21,6 @@ detectors = ["{detector}"]
 
 [policy]
 name = "{name}"
-label = "{label}"
 """
 REVIEW_AT, FLAG_AT = 0.5, 0.9
 PAUSE_S = (1.0, 5.0)
@@ -50,8 +50,8 @@ class Rejudges(threading.Thread):
         self._publish = {"PIXWARDEN_EVENTS_PUBLISH": publish}
         self._environment = world.environment(ledger=at(url, port=ledger_port, query="sslmode=disable")) | self._publish
         detector = world.folder / "fixtures" / "detectors" / "spread-nhwc"
-        for name, label in POLICIES.items():
-            text = CONFIG.format(detector=detector, name=name, label=label)
+        for name in POLICIES:
+            text = CONFIG.format(detector=detector, name=name) + rules(name)
             (world.folder / f"policy-{name}.toml").write_text(text, encoding="utf-8")
 
     def run(self):
@@ -95,6 +95,11 @@ class Rejudges(threading.Thread):
         if end == "done" and fault and fault.startswith("broker-") and fault == self.fault:
             self.counts["done while the broker was disturbed"] += 1
         return end == "done"
+
+
+def rules(policy):
+    """The rules of a policy, for a configuration file."""
+    return banks.RULES.format(label=POLICIES[policy], review_at=REVIEW_AT, flag_at=FLAG_AT)
 
 
 def opposite_outcomes(scores, frames):

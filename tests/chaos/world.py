@@ -26,13 +26,16 @@ ROLE = "pixwarden_worker"
 AUDIT = """
 CREATE TABLE audit (
     at timestamptz NOT NULL DEFAULT now(), job_id text NOT NULL, before text NOT NULL, after text NOT NULL,
-    revision_before int NOT NULL, revision_after int, cause text
+    revision_before int NOT NULL, revision_after int, cause text, is_same boolean NOT NULL
 );
 CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO public.audit (job_id, before, after, revision_before, revision_after, cause)
+    INSERT INTO public.audit (job_id, before, after, revision_before, revision_after, cause, is_same)
     VALUES (OLD.job_id, OLD.outcome, CASE TG_OP WHEN 'DELETE' THEN 'deleted' ELSE NEW.outcome END,
-        OLD.revision, NEW.revision, NEW.cause);
+        OLD.revision, NEW.revision, NEW.cause,
+        -- Nothing but the policy, with the versions of its banks, and what its rules say without changing the outcome.
+        TG_OP = 'UPDATE' AND to_jsonb(OLD) - '{policy,findings,label,score}'::text[]
+            = to_jsonb(NEW) - '{policy,findings,label,score}'::text[]);
     RETURN NULL;
 END $$;
 CREATE TRIGGER note_change AFTER UPDATE OR DELETE ON verdicts FOR EACH ROW EXECUTE FUNCTION note_change();

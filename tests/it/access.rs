@@ -99,8 +99,18 @@ async fn each_user_has_only_the_permissions_it_needs() {
         (&worker, "CREATE TABLE mine (id int)"),
         (&worker, "DELETE FROM _sqlx_migrations"),
         (&worker, "COPY verdicts TO PROGRAM 'cat'"),
+        (&worker, "UPDATE banks SET enabled = false"),
+        (&worker, "DELETE FROM bank_entries"),
+        (&worker, "CREATE TEMPORARY TABLE mine (id int)"),
+        (&worker, "UPDATE decisions SET action = 'clear'"),
+        (&worker, "DELETE FROM decisions"),
+        (&worker, "TRUNCATE decisions"),
+        (&worker, "DELETE FROM reports"),
+        (&worker, "UPDATE decision_notes SET note = NULL"),
         (&reader, "UPDATE verdicts SET outcome = 'passed'"),
         (&reader, "SELECT count(*) FROM suspects"),
+        (&reader, "SELECT count(*) FROM bank_entries"),
+        (&reader, "SELECT count(*) FROM webhook_deliveries"),
     ] {
         let refused = sqlx::raw_sql(statement).execute(pool).await.map(drop).unwrap_err();
         let code = refused.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();

@@ -32,8 +32,17 @@ def send(sock, message, tail=b""):
     sock.sendall(struct.pack("<I", len(body)) + body + tail)
 
 
+def hash_of_quality(quality):
+    view = {"frame": 0, "background": "white", "orientation": 1}
+    return {"view": view, "pdq": "0" * 64, "quality": quality}
+
+
+def lie(views):
+    return {"Decoded": {"format": "png", "width": 1, "height": 1, "frames": 1, "damage": "", "views": views}}
+
+
 def misbehave(image, worker):
-    for mark in (b"DIE", b"KILL", b"ONCE", b"HANG", b"SPIN", b"WAIT", b"LIE", b"EVIL", b"AHEAD", b"LEAVE"):
+    for mark in (b"DIE", b"KILL", b"ONCE", b"HANG", b"SPIN", b"WAIT", b"LIE", b"BOAST", b"EVIL", b"AHEAD", b"LEAVE"):
         if b"please " + mark in image:
             with open(__file__ + ".tries", "a") as tries:
                 tries.write(mark.decode() + "\n")
@@ -51,7 +60,9 @@ def misbehave(image, worker):
             if mark == b"WAIT":
                 time.sleep(1.5)
             if mark == b"LIE":
-                send(worker, {"Decoded": {"format": "png", "width": 1, "height": 1, "frames": 1, "taken": 1_000_000}})
+                send(worker, lie([hash_of_quality(100)] * 100))
+            if mark == b"BOAST":
+                send(worker, lie([hash_of_quality(101)]))
             if mark == b"EVIL":
                 send(worker, {"Evil\0\nforged line \x1b[31m" + "A" * 3000: {}})
             return mark
@@ -82,7 +93,7 @@ while True:
         send(ours, receive(worker))
         report = receive(ours)
     sizes = [geometry["width"] * geometry["height"] * 3 for geometry in order["geometries"]]
-    pixels = take(ours, sum(sizes) * report["Decoded"]["taken"]) if "Decoded" in report else b""
+    pixels = take(ours, sum(sizes) * len(report["Decoded"]["views"])) if "Decoded" in report else b""
     send(worker, report, pixels)
     if mark == b"AHEAD":
         send(worker, {"Undecodable": {"reason": "an answer to what comes next"}})

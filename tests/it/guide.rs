@@ -113,6 +113,41 @@ async fn the_consumer_of_the_guide_keeps_the_last_word() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receiver_of_the_guide_verifies_what_a_worker_sends() {
+    let text = include_str!("../../docs/guide/webhooks.md");
+    let (mut lab, program) = (Lab::new().await, blocks(text, "python").pop_front().unwrap());
+    std::fs::write(lab.folder.path().join("receive.py"), program).unwrap();
+    // The table of the guide, with an address of this machine, and all events.
+    let entry = blocks(text, "toml").pop_front().unwrap();
+    let secret = entry.lines().find_map(|line| line.strip_prefix("secret = ")).unwrap().trim_matches('"');
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}/");
+    lab.extra = entry.replace("https://shop.example.com/hooks/pixwarden", &url);
+    let mut receive = Command::new(service("TEST_PYTHON"));
+    receive.arg("receive.py").current_dir(lab.folder.path());
+    receive.env("PORT", port.to_string()).env("WEBHOOK_SECRET", secret);
+    let mut receive = receive.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(receive.stdout.take().unwrap()).lines();
+    let worker = lab.started_worker().await;
+    let flagged = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap();
+    lab.put("a.jpg", flagged.bytes).await;
+    lab.job(Lane::Live, json!({"image": format!("s3://{}/a.jpg", lab.bucket)})).await;
+    let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(line, Some(format!("s3://{}/a.jpg hide", lab.bucket)));
+    lab.until("SELECT count(*) FROM webhook_deliveries WHERE delivered_at IS NOT NULL", 1, &worker).await;
+
+    // The same once more, and one with a wrong signature.
+    sqlx::query("UPDATE webhook_deliveries SET delivered_at = NULL, due_at = now()").execute(&lab.db).await.unwrap();
+    lab.until("SELECT count(*) FROM webhook_deliveries WHERE delivered_at IS NOT NULL", 1, &worker).await;
+    let other = secret.replace('M', "N");
+    lab.extra = lab.extra.replace(secret, &other);
+    let refused = lab.run(&["webhook", "test", "shop"]).await;
+    assert!(refused.status == 1 && refused.stderr.contains("HTTP status 401, after "), "{}", refused.stderr);
+    drop(receive.start_kill());
+    assert_eq!(lines.next_line().await.unwrap(), None, "nothing new");
+}
+
 const TENANTS: [(&str, &str); 3] = [("kids", "kids-uploads"), ("dating", "dating-photos"), ("market", "market")];
 
 /// What the guide's three tenants want, apart from its configuration.

@@ -11,8 +11,10 @@ use crate::support::{Ended, figure, service};
 
 /// The memory that any image may take. docs/hostile.md promises 512 MiB under the default limits.
 const MAX_BYTES: u64 = 512 << 20;
-/// A debug build on two busy cores is several times slower than the figures in docs/hostile.md.
-const MAX_MILLIS: f64 = 30_000.0;
+/// A debug build on two busy cores is several times slower than the figures in docs/hostile.md, and gets three times as much
+/// processor time as `decode.deadline_ms` gives by default.
+const MAX_MILLIS: f64 = 60_000.0;
+const DEADLINE_MILLIS: &str = "30000";
 
 /// Writes the files of `tests/reference/hostile.py`, and returns what is expected of each, by name.
 fn make(folder: &Path) -> BTreeMap<String, String> {
@@ -35,6 +37,7 @@ fn scan(folder: &Path, arguments: &[&str]) -> Command {
     command
         .env_clear()
         .env("ORT_DYLIB_PATH", service("ORT_DYLIB_PATH"))
+        .env("PIXWARDEN_DECODE_DEADLINE_MS", DEADLINE_MILLIS)
         .current_dir(folder)
         .args(["scan", "--measure", "--log", "error", "--detector"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifake-32"))
@@ -48,7 +51,7 @@ async fn hostile_files_end_as_expected_within_bounds() {
     let folder = tempfile::tempdir().unwrap();
     let expected = make(folder.path());
     let output = scan(folder.path(), &["--format", "jsonl", "files"]).output();
-    let ended: Ended = tokio::time::timeout(Duration::from_secs(240), output).await.unwrap().unwrap().into();
+    let ended: Ended = tokio::time::timeout(Duration::from_secs(300), output).await.unwrap().unwrap().into();
     // An undecodable image is an outcome, not a failure of the scan.
     assert_eq!(ended.status, 0, "{}", ended.stderr);
 
@@ -59,6 +62,7 @@ async fn hostile_files_end_as_expected_within_bounds() {
     for row in &rows {
         let name = row["image"].as_str().unwrap().trim_start_matches("files/");
         let found = match row["outcome"].as_str().unwrap() {
+            "review" | "flagged" if row["damage"] != "" => "damaged",
             "passed" | "review" | "flagged" => "screened",
             other => other,
         };

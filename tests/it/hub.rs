@@ -419,6 +419,27 @@ async fn weights_in_other_files_are_downloaded_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_model_file_of_a_repository_is_downloaded_on_request() {
+    let servers = Servers::with_package().await;
+    let model = servers.state.lock().unwrap().files.remove("model.onnx").unwrap();
+    servers.file("onnx/model_quantized.onnx", model);
+    servers.file("processor_config.json", br#"{"processor_class": "Other"}"#.to_vec());
+    let refused = servers.fetch().await;
+    assert_eq!(refused.status, 1);
+    contains(
+        &refused.stderr,
+        &["has no model.onnx or", "but onnx/model_quantized.onnx", "--file onnx/model_quantized.onnx"],
+    );
+    assert!(servers.names().is_empty());
+
+    let fetch = ["models", "fetch", "hf://owner/name@v1", "--file", "onnx/model_quantized.onnx"];
+    let ended = servers.pixwarden(&fetch).await.expect_ok();
+    contains(&ended.stdout, &["[[detectors]]", "file = \"onnx/model_quantized.onnx\"", "sha256 = "]);
+    let folder = servers.home.path().join("models/name");
+    assert!(folder.join("onnx/model_quantized.onnx").is_file() && folder.join("processor_config.json").is_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn weights_of_pytorch_are_downloaded_on_request() {
     let servers = Servers::new().await;
     servers.file("synthetic.pt", vec![3; LARGE]);

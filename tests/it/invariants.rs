@@ -208,7 +208,7 @@ fn each_library_is_named_only_where_it_belongs() {
         ("aws_config", &["objects/s3.rs"]),
         ("aws_sdk_s3", &["objects/s3.rs"]),
         ("aws_smithy_http_client", &["objects/s3.rs"]),
-        ("tokio::net", &["telemetry/http.rs"]),
+        ("tokio::net", &["http/", "telemetry/http.rs"]),
         ("memmap2", &["objects/buffers.rs"]),
         ("cap_std", &["objects/folder/", "hub/download.rs"]),
         ("ort", &["screen/infer/onnx/"]),
@@ -216,12 +216,15 @@ fn each_library_is_named_only_where_it_belongs() {
         ("landlock", &["screen/decode/sandbox/confine.rs"]),
         ("seccompiler", &["screen/decode/sandbox/confine.rs"]),
         ("turbojpeg", &["screen/decode/jpeg.rs"]),
+        ("libwebp_sys", &["screen/decode/webp/libwebp.rs"]),
         ("fast_image_resize", &["screen/decode/prepare.rs"]),
         ("parquet", &["evaluate/columns.rs"]),
         ("sqlx", &["ledger/"]),
         ("backoff", &["retry.rs"]),
-        ("ureq", &["certificates.rs", "hub/", "telemetry/traces/export.rs"]),
-        ("axum", &["telemetry/http.rs"]),
+        ("ureq", &["certificates.rs", "hub/", "telemetry/traces/export.rs", "webhooks/client.rs"]),
+        ("axum", &["http/", "telemetry/http.rs"]),
+        ("hyper", &["http/server.rs"]),
+        ("hyper_util", &["http/server.rs"]),
         ("metrics_exporter_prometheus", &["telemetry/metrics/"]),
         ("opentelemetry", &["telemetry/traces/"]),
         ("tracing_opentelemetry", &["telemetry/traces/"]),
@@ -234,6 +237,13 @@ fn each_library_is_named_only_where_it_belongs() {
     }
 }
 
+#[test]
+fn only_the_file_that_calls_libwebp_has_unsafe_code() {
+    let unsafe_files: Vec<_> = sources().into_iter().filter(|source| source.code.contains("unsafe")).collect();
+    let files: Vec<_> = unsafe_files.iter().map(|source| source.file.as_str()).collect();
+    assert_eq!(files, ["screen/decode/webp/libwebp.rs"]);
+}
+
 /// What each room may import from the crate besides itself. `config` gathers the options of all stages.
 const ROOMS: &[(&str, &[&str])] = &[
     ("job", &["telemetry::traces"]),
@@ -242,12 +252,16 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "detector::options",
             "error_text",
+            "http::options",
+            "job::event",
             "ledger::options",
             "objects::options",
             "policy::options",
+            "review::options",
             "screen::decode::options",
             "screen::infer::options",
             "telemetry::options",
+            "webhooks::options",
             "worker::options",
             "worker::publish::options",
         ],
@@ -260,10 +274,12 @@ const ROOMS: &[(&str, &[&str])] = &[
         "screen",
         &["config", "detector", "error_text", "fault_injection", "job", "lanes", "policy", "processes", "telemetry"],
     ),
+    ("banks", &["config", "job", "ledger", "policy", "telemetry"]),
     ("ledger", &["certificates", "config", "error_text", "fault_injection", "job", "retry", "telemetry"]),
     (
         "life",
         &[
+            "banks",
             "config",
             "error_text",
             "fault_injection",
@@ -282,11 +298,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "worker",
         &[
+            "banks",
             "broker",
             "config",
             "drift",
             "fault_injection",
             "groups",
+            "http",
             "job",
             "lanes",
             "ledger",
@@ -297,11 +315,19 @@ const ROOMS: &[(&str, &[&str])] = &[
             "retry",
             "screen",
             "telemetry",
+            "webhooks",
         ],
     ),
+    (
+        "webhooks",
+        &["certificates", "config", "error_text", "fault_injection", "job::event", "ledger", "retry", "telemetry"],
+    ),
+    ("http", &["broker", "config", "job", "ledger", "life", "objects", "review", "screen", "telemetry"]),
     ("backfill", &["broker", "config", "job", "ledger", "objects", "offload", "retry", "screen"]),
-    ("rejudge", &["backfill", "config", "job", "ledger", "policy"]),
-    ("compare", &["drift", "job", "ledger", "policy", "rejudge"]),
+    ("rejudge", &["backfill", "banks", "config", "job", "ledger", "policy"]),
+    ("matching", &["banks", "config", "job", "ledger", "policy", "rejudge"]),
+    ("review", &["config", "job", "ledger", "policy"]),
+    ("compare", &["banks", "drift", "job", "ledger", "policy", "rejudge"]),
     ("dead", &["broker", "canonical", "config", "escape", "job"]),
     ("evaluate", &["config", "detector", "error_text", "files", "job", "lanes", "policy", "screen"]),
     (
@@ -332,7 +358,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error_text", &[]),
     ("escape", &[]),
     ("fault_injection", &[]),
-    ("files", &["error_text"]),
+    ("files", &["error_text", "job"]),
     ("groups", &[]),
     ("offload", &[]),
     ("processes", &[]),
@@ -356,26 +382,30 @@ fn rooms_import_only_what_the_map_allows() {
 
 /// Rooms of stages: the parts that put the stages together, and the parts that stages share.
 const STAGES: &[(&str, &[&str], &[&str])] = &[
-    ("worker", &["run"], &["delivery", "options"]),
+    ("worker", &["run", "serve"], &["delivery", "options"]),
     ("screen", &["start", "self_test"], &["error", "pixels"]),
-    ("life", &["outages", "screening"], &["health", "refusals", "request"]),
+    ("life", &["outages", "screening"], &["health", "pictures", "refusals", "request"]),
     ("objects", &[], &["options"]),
     (
         "ledger",
         &["scratch"],
         &[
             "archive",
+            "banks",
             "baselines",
             "columns",
             "erasure",
             "error",
+            "image_hashes",
             "options",
             "outbox",
             "probe",
             "quarantine",
             "reconcile",
+            "reviews",
             "schema",
             "verdicts",
+            "webhooks",
         ],
     ),
 ];

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use pixwarden::config::SecretUrl;
 use pixwarden::job::{
-    Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
-    Removal, Revision, RevisionCause, Scores, Verdict, View, Views, event_id, revised_event_id, verdict_id,
+    Background, Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome,
+    Pdq, PolicyRef, Removal, Revision, RevisionCause, Scores, Verdict, View, ViewHash, Views, event_id,
+    revised_event_id, verdict_id,
 };
 use pixwarden::ledger::{
-    Archive, Erased, ErasedRows, Event, ExistingVerdict, Hold, Inserted, KeptBy, Ledger, LedgerError, MissingFile,
-    NewVerdict, Postgres, PostgresIndex, PrunedPage, Revise, Revised, Sqlite, Subject as Selects, UnpublishedEvents,
-    VerdictFilter, Verdicts, replace_failed_verdict,
+    Archive, Destinations, Erased, ErasedRows, Event, ExistingVerdict, Hold, Inserted, KeptBy, Ledger, LedgerError,
+    MissingFile, NewVerdict, Postgres, PostgresIndex, PrunedPage, Revise, Revised, Sqlite, Subject as Selects,
+    UnpublishedEvents, VerdictFilter, Verdicts, replace_failed_verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
@@ -109,20 +110,24 @@ fn finding(threshold: f32) -> Finding {
     Finding {
         rule: Some("a 'rule'".into()),
         category: Some("synthetic/face".into()),
-        severity: None,
-        outcome: FindingOutcome::Review,
-        source: FindingSource::Detector,
         detector: Some("d".into()),
         label: Some("by AI".into()),
         score: Some(0.1),
         threshold: Some(threshold),
-        view: Some(View { frame: 3 }),
+        view: Some(View::of_frame(3)),
+        ..Finding::new(FindingSource::Detector, FindingOutcome::Review)
     }
 }
 
 fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
     let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
     let labels = [("by AI".to_owned(), 0.1), ("by human".to_owned(), 0.9)];
+    let hashes = [Background::White, Background::Black].map(|background| ViewHash {
+        view: View { frame: 3, background, orientation: 6 },
+        pdq: Pdq([0x5a; 32]),
+        quality: 100,
+    });
+    let facts = Facts::of_one_view(Scores::from([("d".to_owned(), labels.into())]));
     Verdict {
         id: verdict_id(job_id),
         job_id: job_id.into(),
@@ -135,6 +140,7 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
         },
         object_at: Some(at - Duration::from_secs(3_600)),
         sha256: Some([7; 32]),
+        md5: Some([5; 16]),
         bytes: Some(123_456),
         seen: Some(ImageInfo { format: "jpeg", width: 640, height: 480, frames: 1 }),
         judgement: Judgement {
@@ -144,9 +150,9 @@ fn verdict(job_id: &str, outcome: Outcome) -> Verdict {
             score: Some(0.1),
             findings: vec![finding(0.05)],
         },
-        facts: Some(Facts::of_one_view(Scores::from([("d".to_owned(), labels.into())]))),
+        facts: Some(Facts { hashes: Some(hashes.into()), ..facts }),
         detectors: digests(),
-        policy: PolicyRef { name: "p".into(), sha256: "s".into() },
+        policy: PolicyRef::new("p", "s"),
         metadata: Some(serde_json::json!({"user": 7, "tags": ["a", null]})),
         reused_from: Some(verdict_id("another")),
         attempts: 2,
@@ -162,6 +168,7 @@ fn entry(job_id: &str, outcome: Outcome) -> NewVerdict {
         routing_key: outcome.routing_key().into(),
         correlation_id: job_id.into(),
         payload: format!("{{\"id\": \"{job_id}\"}}"),
+        destinations: Destinations::default(),
     };
     NewVerdict { verdict, event: Some(event) }
 }
@@ -308,6 +315,7 @@ async fn revise_to(ledger: &dyn Ledger, verdict: &Verdict, revision: u32, outcom
         routing_key: outcome.routing_key().into(),
         correlation_id: "c".into(),
         payload: "{\"revised\": true}".into(),
+        destinations: Destinations::default(),
     });
     let revised = ledger.revise(&revise).await.unwrap();
     (revise, revised)
@@ -409,7 +417,7 @@ async fn rejudging_revises_only_what_changes_and_loses_no_event() {
         ledger.insert(&new).await.unwrap();
         let judged_at = ledger.now().await.unwrap();
         let mut changes = new.clone().map(|new| Revise {
-            verdict: Verdict { policy: PolicyRef { name: "p".into(), sha256: "other".into() }, ..new.verdict },
+            verdict: Verdict { policy: PolicyRef::new("p", "other"), ..new.verdict },
             expected_revision: 1,
             cause: RevisionCause::Rejudged,
             judged_at,
@@ -463,6 +471,7 @@ async fn a_cleared_event_that_is_not_out_stays_while_the_image_passes() {
                 routing_key: key.into(),
                 correlation_id: "c".into(),
                 payload: "{}".into(),
+                destinations: Destinations::default(),
             });
             assert_eq!(ledger.rejudge(&[revise]).await.unwrap(), 1);
         };
@@ -638,7 +647,7 @@ async fn facts_are_found_by_content_and_detectors_and_those_of_an_earlier_releas
             NewVerdict { verdict: Verdict { sha256: Some([10; 32]), ..animated.verdict.clone() }, event: None };
         (viewed.verdict.id, viewed.verdict.job_id) = (verdict_id("viewed"), "viewed".into());
         let facts = viewed.verdict.facts.as_mut().unwrap();
-        facts.views = Some(Views::from([("d".into(), [("by AI".into(), View { frame: 3 })].into())]));
+        facts.views = Some(Views::from([("d".into(), [("by AI".into(), View::of_frame(3))].into())]));
         animated.verdict.facts.as_mut().unwrap().views = None;
         let new = [own.clone(), animated.clone(), viewed.clone(), entry("taken-over", Outcome::Passed)];
         ledger.insert(&new).await.unwrap();
@@ -656,6 +665,28 @@ async fn facts_are_found_by_content_and_detectors_and_those_of_an_earlier_releas
         );
         let found = ledger.find_facts([10; 32], &digests(), "another policy").await.unwrap();
         assert_eq!(found.map(|found| Some(found.facts)), Some(viewed.verdict.facts), "any policy may judge all views");
+    }
+}
+
+/// A hash that was not looked for is not the same as an image without one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_an_earlier_release_has_no_hashes_also_where_its_facts_are_reused() {
+    for subject in Subject::both().await {
+        let ledger = &subject.ledger;
+        let mut own = entry("own", Outcome::Passed);
+        own.verdict.reused_from = None;
+        ledger.insert(std::slice::from_ref(&own)).await.unwrap();
+        subject.execute("UPDATE verdicts SET hashes = NULL, md5 = NULL").await;
+        let read = ledger.read_verdict(own.verdict.id).await.unwrap().unwrap().verdict;
+        assert_eq!((read.md5, read.facts.unwrap().hashes), (None, None));
+        let reused = ledger.find_facts([7; 32], &digests(), "s").await.unwrap().unwrap();
+        assert_eq!(reused.facts.hashes, None);
+
+        let mut none = entry("none", Outcome::Passed);
+        none.verdict.facts.as_mut().unwrap().hashes = Some(Vec::new());
+        ledger.insert(std::slice::from_ref(&none)).await.unwrap();
+        let read = ledger.read_verdict(none.verdict.id).await.unwrap().unwrap().verdict;
+        assert_eq!(read.facts.unwrap().hashes, Some(Vec::new()));
     }
 }
 
@@ -1302,12 +1333,24 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
         secret.verdict.sha256 = Some([0xab; 32]);
         secret.verdict.image.key = "secret-key".into();
         secret.verdict.image.etag = Some("secret-etag".into());
-        secret.event.as_mut().unwrap().payload = "{\"subject\": \"secret-key\"}".into();
+        let event = secret.event.as_mut().unwrap();
+        event.payload = "{\"subject\": \"secret-key\"}".into();
+        event.destinations.webhooks = vec!["one".into(), "two".into()];
         let id = secret.verdict.id;
         let mut other = entry("other", Outcome::Flagged);
         other.verdict.metadata = Some(serde_json::json!({"user": "secret", "adult": "secret-true"}));
         ledger.insert(&[secret.clone(), other.clone()]).await.unwrap();
         revise_to(ledger.as_ref(), &secret.verdict, 1, Outcome::Review).await;
+        if let Tables::Postgres(_) = subject.tables {
+            assert_eq!(
+                subject.count("SELECT count(*) FROM webhook_deliveries").await,
+                0,
+                "the revision made them wrong"
+            );
+            let insert = "INSERT INTO webhook_deliveries (endpoint, event_id, verdict_id, routing_key, payload)
+                          SELECT 'one', event_id, verdict_id, 'image.review', 'secret-key' FROM outbox WHERE verdict_id = ";
+            subject.execute(&format!("{insert}'{id}'")).await;
+        }
         ledger.begin_quarantine(id, Uuid::new_v4()).await.unwrap();
         ledger.record_published_jobs(&[id], OffsetDateTime::now_utc()).await.unwrap();
         ledger.save_backfill_progress("at it", Some("secret-key")).await.unwrap();
@@ -1331,6 +1374,10 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
         }
         let erased = done(ledger.erase(&[id]).await.unwrap());
         let one_each = ErasedRows {
+            // One for each view.
+            hashes: if matches!(subject.tables, Tables::Sqlite(_)) { 0 } else { 2 },
+            // The revision has opened one.
+            review_items: if matches!(subject.tables, Tables::Sqlite(_)) { 0 } else { 1 },
             verdicts: 1,
             history: 1,
             suspects: 1,
@@ -1339,7 +1386,8 @@ async fn nothing_that_is_erased_is_left_in_any_table() {
             tombstones: 1,
             // The flagged one was replaced by its revision.
             events: 1,
-            holds: 0,
+            webhook_deliveries: if matches!(subject.tables, Tables::Sqlite(_)) { 0 } else { 1 },
+            ..ErasedRows::default()
         };
         assert_eq!(erased, one_each);
         let after = subject.dump().await;

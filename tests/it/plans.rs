@@ -63,8 +63,8 @@ impl Execution {
     }
 }
 
-/// Runs a command, and returns the executions of each of its statements that read verdicts in an order.
-async fn executions(lab: &Lab, arguments: &[&str]) -> BTreeMap<String, Vec<Execution>> {
+/// Runs a command, and returns the executions of each of its statements that read a table in an order.
+async fn executions(lab: &Lab, arguments: &[&str], table: &str) -> BTreeMap<String, Vec<Execution>> {
     let log = ["--log", "warn,sqlx::postgres::notice=info", "--log-format", "json"];
     let ended = lab.run(&[arguments, &log].concat()).await.expect_ok();
     let mut found: BTreeMap<String, Vec<Execution>> = BTreeMap::new();
@@ -73,7 +73,7 @@ async fn executions(lab: &Lab, arguments: &[&str]) -> BTreeMap<String, Vec<Execu
         let Some((_, json)) = text.split_once("plan:") else { continue };
         let explained: Value = serde_json::from_str(json).unwrap();
         let (query, plan) = (explained["Query Text"].as_str().unwrap(), explained["Plan"].clone());
-        if query.contains("FROM verdicts") && query.contains("ORDER BY") {
+        if query.contains(&format!("FROM {table}")) && query.contains("ORDER BY") {
             let pages = ["Shared Hit Blocks", "Shared Read Blocks"].map(|kind| plan[kind].as_u64().unwrap());
             found.entry(query.to_owned()).or_default().push(Execution { plan, pages: pages.iter().sum() });
         }
@@ -104,7 +104,7 @@ async fn every_page_of_export_and_prune_is_read_by_an_index_without_sorting() {
         (&["prune", "--outcome", "flagged", "--yes"], 1, true),
         (&["prune", "--yes"], 3, true),
     ] {
-        let statements = executions(&lab, &[command, &until].concat()).await;
+        let statements = executions(&lab, &[command, &until].concat(), "verdicts").await;
         assert!(!statements.is_empty(), "{command:?} read no verdicts");
         for (query, executions) in &statements {
             for (number, execution) in executions.iter().enumerate() {
@@ -116,5 +116,29 @@ async fn every_page_of_export_and_prune_is_read_by_an_index_without_sorting() {
         }
         let most = statements.values().map(Vec::len).max().unwrap();
         assert!(most >= times, "{command:?}: {most} pages instead of {times}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_bank_is_read_by_its_primary_key_also_before_there_are_statistics() {
+    let lab = Lab::new().await;
+    // As if no vacuum had come by yet: the planner guesses.
+    sqlx::query("ALTER TABLE bank_entries SET (autovacuum_enabled = false)").execute(&lab.db).await.unwrap();
+    sqlx::query("INSERT INTO banks (name, kind, restricted, enabled, version) VALUES ('b', 'deny', false, true, 1)")
+        .execute(&lab.db)
+        .await
+        .unwrap();
+    let fill = "INSERT INTO bank_entries (bank, added, kind, hash)
+                SELECT banks.id, 1, 3, decode(md5(n::text), 'hex') FROM banks, generate_series(1, 110000) AS n";
+    sqlx::query(fill).execute(&lab.db).await.unwrap();
+    for (setting, value) in SETTINGS.into_iter().filter(|(setting, _)| !setting.starts_with("enable_")) {
+        let statement = format!("ALTER DATABASE \"{}\" SET {setting} = '{value}'", lab.prefix);
+        sqlx::query(AssertSqlSafe(statement)).execute(&lab.db).await.unwrap();
+    }
+    let statements = executions(&lab, &["bank", "export", "b"], "bank_entries").await;
+    let pages: Vec<&Execution> = statements.values().flatten().collect();
+    assert_eq!(pages.len(), 3);
+    for page in pages {
+        assert!(page.is_ordered(), "{:#}", page.plan);
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use md5::{Digest, Md5};
 use serde_json::Value;
 use sqlx::SqlitePool;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -86,7 +87,7 @@ async fn decided(db: &SqlitePool) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_scans_are_taken_up_where_they_were_and_repeat_nothing() {
-    let desk = Desk::new(4).await;
+    let desk = Desk::new(5).await;
     let names = desk.names();
     assert!(names.len() > 500, "{}", names.len());
 
@@ -433,6 +434,13 @@ async fn a_scanned_file_is_shown_by_path_content_and_verdict() {
             assert_eq!(show(shown[0][id].as_str().unwrap().as_ref()).await, shown, "{id}");
         }
         assert_eq!(shown[0]["announced"], "not announced");
+        let bytes = std::fs::read(folder.join("few").join(name)).unwrap();
+        assert_eq!(shown[0]["md5"], hex::encode(Md5::digest(&bytes)));
+        let row = scanned.iter().find(|row| row["sha256"] == shown[0]["sha256"]).unwrap();
+        assert_eq!(shown[0]["hashes"], row["hashes"]);
+        let hash = &row["hashes"][0];
+        assert_eq!(hash["view"], serde_json::json!({"frame": 0, "background": "white", "orientation": 1}));
+        assert!(hash["pdq"].as_str().unwrap().len() == 64 && hash["quality"].as_u64().unwrap() <= 100, "{hash}");
         assert_eq!((&shown[0]["revision"], &shown[0]["judged_at"]), (&serde_json::json!(1), &shown[0]["decided_at"]));
     }
     let wrong = run(&["show".as_ref(), "sha256:abc".as_ref()]).await;

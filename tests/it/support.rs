@@ -188,7 +188,7 @@ impl Lab {
             "enqueue" => ("pixwarden-publisher", "nobody"),
             "backfill" => ("pixwarden-publisher", "pixwarden_operator"),
             "rejudge" => ("pixwarden-publisher", "pixwarden_operator"),
-            "prune" | "erase" | "hold" => ("nobody", "pixwarden_operator"),
+            "prune" | "erase" | "hold" | "bank" | "webhook" => ("nobody", "pixwarden_operator"),
             "dead" => ("pixwarden-operator", "nobody"),
             _ => ("pixwarden-worker", "pixwarden_worker"),
         };
@@ -250,14 +250,20 @@ impl Lab {
 
     /// As [`Lab::worker`], with a configuration file that the test has written.
     pub fn worker_of(&self, config: &Path) -> Worker {
-        let log = self.folder.path().join("worker.log");
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.process("worker.log", config, &[&["worker"], &flags[..]].concat())
+    }
+
+    /// Starts a command that runs until it is asked to end. Its log is a file in the lab's folder.
+    pub fn process(&self, log: &str, config: &Path, arguments: &[&str]) -> Worker {
+        let log = self.folder.path().join(log);
         let out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.command();
         command
             .arg("--config")
             .arg(config)
-            .args(["worker", "--log", "info,pixwarden=debug,lapin=warn,ort=warn"])
-            .args(&self.flags)
+            .args(["--log", "info,pixwarden=debug,lapin=warn,ort=warn"])
+            .args(arguments)
             .stderr(Stdio::from(out))
             .stdout(Stdio::null());
         Worker { child: command.spawn().unwrap(), log }
@@ -502,9 +508,13 @@ impl Worker {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    pub fn whole_log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Whether its log contains a text.
     pub fn log_has(&self, words: &str) -> bool {
-        std::fs::read_to_string(&self.log).unwrap_or_default().contains(words)
+        self.whole_log().contains(words)
     }
 
     /// The address at which it serves metrics and health. Waits until the log has it.
@@ -668,13 +678,15 @@ pub struct Fixture {
     pub outcome: String,
 }
 
-/// The fixtures whose scores are not close to a threshold.
+/// The fixtures whose scores are not close to a threshold, without damaged files, of which only the outcome is known that
+/// they do not have.
 pub fn judged_fixtures() -> Vec<Fixture> {
     let folder = fixtures();
     let expected = std::fs::read_to_string(folder.join("expected.jsonl")).unwrap();
     expected
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["damaged"] == false)
         .filter(|line| !line["near_threshold"].as_array().unwrap().iter().any(|d| d == "spread-nhwc"))
         .map(|line| Fixture {
             bytes: std::fs::read(folder.join(line["file"].as_str().unwrap())).unwrap(),

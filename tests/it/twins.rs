@@ -35,6 +35,8 @@ fn row(verdict: &Verdict) -> Value {
         "sha256": verdict.sha256.map(hex::encode), "bytes": verdict.bytes,
         "format": verdict.seen.map(|seen| seen.format), "width": verdict.seen.map(|seen| seen.width),
         "height": verdict.seen.map(|seen| seen.height), "frames": verdict.seen.map(|seen| seen.frames),
+        "damage": verdict.facts.as_ref().map(|facts| &facts.damage),
+        "hashes": verdict.facts.as_ref().map(|facts| &facts.hashes),
     })
 }
 

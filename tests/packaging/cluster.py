@@ -32,7 +32,7 @@ RABBITMQ_TRIGGER = {"protocol", "mode", "queueName", "value", "activationValue",
 
 def findings():
     secret, migrating = (yaml.safe_load((BASE / f"{name}.example.yaml").read_text()) for name in ("secret", "secret-migrate"))
-    for where in ("base", "overlays/gpu"):
+    for where in ("base", "overlays/gpu", "overlays/http"):
         rendered, error = render(where)
         if error:
             yield error
@@ -48,6 +48,7 @@ def findings():
             ]
         yield from (f"deploy/kubernetes/{where}: {finding}" for finding in wrong)
     yield from gpu(render("base")[0], render("overlays/gpu")[0])
+    yield from http(render("base")[0], render("overlays/http")[0])
     yield from options(secret["stringData"])
     yield from options(migrating["stringData"])
     yield from unit()
@@ -150,7 +151,7 @@ def probes(rendered):
     worker = one(rendered, "Deployment")["spec"]["template"]["spec"]
     container = worker["containers"][0]
     configuration = tomllib.loads(one(rendered, "ConfigMap")["data"]["pixwarden.toml"])
-    (port,) = container["ports"]
+    (port,) = (port for port in container["ports"] if port["name"] == "metrics")
     listen = configuration.get("metrics", {}).get("listen")
     if listen != f"0.0.0.0:{port['containerPort']}":
         yield f"the worker listens on {listen}, not on port {port['containerPort']}"
@@ -159,7 +160,7 @@ def probes(rendered):
         if asked != {"path": path, "port": port["name"]}:
             yield f"the {probe} probe requests {asked}"
     (endpoint,) = one(rendered, "PodMonitor")["spec"]["podMetricsEndpoints"]
-    (ingress,) = one(rendered, "NetworkPolicy")["spec"]["ingress"]
+    ingress = one(rendered, "NetworkPolicy")["spec"]["ingress"][0]
     if endpoint["port"] != port["name"] or ingress["ports"] != [{"port": port["name"]}]:
         yield f"Prometheus scrapes {endpoint['port']}, but the policy allows {ingress['ports']}"
     drain_s = configuration["worker"]["drain_ms"] / 1000
@@ -199,14 +200,48 @@ def gpu(base, overlay):
             yield f"overlays/gpu: {before['kind']} differs from the base's"
 
 
+def http(base, overlay):
+    """The overlay differs from the base only in what HTTP needs: a service, its port, who may connect, and keys."""
+    worker, service = one(overlay, "Deployment"), one(overlay, "Service")
+    pod = worker["spec"]["template"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    if not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items():
+        yield f"overlays/http: the service selects {service['spec']['selector']}, the pod has {pod['metadata']['labels']}"
+    (port,) = service["spec"]["ports"]
+    options = tomllib.loads(one(overlay, "ConfigMap")["data"]["pixwarden.toml"])["http"]
+    if options["listen"] != f"0.0.0.0:{ports.get(port['targetPort'])}":
+        yield f"overlays/http: the service connects to {port['targetPort']}, the worker listens on {options['listen']}"
+    if [{"port": port["targetPort"]}] not in [rule["ports"] for rule in one(overlay, "NetworkPolicy")["spec"]["ingress"]]:
+        yield f"overlays/http: the policy does not allow {port['targetPort']}"
+    for key in options["keys"]:
+        if not NO_SECRET.fullmatch(key["sha256"]):
+            yield f"overlays/http: the key {key['name']} may be a real one"
+    base_options, own = (
+        tomllib.loads((folder / "pixwarden.toml").read_text()) for folder in (BASE, BASE.parent / "overlays/http")
+    )
+    if base_options != {name: value for name, value in own.items() if name != "http"}:
+        yield "overlays/http: pixwarden.toml differs from the base's in more than [http]"
+    others = {"Deployment", "NetworkPolicy", "ConfigMap", "Service"}
+    if [thing for thing in base if thing["kind"] not in others] != [thing for thing in overlay if thing["kind"] not in others]:
+        yield "overlays/http: more differs from the base than HTTP needs"
+    ingress = yaml.safe_load((BASE.parent / "overlays/http/ingress.example.yaml").read_text())
+    yield from (f"overlays/http: {finding}" for finding in schemas([ingress]))
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    if path["backend"]["service"] != {"name": service["metadata"]["name"], "port": {"name": port["name"]}}:
+        yield f"overlays/http: the ingress sends to {path['backend']['service']}"
+    if options["hosts"] != [rule["host"]]:
+        yield f"overlays/http: the ingress is at {rule['host']}, http.hosts has {options['hosts']}"
+
+
 def options(secret):
     """Options and variables exist, and no value looks like a real secret."""
     known = option_variables()
-    configuration = tomllib.loads((BASE / "pixwarden.toml").read_text())
+    configuration = tomllib.loads((BASE.parent / "overlays/http/pixwarden.toml").read_text())
     environment = dict(line.split("=", 1) for line in lines(UNIT.parent / "pixwarden.env.example") if "=" in line)
     for path in leaves(configuration):
         if "PIXWARDEN_" + "_".join(path).upper() not in known:
-            yield f"deploy/kubernetes/base/pixwarden.toml: {'.'.join(path)} is not an option"
+            yield f"deploy/kubernetes/overlays/http/pixwarden.toml: {'.'.join(path)} is not an option"
     for where, variables in (("base/secret.example.yaml", secret), ("pixwarden.env.example", environment)):
         for variable, value in variables.items():
             if variable.startswith("PIXWARDEN_") and variable not in known:
@@ -223,6 +258,9 @@ def unit():
     settings = dict(line.split("=", 1) for line in lines(UNIT) if "=" in line)
     if int(settings["TimeoutStopSec"]) <= example_options()["worker"]["drain_ms"] / 1000:
         yield "pixwarden.service: the worker is killed before it has drained"
+    starts = [line for line in lines(UNIT.parent / "pixwarden-serve.service.d/serve.conf") if line.startswith("ExecStart=")]
+    if len(starts) != 2 or starts[0] != "ExecStart=":
+        yield "pixwarden-serve.service: it would start the worker too"
     if settings.get("KillMode") != "mixed":
         yield "pixwarden.service: decoders are stopped before the worker has drained"
     allowed = [line.split("=", 1)[1].split() for line in lines(UNIT) if re.match("SystemCallFilter=[^~]", line)]
@@ -233,14 +271,25 @@ def unit():
     if analyze is None:
         print("packaging: the unit's settings were not verified, because systemd-analyze is not installed")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / UNIT.name
-        copy.write_text(UNIT.read_text().replace("/opt/pixwarden/pixwarden worker", "/bin/true worker"))
-        command = [analyze, "verify", "--recursive-errors=no", copy]
-        result = subprocess.run(command, check=False, capture_output=True, text=True)
-        # systemd-analyze only warns about an unknown setting.
-        if result.returncode != 0 or UNIT.name in result.stderr:
-            yield f"pixwarden.service: systemd-analyze failed:\n{result.stderr}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for unit in (UNIT.name, "pixwarden-serve.service"):
+            copy = folder / unit
+            copy.write_text(runnable(UNIT))
+            # The folder of changes to a unit has its name.
+            for change in (UNIT.parent / f"{unit}.d").glob("*.conf"):
+                (folder / f"{unit}.d").mkdir(exist_ok=True)
+                (folder / f"{unit}.d" / change.name).write_text(runnable(change))
+            command = [analyze, "verify", "--recursive-errors=no", copy]
+            result = subprocess.run(command, check=False, capture_output=True, text=True)
+            # systemd-analyze only warns about an unknown setting.
+            if result.returncode != 0 or UNIT.stem in result.stderr:
+                yield f"{unit}: systemd-analyze failed:\n{result.stderr}"
+
+
+def runnable(path):
+    """The text of a unit with a program that is installed here."""
+    return path.read_text().replace("/opt/pixwarden/pixwarden ", "/bin/true ")
 
 
 def lines(path):

@@ -1,6 +1,7 @@
 """Dockerfile, .dockerignore and docker-compose.yml, checked without a Docker engine."""
 
 import fnmatch
+import hashlib
 import re
 import subprocess
 import tomllib
@@ -27,6 +28,7 @@ def findings():
     yield from variables(compose)
     yield from secrets(compose)
     yield from garage(compose)
+    yield from http(compose)
 
 
 def parsers():
@@ -184,6 +186,24 @@ def garage(compose):
         yield "docker-compose.yml: Garage does not accept this access key"
     if not re.fullmatch(r"[0-9a-f]{64}", worker["AWS_SECRET_ACCESS_KEY"]):
         yield "docker-compose.yml: Garage does not accept this secret key"
+
+
+def http(compose):
+    """Ports are published to this machine only, and the key of the page is the one in its comment."""
+    for name, service in compose["services"].items():
+        for port in service.get("ports", []):
+            if not port.startswith("127.0.0.1:"):
+                yield f"docker-compose.yml: {name} publishes {port} to other machines"
+    content = compose["configs"]["http"]["content"]
+    options = tomllib.loads(content)["http"]
+    key = re.search(r"# The key is (\S+)\.$", content, re.MULTILINE)[1]
+    if [one["sha256"] for one in options["keys"]] != [hashlib.sha256(key.encode()).hexdigest()]:
+        yield f"docker-compose.yml: {key} is not the key of the configuration"
+    if not NO_SECRET.search(key):
+        yield f"docker-compose.yml: {key} looks like a real secret"
+    inside = options["listen"].rpartition(":")[2]
+    if compose["services"]["serve"]["ports"] != [f"127.0.0.1:{inside}:{inside}"]:
+        yield f"docker-compose.yml: serve listens on port {inside}, which is not published"
 
 
 def instructions(dockerfile, name):

@@ -1,4 +1,4 @@
-"""What must come out for every fixture: the reference's scores and outcomes, or `undecodable`."""
+"""What must come out for every fixture: the reference's scores and outcomes, `undecodable`, or damage."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ class Expected:
     sha256: str
     size_bytes: int
     decoded: Decoded | None
-    """None for a file that must end as `undecodable`."""
+    """None for a bad file."""
     why: str | None = None
-    """Why it is undecodable."""
+    """What is wrong with a bad file."""
+    is_damaged: bool = False
+    """Whether a bad file shows something, so that it is screened and does not pass. Other bad files are `undecodable`."""
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     """The first frame as the model sees it, `[height, width, 3]` uint8."""
     scores: dict[str, dict[str, float] | None] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Expected:
             "width": shape and shape.width,
             "height": shape and shape.height,
             "frames": shape and shape.frame_count,
-            "undecodable": shape is None,
+            "undecodable": shape is None and not self.is_damaged,
+            "damaged": self.is_damaged,
             "why": self.why,
             "scores": self.scores or None,
             "outcomes": {name: self.outcome(name) for name in self.scores} or None,
@@ -92,7 +95,7 @@ def make(root: Path, leave_out: Collection[str] = ()) -> tuple[list[Path], list[
         results.append(one)
     for kind, bad in damage.write(root / "bad"):
         one = _record(root / "bad" / bad.name, kind, bad.data)
-        one.why = bad.why
+        one.why, one.is_damaged = bad.why, bad.is_damaged
         _check_refused(bad)
         results.append(one)
     with open(root / "expected.jsonl", "w", encoding="utf-8") as out:

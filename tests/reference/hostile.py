@@ -21,7 +21,7 @@ from reference import containers, damage
 from reference.containers import png_chunk, png_header
 from reference.scenes import scene
 
-SCREENED, UNDECODABLE, REJECTED = "screened", "undecodable", "rejected"
+SCREENED, DAMAGED, UNDECODABLE, REJECTED = "screened", "damaged", "undecodable", "rejected"
 _MAX_OBJECT_BYTES = 52_428_800
 _END = png_chunk(b"IEND", b"")
 
@@ -137,8 +137,8 @@ def _grey_tags(width: int, height: int, length: int) -> dict[int, tuple[int, int
 
 
 def _bombs(whole: dict[str, bytes]) -> Iterator[Hostile]:
-    def bomb(name: str, data: bytes, why: str) -> Hostile:
-        return Hostile(f"bomb-{name}", data, UNDECODABLE, why)
+    def bomb(name: str, data: bytes, why: str, expected: str = UNDECODABLE) -> Hostile:
+        return Hostile(f"bomb-{name}", data, expected, why)
 
     yield bomb("canvas.gif", _gif(65_535, 65_535, _gif_frame()), "one pixel on a canvas of 65535 x 65535")
     yield bomb("frame.gif", _gif(8, 8, _gif_frame(65_535, 65_535)), "a frame of 65535 x 65535 on a canvas of 8 x 8")
@@ -149,13 +149,12 @@ def _bombs(whole: dict[str, bytes]) -> Iterator[Hostile]:
     huge = _webp_animation((1 << 24, 1 << 24), (16, 16), 2)
     yield bomb("canvas.webp", huge, "a canvas of 16777216 x 16777216")
     yield bomb("wide-canvas.webp", _webp_animation((1 << 24, 100), (16, 16), 2), "a canvas 16777216 wide")
-    # Lossless data is decoded with alpha and copied without: seven bytes a pixel, and more than there may be.
+    # It is decoded with alpha and copied without, which takes more memory than there may be.
     large = _one_colour(9_000, 9_000, "WEBP", lossless=True, method=0)
     yield bomb("large.webp", large, "9000 x 9000, lossless and whole")
     lossless = b"\x2f" + struct.pack("<I", 16_383 | 16_383 << 14) + bytes(16)
-    # An animation's decoder holds fifteen bytes a pixel.
     moving = _webp_animation((6_000, 6_000), (6_000, 6_000), 2)
-    yield bomb("large-animation.webp", moving, "2 frames of 6000 x 6000, lossless and whole")
+    yield bomb("large-animation.webp", moving, "2 frames of 6000 x 6000, lossless and whole", SCREENED)
     yield bomb("lossless.webp", _riff(_chunk(b"VP8L", lossless)), "16384 x 16384 and 16 bytes of data")
     yield bomb("rle.bmp", _bmp(16_000, 16_000, b"\0\1", bits=8, compression=1), "16000 x 16000 in a two-byte RLE")
     strip = zlib.compress(bytes(1 << 26), 9)
@@ -164,16 +163,16 @@ def _bombs(whole: dict[str, bytes]) -> Iterator[Hostile]:
     tiles = _grey_tags(64, 64, 64) | {322: (_LONG, 1, 1 << 30), 323: (_LONG, 1, 1 << 30), 324: (_LONG, 1, 8)}
     tiles |= {325: (_LONG, 1, 64)}
     yield bomb("tile.tiff", _tiff(tiles, bytes(64)), "64 x 64 in a tile of 2^30 x 2^30")
-    yield bomb("sparse.jpg", _with_frame(whole["baseline.jpg"], 10_000, 10_000), "10000 x 10000, data for 320 x 240")
+    yield bomb("sparse.jpg", _with_frame(whole["baseline.jpg"], 10_000, 10_000), "10000 x 10000, data for 320 x 240", DAMAGED)
     sparse = _with_frame(whole["progressive.jpg"], 7_600, 7_600)
-    yield bomb("sparse-progressive.jpg", sparse, "7600 x 7600, progressive, data for 320 x 240")
+    yield bomb("sparse-progressive.jpg", sparse, "7600 x 7600, progressive, data for 320 x 240", DAMAGED)
     last = whole["progressive.jpg"].rindex(b"\xff\xda")
     scan = whole["progressive.jpg"][last:-2]
     scans = whole["progressive.jpg"][:-2] + scan * 2_000 + b"\xff\xd9"
-    yield bomb("scans.jpg", scans, "2000 scans")
+    yield bomb("scans.jpg", scans, "2000 scans, all but a few the same one", DAMAGED)
     animated = png_header(64, 64, 8, 2) + png_chunk(b"acTL", struct.pack(">II", 0x7FFF_FFFF, 0))
     animated += png_chunk(b"IDAT", zlib.compress(bytes(64 * 193))) + _END
-    yield bomb("frames.png", animated, "2^31 - 1 frames by its header, one in the file")
+    yield bomb("frames.png", animated, "2^31 - 1 frames by its header, one in the file", DAMAGED)
 
 
 def _large_and_whole() -> Iterator[Hostile]:
@@ -185,7 +184,7 @@ def _large_and_whole() -> Iterator[Hostile]:
     yield fits("progressive.jpg", _one_colour(7_600, 7_600, "JPEG", progressive=True), "7600 x 7600, progressive")
     yield fits("baseline.jpg", _one_colour(10_000, 10_000, "JPEG"), "10000 x 10000, as many pixels as may be")
     yield fits("grey.png", _saved(Image.new("L", (10_000, 10_000)), "PNG"), "10000 x 10000, grey")
-    yield fits("still.webp", _one_colour(8_700, 8_700, "WEBP", lossless=True, method=0), "8700 x 8700, lossless")
+    yield fits("still.webp", _one_colour(7_700, 7_700, "WEBP", lossless=True, method=0), "7700 x 7700, lossless")
     yield fits("canvas.gif", _gif(5_900, 5_900, _gif_frame() * 2), "2 frames of 5900 x 5900")
     yield fits("many-frames.gif", _gif(32, 32, _gif_frame() * 100_000), "100,000 frames of 32 x 32")
     yield fits("animated.webp", _webp_animation((4_000, 4_000), (4_000, 4_000), 2), "2 frames of 4000 x 4000")
@@ -225,20 +224,22 @@ def _absurd_headers() -> Iterator[Hostile]:
     grey = _grey_tags(64, 64, 4096)
     for name, tags, why in (
         ("strips", {273: (_LONG, 0xFFFF_FFFF, 8), 279: (_LONG, 0xFFFF_FFFF, 8)}, "2^32 - 1 strips"),
-        ("length", {279: (_LONG, 1, 0xFFFF_FFFF)}, "a strip of 4 GB"),
         ("offset", {273: (_LONG, 1, 0xFFFF_FFF0)}, "a strip at 4 GB"),
         ("samples", {277: (_SHORT, 1, 65_535)}, "65535 samples a pixel"),
         ("bits", {258: (_SHORT, 1, 65_535)}, "65535 bits a sample"),
         ("rows", {278: (_LONG, 1, 0)}, "strips of no rows"),
     ):
         yield absurd(f"{name}.tiff", _tiff(grey | tags, bytes(4096)), why)
+    long = _tiff(grey | {279: (_LONG, 1, 0xFFFF_FFFF)}, bytes(4096))
+    yield Hostile("absurd-length.tiff", long, SCREENED, "a strip of 4 GB, of which all that is needed is there")
     planar = _grey_tags(64, 64, 4096) | {258: (_SHORT, 1, 8), 262: (_SHORT, 1, 2), 277: (_SHORT, 1, 3)}
     planar |= {284: (_SHORT, 1, 2), 322: (_SHORT, 1, 16), 323: (_SHORT, 1, 16), 324: (_LONG, 1, 8), 325: (_LONG, 1, 256)}
     del planar[273], planar[278], planar[279]
-    yield absurd("planar-tiles.tiff", _tiff(planar, bytes(4096)), "tiles by plane, one where 48 are needed")
+    few = _tiff(planar, bytes(4096))
+    yield Hostile("absurd-planar-tiles.tiff", few, DAMAGED, "tiles by plane, one where 48 are needed")
     own = 8 + 4096
     loop = _tiff(grey, bytes(4096), following=own)
-    yield Hostile("cyclic.tiff", loop, UNDECODABLE, "its directory is followed by itself")
+    yield Hostile("cyclic.tiff", loop, DAMAGED, "its directory is followed by itself")
     sub = _tiff(grey | {330: (_LONG, 1, own), 34665: (_LONG, 1, own)}, bytes(4096))
     yield Hostile("cyclic-sub.tiff", sub, SCREENED, "its directory is its own child and its own EXIF")
     yield absurd("directory.tiff", b"II*\0\x08\0\0\0" + b"\xff\xff" + bytes(64), "65535 tags in 64 bytes")
@@ -248,7 +249,10 @@ def _truncations(whole: dict[str, bytes]) -> Iterator[Hostile]:
     for name, data in whole.items():
         for tenth in range(10):
             cut = data[: len(data) * tenth // 10]
-            yield Hostile(f"cut-{tenth}-of-10-{name}", cut, UNDECODABLE, f"cut at {tenth}/10")
+            # A compressed TIFF has its directory behind its pixels, and a tenth of a WebP has no whole row.
+            is_empty = tenth == 0 or name in ("lzw.tiff", "deflate.tiff")
+            is_empty = is_empty or (tenth == 1 and name in ("lossy.webp", "lossless.webp"))
+            yield Hostile(f"cut-{tenth}-of-10-{name}", cut, UNDECODABLE if is_empty else DAMAGED, f"cut at {tenth}/10")
 
 
 def _masks(whole: dict[str, bytes]) -> Iterator[Hostile]:
@@ -279,9 +283,9 @@ def _masks(whole: dict[str, bytes]) -> Iterator[Hostile]:
 
 
 def _jpeg_in_tiff() -> Iterator[Hostile]:
-    """A whole one. Refused all the same: of one that lacks half of its data the decoder makes as many pixels, and is silent."""
+    """A whole one."""
     whole = _saved(Image.new("RGB", (64, 64), (200, 30, 90)), "TIFF", compression="jpeg")
-    yield Hostile("jpeg.tiff", whole, UNDECODABLE, "a TIFF compressed as JPEG")
+    yield Hostile("jpeg.tiff", whole, SCREENED, "a TIFF compressed as JPEG")
 
 
 def _exif(tags: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
@@ -309,7 +313,7 @@ def _lying_metadata(whole: dict[str, bytes]) -> Iterator[Hostile]:
         yield Hostile(f"exif-{name}.png", png[:33] + chunk + png[33:], SCREENED, "EXIF that lies, a whole image")
     profile = _segment(0xE2, b"ICC_PROFILE\0\xff\x00" + b"\xff" * 500)
     # libjpeg keeps its first warning only, and this one could hide that of a missing end.
-    yield Hostile("icc.jpg", _with_segments(jpeg, profile), UNDECODABLE, "part 255 of 0 of a colour profile of garbage")
+    yield Hostile("icc.jpg", _with_segments(jpeg, profile), SCREENED, "part 255 of 0 of a colour profile of garbage")
     for name, body in (("garbage", zlib.compress(b"\xff" * 500)), ("stream", b"\xff" * 500), ("bomb", zlib.compress(bytes(1 << 27), 9))):
         chunk = png_chunk(b"iCCP", b"icc\0\0" + body)
         yield Hostile(f"icc-{name}.png", png[:33] + chunk + png[33:], SCREENED, "a colour profile of no use")
@@ -337,7 +341,7 @@ def hostile_files() -> Iterator[Hostile]:
     yield from _jpeg_in_tiff()
     yield from _lying_metadata(whole)
     for _, bad in damage.bad_files():
-        yield Hostile(f"damage-{bad.name}", bad.data, UNDECODABLE, bad.why)
+        yield Hostile(f"damage-{bad.name}", bad.data, DAMAGED if bad.is_damaged else UNDECODABLE, bad.why)
 
 
 def write(folder: Path) -> int:

@@ -120,7 +120,7 @@ def _png_one_bit(shot: _Shot) -> bytes:
 
 
 def _png_very_wide(shot: _Shot) -> bytes:
-    """Exactly as wide as the decode limit allows: 16,384 pixels."""
+    """Far wider than any screen: 16,384 pixels."""
     return _save(shot.image().resize((16_384, 24), Image.Resampling.BILINEAR), "PNG")
 
 

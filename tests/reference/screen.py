@@ -19,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from reference.integrity import broken_part
 from reference.preprocessing import preprocessing
 
-MAX_EDGE_PIXELS = 16_384
+MAX_EDGE_PIXELS = 1_000_000
 MAX_PIXELS = 100_000_000
-MAX_FRAMES = 4
+MAX_FRAMES = 8
+MAX_VIEWS = 12
 
 REVIEW_AT = 0.5
 FLAG_AT = 0.9
@@ -54,7 +55,7 @@ class Decoded:
     """Size when upright, after EXIF orientation is applied."""
     frame_count: int
     frames: list[Image.Image]
-    """The frames that are screened, upright, mode RGB."""
+    """The views that are screened, upright, mode RGB: frames over white, then what looks different over black or turned."""
 
 
 def decode(data: bytes) -> Decoded:
@@ -81,32 +82,68 @@ def _decode(data: bytes) -> Decoded:
         raise Undecodable(f"damaged: {broken}")
     try:
         count = getattr(image, "n_frames", 1) if kind in _ANIMATED else 1
-        frames = []
-        for index in frame_indices(count):
+        frames, others = [], []
+        for index in _frame_indices(_durations(image, count)):
             if count > 1:
                 image.seek(index)
-            frames.append(_opaque_rgb(ImageOps.exif_transpose(image)))
+            # Browsers do not turn a WebP, and phones do.
+            upright = image if kind == "webp" else ImageOps.exif_transpose(image)
+            white, black = _opaque_rgb(upright, "white"), _opaque_rgb(upright, "black")
+            frames.append(white)
+            if np.abs(np.asarray(white, np.int16) - np.asarray(black)).mean() > 1:
+                others.append(black)
+            if kind == "webp" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                others.append(_opaque_rgb(ImageOps.exif_transpose(image), "white"))
     except Exception as error:
         raise Undecodable(f"damaged: {error}") from error
-    return Decoded(kind, *frames[0].size, count, frames)
+    return Decoded(kind, *frames[0].size, count, (frames + others)[:MAX_VIEWS])
 
 
-def frame_indices(count: int, limit: int = MAX_FRAMES) -> list[int]:
-    """Which frames of `count` are screened: evenly spaced, first and last among them."""
-    if count <= limit:
-        return list(range(count))
-    return [step * (count - 1) // (limit - 1) for step in range(limit)]
+def _durations(image: Image.Image, count: int) -> list[int]:
+    """Of each frame in milliseconds, as browsers show it."""
+    durations = []
+    for index in range(count):
+        if count > 1:
+            image.seek(index)
+            image.load()
+        asked = image.info.get("duration", 0)
+        durations.append(100 if asked <= 10 else int(asked))
+    return durations
 
 
-def _opaque_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey divided by 257 and rounded, alpha over white, the rest by Pillow's own convert."""
+def _frame_indices(durations: list[int], limit: int = MAX_FRAMES) -> list[int]:
+    """Which frames are screened, where all look different: the first, the last, the longest, and those that are on screen at
+    evenly spaced times, then those in the middle between others."""
+    last = len(durations) - 1
+    chosen: list[int] = []
+
+    def choose(index: int) -> None:
+        if index not in chosen and len(chosen) < limit:
+            chosen.append(index)
+
+    for index in (0, last, durations.index(max(durations))):
+        choose(index)
+    ends = np.cumsum(durations)
+    slots = min(limit, len(durations)) - len(chosen)
+    for slot in range(1, slots + 1):
+        choose(int(np.searchsorted(ends, ends[-1] * slot // (slots + 1), side="right")))
+    steps = 1
+    while len(chosen) < min(limit, len(durations)):
+        steps *= 2
+        for step in range(1, steps):
+            choose(last * step // steps)
+    return sorted(chosen)
+
+
+def _opaque_rgb(image: Image.Image, background: str) -> Image.Image:
+    """Any mode to RGB: 16-bit grey divided by 257 and rounded, alpha over a background, the rest by Pillow's own convert."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip at 255 here.
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
         return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
     return image.convert("RGB")
 
 

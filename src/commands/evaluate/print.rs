@@ -15,7 +15,7 @@ use crate::job::exact;
 
 /// The columns of CSV. `kind` is dataset, overall, threshold, recommendation or unscored; columns that a kind does not
 /// have are empty.
-const EVALUATION_COLUMNS: [&str; 27] = [
+const EVALUATION_COLUMNS: [&str; 28] = [
     "kind",
     "detector",
     "label",
@@ -29,6 +29,7 @@ const EVALUATION_COLUMNS: [&str; 27] = [
     "roc_auc",
     "average_precision",
     "expected_calibration_error",
+    "expected_calibration_error_before",
     "threshold",
     "note",
     "true_positives",
@@ -109,6 +110,10 @@ fn overall(summary: &Summary<'_>) -> RowFields {
         ("roc_auc", json!(summary.curve.roc_auc())),
         ("average_precision", json!(summary.curve.average_precision())),
         ("expected_calibration_error", json!(summary.calibration.expected_error())),
+        (
+            "expected_calibration_error_before",
+            json!(summary.before_calibration.as_ref().and_then(Calibration::expected_error)),
+        ),
         ("calibration", calibration(&summary.calibration)),
     ]));
     row
@@ -149,9 +154,13 @@ fn text(summary: &Summary<'_>) -> String {
     text += &format!("ROC AUC                     {}\n", figure(summary.curve.roc_auc()));
     text += &format!("average precision           {}\n", figure(summary.curve.average_precision()));
     text += &format!(
-        "expected calibration error  {} ({CALIBRATION_BINS} bins)\n\n",
+        "expected calibration error  {} ({CALIBRATION_BINS} bins)\n",
         figure(summary.calibration.expected_error())
     );
+    if let Some(before) = &summary.before_calibration {
+        text += &format!("before the package's own     {}\n", figure(before.expected_error()));
+    }
+    text += "\n";
 
     let rows: Vec<RowFields> = summary
         .thresholds

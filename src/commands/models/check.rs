@@ -28,8 +28,16 @@ pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) 
         match checked {
             Ok(checked) => {
                 output.row(&row(&checked))?;
+                let name = &checked.detector.name;
+                if let Some(batch) = checked.batch.as_ref().filter(|batch| batch.depends_on_neighbours()) {
+                    note!(
+                        "{name} scores a picture otherwise beside {} others than alone: by up to {:.4} for \"{}\"\n  hint: set `inference.max_batch = 1`, or use the model's file in full precision; a model that is quantised while it runs takes its scale from the whole batch",
+                        batch.images - 1,
+                        batch.deviation,
+                        batch.label
+                    );
+                }
                 if checked.self_test == SelfTest::NoGoldenImage {
-                    let name = &checked.detector.name;
                     note!("{name} has no golden image, so that nothing proves its scores here\n  hint: {HOW_TO_WRITE}");
                 }
             }
@@ -49,7 +57,7 @@ pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) 
     Ok(u8::from(!failures.is_empty()))
 }
 
-fn row(CheckedDetector { detector, device, self_test }: &CheckedDetector) -> Map<String, Value> {
+fn row(CheckedDetector { detector, device, self_test, batch }: &CheckedDetector) -> Map<String, Value> {
     let deviation = match self_test {
         SelfTest::Passed(deviation) => Some(deviation),
         SelfTest::NoGoldenImage => None,
@@ -63,6 +71,8 @@ fn row(CheckedDetector { detector, device, self_test }: &CheckedDetector) -> Map
         ("deviation", json!(deviation.map(|deviation| exact(deviation.size())))),
         ("tolerance", json!(deviation.map(|deviation| exact(deviation.tolerance)))),
         ("proved", json!(deviation.is_some())),
+        ("batch_images", json!(batch.as_ref().map(|batch| batch.images))),
+        ("batch_deviation", json!(batch.as_ref().map(|batch| exact(batch.deviation)))),
         ("error", Value::Null),
     ];
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()

@@ -12,14 +12,14 @@ use time::OffsetDateTime;
 use super::super::files::{self, FoundFile, path_text};
 use super::super::output::score_of_label;
 use super::measure::Cost;
+use crate::banks::CurrentBanks;
 use crate::config::{Config, DecodeConfig};
 use crate::error_text;
-use crate::job::{self, Digests, ImageRef, Lane, Outcome, Verdict, exact, exact_scores, verdict_id};
+use crate::job::{self, Digests, ImageRef, Lane, Outcome, Revision, Verdict, exact, exact_scores, verdict_id};
 use crate::lanes::Gate;
-use crate::ledger::{Ledger, NewVerdict};
-use crate::life::{self, CommitQueue, Judged, ObjectFacts, Record, Screened};
+use crate::ledger::{Inserted, Ledger, NewVerdict};
+use crate::life::{self, CommitQueue, Judged, ObjectFacts, Pictures, Record, Screened};
 use crate::policy::{ImageContext, Policy, PolicySet};
-use crate::screen::pixels::Pixels;
 use crate::screen::{Screen, ScreenError, decode};
 
 /// The first bytes of a file that suffice to recognise its format.
@@ -28,13 +28,11 @@ const HEAD_BYTES: u64 = 1024;
 /// The lane that files count to.
 const LANE: Lane = Lane::Backfill;
 
-/// What each detector was shown of an image's first frame.
-type Shown = Vec<(String, Arc<Pixels>)>;
-
 /// Everything that a file needs. One value serves all files of a scan.
 pub(super) struct Scan<'a> {
     pub screen: &'a Screen,
     pub policies: &'a PolicySet,
+    pub banks: &'a CurrentBanks,
     pub digests: Digests,
     pub config: &'a Config,
     /// Set where verdicts are stored.
@@ -77,7 +75,7 @@ pub(super) struct FileReport {
     pub is_image: bool,
     /// The verdict is from an earlier scan.
     pub unchanged: bool,
-    pub shown: Shown,
+    pub pictures: Pictures,
     /// Set when measuring.
     pub cost: Option<Cost>,
 }
@@ -86,12 +84,13 @@ impl<'a> Scan<'a> {
     pub(super) fn new(
         screen: &'a Screen,
         policies: &'a PolicySet,
+        banks: &'a CurrentBanks,
         config: &'a Config,
         recorder: Option<Recorder>,
     ) -> anyhow::Result<Self> {
         let digests = screen.digests(None).map_err(|name| anyhow!("there is no detector \"{name}\""))?;
         let bytes = Gate::new(config.storage.memory_bytes);
-        Ok(Self { screen, policies, digests, config, recorder, bytes, ignore_earlier: false })
+        Ok(Self { screen, policies, banks, digests, config, recorder, bytes, ignore_earlier: false })
     }
 
     /// Processes one file. Returns `None` for the ledger's own file, which may lie among the images.
@@ -102,18 +101,23 @@ impl<'a> Scan<'a> {
         let image = path_text(&path).into_owned();
         let file = FileState::of(&path).await.with_context(|| format!("cannot read {image}"))?;
         let id = self.job_id(&file);
-        let (verdict, shown, unchanged) = match self.find_earlier(&id).await? {
-            Some(verdict) => (verdict, Shown::new(), true),
+        let (verdict, pictures, unchanged) = match self.find_earlier(&id).await? {
+            Some(verdict) => (verdict, Pictures::default(), true),
             None => {
-                let (verdict, shown) = self.screen_and_record(path.clone(), &file, id).await?;
-                (verdict, shown, false)
+                let (verdict, pictures) = self.screen_and_record(path.clone(), &file, id).await?;
+                (verdict, pictures, false)
             }
         };
         let is_image = verdict.judgement.outcome != Outcome::Undecodable || is_of_image_format(path).await;
-        Ok(Some(FileReport { image, verdict, is_named, is_image, unchanged, shown, cost: None }))
+        Ok(Some(FileReport { image, verdict, is_named, is_image, unchanged, pictures, cost: None }))
     }
 
-    async fn screen_and_record(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<(Verdict, Shown)> {
+    async fn screen_and_record(
+        &self,
+        path: PathBuf,
+        file: &FileState,
+        id: String,
+    ) -> anyhow::Result<(Verdict, Pictures)> {
         let record = Record {
             lane: LANE,
             image: file.image.clone(),
@@ -122,13 +126,26 @@ impl<'a> Scan<'a> {
             attempts: 1,
             received_at: OffsetDateTime::now_utc(),
         };
-        let (judged, shown) = self.screen(path, file, id).await?;
+        let mut judged = self.screen(path, file, id).await?;
+        let pictures = std::mem::take(&mut judged.pictures);
         let verdict = judged.into_verdict(record);
         if let Some(recorder) = &self.recorder {
             let new = NewVerdict { verdict: verdict.clone(), event: None };
-            recorder.commits.commit(&new, &verdict.image, |_, _| None).await?;
+            let mut written_revision = 1;
+            let replaced = |_: &Verdict, revision: &Revision| {
+                written_revision = revision.number;
+                None
+            };
+            let inserted = recorder.commits.commit(&new, &verdict.image, replaced).await?;
+            if matches!(inserted, Inserted::Written(_)) {
+                let (ledger, review) = (recorder.ledger.as_ref(), &self.config.review);
+                let judging = life::Judging { policy: self.policy(file), banks: self.banks };
+                let carried =
+                    life::carry_over(ledger, &verdict, written_revision, review, judging, |_, _, _| None).await?;
+                return Ok((carried.map_or(verdict, |carried| carried.verdict), pictures));
+            }
         }
-        Ok((verdict, shown))
+        Ok((verdict, pictures))
     }
 
     /// The verdict of an earlier scan of the same state of the file. A failed one is not used, so that the file is tried again.
@@ -138,11 +155,11 @@ impl<'a> Scan<'a> {
         Ok(earlier.filter(|verdict| verdict.judgement.outcome != Outcome::Failed))
     }
 
-    /// Reads, screens and judges a file. Returns also what each detector was shown of the first frame.
-    async fn screen(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<(Judged, Shown)> {
+    /// Reads, screens and judges a file.
+    async fn screen(&self, path: PathBuf, file: &FileState, id: String) -> anyhow::Result<Judged> {
         let limit = self.config.storage.max_object_bytes;
         let unscored = |object: ObjectFacts, outcome: Outcome, reason: String| {
-            (Judged::unscored(id.clone(), self.digests.clone(), object, outcome, reason), Shown::new())
+            Judged::unscored(id.clone(), self.digests.clone(), object, outcome, reason)
         };
         let mut object = ObjectFacts { bytes: Some(file.bytes), ..ObjectFacts::default() };
         if file.bytes > limit {
@@ -150,14 +167,14 @@ impl<'a> Scan<'a> {
             return Ok(unscored(object, Outcome::Rejected, reason));
         }
         let _memory = self.bytes.enter(Lane::Live, file.bytes).await?;
-        let Some((bytes, sha256)) = files::read(path, limit).await? else {
+        let Some((bytes, digests)) = files::read(path, limit).await? else {
             let reason = format!("the file has more bytes than the limit of {limit}");
             return Ok(unscored(object, Outcome::Rejected, reason));
         };
         object.bytes = Some(bytes.len() as u64);
-        object.sha256 = Some(sha256);
+        (object.sha256, object.md5) = (Some(digests.sha256), Some(digests.md5));
         let policy = self.policy(file);
-        let mut screened = match self.find_reusable(policy, &object).await? {
+        let screened = match self.find_reusable(policy, &object).await? {
             Some(reused) => reused,
             None => match life::screen(self.screen, LANE, bytes, &self.digests).await {
                 Ok(screened) => screened,
@@ -167,9 +184,9 @@ impl<'a> Scan<'a> {
                 Err(error) => return Ok(unscored(object, Outcome::Failed, error_text(&error))),
             },
         };
-        let shown = std::mem::take(&mut screened.shown);
-        let judged = Judged::by_policy(policy, id.clone(), self.digests.clone(), object, screened);
-        Ok((judged, shown))
+        let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;
+        let judged = Judged::by_policy(policy, answers, id.clone(), self.digests.clone(), object, screened);
+        Ok(judged)
     }
 
     /// The policy that judges a file.
@@ -185,11 +202,12 @@ impl<'a> Scan<'a> {
         Ok(life::find_reusable(recorder.ledger.as_ref(), policy, decode, object, &self.digests).await?)
     }
 
-    /// An id that is equal only for the same state of a file with the same detectors, policy and limits.
+    /// An id that is equal only for the same state of a file with the same detectors, policy, banks and limits.
     fn job_id(&self, file: &FileState) -> String {
         let DecodeConfig { max_width, max_height, max_pixels, max_decoded_bytes, max_animation_pixels, .. } =
             self.config.decode;
-        job::derived_id(&json!([
+        let banks = self.banks.versions();
+        let mut state = json!([
             "file",
             file.name,
             file.image.etag,
@@ -197,7 +215,11 @@ impl<'a> Scan<'a> {
             self.policy(file).reference.sha256,
             [u64::from(max_width), u64::from(max_height), max_pixels, max_decoded_bytes, max_animation_pixels],
             self.config.storage.max_object_bytes,
-        ]))
+        ]);
+        if let Some(state) = state.as_array_mut().filter(|_| !banks.is_empty()) {
+            state.push(json!(banks));
+        }
+        job::derived_id(&state)
     }
 }
 
@@ -261,7 +283,9 @@ impl FileReport {
             ("score", json!(judgement.score.map(exact))),
             ("scores", json!(self.verdict.facts.as_ref().map(|facts| exact_scores(&facts.scores)))),
             ("findings", json!(judgement.findings)),
+            ("damage", json!(self.verdict.facts.as_ref().map(|facts| &facts.damage))),
             ("sha256", json!(self.verdict.sha256.map(hex::encode))),
+            ("hashes", json!(self.verdict.facts.as_ref().map(|facts| &facts.hashes))),
             ("format", json!(seen.map(|seen| seen.format))),
             ("width", json!(seen.map(|seen| seen.width))),
             ("height", json!(seen.map(|seen| seen.height))),

@@ -272,7 +272,7 @@ impl ProcessorReader<'_> {
                 result.std = std::array::from_fn(|channel| result.std[channel] * again[channel]);
             }
         }
-        checked(result, fields.file, "image_std")
+        checked(result, fields, "image_std")
     }
 }
 
@@ -286,11 +286,13 @@ fn pair(value: &Value) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{JsonObject, resolve};
+    use super::super::{JsonObject, ProcessorFiles, resolve};
     use super::*;
 
     fn read(json: &str) -> Result<(Geometry, Normalisation), FieldError> {
-        resolve(&JsonObject::new(), Some(&serde_json::from_str(json).unwrap()), None)
+        let preprocessor = serde_json::from_str(json).unwrap();
+        let files = ProcessorFiles { preprocessor: Some(&preprocessor), processor: None };
+        resolve(&JsonObject::new(), files, None, None)
     }
 
     /// What a processor does when its file has only these fields.

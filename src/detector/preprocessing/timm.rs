@@ -48,7 +48,7 @@ pub(super) fn resolve(
     };
     let geometry = Geometry { resize, filter, width, height, rounding: CropRounding::HalfToEven };
     let normalisation = Normalisation { scale: 1.0 / 255.0, mean, std, channels: Channels::Rgb };
-    Ok((geometry, checked(normalisation, fields.file, "std")?))
+    Ok((geometry, checked(normalisation, fields, "std")?))
 }
 
 /// Height and width, and the part of the edge that the crop keeps.
@@ -84,7 +84,7 @@ fn clamp_u8(value: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{JsonObject, resolve};
+    use super::super::{JsonObject, ProcessorFiles, resolve};
     use super::*;
 
     fn timm(json: &str) -> Result<(Geometry, Normalisation), FieldError> {
@@ -92,7 +92,8 @@ mod tests {
     }
 
     fn timm_at(json: &str, fixed: Option<(u32, u32)>) -> Result<(Geometry, Normalisation), FieldError> {
-        resolve(&serde_json::from_str(json).unwrap(), None, fixed)
+        let files = ProcessorFiles { preprocessor: None, processor: None };
+        resolve(&serde_json::from_str(json).unwrap(), files, None, fixed)
     }
 
     #[test]
@@ -127,7 +128,8 @@ mod tests {
                 "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "lanczos"}}"#,
         )
         .unwrap();
-        let (geometry, _) = resolve(&JsonObject::new(), Some(&processor), None).unwrap();
+        let files = ProcessorFiles { preprocessor: Some(&processor), processor: None };
+        let (geometry, _) = resolve(&JsonObject::new(), files, None, None).unwrap();
         assert_eq!((geometry.resize, geometry.filter), (Resize::ShortestEdge(64), ResampleFilter::Lanczos));
     }
 

@@ -1,18 +1,23 @@
 //! Reading, pruning and rejudging verdicts in Postgres.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
+use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::erasure::{is_held, with_hold, without_hold};
+use super::image_hashes::delete_hashes_between;
 use super::pages::Parts;
+use super::reviews::update_items;
 use super::verdicts::{lock_verdicts, replace_history};
+use super::webhooks::{DeliveryArrays, waiting_delivery};
 use super::write::{EventArrays, JudgementArrays};
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::{ImageRef, Verdict};
+use crate::job::{ImageRef, Outcome, Verdict};
 use crate::ledger::columns::findings_json;
 use crate::ledger::columns::to_json;
 use crate::ledger::{
@@ -21,19 +26,40 @@ use crate::ledger::{
 };
 use crate::retry;
 
-/// The condition of a verdict that may be pruned. A scalar subquery is looked up in the index for each verdict; EXISTS could
-/// become a join that reads the whole outbox.
-const PRUNABLE: &str = concat!(
-    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
-    unpublished!(),
-    " LIMIT 1) IS NULL AND ",
-    without_hold!()
-);
+/// True for a verdict with an open report, else null.
+macro_rules! open_report {
+    () => {
+        "(SELECT true FROM review_items WHERE verdict_id = verdicts.id AND closed_at IS NULL
+              AND kind IN ('report', 'appeal', 'legal') LIMIT 1)"
+    };
+}
+
+/// The condition of a verdict all of whose events were sent. A scalar subquery is looked up in the index for each verdict;
+/// EXISTS could become a join that reads the whole outbox.
+macro_rules! all_events_sent {
+    () => {
+        concat!(
+            "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
+            unpublished!(),
+            " LIMIT 1) IS NULL AND ",
+            waiting_delivery!(),
+            " IS NULL"
+        )
+    };
+}
+
+/// The condition of a verdict that may be pruned.
+const PRUNABLE: &str = concat!(all_events_sent!(), " AND ", open_report!(), " IS NULL AND ", without_hold!());
+/// The condition of a verdict that may not be pruned yet because of an open report.
+const WITH_OPEN_REPORT: &str =
+    concat!(all_events_sent!(), " AND ", open_report!(), " IS NOT NULL AND ", without_hold!());
 /// The condition of a verdict that may not be pruned yet because of its event.
 const WITH_UNPUBLISHED_EVENT: &str = concat!(
-    "(SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
+    "((SELECT true FROM outbox WHERE verdict_id = verdicts.id AND ",
     unpublished!(),
-    " LIMIT 1) IS NOT NULL AND ",
+    " LIMIT 1) IS NOT NULL OR ",
+    waiting_delivery!(),
+    " IS NOT NULL) AND ",
     without_hold!()
 );
 
@@ -87,6 +113,21 @@ impl Archive for Postgres {
             Box::pin(async move {
                 let query = concat!(select_verdicts!(), " WHERE sha256 = $1 ORDER BY decided_at DESC LIMIT $2");
                 let query = sqlx::query(query).bind(sha256.to_vec()).bind(i64::from(limit));
+                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
+    async fn verdicts_that_scored(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                // The conditions are those of the index verdicts_by_content.
+                let query = sqlx::query(concat!(
+                    select_verdicts!(),
+                    " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL ORDER BY decided_at DESC LIMIT $2"
+                ));
+                let query = query.bind(sha256.to_vec()).bind(i64::from(limit));
                 query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
             })
         })
@@ -166,6 +207,7 @@ impl Archive for Postgres {
         let condition = match kept_by {
             KeptBy::Hold => with_hold!(),
             KeptBy::UnpublishedEvent => WITH_UNPUBLISHED_EVENT,
+            KeptBy::OpenReport => WITH_OPEN_REPORT,
         };
         self.count_page(filter, from, condition).await
     }
@@ -185,8 +227,8 @@ impl Archive for Postgres {
 
     async fn rejudge(&self, changes: &[Revise]) -> Result<u64, LedgerError> {
         let attempt = || {
-            let changes = changes.to_vec();
-            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(rejudge(c, changes)))
+            let (changes, opens) = (changes.to_vec(), Arc::clone(&self.opens));
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(rejudge(c, changes, opens)))
         };
         retry::retry_briefly(is_contended, attempt).await
     }
@@ -211,18 +253,27 @@ async fn delete_prunable(
     let ids: Vec<Uuid> = places.into_iter().map(|place| place.id).collect();
     // No event can be added after this: each revision locks its verdict first.
     let ids = parts.lock(&mut transaction, &ids).await?;
-    let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + PRUNABLE + " RETURNING id";
-    let gone: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
-    for query in
-        ["DELETE FROM outbox WHERE verdict_id = ANY($1)", "DELETE FROM verdict_history WHERE verdict_id = ANY($1)"]
-    {
+    let query = "DELETE FROM verdicts WHERE id = ANY($1) AND ".to_owned() + PRUNABLE + " RETURNING id, decided_at";
+    let gone: Vec<(Uuid, OffsetDateTime)> =
+        sqlx::query_as(AssertSqlSafe(query)).bind(ids).fetch_all(&mut *transaction).await?;
+    delete_hashes_between(&mut transaction, &gone).await?;
+    let gone: Vec<Uuid> = gone.into_iter().map(|(id, _)| id).collect();
+    for query in [
+        "DELETE FROM outbox WHERE verdict_id = ANY($1)",
+        "DELETE FROM webhook_deliveries WHERE verdict_id = ANY($1)",
+        "DELETE FROM verdict_history WHERE verdict_id = ANY($1)",
+        "DELETE FROM review_items WHERE verdict_id = ANY($1)",
+        "DELETE FROM reports WHERE verdict_id = ANY($1)",
+        "DELETE FROM decision_notes WHERE verdict_id = ANY($1)",
+        "DELETE FROM decided_contents WHERE verdict_id = ANY($1)",
+    ] {
         sqlx::query(query).bind(&gone).execute(&mut *transaction).await?;
     }
     transaction.commit().await?;
     Ok(PrunedPage { verdicts: gone.len() as u64, next })
 }
 
-async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>) -> Result<u64, sqlx::Error> {
+async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>, opens: Arc<[Outcome]>) -> Result<u64, sqlx::Error> {
     let mut transaction = c.begin().await?;
     let ids: Vec<Uuid> = changes.iter().map(|change| change.verdict.id).collect();
     let locked = lock_verdicts(&mut transaction, &ids).await?;
@@ -242,7 +293,10 @@ async fn rejudge(c: &mut PgConnection, changes: Vec<Revise>) -> Result<u64, sqlx
         let revised = revised.iter().map(|(change, _)| *change);
         let events = revised.clone().filter_map(|change| Some((change.verdict.id, change.event.as_ref()?)));
         // No process has these events in its hands: the sweeper takes them at once.
-        JudgementArrays::of(revised.clone()).write(&mut transaction, &EventArrays::of(events), Duration::ZERO).await?;
+        let arrays = EventArrays::of(events.clone());
+        JudgementArrays::of(revised.clone()).write(&mut transaction, &arrays, Duration::ZERO).await?;
+        DeliveryArrays::of(events).insert(&mut transaction, Duration::ZERO).await?;
+        update_items(&mut transaction, revised, &opens).await?;
     }
     transaction.commit().await?;
     Ok(current.len() as u64)

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
+use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use super::image_hashes::delete_hashes;
 use super::pages::Parts;
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended};
 use crate::job::{ImageRef, Verdict};
@@ -285,21 +287,27 @@ async fn erase(c: &mut PgConnection, verdicts: &[Uuid]) -> Result<Erased, sqlx::
     // A hold that is added meanwhile waits for this batch, and keeps what the batch has left.
     sqlx::query("LOCK TABLE holds IN SHARE MODE").execute(&mut *transaction).await?;
     // A revision must not change the content between the tombstones and the deletion.
-    let lock = "SELECT id FROM verdicts WHERE id = ANY($1) ORDER BY id FOR UPDATE";
-    let ids: Vec<Uuid> = sqlx::query_scalar(lock).bind(verdicts).fetch_all(&mut *transaction).await?;
+    let lock = "SELECT id, decided_at FROM verdicts WHERE id = ANY($1) ORDER BY id FOR UPDATE";
+    let locked: Vec<(Uuid, OffsetDateTime)> = sqlx::query_as(lock).bind(verdicts).fetch_all(&mut *transaction).await?;
+    let ids: Vec<Uuid> = locked.iter().map(|(id, _)| *id).collect();
     if let Some(hold) = hold_on(&mut transaction, &ids).await? {
         transaction.rollback().await?;
         return Ok(Erased::Held(hold));
     }
-    let mut erased = ErasedRows::default();
+    let mut erased = ErasedRows { hashes: delete_hashes(&mut transaction, &locked).await?, ..ErasedRows::default() };
     for (query, rows) in [
         (INSERT_TOMBSTONES, &mut erased.tombstones),
         (DELETE_MARKS, &mut erased.backfill_marks),
         (DELETE_ENDED_HOLDS, &mut erased.holds),
         ("DELETE FROM outbox WHERE verdict_id = ANY($1)", &mut erased.events),
+        ("DELETE FROM webhook_deliveries WHERE verdict_id = ANY($1)", &mut erased.webhook_deliveries),
         ("DELETE FROM verdict_history WHERE verdict_id = ANY($1)", &mut erased.history),
         ("DELETE FROM suspects WHERE id = ANY($1)", &mut erased.suspects),
         ("DELETE FROM backfill_jobs WHERE id = ANY($1)", &mut erased.backfill_jobs),
+        ("DELETE FROM review_items WHERE verdict_id = ANY($1)", &mut erased.review_items),
+        ("DELETE FROM reports WHERE verdict_id = ANY($1)", &mut erased.reports),
+        ("DELETE FROM decision_notes WHERE verdict_id = ANY($1)", &mut erased.decision_notes),
+        ("DELETE FROM decided_contents WHERE verdict_id = ANY($1)", &mut erased.decided_contents),
         ("DELETE FROM verdicts WHERE id = ANY($1)", &mut erased.verdicts),
     ] {
         *rows = sqlx::query(query).bind(&ids).execute(&mut *transaction).await?.rows_affected();

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Postgres, RESPONSE_TIMEOUT, classify_error};
 use crate::fault_injection::{self, PlantedBug};
-use crate::ledger::{Event, LedgerError, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
+use crate::ledger::{Destinations, Event, LedgerError, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 
 /// Leases due events of a routing key. The time of the next try is the lease: 30 s, doubled with each try, at most ten
 /// minutes. No transaction stays open while events are published, and no cursor over ids can miss a late commit.
@@ -72,6 +72,7 @@ impl Outbox for Postgres {
                 routing_key: row.try_get("routing_key")?,
                 correlation_id: row.try_get("correlation_id")?,
                 payload: row.try_get("payload")?,
+                destinations: Destinations::default(),
             })
         };
         rows.iter().map(event).collect::<Result<_, _>>().map_err(classify_error)

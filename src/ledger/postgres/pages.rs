@@ -234,7 +234,7 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &VerdictFilter, branc
 }
 
 /// A name in which `*` stands for any characters, for LIKE.
-fn like_pattern(name: &str) -> String {
+pub(super) fn like_pattern(name: &str) -> String {
     let mut pattern = String::with_capacity(name.len());
     for character in name.chars() {
         match character {

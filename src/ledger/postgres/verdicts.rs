@@ -1,6 +1,8 @@
 //! Writing and finding verdicts in Postgres.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::types::Json;
@@ -9,14 +11,17 @@ use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::erasure::find_erased;
-use super::write::{ColumnArrays, EventArrays, JudgementArrays, Payloads};
+use super::image_hashes::delete_hashes;
+use super::reviews::{NewItems, update_items};
+use super::webhooks::DeliveryArrays;
+use super::write::{ColumnArrays, EventArrays, JudgementArrays, stored_event};
 use super::{Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
-use crate::job::{Digests, Removal, RevisionCause, Verdict};
+use crate::job::{Digests, Outcome, Removal, RevisionCause, Verdict};
 use crate::ledger::columns::{LockedVerdict, reusable_facts};
 use crate::ledger::probe::probe_verdict;
 use crate::ledger::{
-    DatabaseError, Event, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableFacts, Revise,
-    Revised, Verdicts,
+    DatabaseError, ExistingVerdict, HANDOVER_DELAY, Inserted, LedgerError, NewVerdict, ReusableFacts, Revise, Revised,
+    Verdicts,
 };
 use crate::retry;
 
@@ -41,7 +46,7 @@ impl Verdicts for Postgres {
                     select_verdicts!(),
                     " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL AND detectors = $2
                          AND outcome <> 'failed' AND (frames = 1 OR views IS NOT NULL OR policy->>'sha256' = $3)
-                     LIMIT 1"
+                     ORDER BY hashes IS NULL LIMIT 1"
                 ));
                 let row = query.bind(sha256.to_vec()).bind(detectors).bind(policy).fetch_optional(c).await?;
                 Ok(row.as_ref().map(read_verdict_row).transpose()?.and_then(reusable_facts))
@@ -55,14 +60,26 @@ impl Verdicts for Postgres {
         // Two workers that commit the same jobs lock rows in the same order.
         sorted.sort_by_key(|new| new.verdict.id);
         let columns = ColumnArrays::of(sorted.iter().map(|new| &new.verdict));
-        let events = EventArrays::of(sorted.iter().filter_map(|new| Some((new.verdict.id, new.event.as_ref()?))));
+        let events = sorted.iter().filter_map(|new| Some((new.verdict.id, new.event.as_ref()?)));
+        let (events, deliveries) = (EventArrays::of(events.clone()), DeliveryArrays::of(events));
         let ids: Vec<Uuid> = sorted.iter().map(|new| new.verdict.id).collect();
+        let items = NewItems::of(sorted.iter().map(|new| &new.verdict), &self.opens);
         let attempt = || {
-            let (columns, events, ids) = (columns.clone(), events.clone(), ids.clone());
+            let (columns, events, deliveries) = (columns.clone(), events.clone(), deliveries.clone());
+            let (ids, items) = (ids.clone(), items.clone());
             self.run(RESPONSE_TIMEOUT, move |c| {
                 Box::pin(async move {
-                    // One statement is one transaction: both tables change together or not at all.
-                    let written = columns.insert(&mut *c, &events, HANDOVER_DELAY).await?;
+                    let written = if deliveries.is_empty() && items.is_empty() {
+                        // One statement is one transaction: both tables change together or not at all.
+                        columns.insert(&mut *c, &events, HANDOVER_DELAY).await?
+                    } else {
+                        let mut transaction = c.begin().await?;
+                        let written = columns.insert(&mut transaction, &events, HANDOVER_DELAY).await?;
+                        deliveries.of_written(&written).insert(&mut transaction, Duration::ZERO).await?;
+                        items.open(&mut transaction, |id| written.contains_key(id)).await?;
+                        transaction.commit().await?;
+                        written
+                    };
                     let rest: Vec<Uuid> = ids.into_iter().filter(|id| !written.contains_key(id)).collect();
                     let existing = if rest.is_empty() { HashMap::new() } else { find_existing(c, &rest).await? };
                     Ok((written, existing))
@@ -106,8 +123,8 @@ impl Verdicts for Postgres {
 
     async fn revise(&self, revise: &Revise) -> Result<Revised, LedgerError> {
         let attempt = || {
-            let revise = revise.clone();
-            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(revise_one(c, revise)))
+            let (revise, opens) = (revise.clone(), Arc::clone(&self.opens));
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(revise_one(c, revise, opens)))
         };
         retry::retry_briefly(is_contended, attempt).await
     }
@@ -144,8 +161,7 @@ pub(super) async fn write_and_take_back(c: &mut PgConnection) -> Result<(), sqlx
     sqlx::query("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *taken_back).await?;
     columns.insert(&mut taken_back, &events, HANDOVER_DELAY).await?;
     lock_verdicts(&mut taken_back, &[verdict.id]).await?;
-    let history = concat!(insert_history!(), " WHERE id = ANY($1)");
-    sqlx::query(history).bind([verdict.id]).execute(&mut *taken_back).await?;
+    insert_history(&mut taken_back, &[verdict.id]).await?;
     let revise = "UPDATE verdicts SET revision = revision + 1 WHERE id = $1";
     sqlx::query(revise).bind(verdict.id).execute(&mut *taken_back).await?;
     taken_back.rollback().await?;
@@ -155,7 +171,7 @@ pub(super) async fn write_and_take_back(c: &mut PgConnection) -> Result<(), sqlx
     transaction.commit().await
 }
 
-async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sqlx::Error> {
+async fn revise_one(c: &mut PgConnection, revise: Revise, opens: Arc<[Outcome]>) -> Result<Revised, sqlx::Error> {
     let id = revise.verdict.id;
     let mut transaction = c.begin().await?;
     let refused = match lock_verdicts(&mut transaction, &[id]).await?.remove(&id) {
@@ -175,11 +191,18 @@ async fn revise_one(c: &mut PgConnection, revise: Revise) -> Result<Revised, sql
     }
     let events = EventArrays::of(revise.event.iter().map(|event| (id, event)));
     let written = if revise.cause == RevisionCause::Replayed {
+        // A replay keeps the time of the first judgement.
+        let decided_at = "SELECT decided_at FROM verdicts WHERE id = $1";
+        let decided_at = sqlx::query_scalar(decided_at).bind(id).fetch_one(&mut *transaction).await?;
+        delete_hashes(&mut transaction, &[(id, decided_at)]).await?;
         let columns = ColumnArrays::of([&revise.verdict].into_iter());
         columns.replay(&mut transaction, &events, HANDOVER_DELAY, revise.judged_at).await?
     } else {
         JudgementArrays::of([&revise].into_iter()).write(&mut transaction, &events, HANDOVER_DELAY).await?
     };
+    let deliveries = DeliveryArrays::of(revise.event.iter().map(|event| (id, event)));
+    deliveries.insert(&mut transaction, Duration::ZERO).await?;
+    update_items(&mut transaction, [&revise].into_iter(), &opens).await?;
     transaction.commit().await?;
     let event = stored_event(&written, id, revise.event.as_ref());
     Ok(Revised::Written { revision: revise.revision().number, event })
@@ -202,24 +225,62 @@ pub(super) async fn lock_verdicts(
 }
 
 /// Keeps the earlier state of verdicts, and deletes the unpublished events that the new state makes wrong: those of another
-/// outcome, and those that a new event replaces.
+/// outcome, and those that a new event replaces. The same holds for what was not delivered to a webhook, also where this
+/// process has none configured.
 pub(super) async fn replace_history(
     c: &mut PgConnection,
     changes: &[(&Revise, &LockedVerdict)],
 ) -> Result<(), sqlx::Error> {
     let ids: Vec<Uuid> = changes.iter().map(|(revise, _)| revise.verdict.id).collect();
-    sqlx::query(concat!(insert_history!(), " WHERE id = ANY($1)")).bind(ids).execute(&mut *c).await?;
-    let (outdated, keep_cleared): (Vec<Uuid>, Vec<bool>) = changes
-        .iter()
-        .filter(|(revise, locked)| revise.makes_events_stale(&locked.judgement))
-        .map(|(revise, _)| (revise.verdict.id, revise.keeps_cleared()))
-        .unzip();
+    insert_history(&mut *c, &ids).await?;
+    delete_stale_events(c, changes).await
+}
+
+/// Keeps the present state of verdicts, with the person whose decision it is.
+pub(super) async fn insert_history(c: &mut PgConnection, ids: &[Uuid]) -> Result<(), sqlx::Error> {
     let query = concat!(
-        "DELETE FROM outbox USING UNNEST($1::uuid[], $2::boolean[]) AS outdated (id, keep_cleared)
-         WHERE verdict_id = outdated.id AND NOT (keep_cleared AND routing_key = 'image.cleared') AND ",
+        insert_history!(
+            "CASE WHEN cause = 'decided' THEN (
+                 SELECT actor FROM decisions WHERE verdict_id = verdicts.id AND revision = verdicts.revision - 1
+                     AND action IN ('flag', 'clear', 'uphold', 'undo')
+                 ORDER BY at DESC LIMIT 1) END"
+        ),
+        " WHERE id = ANY($1)"
+    );
+    sqlx::query(query).bind(ids).execute(c).await.map(drop)
+}
+
+/// Deletes the unpublished events that the new state of verdicts makes wrong.
+pub(super) async fn delete_stale_events(
+    c: &mut PgConnection,
+    changes: &[(&Revise, &LockedVerdict)],
+) -> Result<(), sqlx::Error> {
+    let (mut outdated, mut keep_cleared, mut of_outbox) = (Vec::new(), Vec::new(), Vec::new());
+    for (revise, locked) in changes {
+        let stale = revise.stale_events(&locked.judgement);
+        if stale.in_outbox || stale.of_webhooks {
+            outdated.push(revise.verdict.id);
+            keep_cleared.push(revise.keeps_cleared());
+            of_outbox.push(stale);
+        }
+    }
+    let (in_outbox, of_webhooks): (Vec<bool>, Vec<bool>) =
+        of_outbox.into_iter().map(|stale| (stale.in_outbox, stale.of_webhooks)).unzip();
+    let query = concat!(
+        "WITH outdated AS MATERIALIZED (
+             SELECT * FROM UNNEST($1::uuid[], $2::boolean[], $3::boolean[], $4::boolean[])
+                 AS outdated (id, keep_cleared, in_outbox, of_webhooks)
+         ), undelivered AS (
+             DELETE FROM webhook_deliveries USING outdated
+             WHERE verdict_id = outdated.id AND of_webhooks AND NOT (keep_cleared AND routing_key = 'image.cleared')
+                 AND coalesce(delivered_at, 'infinity') = 'infinity'
+         )
+         DELETE FROM outbox USING outdated
+         WHERE verdict_id = outdated.id AND in_outbox AND NOT (keep_cleared AND routing_key = 'image.cleared') AND ",
         unpublished!()
     );
-    sqlx::query(query).bind(outdated).bind(keep_cleared).execute(c).await.map(drop)
+    let query = sqlx::query(query).bind(outdated).bind(keep_cleared).bind(in_outbox).bind(of_webhooks);
+    query.execute(c).await.map(drop)
 }
 
 async fn find_existing(c: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, ExistingVerdict>, sqlx::Error> {
@@ -227,10 +288,4 @@ async fn find_existing(c: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uui
         "SELECT id, bucket, key, version_id, etag, outcome, revision, decided_at FROM verdicts WHERE id = ANY($1)";
     let rows = sqlx::query(query).bind(ids).fetch_all(c).await?;
     rows.iter().map(|row| Ok((row.try_get("id")?, read_existing!(row)))).collect()
-}
-
-/// The event as it was stored: Postgres writes JSON in another form than it was given.
-fn stored_event(written: &Payloads, verdict: Uuid, event: Option<&Event>) -> Option<Event> {
-    let (event, payload) = event.zip(written.get(&verdict)?.as_ref())?;
-    Some(Event { payload: payload.clone(), ..event.clone() })
 }

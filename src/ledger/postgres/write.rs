@@ -14,6 +14,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::erasure::{keyed_digest, keyed_place, keyed_text, meets_no_tombstone, secret};
+use super::image_hashes::insert_hashes;
 use crate::job::{RevisionCause, Verdict};
 use crate::ledger::columns::{VerdictRow, findings_json, to_json};
 use crate::ledger::{Event, Revise};
@@ -86,7 +87,8 @@ const INSERT: &str = concat!(
     rows_of_arrays!(),
     " WHERE ",
     meets_no_tombstone!(),
-    " ON CONFLICT (id) DO NOTHING RETURNING id)",
+    " ON CONFLICT (id) DO NOTHING RETURNING id, decided_at, sha256, md5, hashes)",
+    insert_hashes!(),
     insert_events!()
 );
 
@@ -97,7 +99,9 @@ const REPLAY: &str = concat!(
     is_deleted_still!(),
     " FROM ",
     rows_of_arrays!(),
-    " WHERE verdicts.id = entry.id RETURNING verdicts.id)",
+    " WHERE verdicts.id = entry.id
+         RETURNING verdicts.id, verdicts.decided_at, verdicts.sha256, verdicts.md5, verdicts.hashes)",
+    insert_hashes!(),
     insert_events!()
 );
 
@@ -192,7 +196,7 @@ impl ColumnArrays {
         payloads(c, self.bind(query.bind(&self.detectors.values).bind(&self.policy.values))).await
     }
 
-    /// Replaces the state of verdicts that were screened once more.
+    /// Replaces the state of verdicts that were screened once more. Their earlier hashes have to be deleted before.
     pub(super) async fn replay(
         &self,
         c: &mut PgConnection,
@@ -269,10 +273,10 @@ pub(super) struct EventArrays {
 }
 
 impl EventArrays {
-    /// Of verdict ids and their events.
+    /// Of verdict ids and those of their events that are published.
     pub(super) fn of<'e>(events: impl Iterator<Item = (Uuid, &'e Event)>) -> Self {
         let mut arrays = Self::default();
-        for (verdict, event) in events {
+        for (verdict, event) in events.filter(|(_, event)| event.destinations.is_published) {
             arrays.id.push(event.id);
             arrays.verdict_id.push(verdict);
             arrays.routing_key.push(event.routing_key.clone());
@@ -291,6 +295,12 @@ impl EventArrays {
             .bind(&self.payload)
             .bind(due_in.as_secs_f64())
     }
+}
+
+/// The event as it was stored: Postgres writes JSON in another form than it was given.
+pub(super) fn stored_event(written: &Payloads, verdict: Uuid, event: Option<&Event>) -> Option<Event> {
+    let (event, payload) = event.zip(written.get(&verdict)?.as_ref())?;
+    Some(Event { payload: payload.clone(), ..event.clone() })
 }
 
 async fn payloads(c: &mut PgConnection, query: PgQuery<'_>) -> Result<Payloads, sqlx::Error> {

@@ -87,6 +87,21 @@ impl Archive for Sqlite {
         .await
     }
 
+    async fn verdicts_that_scored(&self, sha256: [u8; 32], limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        self.run(move |c| {
+            Box::pin(async move {
+                // The conditions are those of the index verdicts_by_content.
+                let query = sqlx::query(concat!(
+                    select_verdicts!(),
+                    " WHERE sha256 = $1 AND scores IS NOT NULL AND reused_from IS NULL ORDER BY decided_at DESC LIMIT $2"
+                ));
+                let query = query.bind(sha256.to_vec()).bind(limit);
+                query.fetch_all(c).await?.iter().map(read_verdict_row).collect()
+            })
+        })
+        .await
+    }
+
     async fn earlier_states(&self, verdict: Uuid) -> Result<Vec<EarlierState>, LedgerError> {
         self.run(move |c| {
             Box::pin(async move {
@@ -163,6 +178,8 @@ impl Archive for Sqlite {
         let condition = match kept_by {
             KeptBy::Hold => with_hold!(),
             KeptBy::UnpublishedEvent => WITH_UNPUBLISHED_EVENT,
+            // A file has no reports.
+            KeptBy::OpenReport => "false",
         };
         self.count_page(filter, from, condition).await
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{BEGIN, Sqlite, now, stamp};
 use crate::ledger::columns::parse_uuid;
-use crate::ledger::{Event, HANDOVER_DELAY, LedgerError, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
+use crate::ledger::{Destinations, Event, HANDOVER_DELAY, LedgerError, MAX_COUNTED_EVENTS, Outbox, UnpublishedEvents};
 
 /// The longest pause before an event is tried again.
 const MAX_LEASE_DELAY: Duration = Duration::from_secs(600);
@@ -51,6 +51,7 @@ impl Outbox for Sqlite {
                         routing_key: row.try_get("routing_key")?,
                         correlation_id: row.try_get("correlation_id")?,
                         payload: row.try_get("payload")?,
+                        destinations: Destinations::default(),
                     });
                 }
                 transaction.commit().await?;

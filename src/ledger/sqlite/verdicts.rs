@@ -180,7 +180,9 @@ async fn insert_one(c: &mut SqliteConnection, new: NewVerdict) -> Result<Inserte
         let existing = find_existing(c, verdict.id).await?.map(Inserted::Existing);
         return existing.ok_or(sqlx::Error::RowNotFound);
     }
-    let Some(event) = event else { return Ok(Inserted::Written(None)) };
+    let Some(event) = event.filter(|event| event.destinations.is_published) else {
+        return Ok(Inserted::Written(None));
+    };
     let is_new = insert_outbox_row(c, verdict.id, &event, OffsetDateTime::now_utc() + HANDOVER_DELAY).await?;
     Ok(Inserted::Written(is_new.then_some(event)))
 }
@@ -207,8 +209,8 @@ pub(super) async fn write_revision(
 ) -> Result<Option<Event>, sqlx::Error> {
     let Revise { verdict, cause, judged_at, event, .. } = revise;
     let id = verdict.id.to_string();
-    sqlx::query(concat!(insert_history!(), " WHERE id = $1")).bind(&id).execute(&mut *c).await?;
-    if revise.makes_events_stale(&locked.judgement) {
+    sqlx::query(concat!(insert_history!("NULL"), " WHERE id = $1")).bind(&id).execute(&mut *c).await?;
+    if revise.stale_events(&locked.judgement).in_outbox {
         let query = "DELETE FROM outbox WHERE verdict_id = $1 AND published_at IS NULL
                          AND NOT ($2 AND routing_key = 'image.cleared')";
         sqlx::query(query).bind(&id).bind(revise.keeps_cleared()).execute(&mut *c).await?;
@@ -229,7 +231,7 @@ pub(super) async fn write_revision(
             .bind(findings_json(&verdict.judgement.findings))
     };
     query.execute(&mut *c).await?;
-    let Some(event) = event else { return Ok(None) };
+    let Some(event) = event.as_ref().filter(|event| event.destinations.is_published) else { return Ok(None) };
     let is_new = insert_outbox_row(c, verdict.id, event, due_at).await?;
     Ok(is_new.then(|| event.clone()))
 }

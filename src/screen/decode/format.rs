@@ -1,6 +1,6 @@
 //! The format of an image, by its first bytes. Names and content types are not trusted.
 
-use super::Undecodable;
+use super::{Undecodable, isobmff};
 
 /// Whether a file that begins with these bytes may be an image that can be decoded.
 #[must_use]
@@ -27,20 +27,13 @@ impl UnsupportedFormat {
         let picture = |name| Some(Self { name, shows_a_picture: true });
         let other = |name| Some(Self { name, shows_a_picture: false });
         match bytes {
-            [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => picture("BigTIFF"),
-            // ISO/IEC 14496-12: a box `ftyp` with the brand.
-            [_, _, _, _, b'f', b't', b'y', b'p', ..] => match bytes.get(8..12).unwrap_or_default() {
-                b"avif" | b"avis" => picture("AVIF"),
-                b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"hevm" | b"hevs" | b"mif1" | b"msf1" => {
-                    picture("HEIC")
-                }
-                _ => other("MPEG-4"),
+            [_, _, _, _, b'f', b't', b'y', b'p', ..] => match IsoPicture::of(bytes) {
+                Some(IsoPicture::Avif) => picture("AVIF"),
+                Some(IsoPicture::Heic) => picture("HEIC"),
+                Some(IsoPicture::OtherHeif) => picture("HEIF without AV1 or HEVC"),
+                None => other("MPEG-4"),
             },
-            [0xFF, 0x0A, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => picture("JPEG XL"),
             [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xFF, 0x4F, 0xFF, 0x51, ..] => picture("JPEG 2000"),
-            // A count of pictures follows.
-            [0, 0, 1, 0, count, 0, ..] if *count > 0 => picture("ICO"),
-            [0, 0, 2, 0, count, 0, ..] if *count > 0 => picture("CUR"),
             [b'8', b'B', b'P', b'S', ..] => picture("Photoshop"),
             [0x76, 0x2F, 0x31, 0x01, ..] => picture("OpenEXR"),
             [b'q', b'o', b'i', b'f', ..] => picture("QOI"),
@@ -52,14 +45,44 @@ impl UnsupportedFormat {
     }
 }
 
+/// What a file of ISO/IEC 14496-12 shows, by its brands. The major one may be a common one, so that all count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IsoPicture {
+    Avif,
+    Heic,
+    /// Images that are coded in another way, such as JPEG.
+    OtherHeif,
+}
+
+impl IsoPicture {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let brands = isobmff::brands(bytes);
+        let has = |names: &[&isobmff::Code]| brands.iter().any(|brand| names.contains(&brand));
+        if has(&[b"avif", b"avis"]) {
+            Some(Self::Avif)
+        } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"]) {
+            Some(Self::Heic)
+        } else if has(&[b"mif1", b"mif2", b"msf1", b"miaf"]) {
+            Some(Self::OtherHeif)
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileFormat {
     Jpeg,
     Png,
     WebP,
     Gif,
+    Ico,
     Bmp,
     Tiff,
+    Avif,
+    JpegXl,
+    #[cfg(feature = "heic")]
+    Heic,
 }
 
 impl FileFormat {
@@ -73,9 +96,20 @@ impl FileFormat {
             [b'R', b'I', b'F', b'F', ..] if brand == b"WEBP" => Self::WebP,
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Self::Gif,
             [b'B', b'M', ..] => Self::Bmp,
-            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Self::Tiff,
+            // 43 is BigTIFF.
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            // An icon or a cursor, and the number of its pictures.
+            [0, 0, 1 | 2, 0, low, high, ..] if *low > 0 || *high > 0 => Self::Ico,
+            [0xFF, 0x0A, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Self::JpegXl,
+            _ if IsoPicture::of(bytes) == Some(IsoPicture::Avif) => Self::Avif,
+            #[cfg(feature = "heic")]
+            _ if IsoPicture::of(bytes) == Some(IsoPicture::Heic) => Self::Heic,
             _ => {
                 return Err(match UnsupportedFormat::of(bytes) {
+                    #[cfg(not(feature = "heic"))]
+                    Some(UnsupportedFormat { name: "HEIC", .. }) => {
+                        Undecodable::new("unsupported format: HEIC: this build was made without the cargo feature heic")
+                    }
                     Some(UnsupportedFormat { name, .. }) => Undecodable(format!("unsupported format: {name}")),
                     None => Undecodable::new("not an image: the first bytes are of no known format"),
                 });
@@ -99,11 +133,8 @@ mod tests {
     #[test]
     fn pictures_that_are_not_decoded_are_told_from_other_files() {
         for (head, name) in [
-            (&b"\0\0\0\x1cftypheis"[..], "HEIC"),
-            (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-            (b"\xff\x0a\xfa", "JPEG XL"),
+            (&b"\0\0\0\x14ftypmif1\0\0\0\0miaf"[..], "HEIF without AV1 or HEVC"),
             (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-            (b"\0\0\x01\0\x02\0\x10\x10", "ICO"),
             (b"8BPS\0\x01", "Photoshop"),
             (b"<?xml?><svg/>", "SVG"),
         ] {
@@ -122,5 +153,47 @@ mod tests {
             assert!(!is_of_image_format(head), "{head:?}");
         }
         assert!(is_of_image_format(b"GIF89a"));
+        assert!(has_image_signature(b"\0\0\x02\0\x01\0\x10\x10"));
+    }
+
+    #[test]
+    fn brands_are_read_from_the_whole_list() {
+        for head in [
+            &b"\0\0\0\x14ftypavif\0\0\0\0mif1"[..],
+            b"\0\0\0\x18ftypmif1\0\0\0\0heicavif",
+            b"\0\0\0\x18ftypisom\0\0\0\0iso8avis",
+        ] {
+            assert_eq!(FileFormat::of(head), Ok(FileFormat::Avif));
+        }
+        // The minor version is no brand, and what follows the box is no part of it.
+        for head in [&b"\0\0\0\x14ftypisomavifiso8"[..], b"\0\0\0\x14ftypisom\0\0\0\0iso8avif"] {
+            assert_eq!(FileFormat::of(head).unwrap_err().0, "unsupported format: MPEG-4");
+            assert!(!is_of_image_format(head));
+        }
+    }
+
+    #[test]
+    fn heic_is_known_in_every_build() {
+        for head in [
+            &b"\0\0\0\x14ftypheis\0\0\0\0mif1"[..],
+            b"\0\0\0\x18ftypmif1\0\0\0\0miafheic",
+            b"\0\0\0\x18ftypisom\0\0\0\0mif1hevc",
+        ] {
+            assert!(is_of_image_format(head));
+            #[cfg(feature = "heic")]
+            assert_eq!(FileFormat::of(head), Ok(FileFormat::Heic));
+            #[cfg(not(feature = "heic"))]
+            assert_eq!(
+                FileFormat::of(head).unwrap_err().0,
+                "unsupported format: HEIC: this build was made without the cargo feature heic"
+            );
+        }
+    }
+
+    #[test]
+    fn jpeg_xl_is_a_codestream_or_a_container() {
+        for head in [&b"\0\0\0\x0cJXL \r\n\x87\n"[..], b"\xff\x0a\xfa"] {
+            assert_eq!(FileFormat::of(head), Ok(FileFormat::JpegXl));
+        }
     }
 }

@@ -7,6 +7,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::telemetry::metrics::{self, GaugeGuard};
 
+/// Requests for memory that one image may make. Formats make one or two.
+pub(super) const MAX_MEMORY_REQUESTS: u32 = 8;
+
 pub(super) struct MemoryBudget {
     total_bytes: u64,
     state: Mutex<BudgetState>,
@@ -78,6 +81,38 @@ impl Drop for MemoryGrant<'_> {
     fn drop(&mut self) {
         self.budget.lock().free_bytes += self.bytes;
         self.budget.changed.notify_all();
+    }
+}
+
+/// Memory for the tests of formats, with the rules that hold between a decoder process and its worker.
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct StrictMemory {
+    /// The bytes of each request.
+    pub(super) requests: std::cell::RefCell<Vec<u64>>,
+    is_held: std::cell::Cell<bool>,
+}
+
+#[cfg(test)]
+impl MemorySource for StrictMemory {
+    fn take(&self, bytes: u64) -> Box<dyn MemoryHold + '_> {
+        assert!(!self.is_held.replace(true), "a decoder asks for memory while it holds some");
+        self.requests.borrow_mut().push(bytes);
+        assert!(self.requests.borrow().len() <= MAX_MEMORY_REQUESTS as usize, "a decoder asks for memory too often");
+        Box::new(StrictHold(&self.is_held))
+    }
+}
+
+#[cfg(test)]
+struct StrictHold<'a>(&'a std::cell::Cell<bool>);
+
+#[cfg(test)]
+impl MemoryHold for StrictHold<'_> {}
+
+#[cfg(test)]
+impl Drop for StrictHold<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 

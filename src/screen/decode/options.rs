@@ -16,6 +16,9 @@ pub enum Isolation {
     Thread,
 }
 
+/// A decoder process describes all views of an image in one message of limited length.
+const LARGEST_MAX_VIEWS: u32 = 100;
+
 /// How much of an image is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,7 +57,10 @@ pub struct DecodeConfig {
     /// Frames of an animated image that are screened.
     #[serde(deserialize_with = "crate::config::above_zero")]
     pub max_frames: u32,
-    /// An animation of more pixels than this, over all its frames, is not decoded.
+    /// Views of an image that are screened: its frames, each perhaps over two backgrounds and both ways up.
+    #[serde(deserialize_with = "crate::config::above_zero")]
+    pub max_views: u32,
+    /// An animation of more pixels than this, over all its frames, is not decoded. A frame counts as at least 2048.
     pub max_animation_pixels: u64,
 }
 
@@ -66,12 +72,13 @@ impl Default for DecodeConfig {
             isolation: Isolation::Process,
             deadline_ms: 10_000,
             helper: String::new(),
-            max_width: 16_384,
-            max_height: 16_384,
+            max_width: 1_000_000,
+            max_height: 1_000_000,
             max_pixels: 100_000_000,
             max_decoded_bytes: 512 << 20,
             memory_bytes: 256 << 20,
-            max_frames: 4,
+            max_frames: 8,
+            max_views: 18,
             max_animation_pixels: 500_000_000,
         }
     }
@@ -82,9 +89,36 @@ impl DecodeConfig {
         if !self.helper.is_empty() && !Path::new(&self.helper).is_absolute() {
             return Err(ConfigError::invalid("decode.helper", format!("\"{}\" is not an absolute path", self.helper)));
         }
+        if self.max_views > LARGEST_MAX_VIEWS {
+            let what = format!("{} is too large, the largest value is {LARGEST_MAX_VIEWS}", self.max_views);
+            return Err(ConfigError::invalid("decode.max_views", what));
+        }
+        if self.max_views < self.max_frames {
+            let what = format!(
+                "{} is less than decode.max_frames, which is {}\n  hint: each frame is at least one view",
+                self.max_views, self.max_frames
+            );
+            return Err(ConfigError::invalid("decode.max_views", what));
+        }
         ConfigError::refuse_zero(&[
             ("decode.deadline_ms", self.deadline_ms),
             ("decode.memory_bytes", self.memory_bytes),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_views_is_bounded_on_both_sides() {
+        let checked = |max_views| {
+            let config = DecodeConfig { max_views, ..DecodeConfig::default() };
+            config.check().map_err(|e| e.to_string())
+        };
+        assert!(checked(7).unwrap_err().contains("7 is less than decode.max_frames"));
+        assert_eq!((checked(8), checked(100)), (Ok(()), Ok(())));
+        assert!(checked(101).unwrap_err().contains("101 is too large, the largest value is 100"));
     }
 }

@@ -6,7 +6,6 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::animation::spread_evenly;
 use super::memory_budget::MemoryBudget;
 use super::sandbox::{Confinement, SupervisedDecoder};
 use super::{DecodeRequest, DecodeScratch, DecodedImage, decode_safely};
@@ -82,11 +81,6 @@ impl DecoderPool {
             tracing::warn!(%confinement, "decoder processes started without some sandbox layers");
         }
         Ok(pool)
-    }
-
-    /// The numbers of the frames that are decoded, of an image with `count` frames.
-    pub(in crate::screen) fn frame_numbers(&self, count: u32) -> Vec<u32> {
-        spread_evenly(count, self.shared.limits.max_frames)
     }
 
     /// What confines the decoder processes, if there are any.

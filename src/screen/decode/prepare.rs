@@ -9,7 +9,6 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{CropBoxError, FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
 
-use super::frame::Frame;
 use crate::detector::{CropRounding, Geometry, ResampleFilter, Resize};
 use crate::screen::pixels::Pixels;
 
@@ -52,6 +51,16 @@ pub(super) fn largest_shrink(size: (u32, u32), orientation: u8, geometries: &[Ge
     [8, 4, 2].into_iter().find(leaves_enough).unwrap_or(1)
 }
 
+/// A picture of full size, not yet turned upright. The fields are those of a frame.
+pub(super) struct Picture<'a> {
+    /// `[⌈height / shrunk⌉, ⌈width / shrunk⌉, 3] u8`, red, green, blue.
+    pub(super) rgb: &'a [u8],
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) orientation: u8,
+    pub(super) shrunk: u32,
+}
+
 /// A thread's resizer with its buffers.
 #[derive(Default)]
 pub(super) struct Preparer {
@@ -76,12 +85,12 @@ impl<'a> Raster<'a> {
 }
 
 impl Preparer {
-    /// Prepares a frame for a geometry.
+    /// Prepares a picture for a geometry.
     ///
     /// # Errors
     /// When the image is so long and thin that its resized form would not fit in memory.
-    pub(super) fn prepare(&mut self, frame: &Frame, geometry: &Geometry) -> Result<Pixels, PrepareError> {
-        let &Frame { ref rgb, width, height, orientation, shrunk } = frame;
+    pub(super) fn prepare(&mut self, picture: &Picture<'_>, geometry: &Geometry) -> Result<Pixels, PrepareError> {
+        let &Picture { rgb, width, height, orientation, shrunk } = picture;
         let lying = orientation >= 5;
         let upright = if lying { (height, width) } else { (width, height) };
         let target = target(upright, geometry.resize);
@@ -264,6 +273,10 @@ mod tests {
         Geometry { resize, filter: ResampleFilter::Bicubic, width, height, rounding: CropRounding::HalfToEven }
     }
 
+    fn whole(rgb: &[u8], width: u32, height: u32, orientation: u8) -> Picture<'_> {
+        Picture { rgb, width, height, orientation, shrunk: 1 }
+    }
+
     fn noise(width: u32, height: u32) -> Vec<u8> {
         let mut state = 1u32;
         (0..width * height * 3)
@@ -281,10 +294,10 @@ mod tests {
         let rgb = noise(w, h);
         for orientation in 1..=8 {
             let geometry = geometry(Resize::Exact { width: 17, height: 23 }, 17, 23);
-            let lying = Frame::whole(rgb.clone(), w, h, orientation);
+            let lying = whole(&rgb, w, h, orientation);
             let fast = Preparer::default().prepare(&lying, &geometry).unwrap();
             let upright = turn(Raster::full(&rgb, w, h), orientation);
-            let upright = Frame::whole(upright.data.to_vec(), upright.width, upright.height, 1);
+            let upright = whole(&upright.data, upright.width, upright.height, 1);
             let slow = Preparer::default().prepare(&upright, &geometry).unwrap();
             assert_eq!(fast, slow, "orientation {orientation}");
         }
@@ -346,7 +359,7 @@ mod tests {
     #[test]
     fn a_long_and_thin_image_does_not_take_all_memory() {
         let geometry = geometry(Resize::ShortestEdge(224), 224, 224);
-        let thin = Preparer::default().prepare(&Frame::whole(vec![0; 16_384 * 3], 16_384, 1, 1), &geometry);
+        let thin = Preparer::default().prepare(&whole(&[0; 16_384 * 3], 16_384, 1, 1), &geometry);
         assert!(matches!(thin, Err(PrepareError::Shape(..))));
     }
 
@@ -363,7 +376,7 @@ mod tests {
     #[test]
     fn the_border_is_filled_with_the_mean() {
         let geometry = geometry(Resize::Fit { width: 4, height: 4, fill: [9, 8, 7] }, 4, 4);
-        let pixels = Preparer::default().prepare(&Frame::whole(vec![200; 8 * 4 * 3], 8, 4, 1), &geometry).unwrap();
+        let pixels = Preparer::default().prepare(&whole(&[200; 8 * 4 * 3], 8, 4, 1), &geometry).unwrap();
         let rows: Vec<_> = pixels.data.chunks(12).map(|row| row[0]).collect();
         assert_eq!(rows, [9, 200, 200, 9]);
     }

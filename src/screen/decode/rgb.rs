@@ -1,49 +1,67 @@
-//! From any kind of samples to RGB, as a person sees it and as the reference (Pillow) defines it: alpha over white, 16-bit
+//! From any kind of samples to RGB or RGBA of 8 bits, as a person sees it and as the reference (Pillow) defines it: 16-bit
 //! grey divided by 257, other 16-bit samples by their high byte, CMYK as Pillow converts it.
 
-use image::ColorType;
-
-use super::Undecodable;
-
-/// Converts a decoder's buffer (16-bit samples in native order) to `[height, width, 3] u8`.
-pub(super) fn from_samples(color: ColorType, samples: Vec<u8>) -> Result<Vec<u8>, Undecodable> {
-    let high = |samples: &[u8]| -> Vec<u8> { words(samples).map(|word| (word >> 8) as u8).collect() };
-    Ok(match color {
-        ColorType::Rgb8 => samples,
-        ColorType::L8 => samples.iter().flat_map(|grey| [*grey; 3]).collect(),
-        ColorType::La8 => grey_over_white(&samples),
-        ColorType::Rgba8 => over_white(&samples),
-        ColorType::L16 => words(&samples).flat_map(|word| [divided_by_257(word); 3]).collect(),
-        ColorType::La16 => grey_over_white(&high(&samples)),
-        ColorType::Rgb16 => high(&samples),
-        ColorType::Rgba16 => over_white(&high(&samples)),
-        other => return Err(Undecodable(format!("unsupported colour type {other:?}"))),
-    })
-}
-
-fn words(samples: &[u8]) -> impl Iterator<Item = u16> {
-    samples.chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]]))
-}
+use crate::job::Background;
 
 /// `word / 257`, rounded to the nearest: 0 → 0, 65535 → 255.
-fn divided_by_257(word: u16) -> u8 {
+pub(super) fn divided_by_257(word: u16) -> u8 {
     #[expect(clippy::cast_possible_truncation, reason = "65535 / 257 is 255")]
     let byte = ((u32::from(word) + 128) / 257) as u8;
     byte
 }
 
-/// `[n, 4]` RGBA composited over white.
-pub(super) fn over_white(rgba: &[u8]) -> Vec<u8> {
-    rgba.chunks_exact(4).flat_map(|p| [blend(p[0], p[3]), blend(p[1], p[3]), blend(p[2], p[3])]).collect()
+/// Composites RGBA over a background, into `rgb`.
+pub(super) fn over(rgba: &[u8], background: Background, rgb: &mut Vec<u8>) {
+    let behind = match background {
+        Background::White => 255,
+        Background::Black => 0,
+    };
+    rgb.clear();
+    rgb.reserve_exact(rgba.len() / 4 * 3);
+    rgb.extend(rgba.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]].map(|value| blend(value, p[3], behind))));
 }
 
-fn grey_over_white(grey_alpha: &[u8]) -> Vec<u8> {
-    grey_alpha.chunks_exact(2).flat_map(|p| [blend(p[0], p[1]); 3]).collect()
+/// Divides the colours of RGBA by alpha, in place.
+pub(super) fn unmultiply(samples: &mut [u8]) {
+    for pixel in samples.chunks_exact_mut(4) {
+        let alpha = u16::from(pixel[3]);
+        if alpha == 0 || alpha == 255 {
+            continue;
+        }
+        for sample in &mut pixel[..3] {
+            let divided = (u16::from(*sample) * 255 + alpha / 2) / alpha;
+            *sample = u8::try_from(divided).unwrap_or(u8::MAX);
+        }
+    }
 }
 
-/// `(value * alpha + 255 * (255 - alpha)) / 255`, rounded.
-fn blend(value: u8, alpha: u8) -> u8 {
-    let sum = u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 128;
+/// As [`over`], where the colours are multiplied with alpha.
+pub(super) fn add_over(rgba: &[u8], background: Background, rgb: &mut Vec<u8>) {
+    let behind = |alpha: u8| match background {
+        Background::White => 255 - alpha,
+        Background::Black => 0,
+    };
+    rgb.clear();
+    rgb.reserve_exact(rgba.len() / 4 * 3);
+    rgb.extend(rgba.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]].map(|value| value.saturating_add(behind(p[3])))));
+}
+
+/// Removes alpha from RGBA in place where every pixel is opaque, and returns whether that is so.
+pub(super) fn drop_opaque_alpha(samples: &mut Vec<u8>) -> bool {
+    if samples.chunks_exact(4).any(|pixel| pixel[3] != 255) {
+        return false;
+    }
+    let pixels = samples.len() / 4;
+    for i in 0..pixels {
+        samples.copy_within(4 * i..4 * i + 3, 3 * i);
+    }
+    samples.truncate(3 * pixels);
+    true
+}
+
+/// `(value * alpha + behind * (255 - alpha)) / 255`, rounded.
+fn blend(value: u8, alpha: u8, behind: u8) -> u8 {
+    let sum = u32::from(value) * u32::from(alpha) + u32::from(behind) * (255 - u32::from(alpha)) + 128;
     #[expect(clippy::cast_possible_truncation, reason = "a weighted mean of bytes is a byte")]
     let byte = (((sum >> 8) + sum) >> 8) as u8;
     byte
@@ -76,16 +94,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alpha_goes_over_white() {
-        assert_eq!(over_white(&[10, 20, 30, 255, 10, 20, 30, 0]), [10, 20, 30, 255, 255, 255]);
-        assert_eq!(blend(0, 128), 127);
+    fn alpha_goes_over_white_and_over_black() {
+        let composite = |background| {
+            let mut rgb = vec![7; 99];
+            over(&[10, 20, 30, 255, 10, 20, 30, 0], background, &mut rgb);
+            rgb
+        };
+        assert_eq!(composite(Background::White), [10, 20, 30, 255, 255, 255]);
+        assert_eq!(composite(Background::Black), [10, 20, 30, 0, 0, 0]);
+        assert_eq!((blend(0, 128, 255), blend(255, 128, 0)), (127, 128));
+    }
+
+    #[test]
+    fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
+        let mut samples = vec![0, 64, 128, 128, 9, 9, 9, 0, 9, 9, 9, 255, 200, 100, 50, 100];
+        unmultiply(&mut samples);
+        assert_eq!(samples, [0, 128, 255, 128, 9, 9, 9, 0, 9, 9, 9, 255, 255, 255, 128, 100]);
+    }
+
+    #[test]
+    fn colours_that_exceed_their_alpha_glow_over_the_background() {
+        let composite = |background| {
+            let mut rgb = Vec::new();
+            add_over(&[10, 20, 30, 255, 10, 20, 30, 40, 200, 100, 0, 128], background, &mut rgb);
+            rgb
+        };
+        assert_eq!(composite(Background::White), [10, 20, 30, 225, 235, 245, 255, 227, 127]);
+        assert_eq!(composite(Background::Black), [10, 20, 30, 10, 20, 30, 200, 100, 0]);
+    }
+
+    #[test]
+    fn alpha_is_dropped_only_where_every_pixel_is_opaque() {
+        let mut opaque = vec![1, 2, 3, 255, 4, 5, 6, 255, 7, 8, 9, 255];
+        assert!(drop_opaque_alpha(&mut opaque));
+        assert_eq!(opaque, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let mut transparent = vec![1, 2, 3, 255, 4, 5, 6, 254];
+        assert!(!drop_opaque_alpha(&mut transparent));
+        assert_eq!(transparent, [1, 2, 3, 255, 4, 5, 6, 254]);
     }
 
     #[test]
     fn sixteen_bit_grey_spans_the_whole_range() {
-        let samples: Vec<u8> = [0u16, 257, 128 * 257, 65535].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let rgb = from_samples(ColorType::L16, samples).unwrap();
-        assert_eq!(rgb.chunks(3).map(|p| p[0]).collect::<Vec<_>>(), [0, 1, 128, 255]);
+        assert_eq!([0, 257, 128 * 257, 65535].map(divided_by_257), [0, 1, 128, 255]);
     }
 
     #[test]

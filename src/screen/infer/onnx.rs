@@ -16,7 +16,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use super::{InferError, ModelSession, Pixels, SessionError, SessionRun};
 use crate::config::{Device, InferenceConfig};
-use crate::detector::{Channels, Detector, Normalisation};
+use crate::detector::{Axes, Channels, Detector, Normalisation};
 use crate::error_text;
 use input_buffers::InputBuffers;
 
@@ -169,13 +169,20 @@ fn library_path(config: &InferenceConfig) -> PathBuf {
 
 /// The type and shape of the model's input.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum InputLayout {
-    /// `[batch, height, width, 3] u8`, normalised in the graph.
-    BytesNhwc,
-    /// `[batch, 3, height, width] f32`, normalised here.
-    FloatNchw(Normalisation),
-    /// As `FloatNchw`, in half precision.
-    HalfNchw(Normalisation),
+struct InputLayout {
+    axes: Axes,
+    element: InputElement,
+}
+
+/// The type of the model's input, and how a byte becomes one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum InputElement {
+    /// `u8`, normalised in the graph.
+    Byte,
+    /// `f32`, normalised here.
+    Float(Normalisation),
+    /// `f16`, normalised here.
+    Half(Normalisation),
 }
 
 /// Finds the layout by the input's type and shape, and checks its size against the package.
@@ -185,31 +192,70 @@ fn input_layout(
     detector: &Detector,
 ) -> Result<(InputLayout, Option<usize>), String> {
     let (width, height) = (detector.geometry.width, detector.geometry.height);
+    let element = match ty {
+        TensorElementType::Uint8 if detector.normalisation.channels == Channels::Bgr => {
+            return Err("the model takes bytes and orders their channels itself, but the package puts blue first (`pixel_order` in config.json, or `do_flip_channel_order`)\n  hint: remove it, or set it to false, and flip in the graph if the model needs it".into());
+        }
+        TensorElementType::Uint8 => Some(InputElement::Byte),
+        TensorElementType::Float32 => Some(InputElement::Float(detector.normalisation)),
+        TensorElementType::Float16 => Some(InputElement::Half(detector.normalisation)),
+        _ => None,
+    };
+    let (Some(element), &[batch, one, two, three]) = (element, shape) else {
+        return Err(format!(
+            "the model's input is {ty} {shape:?}; supported are uint8, float32 and float16, as [batch, 3, height, width] or [batch, height, width, 3]"
+        ));
+    };
+    let axes = match detector.axes {
+        Some(stated) => stated,
+        None => axes_of([one, two, three], (width, height), element)
+            .map_err(|what| format!("the model's input is {shape:?}: {what}"))?,
+    };
     // A dimension below 0 is free.
     let fits = |dimension: i64, size: u32| dimension < 0 || dimension == i64::from(size);
-    let supported = "supported are uint8 [batch, height, width, 3] and float [batch, 3, height, width]";
-    let (layout, found, size_fits) = match (ty, shape) {
-        (TensorElementType::Uint8, _) if detector.normalisation.channels == Channels::Bgr => {
-            return Err("the model takes bytes and orders their channels itself, but the package puts blue first (`do_flip_channel_order`)\n  hint: set it to false in preprocessor_config.json, and flip in the graph if the model needs it".into());
-        }
-        (TensorElementType::Uint8, &[n, h, w, c]) if fits(c, 3) => {
-            (InputLayout::BytesNhwc, n, fits(h, height) && fits(w, width))
-        }
-        (TensorElementType::Float32, &[n, c, h, w]) if fits(c, 3) => {
-            (InputLayout::FloatNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
-        }
-        (TensorElementType::Float16, &[n, c, h, w]) if fits(c, 3) => {
-            (InputLayout::HalfNchw(detector.normalisation), n, fits(h, height) && fits(w, width))
-        }
-        _ => return Err(format!("the model's input is {ty} {shape:?}; {supported}")),
+    let (channels, found_height, found_width) = match axes {
+        Axes::Nchw => (one, two, three),
+        Axes::Nhwc => (three, one, two),
     };
-    if !size_fits {
+    if !fits(channels, 3) {
+        return Err(format!("the model's input is {shape:?}, which has {channels} channels, but images have 3"));
+    }
+    if !fits(found_height, height) || !fits(found_width, width) {
         return Err(format!("the model's input is {shape:?}, but the preprocessing makes images of {width}x{height}"));
     }
-    match found {
+    let layout = InputLayout { axes, element };
+    match batch {
         ..=-1 => Ok((layout, None)),
         1 => Ok((layout, Some(1))),
         n => Err(format!("the model's batch is fixed to {n}; export it with a dynamic batch (or a batch of 1)")),
+    }
+}
+
+/// The order of the axes by where the three channels are.
+fn axes_of(
+    dimensions @ [first, _, last]: [i64; 3],
+    (width, height): (u32, u32),
+    element: InputElement,
+) -> Result<Axes, &'static str> {
+    let may_be = |dimension: i64| dimension < 0 || dimension == 3;
+    match (may_be(first), may_be(last)) {
+        (true, false) => Ok(Axes::Nchw),
+        (false, true) => Ok(Axes::Nhwc),
+        (false, false) => Err("no axis has 3 channels; images have 3"),
+        (true, true) if first != last => Ok(if first == 3 { Axes::Nchw } else { Axes::Nhwc }),
+        // No axis is fixed: exporters of floats are mostly those of PyTorch, and our own takes bytes.
+        (true, true) if first < 0 => Ok(if element == InputElement::Byte { Axes::Nhwc } else { Axes::Nchw }),
+        (true, true) => {
+            let image = [i64::from(height), i64::from(width)];
+            let fits = |found: &[i64]| found.iter().zip(image).all(|(found, edge)| *found < 0 || *found == edge);
+            match (fits(&dimensions[1..]), fits(&dimensions[..2])) {
+                (true, false) => Ok(Axes::Nchw),
+                (false, true) => Ok(Axes::Nhwc),
+                _ => Err(
+                    "it is unclear which axis has the channels\n  hint: state it in config.json: \"pixwarden\": {\"layout\": \"NCHW\"} or \"NHWC\"",
+                ),
+            }
+        }
     }
 }
 
@@ -370,6 +416,53 @@ mod tests {
     }
 
     #[test]
+    fn the_axes_are_found_by_where_the_channels_are() {
+        let float = |dimensions| {
+            axes_of(dimensions, (8, 3), InputElement::Half(crate::policy::tests::detector("d", &["a"]).normalisation))
+        };
+        for (dimensions, axes) in [
+            ([3, 3, 8], Axes::Nchw),
+            ([3, 8, 3], Axes::Nhwc),
+            ([-1, 3, 8], Axes::Nchw),
+            ([3, -1, -1], Axes::Nchw),
+            ([-1, -1, 3], Axes::Nhwc),
+            ([3, 8, -1], Axes::Nchw),
+            ([224, 224, -1], Axes::Nhwc),
+            ([-1, 224, 224], Axes::Nchw),
+            ([-1, -1, -1], Axes::Nchw),
+        ] {
+            assert_eq!(float(dimensions), Ok(axes), "{dimensions:?}");
+        }
+        assert_eq!(axes_of([-1, -1, -1], (8, 8), InputElement::Byte), Ok(Axes::Nhwc));
+        assert!(float([3, 3, 3]).unwrap_err().contains("hint: state it in config.json"));
+        assert!(float([1, 28, 28]).unwrap_err().contains("no axis has 3 channels"));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_input_is_refused_by_its_shape() {
+        let detector = crate::policy::tests::detector("d", &["a", "b"]);
+        let layout = |ty, shape: &[i64]| input_layout(ty, shape, &detector).map(|(layout, batch)| (layout.axes, batch));
+        assert_eq!(layout(TensorElementType::Float32, &[-1, 8, 8, 3]), Ok((Axes::Nhwc, None)));
+        assert_eq!(layout(TensorElementType::Uint8, &[1, 3, 8, 8]), Ok((Axes::Nchw, Some(1))));
+        let stated = Detector { axes: Some(Axes::Nhwc), ..detector.clone() };
+        let free = input_layout(TensorElementType::Float32, &[-1, -1, -1, -1], &stated).unwrap();
+        assert_eq!(free.0.axes, Axes::Nhwc, "what the package states counts");
+        for (ty, shape, part) in [
+            (TensorElementType::Float64, &[-1, 3, 8, 8][..], "supported are"),
+            (TensorElementType::Float32, &[-1, 192], "supported are"),
+            (TensorElementType::Float32, &[-1, 9, 9, 3], "images of 8x8"),
+            (TensorElementType::Float32, &[4, 3, 8, 8], "fixed to 4"),
+            (TensorElementType::Float32, &[-1, 1, 8, 8], "no axis has 3 channels"),
+        ] {
+            let refused = layout(ty, shape).unwrap_err();
+            assert!(refused.contains(part), "{refused}");
+        }
+        let bgr =
+            Detector { normalisation: Normalisation { channels: Channels::Bgr, ..detector.normalisation }, ..detector };
+        assert!(input_layout(TensorElementType::Uint8, &[-1, 8, 8, 3], &bgr).unwrap_err().contains("pixel_order"));
+    }
+
+    #[test]
     fn too_little_memory_is_distinguished_from_other_failures() {
         // An error is made by the library.
         let Some(_runtime) = runtime(&InferenceConfig::default()) else { return };
@@ -399,7 +492,8 @@ mod tests {
     fn open(runtime: &OnnxRuntime, device: SessionDevice) -> Box<dyn ModelSession> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifake-32");
         let decode_settings = DecodeSettings::default();
-        let source = PackageSource { folder: &folder, name: None, sha256: None, shadow: false, decode_settings };
+        let source =
+            PackageSource { folder: &folder, name: None, file: None, sha256: None, shadow: false, decode_settings };
         let detector = Detector::load(&source).unwrap();
         runtime.open(&detector, &cpu_provider(), device).unwrap()
     }

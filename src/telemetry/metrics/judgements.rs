@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::labels::{DetectorName, PolicyName, RuleText, ScoreLabel};
 use super::table;
 use super::typed::{CounterSeries, HistogramSeries};
-use crate::job::{Facts, FindingOutcome, Judgement, Outcome};
+use crate::job::{DAMAGE, Facts, FindingOutcome, Judgement, Outcome};
 
 /// A detector with more labels has no series for the labels that no rule names: each series has 20 buckets.
 const MAX_LABELS: usize = 20;
@@ -24,8 +24,8 @@ pub struct CountedPolicy<'a> {
 pub struct CountedRule<'a> {
     /// Its name, or else what it looks at.
     pub text: Cow<'a, str>,
-    pub detector: &'a str,
-    pub label: &'a str,
+    /// Detector and label, where it looks at a score.
+    pub score: Option<(&'a str, &'a str)>,
 }
 
 /// The series of all judgements of this process.
@@ -50,7 +50,7 @@ impl JudgementMetrics {
         policies: &[CountedPolicy<'a>],
     ) -> Self {
         let rules = policies.iter().flat_map(|policy| &policy.rules);
-        let named: BTreeSet<(&str, &str)> = rules.map(|rule| (rule.detector, rule.label)).collect();
+        let named: BTreeSet<(&str, &str)> = rules.filter_map(|rule| rule.score).collect();
         let mut scores = Vec::new();
         for (detector, labels) in detectors {
             let are_few = labels.len() <= MAX_LABELS;
@@ -84,9 +84,10 @@ impl PolicySeries {
         let series = |text: &str| {
             FindingOutcome::ALL.map(|outcome| table::FINDINGS.series((name(), RuleText(text.into()), outcome)))
         };
+        let texts = policy.rules.iter().map(|rule| rule.text.as_ref()).chain([DAMAGE]);
         Self {
             judgements: table::JUDGEMENTS.series(name()),
-            rules: policy.rules.iter().map(|rule| (rule.text.clone().into_owned(), series(&rule.text))).collect(),
+            rules: texts.map(|text| (text.to_owned(), series(text))).collect(),
         }
     }
 
@@ -115,20 +116,16 @@ mod tests {
     fn finding(rule: Option<&str>, label: &str, outcome: FindingOutcome) -> Finding {
         Finding {
             rule: rule.map(str::to_owned),
-            category: None,
-            severity: None,
-            outcome,
-            source: FindingSource::Detector,
             detector: Some("d".into()),
             label: Some(label.into()),
             score: Some(0.9),
             threshold: Some(0.5),
-            view: None,
+            ..Finding::new(FindingSource::Detector, outcome)
         }
     }
 
     fn rule<'a>(text: &'a str, label: &'a str) -> CountedRule<'a> {
-        CountedRule { text: text.into(), detector: "d", label }
+        CountedRule { text: text.into(), score: Some(("d", label)) }
     }
 
     #[test]
@@ -142,7 +139,7 @@ mod tests {
         let rules = vec![
             rule("made", "ai"),
             rule("d says \"nude\"", "nude"),
-            CountedRule { text: "seven".into(), detector: "many", label: "class 7" },
+            CountedRule { text: "seven".into(), score: Some(("many", "class 7")) },
         ];
         let policies =
             [CountedPolicy { name: "p", rules }, CountedPolicy { name: "q", rules: vec![rule("made", "ai")] }];

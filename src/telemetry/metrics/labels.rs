@@ -219,9 +219,31 @@ closed_label! {
     }
 }
 
+closed_label! {
+    /// How an attempt to send an event to a webhook ended.
+    WebhookResult("result") {
+        /// The endpoint has accepted it.
+        Delivered = "delivered",
+        /// It is tried again.
+        Failed = "failed",
+        /// It was the last attempt.
+        GivenUp = "given_up",
+    }
+}
+
+text_label! {
+    /// The name of a webhook's endpoint.
+    EndpointName("endpoint")
+}
+
 text_label! {
     /// A detector's name.
     DetectorName("detector")
+}
+
+text_label! {
+    /// The name of a bank of known images.
+    BankName("bank")
 }
 
 text_label! {
@@ -247,6 +269,16 @@ text_label! {
 text_label! {
     /// The device of a session: `CPU`, or a GPU with its number.
     DeviceName("device")
+}
+
+text_label! {
+    /// The path of a route, with the names of its parameters.
+    RouteLabel("route")
+}
+
+text_label! {
+    /// The status of an answer over HTTP.
+    StatusLabel("status")
 }
 
 text_label! {

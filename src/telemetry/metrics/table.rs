@@ -3,8 +3,9 @@
 //! `docs/metrics.md` documents the same table. A test keeps the two equal.
 
 use super::labels::{
-    BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, LedgerErrorKind, PolicyName,
-    ProgramVersion, PublishResult, QueueName, RetryCause, RoutingKey, RuleText, ScoreLabel, SettlementLabel,
+    BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
+    LedgerErrorKind, PolicyName, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel, RoutingKey,
+    RuleText, ScoreLabel, SettlementLabel, StatusLabel, WebhookResult,
 };
 use super::typed::{Counter, Gauge, Histogram, Metric};
 use crate::job::{FindingOutcome, Lane, Outcome};
@@ -41,6 +42,8 @@ table! {
         Gauge::measured("pixwarden_build_info", "Always 1; the label is the program's version");
     DETECTOR_INFO: Gauge<(DetectorName, DetectorDigest, DeviceName)> =
         Gauge::measured("pixwarden_detector_info", "Always 1; one series per loaded detector");
+    BANK_VERSION: Gauge<BankName> =
+        Gauge::measured("pixwarden_bank_version", "The version of a bank of known images that the worker asks");
     READY: Gauge<()> = Gauge::new("pixwarden_ready", "1 while the worker consumes deliveries, like /readyz");
     INTAKE_PAUSED: Gauge<DependencyLabel> =
         Gauge::new("pixwarden_intake_paused", "1 while intake is paused because this dependency is broken");
@@ -93,6 +96,12 @@ table! {
         Gauge::new("pixwarden_object_memory_bytes", "Memory that is reserved for fetched objects");
     OBJECT_MEMORY_LIMIT: Gauge<()> =
         Gauge::measured("pixwarden_object_memory_limit_bytes", "The limit of pixwarden_object_memory_bytes");
+    HTTP_REQUESTS: Counter<(RouteLabel, StatusLabel)> =
+        Counter::new("pixwarden_http_requests_total", "Answered requests over HTTP, by route and status");
+    HTTP_DURATION: Histogram<RouteLabel> =
+        Histogram::new("pixwarden_http_request_duration_seconds", JOB_S, "Seconds until a request over HTTP was answered");
+    HTTP_IN_FLIGHT: Gauge<()> =
+        Gauge::new("pixwarden_http_images", "Images that are received or screened over HTTP");
     COMMIT_VERDICTS: Histogram<()> =
         Histogram::new("pixwarden_commit_verdicts", VERDICTS, "Verdicts per ledger transaction");
     COMMIT_DURATION: Histogram<()> =
@@ -108,6 +117,16 @@ table! {
     );
     EVENTS: Counter<(RoutingKey, PublishResult)> =
         Counter::new("pixwarden_events_total", "Attempts to publish an event, by result");
+    WEBHOOK_ATTEMPTS: Counter<(EndpointName, WebhookResult)> =
+        Counter::new("pixwarden_webhook_attempts_total", "Attempts to send an event to a webhook, by result");
+    WEBHOOK_WAITING: Gauge<EndpointName> = Gauge::measured(
+        "pixwarden_webhook_waiting",
+        "Events that wait for a webhook when this process last polled them; at most 10000 are counted",
+    );
+    WEBHOOK_OLDEST: Gauge<EndpointName> = Gauge::measured(
+        "pixwarden_webhook_oldest_seconds",
+        "How long the oldest event has waited for a webhook; 0 if there is none",
+    );
     CONNECTIONS: Counter<BrokerConnection> =
         Counter::new("pixwarden_broker_connections_total", "Connections opened to the broker");
 }

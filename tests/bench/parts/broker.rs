@@ -167,7 +167,7 @@ async fn worker(queue: SecretUrl, options: &Options) -> anyhow::Result<f64> {
     let store = Shelf(std::fs::read(image)?.into());
     let fetcher = Fetcher::on(Box::new(store), &config);
     let ledger = Arc::new(Slate(Arc::clone(&clock)));
-    run_on(config, ledger, fetcher, Intake::default(), clock.end.notified()).await?;
+    run_on(config, ledger, fetcher, Intake::default(), None, clock.end.notified()).await?;
     Ok(clock.rate().await)
 }
 
@@ -198,6 +198,10 @@ impl ObjectStore for Shelf {
 
     async fn head(&self, image: &ImageRef) -> Result<ListedObject, StoreError> {
         Ok(ListedObject { image: image.clone(), bytes: Some(self.0.len() as u64), modified: None })
+    }
+
+    async fn put(&self, _image: &ImageRef, _bytes: Bytes) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn probe(&self, _bucket: &str) -> Result<(), StoreError> {
@@ -357,6 +361,10 @@ impl Archive for Slate {
     }
 
     async fn verdicts_on_content(&self, _sha256: [u8; 32], _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn verdicts_that_scored(&self, _sha256: [u8; 32], _limit: u32) -> Result<Vec<StoredVerdict>, LedgerError> {
         Ok(Vec::new())
     }
 

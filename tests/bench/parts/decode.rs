@@ -76,7 +76,7 @@ async fn ours(
     geometries: &Arc<[Geometry]>,
 ) -> anyhow::Result<Vec<u8>> {
     let decoded = pool.decode_with_mode(mode, Lane::Live, bytes.into(), Arc::clone(geometries)).await?;
-    Ok(decoded.frames[0][0].data.clone())
+    Ok(decoded.views[0].pixels[0].data.clone())
 }
 
 /// Of all threads.

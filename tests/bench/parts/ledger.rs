@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use pixwarden::config::{Config, LedgerConfig};
 use pixwarden::job::event::{EventContext, event};
 use pixwarden::job::{
-    Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef,
-    Scores, Verdict, verdict_id,
+    Digests, Facts, Finding, FindingOutcome, FindingSource, ImageInfo, ImageRef, Judgement, Lane, Outcome, Pdq,
+    PolicyRef, Scores, Verdict, View, ViewHash, verdict_id,
 };
 use pixwarden::ledger::{self, NewVerdict};
 use serde_json::json;
@@ -49,16 +49,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// What the default rule finds in a flagged image.
 fn finding(score: f32) -> Finding {
     Finding {
-        rule: None,
-        category: None,
-        severity: None,
-        outcome: FindingOutcome::Flagged,
-        source: FindingSource::Detector,
         detector: Some("synthetic-2.0".into()),
         label: Some("by AI".into()),
         score: Some(score),
         threshold: Some(0.9),
-        view: None,
+        ..Finding::new(FindingSource::Detector, FindingOutcome::Flagged)
     }
 }
 
@@ -69,7 +64,14 @@ fn entry(n: usize) -> NewVerdict {
     let reason = "synthetic-2.0 says \"by AI\" 0.9257, flag_at is 0.9".to_owned();
     let mut sha256 = [0; 32];
     sha256[..16].copy_from_slice(Uuid::new_v4().as_bytes());
+    let md5 = *Uuid::new_v4().as_bytes();
     let now = OffsetDateTime::now_utc();
+    let facts = Facts::of_one_view(Scores::from([(
+        "synthetic-2.0".into(),
+        [("by AI".to_owned(), p), ("by human".to_owned(), 1.0 - p)].into(),
+    )]));
+    let pdq = Pdq(sha256);
+    let hash = ViewHash { view: View::of_frame(0), pdq, quality: 100 };
     let verdict = Verdict {
         id: verdict_id(&job_id),
         lane: Lane::Live,
@@ -82,6 +84,7 @@ fn entry(n: usize) -> NewVerdict {
         job_id,
         object_at: Some(now),
         sha256: Some(sha256),
+        md5: Some(md5),
         bytes: Some(40_000 + n as u64),
         seen: Some(ImageInfo { format: "jpeg", width: 1920, height: 1080, frames: 1 }),
         judgement: Judgement {
@@ -91,19 +94,16 @@ fn entry(n: usize) -> NewVerdict {
             score: Some(p),
             findings: if flagged { vec![finding(p)] } else { Vec::new() },
         },
-        facts: Some(Facts::of_one_view(Scores::from([(
-            "synthetic-2.0".into(),
-            [("by AI".to_owned(), p), ("by human".to_owned(), 1.0 - p)].into(),
-        )]))),
+        facts: Some(Facts { hashes: Some(vec![hash]), ..facts }),
         detectors: Digests::from([("synthetic-2.0".into(), "0123456789abcdef".repeat(4))]),
-        policy: PolicyRef { name: "default".into(), sha256: "fedcba9876543210".repeat(4) },
+        policy: PolicyRef::new("default", "fedcba9876543210".repeat(4)),
         metadata: Some(json!({"user": n})),
         reused_from: None,
         attempts: 1,
         received_at: now,
         decided_at: now,
     };
-    let passed_on = EventContext { correlation_id: None, trace: None };
+    let passed_on = EventContext::default();
     let event = flagged.then(|| event(&verdict, passed_on, "pixwarden"));
     NewVerdict { verdict, event }
 }

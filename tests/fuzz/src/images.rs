@@ -66,9 +66,8 @@ fn decode_with_mode(mode: DecodeMode, data: &[u8], decoding: &Decoding) -> Resul
     match runtime.block_on(pool.decode_with_mode(mode, Lane::Live, bytes, Arc::clone(geometries))) {
         Ok(decoded) => {
             assert!(is_within_limits(limits, decoded.info), "within the limits: {:?}", decoded.info);
-            assert!(!decoded.frames.is_empty() && decoded.frames.len() <= limits.max_frames as usize);
-            assert!(decoded.frames.len() <= decoded.info.frames as usize);
-            for pixels in decoded.frames.iter().flatten() {
+            assert!(!decoded.views.is_empty() && decoded.views.len() <= limits.max_views as usize);
+            for pixels in decoded.views.iter().flat_map(|view| &view.pixels) {
                 assert_eq!((pixels.width, pixels.height), (EDGE, EDGE));
                 assert_eq!(pixels.data.len(), (EDGE * EDGE * 3) as usize);
             }

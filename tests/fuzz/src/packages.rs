@@ -6,7 +6,8 @@ use pixwarden::detector::{DecodeSettings, Detector, PackageSource};
 use tempfile::TempDir;
 
 const SEPARATOR: &[u8] = b"\n--\n";
-const FILES: [&str; 4] = ["config.json", "preprocessor_config.json", "golden.json", "model.onnx"];
+const FILES: [&str; 5] =
+    ["config.json", "preprocessor_config.json", "golden.json", "model.onnx", "processor_config.json"];
 
 /// Loads a package; whatever is in it, it is a detector or an error that names the folder.
 pub fn load(data: &[u8]) {
@@ -25,7 +26,8 @@ pub fn load(data: &[u8]) {
         rest = rest.get(end + SEPARATOR.len()..).unwrap_or_default();
     }
     let decode_settings = DecodeSettings::default();
-    let source = PackageSource { folder, name: Some("fuzzed"), sha256: None, shadow: false, decode_settings };
+    let source =
+        PackageSource { folder, name: Some("fuzzed"), file: None, sha256: None, shadow: false, decode_settings };
     match Detector::load(&source) {
         Ok(detector) => {
             assert!(!detector.labels.is_empty());

@@ -11,8 +11,9 @@ use super::confine::confine;
 use super::protocol::{DecoderMessage, WorkerMessage, receive, send, unexpected_message};
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::{CropRounding, Geometry, ResampleFilter, Resize};
+use crate::job::ImageInfo;
 use crate::screen::decode::memory_budget::{MemoryBudget, MemoryHold, MemorySource};
-use crate::screen::decode::{DecodeRequest, DecodeScratch, DecodedImage, decode_safely};
+use crate::screen::decode::{DecodeRequest, DecodeScratch, DecodedImage, DecodedView, decode_safely};
 use crate::screen::error::Undecodable;
 
 /// Serves the worker at the other end of standard input until that end is closed.
@@ -130,13 +131,12 @@ fn receive_file(stream: &UnixStream, bytes: u64) -> io::Result<ReceivedFile> {
 }
 
 fn send_image(mut stream: &UnixStream, decoded: &DecodedImage) -> io::Result<()> {
-    let info = decoded.info;
-    let taken = u32::try_from(decoded.frames.len()).map_err(io::Error::other)?;
-    let format = info.format.to_owned();
-    let message =
-        DecoderMessage::Decoded { format, width: info.width, height: info.height, frames: info.frames, taken };
-    send(stream, &message)?;
-    decoded.frames.iter().flatten().try_for_each(|pixels| stream.write_all(&pixels.data))
+    let ImageInfo { format, width, height, frames } = decoded.info;
+    let views = decoded.views.iter().map(DecodedView::hash).collect();
+    let damage = decoded.damage.clone();
+    send(stream, &DecoderMessage::Decoded { format: format.to_owned(), width, height, frames, damage, views })?;
+    let mut pixels = decoded.views.iter().flat_map(|decoded| &decoded.pixels);
+    pixels.try_for_each(|pixels| stream.write_all(&pixels.data))
 }
 
 /// Memory from the worker's budget. The worker takes an image's memory back when the image is done, or when it asks for

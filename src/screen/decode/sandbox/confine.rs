@@ -15,7 +15,8 @@ use seccompiler::{
 use super::protocol::{Confinement, MAX_IMAGES_PER_PROCESS};
 use crate::config::DecodeConfig;
 
-/// Memory beside what decoding one image may take: the file, the resizer's passes, the prepared pixels.
+/// Memory beside what decoding one image may take: the file, the resizer's passes, the prepared pixels, and what a
+/// hash takes: 12 bytes a column, or 3 MiB.
 const MARGIN_BYTES: u64 = 512 << 20;
 
 /// The highest score: where memory is short, decoder processes are killed before any other (proc_pid_oom_score_adj(5)).
@@ -92,14 +93,29 @@ fn resource_limits(now: u64, limits: &DecodeConfig) -> Result<String, String> {
     Ok("memory and processor time limits".into())
 }
 
-/// Allows what decoding needs: the socket, memory, and ending. Any other system call kills the process.
+/// Allows what decoding needs: the socket, memory, and ending. A few calls fail, and any other system call kills the
+/// process.
 fn seccomp(socket: RawFd) -> Result<String, String> {
-    let filter = filter(socket).map_err(|e| e.to_string())?;
-    seccompiler::apply_filter(&filter).map_err(|e| e.to_string())?;
+    // A filter has two actions, so that there are two filters. The first one applied must be the one that lets the call
+    // pass which applies the second. The kernel follows the strictest of their answers.
+    for filter in [refusing_filter(), killing_filter(socket)] {
+        let filter = filter.map_err(|e| e.to_string())?;
+        seccompiler::apply_filter(&filter).map_err(|e| e.to_string())?;
+    }
     Ok("seccomp".into())
 }
 
-fn filter(socket: RawFd) -> Result<BpfProgram, seccompiler::BackendError> {
+/// Calls that fail with EPERM. Libraries make them to learn how many threads they may use, and go on with one.
+const REFUSED: [i64; 2] = [libc::SYS_openat, libc::SYS_sched_getaffinity];
+
+fn refusing_filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = REFUSED.into_iter().map(|call| (call, Vec::new())).collect();
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?.try_into()
+}
+
+fn killing_filter(socket: RawFd) -> Result<BpfProgram, seccompiler::BackendError> {
     let allowed = [
         libc::SYS_close,
         // Memory.
@@ -122,7 +138,9 @@ fn filter(socket: RawFd) -> Result<BpfProgram, seccompiler::BackendError> {
         libc::SYS_getpid,
         libc::SYS_gettid,
     ];
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = allowed.into_iter().map(|call| (call, Vec::new())).collect();
+    // What the other filter refuses must not kill here.
+    let allowed = allowed.into_iter().chain(REFUSED);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = allowed.map(|call| (call, Vec::new())).collect();
     let only_if = |argument, operator, value| {
         SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
     };

@@ -20,9 +20,9 @@ use super::protocol::{
 use crate::config::DecodeConfig;
 use crate::detector::Geometry;
 use crate::error_text;
-use crate::job::{ImageInfo, format_name};
-use crate::screen::decode::memory_budget::MemorySource;
-use crate::screen::decode::{DecodeRequest, DecodedImage};
+use crate::job::{ImageInfo, ViewHash, format_name};
+use crate::screen::decode::memory_budget::{MAX_MEMORY_REQUESTS, MemorySource};
+use crate::screen::decode::{DecodeRequest, DecodedImage, DecodedView};
 use crate::screen::error::{DecoderProcessError, ProcessEnding, ScreenError, Undecodable, one_line};
 use crate::screen::pixels::Pixels;
 
@@ -35,11 +35,11 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 /// How many times its processor time an image may take by the clock. A process that waits for ever uses no processor time.
 const WALL_CLOCK_FACTOR: u32 = 3;
 
+/// The quality of a hash is at most this.
+const MAX_QUALITY: u8 = 100;
+
 /// Processes in which an image is tried.
 const MAX_TRIES: u32 = 2;
-
-/// Requests for memory that one image may make. Formats make one or two.
-const MAX_MEMORY_REQUESTS: u32 = 8;
 
 /// How long to try to start another process. No image is at fault where the machine cannot start one now.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
@@ -238,17 +238,20 @@ impl DecoderProcess {
                     self.socket.extend_deadline(since.elapsed());
                     send(&mut self.socket, &WorkerMessage::MemoryGranted)?;
                 }
-                DecoderMessage::Decoded { format, width, height, frames, taken }
-                    if (1..=config.max_frames).contains(&taken) =>
+                DecoderMessage::Decoded { format, width, height, frames, damage, views }
+                    if (1..=config.max_views as usize).contains(&views.len()) =>
                 {
                     let format = format_name(&format).ok_or_else(unexpected_message)?;
                     let info = ImageInfo { format, width, height, frames };
+                    let is_view =
+                        |hash: &ViewHash| (1..=8).contains(&hash.view.orientation) && hash.quality <= MAX_QUALITY;
                     // The size is that of the upright image, so that each side may have either limit.
                     let edge = config.max_width.max(config.max_height);
-                    if width > edge || height > edge || frames < taken {
+                    if width > edge || height > edge || !views.iter().all(is_view) {
                         return Err(unexpected_message().into());
                     }
-                    return Ok(DecoderAnswer::Decoded(self.receive_pixels(info, taken, geometries)?));
+                    let views = self.receive_pixels(views, geometries)?;
+                    return Ok(DecoderAnswer::Decoded(DecodedImage { info, damage: one_line(&damage), views }));
                 }
                 DecoderMessage::Undecodable { reason } => {
                     return Ok(DecoderAnswer::Undecodable(Undecodable(one_line(&reason))));
@@ -258,16 +261,19 @@ impl DecoderProcess {
         }
     }
 
-    /// Receives the pixels of `taken` frames, as many as the geometries ask for.
-    fn receive_pixels(&mut self, info: ImageInfo, taken: u32, geometries: &[Geometry]) -> io::Result<DecodedImage> {
+    /// Receives the pixels of these views, as many as the geometries ask for.
+    fn receive_pixels(&mut self, views: Vec<ViewHash>, geometries: &[Geometry]) -> io::Result<Vec<DecodedView>> {
         let mut receive = |geometry: &Geometry| {
             let Geometry { width, height, .. } = *geometry;
             let mut data = vec![0; width as usize * height as usize * 3];
             self.socket.read_exact(&mut data)?;
             Ok(Arc::new(Pixels { width, height, data }))
         };
-        let frames = (0..taken).map(|_| geometries.iter().map(&mut receive).collect()).collect::<io::Result<_>>()?;
-        Ok(DecodedImage { info, frames })
+        let mut receive_view = |ViewHash { view, pdq, quality }| {
+            let pixels = geometries.iter().map(&mut receive).collect::<io::Result<_>>()?;
+            Ok(DecodedView { view, pdq, quality, pixels })
+        };
+        views.into_iter().map(&mut receive_view).collect()
     }
 
     /// This process, if it is alive and sent nothing since the last image: what comes before a question is no answer to it.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DecodeConfig, DecodeMode};
 use crate::detector::Geometry;
+use crate::job::ViewHash;
 
 /// More than any valid message needs. A reason is one line.
 const MAX_MESSAGE_BYTES: u32 = 64 << 10;
@@ -37,8 +38,9 @@ pub(super) enum DecoderMessage {
     /// The image needs this much memory, in place of what it had before. The decoder waits for
     /// [`WorkerMessage::MemoryGranted`].
     MemoryNeeded { bytes: u64 },
-    /// The image was decoded. The pixels of `taken` frames follow, `[taken][geometry][height, width, 3] u8`.
-    Decoded { format: String, width: u32, height: u32, frames: u32, taken: u32 },
+    /// The image was decoded, and gave a view for each of these hashes. The pixels of the views follow,
+    /// `[view][geometry][height, width, 3] u8`.
+    Decoded { format: String, width: u32, height: u32, frames: u32, damage: String, views: Vec<ViewHash> },
     /// Why the image has no pixels.
     Undecodable { reason: String },
 }

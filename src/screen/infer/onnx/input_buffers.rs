@@ -14,8 +14,8 @@ use ort::session::{IoBinding, RunOptions};
 use ort::value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef};
 
 use super::{
-    Channels, HostMemory, InputLayout, LoadedModel, Normalisation, Pixels, SessionDevice, SessionError, SessionRun,
-    run_error,
+    Axes, Channels, HostMemory, InputElement, InputLayout, LoadedModel, Normalisation, Pixels, SessionDevice,
+    SessionError, SessionRun, run_error,
 };
 
 /// A run option (onnxruntime_run_options_config_keys.h).
@@ -115,20 +115,21 @@ impl HostBuffer {
         self.largest = self.largest.max(batch.len());
         let shape = model.layout.shape(batch.len(), edges(&batch[0]));
         let values = shape.iter().product();
-        match model.layout {
-            InputLayout::BytesNhwc => {
+        let axes = model.layout.axes;
+        match model.layout.element {
+            InputElement::Byte => {
                 self.bytes.resize(values, 0);
-                copy_bytes(batch, &mut self.bytes);
+                copy_bytes(batch, axes, &mut self.bytes);
                 run_on_host(&self.bytes, shape, model, options, began)
             }
-            InputLayout::FloatNchw(normalisation) => {
+            InputElement::Float(normalisation) => {
                 self.floats.resize(values, 0.0);
-                normalise(batch, normalisation, &mut self.floats, |x| x);
+                normalise(batch, normalisation, axes, &mut self.floats, |x| x);
                 run_on_host(&self.floats, shape, model, options, began)
             }
-            InputLayout::HalfNchw(normalisation) => {
+            InputElement::Half(normalisation) => {
                 self.halves.resize(values, f16::ZERO);
-                normalise(batch, normalisation, &mut self.halves, f16::from_f32);
+                normalise(batch, normalisation, axes, &mut self.halves, f16::from_f32);
                 run_on_host(&self.halves, shape, model, options, began)
             }
         }
@@ -176,14 +177,14 @@ impl PinnedTensor {
 
     /// The rest of the tensor still holds earlier images. Their rows are dropped.
     fn run(&mut self, batch: &[Arc<Pixels>], model: &LoadedModel) -> Result<SessionRun, SessionError> {
-        let tensor = &mut self.tensor;
-        match model.layout {
-            InputLayout::BytesNhwc => copy_bytes(batch, tensor.try_extract_tensor_mut().map_err(run_error)?.1),
-            InputLayout::FloatNchw(n) => {
-                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, |x: f32| x);
+        let (tensor, axes) = (&mut self.tensor, model.layout.axes);
+        match model.layout.element {
+            InputElement::Byte => copy_bytes(batch, axes, tensor.try_extract_tensor_mut().map_err(run_error)?.1),
+            InputElement::Float(n) => {
+                normalise(batch, n, axes, tensor.try_extract_tensor_mut().map_err(run_error)?.1, |x: f32| x);
             }
-            InputLayout::HalfNchw(n) => {
-                normalise(batch, n, tensor.try_extract_tensor_mut().map_err(run_error)?.1, f16::from_f32);
+            InputElement::Half(n) => {
+                normalise(batch, n, axes, tensor.try_extract_tensor_mut().map_err(run_error)?.1, f16::from_f32);
             }
         }
         // This starts the copy to the device, while another batch may run there.
@@ -208,30 +209,38 @@ fn edges(pixels: &Pixels) -> (usize, usize) {
 
 impl InputLayout {
     fn shape(self, images: usize, (width, height): (usize, usize)) -> [usize; 4] {
-        match self {
-            Self::BytesNhwc => [images, height, width, 3],
-            Self::FloatNchw(_) | Self::HalfNchw(_) => [images, 3, height, width],
+        match self.axes {
+            Axes::Nhwc => [images, height, width, 3],
+            Axes::Nchw => [images, 3, height, width],
         }
     }
 
     fn element(self) -> TensorElementType {
-        match self {
-            Self::BytesNhwc => TensorElementType::Uint8,
-            Self::FloatNchw(_) => TensorElementType::Float32,
-            Self::HalfNchw(_) => TensorElementType::Float16,
+        match self.element {
+            InputElement::Byte => TensorElementType::Uint8,
+            InputElement::Float(_) => TensorElementType::Float32,
+            InputElement::Half(_) => TensorElementType::Float16,
         }
     }
 }
 
-/// Copies `[height, width, 3] u8` images into `[batch, height, width, 3]`.
-fn copy_bytes(batch: &[Arc<Pixels>], into: &mut [u8]) {
+/// Copies `[height, width, 3] u8` images into the model's order of axes.
+fn copy_bytes(batch: &[Arc<Pixels>], axes: Axes, into: &mut [u8]) {
     for (pixels, image) in batch.iter().zip(into.chunks_exact_mut(batch[0].data.len())) {
-        image.copy_from_slice(&pixels.data);
+        match axes {
+            Axes::Nhwc => image.copy_from_slice(&pixels.data),
+            Axes::Nchw => {
+                for (channel, plane) in image.chunks_exact_mut(pixels.data.len() / 3).enumerate() {
+                    let bytes = pixels.data.iter().skip(channel).step_by(3);
+                    plane.iter_mut().zip(bytes).for_each(|(value, byte)| *value = *byte);
+                }
+            }
+        }
     }
 }
 
-/// Normalises `[height, width, 3] u8` images into `[batch, 3, height, width]`.
-fn normalise<T: Copy>(batch: &[Arc<Pixels>], n: Normalisation, into: &mut [T], convert: impl Fn(f32) -> T) {
+/// Normalises `[height, width, 3] u8` images into the model's order of axes and of channels.
+fn normalise<T: Copy>(batch: &[Arc<Pixels>], n: Normalisation, axes: Axes, into: &mut [T], convert: impl Fn(f32) -> T) {
     let order = match n.channels {
         Channels::Rgb => [0, 1, 2],
         Channels::Bgr => [2, 1, 0],
@@ -242,10 +251,21 @@ fn normalise<T: Copy>(batch: &[Arc<Pixels>], n: Normalisation, into: &mut [T], c
         std::array::from_fn::<T, 256, _>(|byte| convert(value(u8::try_from(byte).unwrap_or_default())))
     });
     for (pixels, image) in batch.iter().zip(into.chunks_exact_mut(batch[0].data.len())) {
-        let planes = image.chunks_exact_mut(image.len() / 3);
-        for ((plane, channel), values) in planes.zip(order).zip(&normalised) {
-            for (value, byte) in plane.iter_mut().zip(pixels.data.iter().skip(channel).step_by(3)) {
-                *value = values[usize::from(*byte)];
+        match axes {
+            Axes::Nhwc => {
+                for (values, bytes) in image.chunks_exact_mut(3).zip(pixels.data.chunks_exact(3)) {
+                    for ((value, channel), table) in values.iter_mut().zip(order).zip(&normalised) {
+                        *value = table[usize::from(bytes[channel])];
+                    }
+                }
+            }
+            Axes::Nchw => {
+                let planes = image.chunks_exact_mut(pixels.data.len() / 3);
+                for ((plane, channel), table) in planes.zip(order).zip(&normalised) {
+                    for (value, byte) in plane.iter_mut().zip(pixels.data.iter().skip(channel).step_by(3)) {
+                        *value = table[usize::from(*byte)];
+                    }
+                }
             }
         }
     }
@@ -260,9 +280,33 @@ mod tests {
         let pixels = Arc::new(Pixels { width: 1, height: 1, data: vec![10, 20, 30] });
         let n = Normalisation { scale: 1.0, mean: [0.0, 0.0, 10.0], std: [1.0; 3], channels: Channels::Bgr };
         let mut floats = [0.0; 3];
-        normalise(&[Arc::clone(&pixels)], n, &mut floats, |x| x);
+        normalise(&[Arc::clone(&pixels)], n, Axes::Nchw, &mut floats, |x| x);
         assert_eq!(floats, [20.0, 20.0, 10.0], "a mean belongs to its colour, not to its position");
-        normalise(&[pixels], Normalisation { channels: Channels::Rgb, ..n }, &mut floats, |x| x);
+        normalise(&[pixels], Normalisation { channels: Channels::Rgb, ..n }, Axes::Nchw, &mut floats, |x| x);
         assert_eq!(floats, [10.0, 20.0, 20.0]);
+    }
+
+    #[test]
+    fn both_orders_of_axes_hold_the_same_values() {
+        // Two images of 2x2.
+        let data: Vec<u8> = (0..24).collect();
+        let batch: Vec<_> =
+            data.chunks(12).map(|data| Arc::new(Pixels { width: 2, height: 2, data: data.to_vec() })).collect();
+        let n = Normalisation { scale: 0.5, mean: [1.0, 2.0, 3.0], std: [1.0, 2.0, 4.0], channels: Channels::Bgr };
+        let (mut planes, mut pixels) = ([0.0; 24], [0.0; 24]);
+        normalise(&batch, n, Axes::Nchw, &mut planes, |x| x);
+        normalise(&batch, n, Axes::Nhwc, &mut pixels, |x| x);
+        let (mut byte_planes, mut bytes) = ([0; 24], [0; 24]);
+        copy_bytes(&batch, Axes::Nchw, &mut byte_planes);
+        copy_bytes(&batch, Axes::Nhwc, &mut bytes);
+        assert_eq!(bytes.to_vec(), data);
+        for (image, pixel, channel) in [(0, 0, 0), (0, 3, 2), (1, 0, 1), (1, 2, 2)] {
+            let (plane_at, pixel_at) = (image * 12 + channel * 4 + pixel, image * 12 + pixel * 3 + channel);
+            assert_eq!(planes[plane_at], pixels[pixel_at], "{image} {pixel} {channel}");
+            assert_eq!(byte_planes[plane_at], bytes[pixel_at], "{image} {pixel} {channel}");
+            let colour = 2 - channel;
+            let byte = f32::from(data[image * 12 + pixel * 3 + colour]);
+            assert_eq!(pixels[pixel_at], (byte * 0.5 - n.mean[colour]) / n.std[colour]);
+        }
     }
 }

@@ -1,0 +1,2 @@
+-- Banks need Postgres: a file for one process has no room for lists of millions of hashes that many workers read. This
+-- step only keeps the numbers of both databases equal.

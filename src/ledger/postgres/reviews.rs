@@ -1,0 +1,767 @@
+//! Review items, decisions and reports in Postgres.
+//!
+//! A writer of a verdict locks it before its item. A claim locks items alone, and skips those that others have locked.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use sqlx::types::time::OffsetDateTime;
+use sqlx::{Connection, PgConnection, QueryBuilder, Row};
+use uuid::Uuid;
+
+use super::pages::like_pattern;
+use super::verdicts::{delete_stale_events, insert_history, lock_verdicts};
+use super::webhooks::DeliveryArrays;
+use super::write::{EventArrays, JudgementArrays, stored_event};
+use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, is_contended, read_verdict_row};
+use crate::job::{Outcome, Verdict};
+use crate::ledger::columns::{LockedVerdict, revision_number};
+use crate::ledger::reviews::{LEGAL_RANK, OpenItem};
+use crate::ledger::{
+    Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, Event, ItemFilter,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, Position, Report, ReviewItem, Reviews, Revise,
+    StoredVerdict,
+};
+use crate::retry;
+
+/// The columns of a [`ReviewItem`], of the table `item`. No due date is `infinity`, so that it sorts last.
+macro_rules! item_columns {
+    () => {
+        "item.id, item.verdict_id, item.kind, item.revision, item.rank, nullif(item.due_at, 'infinity') AS due_at, item.severity,
+         item.opened_at, item.category, item.label, item.bucket, item.policy, item.is_damage_only, item.is_restricted,
+         item.escalated_at, CASE WHEN item.lease_until > now() THEN item.claimed_by END AS claimed_by, item.lease_until"
+    };
+}
+
+/// The order of the queue, which the index `review_items_queue` has.
+macro_rules! queue_order {
+    () => {
+        "item.rank, item.due_at, (-item.severity), item.opened_at, item.id"
+    };
+}
+
+macro_rules! decision_columns {
+    () => {
+        "SELECT decision.id, decision.verdict_id, decision.revision, decision.actor, decision.action, decision.category,
+             decision.batch_id, decision.at, written.note, written.name
+         FROM decisions AS decision LEFT JOIN decision_notes AS written ON written.decision = decision.id"
+    };
+}
+
+macro_rules! report_columns {
+    () => {
+        "SELECT id, verdict_id, kind, category, note, reporter, reference, due_at, made_at FROM reports"
+    };
+}
+
+/// The actions that make a revision.
+const JUDGING: &str = "('flag', 'clear', 'uphold')";
+
+/// Items as one array per column.
+#[derive(Clone, Default)]
+struct ItemArrays {
+    verdict: Vec<Uuid>,
+    revision: Vec<i32>,
+    rank: Vec<i16>,
+    severity: Vec<i16>,
+    category: Vec<Option<String>>,
+    label: Vec<Option<String>>,
+    bucket: Vec<String>,
+    policy: Vec<String>,
+    is_damage_only: Vec<bool>,
+    is_restricted: Vec<bool>,
+}
+
+impl ItemArrays {
+    fn push(&mut self, verdict: &Verdict, revision: u32, item: OpenItem) {
+        self.verdict.push(verdict.id);
+        self.revision.push(i32::try_from(revision).unwrap_or(i32::MAX));
+        self.rank.push(item.rank);
+        self.severity.push(item.severity);
+        self.category.push(item.category);
+        self.label.push(item.label);
+        self.bucket.push(verdict.image.bucket.clone());
+        self.policy.push(verdict.policy.name.clone());
+        self.is_damage_only.push(item.is_damage_only);
+        self.is_restricted.push(item.is_restricted);
+    }
+
+    async fn execute(&self, c: &mut PgConnection, statement: &'static str) -> Result<(), sqlx::Error> {
+        if self.verdict.is_empty() {
+            return Ok(());
+        }
+        let query = sqlx::query(statement).bind(&self.verdict).bind(&self.revision).bind(&self.rank);
+        let query = query.bind(&self.severity).bind(&self.category).bind(&self.label).bind(&self.bucket);
+        let query = query.bind(&self.policy).bind(&self.is_damage_only).bind(&self.is_restricted);
+        query.execute(c).await.map(drop)
+    }
+}
+
+macro_rules! items_of_arrays {
+    () => {
+        "UNNEST($1::uuid[], $2::integer[], $3::smallint[], $4::smallint[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::boolean[], $10::boolean[])
+             AS entry (verdict_id, revision, rank, severity, category, label, bucket, policy, is_damage_only, is_restricted)"
+    };
+}
+
+/// An item that is open for another reason keeps that reason.
+const OPEN: &str = concat!(
+    "INSERT INTO review_items AS item
+         (kind, verdict_id, revision, rank, severity, category, label, bucket, policy, is_damage_only, is_restricted)
+     SELECT 'review', entry.* FROM ",
+    items_of_arrays!(),
+    " ON CONFLICT (verdict_id) WHERE closed_at IS NULL DO UPDATE
+     SET kind = CASE WHEN item.kind = 'sample' THEN 'review' ELSE item.kind END, revision = excluded.revision,
+         rank = CASE WHEN item.kind IN ('sample', 'review') THEN excluded.rank ELSE item.rank END,
+         severity = excluded.severity, category = excluded.category, label = excluded.label, policy = excluded.policy,
+         is_damage_only = excluded.is_damage_only, is_restricted = excluded.is_restricted"
+);
+
+/// What was open because of the outcome is closed. A report still waits for a person.
+const CLOSE: &str = concat!(
+    "UPDATE review_items AS item
+     SET closed_at = CASE WHEN item.kind = 'review' THEN now() END, revision = entry.revision, severity = entry.severity,
+         category = coalesce(entry.category, item.category), label = entry.label, policy = entry.policy, is_damage_only = entry.is_damage_only,
+         is_restricted = entry.is_restricted
+     FROM ",
+    items_of_arrays!(),
+    " WHERE item.verdict_id = entry.verdict_id AND item.closed_at IS NULL"
+);
+
+/// The items that first judgements open; none costs nothing.
+#[derive(Clone, Default)]
+pub(super) struct NewItems(Vec<(Uuid, ItemArrays)>);
+
+impl NewItems {
+    pub(super) fn of<'v>(verdicts: impl Iterator<Item = &'v Verdict>, opens: &[Outcome]) -> Self {
+        let new = |verdict: &'v Verdict| {
+            let mut arrays = ItemArrays::default();
+            arrays.push(verdict, 1, OpenItem::of(verdict, opens)?);
+            Some((verdict.id, arrays))
+        };
+        Self(verdicts.filter_map(new).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Opens the items of the verdicts that were written, in the transaction that wrote them.
+    pub(super) async fn open(
+        &self,
+        c: &mut PgConnection,
+        is_written: impl Fn(&Uuid) -> bool + Send,
+    ) -> Result<(), sqlx::Error> {
+        let mut all = ItemArrays::default();
+        for (_, item) in self.0.iter().filter(|(verdict, _)| is_written(verdict)) {
+            all.verdict.extend(&item.verdict);
+            all.revision.extend(&item.revision);
+            all.rank.extend(&item.rank);
+            all.severity.extend(&item.severity);
+            all.category.extend(item.category.iter().cloned());
+            all.label.extend(item.label.iter().cloned());
+            all.bucket.extend(item.bucket.iter().cloned());
+            all.policy.extend(item.policy.iter().cloned());
+            all.is_damage_only.extend(&item.is_damage_only);
+            all.is_restricted.extend(&item.is_restricted);
+        }
+        all.execute(c, OPEN).await
+    }
+}
+
+/// Opens, changes and closes the items of verdicts that were revised, in the transaction that revised them.
+pub(super) async fn update_items(
+    c: &mut PgConnection,
+    revised: impl Iterator<Item = &Revise>,
+    opens: &[Outcome],
+) -> Result<(), sqlx::Error> {
+    let (mut opened, mut others) = (ItemArrays::default(), ItemArrays::default());
+    for revise in revised {
+        let (verdict, number) = (&revise.verdict, revise.revision().number);
+        match OpenItem::of(verdict, opens) {
+            Some(item) => opened.push(verdict, number, item),
+            None => others.push(verdict, number, OpenItem::describing(verdict)),
+        }
+    }
+    opened.execute(&mut *c, OPEN).await?;
+    others.execute(c, CLOSE).await
+}
+
+#[async_trait]
+impl Reviews for Postgres {
+    async fn open_items(
+        &self,
+        filter: &ItemFilter,
+        behind: Option<ItemPosition>,
+        limit: u32,
+    ) -> Result<ItemPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut query = QueryBuilder::new(concat!(
+                    "SELECT ",
+                    item_columns!(),
+                    " FROM review_items AS item WHERE item.closed_at IS NULL"
+                ));
+                push_item_filter(&mut query, &filter);
+                if let Some(place) = behind {
+                    query.push(concat!(" AND (", queue_order!(), ") > (")).push_bind(place.rank);
+                    query.push(", coalesce(").push_bind(place.due_at).push("::timestamptz, 'infinity'), ");
+                    query.push_bind(place.severity.saturating_neg()).push("::smallint, ").push_bind(place.opened_at);
+                    query.push(", ").push_bind(place.id).push(")");
+                }
+                // As a number in the text, because a plan for an unknown LIMIT may sort the whole queue.
+                query.push(format_args!(concat!(" ORDER BY ", queue_order!(), " LIMIT {}"), limit));
+                let rows = query.build().fetch_all(&mut *c).await?;
+                let items = rows.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
+                let next = items.last().filter(|_| items.len() >= limit as usize).map(|item| item.position);
+                Ok(ItemPage { items: with_verdicts(c, items).await?, next })
+            })
+        })
+        .await
+    }
+
+    async fn claim_items(&self, claim: &Claim) -> Result<Vec<ItemWithVerdict>, LedgerError> {
+        let attempt = || {
+            let claim = claim.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { claim_items(c, &claim).await }))
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn renew_claims(
+        &self,
+        actor: &str,
+        items: &[Uuid],
+        lease: Duration,
+        among: &ItemFilter,
+    ) -> Result<Vec<Uuid>, LedgerError> {
+        let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut query =
+                    QueryBuilder::new("UPDATE review_items AS item SET lease_until = now() + make_interval(secs => ");
+                query.push_bind(lease.as_secs_f64()).push(") WHERE item.lease_until > now()");
+                push_held(&mut query, actor, items, &among);
+                query.push(" RETURNING item.id");
+                query.build_query_scalar().fetch_all(c).await
+            })
+        })
+        .await
+    }
+
+    async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError> {
+        let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut query = QueryBuilder::new(
+                    "UPDATE review_items AS item SET claimed_by = NULL, lease_until = NULL WHERE true",
+                );
+                push_held(&mut query, actor, items, &among);
+                Ok(query.build().execute(c).await?.rows_affected())
+            })
+        })
+        .await
+    }
+
+    async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError> {
+        let attempt = || {
+            let decide = decide.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_decision(c, &decide).await }))
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn report(&self, report: &Report) -> Result<bool, LedgerError> {
+        let attempt = || {
+            let report = report.clone();
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_report(c, &report).await }))
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn find_decided(
+        &self,
+        sha256: [u8; 32],
+        policy_sha256: &str,
+        since: OffsetDateTime,
+    ) -> Result<Option<StoredVerdict>, LedgerError> {
+        let policy = policy_sha256.to_owned();
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = sqlx::query(concat!(
+                    select_verdicts!(),
+                    " WHERE verdicts.id = (
+                          SELECT verdict_id FROM decided_contents AS content JOIN verdicts AS judged ON judged.id = verdict_id
+                          WHERE content.sha256 = $1 AND content.decided_at >= $3 AND judged.policy ->> 'sha256' = $2
+                          ORDER BY content.decided_at DESC LIMIT 1)"
+                ));
+                let row = query.bind(sha256.to_vec()).bind(policy).bind(since).fetch_optional(c).await?;
+                row.as_ref().map(read_verdict_row).transpose()
+            })
+        })
+        .await
+    }
+
+    async fn decisions_on(&self, verdict: Uuid) -> Result<Vec<Decision>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = concat!(decision_columns!(), " WHERE decision.verdict_id = $1 ORDER BY at, id");
+                sqlx::query(query).bind(verdict).fetch_all(c).await?.iter().map(read_decision).collect()
+            })
+        })
+        .await
+    }
+
+    async fn reports_on(&self, verdict: Uuid) -> Result<Vec<Report>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = concat!(report_columns!(), " WHERE verdict_id = $1 ORDER BY made_at, id");
+                sqlx::query(query).bind(verdict).fetch_all(c).await?.iter().map(read_report).collect()
+            })
+        })
+        .await
+    }
+
+    async fn page_of_decisions(
+        &self,
+        filter: &DecisionFilter,
+        from: Option<Position>,
+        limit: u32,
+    ) -> Result<DecisionPage, LedgerError> {
+        let filter = filter.clone();
+        self.run(LONG_RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let mut query = QueryBuilder::new(concat!(decision_columns!(), " WHERE true"));
+                let first = filter.since.map(|at| Position { at, id: Uuid::nil() });
+                if let Some(place) = from.max(first) {
+                    query.push(" AND (decision.at, decision.id) >= (").push_bind(place.at);
+                    query.push(", ").push_bind(place.id).push(")");
+                }
+                if let Some(until) = filter.until {
+                    query.push(" AND decision.at < ").push_bind(until);
+                }
+                if !filter.actors.is_empty() {
+                    query.push(" AND decision.actor = ANY(").push_bind(filter.actors).push(")");
+                }
+                if !filter.actions.is_empty() {
+                    let words: Vec<&'static str> = filter.actions.iter().map(|action| action.as_str()).collect();
+                    query.push(" AND decision.action = ANY(").push_bind(words).push(")");
+                }
+                query.push(format_args!(" ORDER BY decision.at, decision.id LIMIT {limit}"));
+                let rows = query.build().fetch_all(c).await?;
+                let decisions = rows.iter().map(read_decision).collect::<Result<Vec<_>, _>>()?;
+                let last = decisions.last().filter(|_| decisions.len() >= limit as usize);
+                let next = last.map(|last| Position::behind(last.at, last.id));
+                Ok(DecisionPage { decisions, next })
+            })
+        })
+        .await
+    }
+}
+
+/// The condition of those of some items that a person has and that are selected.
+fn push_held(query: &mut QueryBuilder<sqlx::Postgres>, actor: String, items: Vec<Uuid>, among: &ItemFilter) {
+    query.push(" AND item.closed_at IS NULL AND item.claimed_by = ").push_bind(actor);
+    query.push(" AND item.id = ANY(").push_bind(items).push(")");
+    push_item_filter(query, among);
+}
+
+fn push_item_filter(query: &mut QueryBuilder<sqlx::Postgres>, filter: &ItemFilter) {
+    if !filter.kinds.is_empty() {
+        let words: Vec<&'static str> = filter.kinds.iter().map(|kind| kind.as_str()).collect();
+        query.push(" AND item.kind = ANY(").push_bind(words).push(")");
+    }
+    for policies in [&filter.policies, &filter.bound_policies].into_iter().filter(|list| !list.is_empty()) {
+        query.push(" AND item.policy = ANY(").push_bind(policies.clone()).push(")");
+    }
+    if !filter.categories.is_empty() {
+        query.push(" AND EXISTS (SELECT FROM unnest(").push_bind(filter.categories.clone());
+        query.push("::text[]) AS wanted WHERE item.category = wanted OR starts_with(item.category, wanted || '/'))");
+    }
+    if let Some(severity) = filter.min_severity {
+        query.push(" AND item.severity >= ").push_bind(i16::from(severity));
+    }
+    for buckets in [&filter.buckets, &filter.bound_buckets].into_iter().filter(|list| !list.is_empty()) {
+        let patterns: Vec<String> = buckets.iter().map(|name| like_pattern(name)).collect();
+        query.push(" AND item.bucket LIKE ANY(").push_bind(patterns).push(")");
+    }
+    if !filter.labels.is_empty() {
+        query.push(" AND item.label = ANY(").push_bind(filter.labels.clone()).push(")");
+    }
+    if let Some(before) = filter.opened_before {
+        query.push(" AND item.opened_at < ").push_bind(before);
+    }
+    if let Some(damage_only) = filter.damage_only {
+        query.push(" AND item.is_damage_only = ").push_bind(damage_only);
+    }
+    if let Some(escalated) = filter.escalated {
+        query.push(" AND (item.escalated_at IS NOT NULL) = ").push_bind(escalated);
+    }
+    if filter.unclaimed {
+        query.push(" AND (item.lease_until IS NULL OR item.lease_until <= now())");
+    }
+}
+
+async fn claim_items(c: &mut PgConnection, claim: &Claim) -> Result<Vec<ItemWithVerdict>, sqlx::Error> {
+    let mut query =
+        QueryBuilder::new("WITH free AS (SELECT item.id FROM review_items AS item WHERE item.closed_at IS NULL");
+    // A person does not get back what that person has skipped or escalated.
+    query.push(" AND NOT ").push_bind(claim.actor.clone()).push(" = ANY(item.not_for || item.skipped_by)");
+    push_item_filter(&mut query, &ItemFilter { unclaimed: true, ..claim.filter.clone() });
+    query.push(format_args!(
+        concat!(
+            " ORDER BY ",
+            queue_order!(),
+            " LIMIT {} FOR UPDATE SKIP LOCKED) UPDATE review_items AS item SET claimed_by = "
+        ),
+        claim.count
+    ));
+    query.push_bind(claim.actor.clone()).push(", lease_until = now() + make_interval(secs => ");
+    query.push_bind(claim.lease.as_secs_f64());
+    query.push(concat!(") FROM free WHERE item.id = free.id RETURNING ", item_columns!()));
+    let rows = query.build().fetch_all(&mut *c).await?;
+    let mut items = rows.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
+    items.sort_by_key(|ReviewItem { position: at, .. }| {
+        (at.rank, at.due_at.is_none(), at.due_at, -at.severity, at.opened_at, at.id)
+    });
+    with_verdicts(c, items).await
+}
+
+/// Adds verdicts and reports. An item whose verdict was deleted meanwhile is left out.
+async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<Vec<ItemWithVerdict>, sqlx::Error> {
+    if items.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Uuid> = items.iter().map(|item| item.verdict).collect();
+    let query = concat!(select_verdicts!(), " WHERE verdicts.id = ANY($1)");
+    let rows = sqlx::query(query).bind(&ids).fetch_all(&mut *c).await?;
+    let mut verdicts = std::collections::HashMap::new();
+    for row in &rows {
+        let stored = read_verdict_row(row)?;
+        verdicts.insert(stored.verdict.id, stored);
+    }
+    let reported: Vec<Uuid> =
+        items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| item.verdict).collect();
+    let mut reports: Vec<Report> = Vec::new();
+    if !reported.is_empty() {
+        // What came before the last decision was answered by it.
+        let query = concat!(
+            report_columns!(),
+            " AS report WHERE verdict_id = ANY($1) AND NOT EXISTS (
+                  SELECT FROM decisions WHERE decisions.verdict_id = report.verdict_id AND at >= made_at
+                      AND action IN ('flag', 'clear', 'uphold'))
+              ORDER BY made_at, id"
+        );
+        let rows = sqlx::query(query).bind(reported).fetch_all(c).await?;
+        reports = rows.iter().map(read_report).collect::<Result<_, _>>()?;
+    }
+    let with_verdict = |item: ReviewItem| {
+        let stored = verdicts.get(&item.verdict)?.clone();
+        let reports = reports.iter().filter(|report| report.verdict == item.verdict).cloned().collect();
+        Some(ItemWithVerdict { item, stored, reports })
+    };
+    Ok(items.into_iter().filter_map(with_verdict).collect())
+}
+
+/// The open item of a verdict, as far as a decision needs it.
+struct OpenItemRow {
+    id: Uuid,
+    /// Who has it now, and until when.
+    claim: Option<(String, OffsetDateTime)>,
+    not_for: Vec<String>,
+}
+
+async fn lock_item(c: &mut PgConnection, verdict: Uuid) -> Result<Option<OpenItemRow>, sqlx::Error> {
+    let query = "SELECT id, not_for, claimed_by, lease_until, coalesce(lease_until > now(), false) AS is_claimed
+                 FROM review_items WHERE verdict_id = $1 AND closed_at IS NULL FOR UPDATE";
+    let Some(row) = sqlx::query(query).bind(verdict).fetch_optional(c).await? else { return Ok(None) };
+    let claimed: (Option<String>, Option<OffsetDateTime>) = (row.try_get("claimed_by")?, row.try_get("lease_until")?);
+    let is_claimed: bool = row.try_get("is_claimed")?;
+    let claim = claimed.0.zip(claimed.1).filter(|_| is_claimed);
+    Ok(Some(OpenItemRow { id: row.try_get("id")?, claim, not_for: row.try_get("not_for")? }))
+}
+
+async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decided, sqlx::Error> {
+    let Decide { decision, effect, event_delay } = decide;
+    let mut transaction = c.begin().await?;
+    let Some(locked) = lock_verdicts(&mut transaction, &[decision.verdict]).await?.remove(&decision.verdict) else {
+        return Ok(Decided::Missing);
+    };
+    if locked.existing.revision != decision.revision {
+        let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1");
+        let row = sqlx::query(query).bind(decision.verdict).fetch_one(&mut *transaction).await?;
+        return Ok(Decided::Stale(Box::new(read_verdict_row(&row)?)));
+    }
+    let item = lock_item(&mut transaction, decision.verdict).await?;
+    if let Some((actor, until)) = item.as_ref().and_then(|item| item.claim.clone())
+        && actor != decision.actor
+    {
+        return Ok(Decided::Claimed { actor, until });
+    }
+    let decided = match effect {
+        DecisionEffect::Judge(_) if item.as_ref().is_some_and(|item| item.not_for.contains(&decision.actor)) => {
+            return Ok(Decided::OwnDecision);
+        }
+        DecisionEffect::Judge(revise) => {
+            let event = judge(&mut transaction, decision, revise, &locked, *event_delay).await?;
+            Decided::Done { revision: revise.revision().number, event }
+        }
+        DecisionEffect::Undo { revise, event, window } => {
+            let undone = find_undoable(&mut transaction, decision, *event, *window).await?;
+            let undone = match undone {
+                Ok(undone) => undone,
+                Err(refused) => return Ok(refused),
+            };
+            let event = undo(&mut transaction, undone, *event, revise).await?;
+            Decided::Done { revision: revise.revision().number, event }
+        }
+        DecisionEffect::Escalate | DecisionEffect::Skip => {
+            let Some(item) = item else { return Ok(Decided::NotOpen) };
+            let query = match effect {
+                DecisionEffect::Escalate => {
+                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
+                         escalated_at = coalesce(escalated_at, now()),
+                         skipped_by = array_remove(skipped_by, $2) || $2 WHERE id = $1"
+                }
+                _ => {
+                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
+                         skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
+                }
+            };
+            sqlx::query(query).bind(item.id).bind(&decision.actor).execute(&mut *transaction).await?;
+            Decided::Done { revision: decision.revision, event: None }
+        }
+    };
+    insert_decision(&mut transaction, decision).await?;
+    transaction.commit().await?;
+    Ok(decided)
+}
+
+/// Writes what a person has decided, and closes the item.
+async fn judge(
+    c: &mut PgConnection,
+    decision: &Decision,
+    revise: &Revise,
+    locked: &LockedVerdict,
+    event_delay: Duration,
+) -> Result<Option<Event>, sqlx::Error> {
+    let id = revise.verdict.id;
+    insert_history(&mut *c, &[id]).await?;
+    // Without an event of its own, an earlier one that has not left still says what holds, if only the source has changed.
+    if revise.event.is_some() || revise.verdict.judgement.outcome != locked.judgement.outcome {
+        delete_stale_events(&mut *c, &[(revise, locked)]).await?;
+    }
+    let event = write_judgement(&mut *c, revise, event_delay).await?;
+    let close = "UPDATE review_items SET closed_at = now(), closed_by = $2, decision = $3, claimed_by = NULL, lease_until = NULL
+                 WHERE verdict_id = $1 AND closed_at IS NULL";
+    sqlx::query(close).bind(id).bind(&decision.actor).bind(decision.id).execute(&mut *c).await?;
+    if let Some(sha256) = revise.verdict.sha256.filter(|_| !revise.verdict.judgement.is_restricted()) {
+        let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
+                    ON CONFLICT (verdict_id) DO UPDATE SET sha256 = excluded.sha256, decided_at = excluded.decided_at";
+        sqlx::query(keep).bind(id).bind(sha256.to_vec()).bind(revise.judged_at).execute(c).await?;
+    }
+    Ok(event)
+}
+
+/// The decision that can be undone, or why there is none. Its event is locked, so that it does not leave meanwhile.
+async fn find_undoable(
+    c: &mut PgConnection,
+    decision: &Decision,
+    event: Uuid,
+    window: Duration,
+) -> Result<Result<Uuid, Decided>, sqlx::Error> {
+    let query = format!(
+        "SELECT id, actor, at > now() - make_interval(secs => $3) AS is_fresh FROM decisions
+         WHERE verdict_id = $1 AND revision = $2 AND action IN {JUDGING} ORDER BY at DESC LIMIT 1"
+    );
+    let made_on = i32::try_from(decision.revision).unwrap_or(i32::MAX) - 1;
+    let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(decision.verdict).bind(made_on);
+    let Some(row) = query.bind(window.as_secs_f64()).fetch_optional(&mut *c).await? else {
+        return Ok(Err(Decided::NothingToUndo));
+    };
+    let (id, actor, is_fresh): (Uuid, String, bool) =
+        (row.try_get("id")?, row.try_get("actor")?, row.try_get("is_fresh")?);
+    if actor != decision.actor {
+        return Ok(Err(Decided::NothingToUndo));
+    }
+    let query = "SELECT published_at IS NOT NULL OR tries > 0 FROM outbox WHERE event_id = $1 FOR UPDATE";
+    let mut has_left: Vec<bool> = sqlx::query_scalar(query).bind(event).fetch_all(&mut *c).await?;
+    let query = "SELECT delivered_at IS NOT NULL OR attempts > 0 FROM webhook_deliveries
+                 WHERE verdict_id = $1 AND event_id = $2 FOR UPDATE";
+    let sent: Vec<bool> = sqlx::query_scalar(query).bind(decision.verdict).bind(event).fetch_all(c).await?;
+    has_left.extend(sent);
+    let is_too_late = if has_left.is_empty() { !is_fresh } else { has_left.contains(&true) };
+    Ok(if is_too_late { Err(Decided::TooLate) } else { Ok(id) })
+}
+
+/// Restores the state before a decision, and opens the item that the decision has closed.
+async fn undo(c: &mut PgConnection, undone: Uuid, event: Uuid, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+    let id = revise.verdict.id;
+    insert_history(&mut *c, &[id]).await?;
+    for query in [
+        "DELETE FROM outbox WHERE verdict_id = $1 AND event_id = $2",
+        "DELETE FROM webhook_deliveries WHERE verdict_id = $1 AND event_id = $2",
+    ] {
+        sqlx::query(query).bind(id).bind(event).execute(&mut *c).await?;
+    }
+    let revise = Revise { event: lost_event(&mut *c, revise).await?, ..revise.clone() };
+    let event = write_judgement(&mut *c, &revise, Duration::ZERO).await?;
+    let open = "UPDATE review_items SET closed_at = NULL, closed_by = NULL, decision = NULL, revision = revision + 2
+                WHERE decision = $1 AND NOT EXISTS (
+                    SELECT FROM review_items AS other WHERE other.verdict_id = $2 AND other.closed_at IS NULL)";
+    sqlx::query(open).bind(undone).bind(id).execute(&mut *c).await?;
+    sqlx::query("DELETE FROM decided_contents WHERE verdict_id = $1").bind(id).execute(c).await?;
+    Ok(event)
+}
+
+/// The event of a restored state, for those destinations that no event like it was sent or waits for: the decision has
+/// deleted it there before it left.
+async fn lost_event(c: &mut PgConnection, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+    let Some(mut event) = revise.event.clone() else { return Ok(None) };
+    let id = revise.verdict.id;
+    let query = "SELECT EXISTS (SELECT FROM outbox WHERE verdict_id = $1 AND routing_key = $2)";
+    let is_known: bool = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_one(&mut *c).await?;
+    let query = "SELECT DISTINCT endpoint FROM webhook_deliveries WHERE verdict_id = $1 AND routing_key = $2";
+    let known: Vec<String> = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_all(c).await?;
+    event.destinations.is_published &= !is_known;
+    event.destinations.webhooks.retain(|webhook| !known.contains(webhook));
+    let has_destination = event.destinations.is_published || !event.destinations.webhooks.is_empty();
+    Ok(Some(event).filter(|_| has_destination))
+}
+
+async fn write_judgement(
+    c: &mut PgConnection,
+    revise: &Revise,
+    due_in: Duration,
+) -> Result<Option<Event>, sqlx::Error> {
+    let id = revise.verdict.id;
+    let events = revise.event.iter().map(|event| (id, event));
+    let (arrays, deliveries) = (EventArrays::of(events.clone()), DeliveryArrays::of(events));
+    let written = JudgementArrays::of([revise].into_iter()).write(&mut *c, &arrays, due_in).await?;
+    deliveries.insert(c, due_in).await?;
+    Ok(stored_event(&written, id, revise.event.as_ref()))
+}
+
+async fn insert_decision(c: &mut PgConnection, decision: &Decision) -> Result<(), sqlx::Error> {
+    let query = "INSERT INTO decisions (id, verdict_id, revision, actor, action, category, batch_id)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let query = sqlx::query(query).bind(decision.id).bind(decision.verdict);
+    let query = query.bind(i32::try_from(decision.revision).unwrap_or(i32::MAX)).bind(&decision.actor);
+    let query = query.bind(decision.action.as_str()).bind(&decision.category).bind(decision.batch);
+    query.execute(&mut *c).await?;
+    if decision.note.is_some() || decision.name.is_some() {
+        let query = "INSERT INTO decision_notes (decision, verdict_id, note, name) VALUES ($1, $2, $3, $4)";
+        let query = sqlx::query(query).bind(decision.id).bind(decision.verdict);
+        query.bind(&decision.note).bind(&decision.name).execute(c).await?;
+    }
+    Ok(())
+}
+
+/// The people who have decided about a verdict, or about equal bytes, whose decision it may have taken over.
+const DECIDERS: &str = "SELECT DISTINCT actor FROM decisions
+     WHERE action IN ('flag', 'clear', 'uphold')
+         AND verdict_id = ANY(ARRAY(SELECT verdict_id FROM decided_contents WHERE sha256 = $2) || $1::uuid)";
+
+const REPORT: &str = "INSERT INTO review_items AS item
+         (verdict_id, kind, revision, rank, due_at, severity, category, label, bucket, policy, is_damage_only, is_restricted, not_for)
+     VALUES ($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8, $9, $10, $11, $12, $13)
+     ON CONFLICT (verdict_id) WHERE closed_at IS NULL DO UPDATE
+     SET kind = CASE WHEN array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], excluded.kind)
+                          > array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], item.kind)
+                     THEN excluded.kind ELSE item.kind END,
+         rank = least(item.rank, excluded.rank), due_at = least(item.due_at, excluded.due_at),
+         not_for = item.not_for || excluded.not_for,
+         claimed_by = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.claimed_by END,
+         lease_until = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.lease_until END";
+
+async fn record_report(c: &mut PgConnection, report: &Report) -> Result<bool, sqlx::Error> {
+    let mut transaction = c.begin().await?;
+    // The verdict is neither erased nor revised meanwhile.
+    let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1 FOR UPDATE");
+    let row = sqlx::query(query).bind(report.verdict).fetch_optional(&mut *transaction).await?;
+    let Some(row) = row else { return Ok(false) };
+    let StoredVerdict { verdict, revision, .. } = read_verdict_row(&row)?;
+    let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let query = sqlx::query(query).bind(report.id).bind(report.verdict).bind(report.kind.as_str());
+    let query = query.bind(&report.category).bind(&report.note).bind(&report.reporter);
+    query.bind(&report.reference).bind(report.due_at).execute(&mut *transaction).await?;
+    let mut not_for: Vec<String> = Vec::new();
+    if report.kind == ItemKind::Appeal {
+        let query = sqlx::query_scalar(DECIDERS).bind(report.verdict).bind(verdict.sha256.map(Vec::from));
+        not_for = query.fetch_all(&mut *transaction).await?;
+    }
+    let item = OpenItem::describing(&verdict);
+    let rank = if report.kind == ItemKind::Legal { LEGAL_RANK } else { LEGAL_RANK + 1 };
+    let query = sqlx::query(REPORT).bind(report.verdict).bind(report.kind.as_str());
+    let query = query.bind(i32::try_from(revision.number).unwrap_or(i32::MAX)).bind(rank).bind(report.due_at);
+    let category = report.category.clone().or(item.category);
+    let query = query.bind(item.severity).bind(category).bind(item.label).bind(&verdict.image.bucket);
+    let query = query.bind(&verdict.policy.name).bind(item.is_damage_only).bind(item.is_restricted).bind(not_for);
+    query.execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+fn unknown(what: &str, word: &str) -> sqlx::Error {
+    sqlx::Error::Decode(format!("an unknown {what}: {word}").into())
+}
+
+fn read_item(row: &PgRow) -> Result<ReviewItem, sqlx::Error> {
+    let kind: String = row.try_get("kind")?;
+    let (severity, revision): (i16, i32) = (row.try_get("severity")?, row.try_get("revision")?);
+    let claimed: (Option<String>, Option<OffsetDateTime>) = (row.try_get("claimed_by")?, row.try_get("lease_until")?);
+    let (id, due_at, opened_at) = (row.try_get("id")?, row.try_get("due_at")?, row.try_get("opened_at")?);
+    Ok(ReviewItem {
+        id,
+        verdict: row.try_get("verdict_id")?,
+        kind: ItemKind::parse(&kind).ok_or_else(|| unknown("kind of item", &kind))?,
+        revision: revision_number(revision),
+        category: row.try_get("category")?,
+        severity: u8::try_from(severity).unwrap_or(0),
+        label: row.try_get("label")?,
+        bucket: row.try_get("bucket")?,
+        policy: row.try_get("policy")?,
+        due_at,
+        opened_at,
+        is_damage_only: row.try_get("is_damage_only")?,
+        is_restricted: row.try_get("is_restricted")?,
+        escalated_at: row.try_get("escalated_at")?,
+        claim: claimed.0.zip(claimed.1),
+        position: ItemPosition { rank: row.try_get("rank")?, due_at, severity, opened_at, id },
+    })
+}
+
+fn read_decision(row: &PgRow) -> Result<Decision, sqlx::Error> {
+    let (action, revision): (String, i32) = (row.try_get("action")?, row.try_get("revision")?);
+    Ok(Decision {
+        id: row.try_get("id")?,
+        verdict: row.try_get("verdict_id")?,
+        revision: revision_number(revision),
+        actor: row.try_get("actor")?,
+        action: DecisionAction::parse(&action).ok_or_else(|| unknown("action", &action))?,
+        category: row.try_get("category")?,
+        batch: row.try_get("batch_id")?,
+        at: row.try_get("at")?,
+        note: row.try_get("note")?,
+        name: row.try_get("name")?,
+    })
+}
+
+fn read_report(row: &PgRow) -> Result<Report, sqlx::Error> {
+    let kind: String = row.try_get("kind")?;
+    Ok(Report {
+        id: row.try_get("id")?,
+        verdict: row.try_get("verdict_id")?,
+        kind: ItemKind::parse(&kind).ok_or_else(|| unknown("kind of report", &kind))?,
+        category: row.try_get("category")?,
+        note: row.try_get("note")?,
+        reporter: row.try_get("reporter")?,
+        reference: row.try_get("reference")?,
+        due_at: row.try_get("due_at")?,
+        made_at: row.try_get("made_at")?,
+    })
+}

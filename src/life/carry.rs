@@ -1,0 +1,101 @@
+//! Equal bytes take over what a person has decided about them.
+//!
+//! The decision comes as a second revision after the policy's own judgement, so that the history shows both. Between the two
+//! the image is held as the policy says; the event of the first judgement is replaced before it is sent. A picture that
+//! only looks alike takes nothing over.
+
+use time::OffsetDateTime;
+
+use crate::banks::{AskedImage, CurrentBanks};
+use crate::config::ReviewConfig;
+use crate::job::{Judgement, Outcome, Revision, RevisionCause, Verdict};
+use crate::ledger::{Event, Ledger, LedgerError, Revise, Revised, StoredVerdict};
+use crate::policy::{Policy, decided, judge};
+
+/// The revision by which a verdict took a decision over.
+pub(crate) struct Carried {
+    pub verdict: Verdict,
+    /// As the outbox has it, if it is announced.
+    pub event: Option<Event>,
+    pub revision: Revision,
+    /// The outcome by the policy alone.
+    pub before: Outcome,
+}
+
+/// The judgement that a verdict takes over. The ledger is asked only where a person could have decided: about an image that
+/// did not pass, or whose content was screened before.
+async fn find_carried(
+    ledger: &dyn Ledger,
+    verdict: &Verdict,
+    config: &ReviewConfig,
+    judging: Judging<'_>,
+) -> Result<Option<Judgement>, LedgerError> {
+    let may_be_decided = match verdict.judgement.outcome {
+        Outcome::Review | Outcome::Flagged => true,
+        Outcome::Passed => verdict.reused_from.is_some(),
+        _ => false,
+    };
+    let (Some(sha256), Ok(reviews)) = (verdict.sha256, ledger.reviews()) else { return Ok(None) };
+    if config.carry_days == 0 || !may_be_decided || verdict.judgement.is_restricted() {
+        return Ok(None);
+    }
+    let since = OffsetDateTime::now_utc() - time::Duration::days(i64::from(config.carry_days));
+    let decided = reviews.find_decided(sha256, &verdict.policy.sha256, since).await?;
+    // What a person has cleared can be undone for a while. To flag waits for nothing.
+    let undo_window = time::Duration::seconds(config.undo_s.into());
+    let is_settled = |decided: &StoredVerdict| {
+        !decided.verdict.judgement.allows() || decided.revision.judged_at + undo_window <= OffsetDateTime::now_utc()
+    };
+    let Some(decided) = decided.filter(|decided| decided.verdict.id != verdict.id && is_settled(decided)) else {
+        return Ok(None);
+    };
+    let earlier = &decided.verdict.judgement.findings;
+    // An entry that was answered may have hidden one that was not.
+    let asked = AskedImage::of(verdict).answered_by(earlier);
+    let judged = match &verdict.facts {
+        Some(facts) if !asked.answered.is_empty() => {
+            let answers = judging.banks.answers(judging.policy, &asked).await;
+            judge::judge(judging.policy, facts, &answers)
+        }
+        _ => verdict.judgement.clone(),
+    };
+    Ok(decided::carried(&judged, earlier).filter(|carried| !carried.says_same_as(&verdict.judgement)))
+}
+
+/// What judges an image once more, without the entries of banks that a person has answered.
+#[derive(Clone, Copy)]
+pub(crate) struct Judging<'a> {
+    pub policy: &'a Policy,
+    pub banks: &'a CurrentBanks,
+}
+
+/// Revises a verdict that is at this revision since it was judged, if a person has decided about equal bytes. `event` makes the event of the
+/// revision, where it is announced.
+///
+/// # Errors
+/// When the ledger fails. The verdict stands as the policy has judged it.
+pub(crate) async fn carry_over(
+    ledger: &dyn Ledger,
+    verdict: &Verdict,
+    revision: u32,
+    config: &ReviewConfig,
+    judging: Judging<'_>,
+    event: impl Fn(&Verdict, &Revision, Outcome) -> Option<Event> + Send,
+) -> Result<Option<Carried>, LedgerError> {
+    let Some(judgement) = find_carried(ledger, verdict, config, judging).await? else { return Ok(None) };
+    let before = verdict.judgement.outcome;
+    let mut revise = Revise {
+        verdict: Verdict { judgement, ..verdict.clone() },
+        expected_revision: revision,
+        cause: RevisionCause::Carried,
+        judged_at: ledger.now().await?,
+        event: None,
+    };
+    let revision = revise.revision();
+    revise.event = event(&revise.verdict, &revision, before);
+    match ledger.revise(&revise).await? {
+        Revised::Written { event, .. } => Ok(Some(Carried { verdict: revise.verdict, event, revision, before })),
+        // Another process has revised it meanwhile.
+        Revised::Stale(_) | Revised::Missing | Revised::Erased => Ok(None),
+    }
+}

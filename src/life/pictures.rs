@@ -1,0 +1,21 @@
+//! What people may see of an image.
+
+use crate::job::BankAnswers;
+use crate::screen::SeenView;
+
+/// The pictures of an image that people may be shown. A restricted image has none.
+#[derive(Debug, Clone, Default)]
+pub struct Pictures(Vec<SeenView>);
+
+impl Pictures {
+    /// A restricted bank may know an image without a finding: its rule may ask for more likeness.
+    pub(super) fn of(seen: Vec<SeenView>, banks: &BankAnswers) -> Self {
+        let is_restricted = banks.values().any(|answer| answer.restricted && !answer.matches.is_empty());
+        if is_restricted { Self::default() } else { Self(seen) }
+    }
+
+    /// What the detectors saw, the first frame over white first.
+    pub(crate) fn views(&self) -> &[SeenView] {
+        &self.0
+    }
+}
