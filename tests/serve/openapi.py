@@ -11,6 +11,7 @@ and others: no connection breaks, and no answer is outside of the document. test
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from pathlib import Path
 import requests
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from PIL import Image
 from serving import ROOT, SAMPLES, Pixwarden, create_key, serving
 
 DOCUMENT = ROOT / "src/http/openapi.json"
@@ -122,6 +124,12 @@ class Answers:
         return part
 
 
+def large_picture() -> bytes:
+    encoded = io.BytesIO()
+    Image.linear_gradient("L").resize((4000, 3000)).save(encoded, "png", compress_level=1)
+    return encoded.getvalue()
+
+
 def with_key(answers: Answers, url: str, key: str, slow_key: str, screening_key: str) -> None:
     """Asks for each kind of answer that a machine with a key gets."""
     http = requests.Session()
@@ -140,7 +148,8 @@ def with_key(answers: Answers, url: str, key: str, slow_key: str, screening_key:
         answers.check("/v1/screen", http.post(screen, json={"image": image}), status)
     answers.check("/v1/screen", http.post(screen, json={"image": {"bucket": "inline:sha256", "key": "a"}}), 422)
     answers.check("/v1/screen", http.post(f"{screen}?deep=1", picture), 400)
-    answers.check("/v1/screen", http.post(screen, picture, headers={"x-timeout-ms": "1"}), 504)
+    # New content that takes far longer than a millisecond. A small picture was screened in time on a fast machine.
+    answers.check("/v1/screen", http.post(screen, large_picture(), headers={"x-timeout-ms": "1"}), 504)
     answers.check("/v1/screen", requests.post(screen, picture), 401)
     answers.check("/v1/screen", http.post(screen, json={"image": "s3://samples/" + "k" * 70_000}), 413)
     answers.check("/v1/jobs", http.post(f"{url}/v1/jobs", json={"image": "s3://samples/lossy.webp"}), 501)
