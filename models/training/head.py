@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from training import logistic
+from training.decisions import decided_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -46,7 +47,7 @@ class Labelled:
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     refuse_taken(options.package)
-    data = [dataset(text) for text in options.data]
+    data = [dataset(text) for text in options.data] + from_decisions(options)
     files = [file for part in data for file in part.files]
     labels = list(dict.fromkeys(part.label for part in data))
     if options.positive not in labels or len(labels) != 2:
@@ -69,7 +70,12 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--encoder", type=Path, required=True, metavar="PACKAGE", help="a package whose network makes the features")
     add("--features", action="append", metavar="TENSOR", help="tensors of its graph, repeatable; maps are averaged (default: what the last layer takes)")
-    add("--data", action="append", required=True, metavar="SOURCE=LABEL:FOLDER", help="images of one source and label, repeatable")
+    add("--data", action="append", default=[], metavar="SOURCE=LABEL:FOLDER", help="images of one source and label, repeatable")
+    add("--decisions", type=Path, metavar="FILE", help="what people decided, from `pixwarden export --decisions`; each bucket is a source")
+    add("--verdicts", type=Path, metavar="FILE", help="the verdicts that they decided about, from `pixwarden export`")
+    add("--images", type=Path, metavar="FOLDER", help="their images, as BUCKET/KEY below the folder")
+    add("--category", help="only what was flagged for this category is positive (default: whatever was flagged)")
+    add("--negative", default="other", help='the label of images that people cleared (default "other")')
     add("--positive", default="by AI", help='the label that is looked for (default "by AI")')
     add("--package", type=Path, required=True, help="package folder to write")
     add("--cache", type=Path, metavar="FOLDER", help="where features are kept between runs")
@@ -77,6 +83,18 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--pixwarden", type=Path, default=Path(os.environ.get("PIXWARDEN", ROOT / "target/debug/pixwarden")), metavar="FILE")
     return result
+
+
+def from_decisions(options: argparse.Namespace) -> list[Labelled]:
+    given = [options.decisions, options.verdicts, options.images]
+    if not any(given):
+        return []
+    if not all(given):
+        raise PackagingError("--decisions, --verdicts and --images belong together")
+    images: dict[tuple[str, str], list[Path]] = {}
+    for one in decided_images(options.decisions, options.verdicts, options.images, options.category):
+        images.setdefault((one.source, options.positive if one.positive else options.negative), []).append(one.file)
+    return [Labelled(source, label, files) for (source, label), files in images.items()]
 
 
 def dataset(text: str) -> Labelled:
@@ -187,15 +205,30 @@ def keep_reachable(graph: onnx.GraphProto, output: str) -> None:
 
 def normalisation(package: Path) -> tuple[float, np.ndarray, np.ndarray, bool]:
     config = json.loads((package / "config.json").read_text())
-    file = package / "preprocessor_config.json"
-    if file.exists():
-        fields = json.loads(file.read_text())
+    fields = processor(package)
+    flipped = False
+    if fields is not None:
         scale = fields.get("rescale_factor", 1 / 255) if fields.get("do_rescale", True) else 1.0
         mean, std = (fields["image_mean"], fields["image_std"]) if fields.get("do_normalize", True) else (0.0, 1.0)
+        # Only MobileViT has the field, and flips without it too.
+        is_mobilevit = "MobileViT" in str(fields.get("image_processor_type", fields.get("feature_extractor_type")))
+        flipped = fields.get("do_flip_channel_order", is_mobilevit)
     else:
         fields, scale = config["pretrained_cfg"], 1 / 255
         mean, std = fields["mean"], fields["std"]
-    return scale, np.array(mean, np.float32), np.array(std, np.float32), config.get("pixwarden", {}).get("pixel_order") == "BGR"
+    is_bgr = flipped or config.get("pixwarden", {}).get("pixel_order") == "BGR"
+    return scale, np.array(mean, np.float32), np.array(std, np.float32), is_bgr
+
+
+def processor(package: Path) -> dict | None:
+    """The fields of a Hugging Face image processor, from either of its files; `None` for a package of timm."""
+    for name, within in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (package / name).exists():
+            fields = json.loads((package / name).read_text())
+            fields = fields if within is None else fields.get(within)
+            if fields is not None:
+                return fields
+    return None
 
 
 def changed_copy(file: Path, target: Path, number: int) -> Path:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from common.errors import PackagingError
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from training import head, join, logistic
+from training import decisions, head, join, logistic
 
 
 def confounded(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,6 +102,81 @@ def as_fed(files: list[Path], *_: object) -> list[np.ndarray]:
     return [np.asarray(Image.open(file).convert("RGB").resize((16, 16))) for file in files]
 
 
+class TestDecisions(unittest.TestCase):
+    def setUp(self) -> None:
+        scratch = TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.folder = Path(scratch.name)
+        self.verdicts: list[dict] = []
+        self.made: list[dict] = []
+
+    def verdict(self, name: str, outcome: str = "review", **more: object) -> None:
+        row = {"id": name, "bucket": "uploads", "key": f"{name}.png", "sha256": name, "outcome": outcome, "findings": None, **more}
+        self.verdicts.append(row)
+        file = self.folder / "images" / row["bucket"] / row["key"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+
+    def decide(self, verdict: str, action: str, category: str | None = None) -> None:
+        self.made.append({"verdict_id": verdict, "action": action, "category": category})
+
+    def found(self, category: str | None = None) -> dict[str, bool]:
+        for name, rows in (("decisions", self.made), ("verdicts", self.verdicts)):
+            (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with contextlib.redirect_stdout(io.StringIO()) as self.printed:
+            images = decisions.decided_images(self.folder / "decisions.jsonl", self.folder / "verdicts.jsonl", self.folder / "images", category)
+        return {image.file.stem: image.positive for image in images}
+
+    def test_the_last_decision_that_stands_is_the_label(self) -> None:
+        for name in ("flagged", "cleared", "undone", "changed", "skipped"):
+            self.verdict(name)
+        self.verdict("upheld", "flagged")
+        self.verdict("upheld-passed", "passed")
+        for name, *actions in [
+            ("flagged", "flag"),
+            ("cleared", "escalate", "clear"),
+            ("undone", "flag", "undo"),
+            ("changed", "flag", "undo", "clear", "skip"),
+            ("skipped", "skip"),
+            ("upheld", "uphold"),
+            ("upheld-passed", "uphold"),
+        ]:
+            for action in actions:
+                self.decide(name, action)
+        expected = {"flagged": True, "cleared": False, "changed": False, "upheld": True, "upheld-passed": False}
+        self.assertEqual(self.found(), expected)
+
+    def test_a_category_takes_only_what_was_flagged_for_it(self) -> None:
+        self.verdict("named")
+        self.verdict("first-finding", findings=[{"category": "gore"}, {"category": "nudity"}])
+        self.verdict("other")
+        self.verdict("cleared")
+        self.decide("named", "flag", "gore")
+        self.decide("first-finding", "flag")
+        self.decide("other", "flag", "nudity")
+        self.decide("cleared", "clear")
+        self.assertEqual(self.found("gore"), {"named": True, "first-finding": True, "cleared": False})
+        self.assertIn("decisions left out: 1, because people did not say it of this category", self.printed.getvalue())
+
+    def test_restricted_missing_and_repeated_content_is_left_out(self) -> None:
+        self.verdict("restricted", findings=[{"restricted": True}])
+        self.verdict("gone")
+        self.verdict("once", sha256="same")
+        self.verdict("twice", sha256="same")
+        self.verdict("outside", key="../../secret.png")
+        (self.folder / "images/uploads/gone.png").unlink()
+        for name in ("restricted", "gone", "once", "twice", "outside", "unknown"):
+            self.decide(name, "flag")
+        self.assertEqual(self.found(), {"twice": True})
+        for words in ("decisions left out: 1, because they are restricted", "decisions left out: 2, because their image is not in --images", "decisions left out: 1, because their verdict"):
+            self.assertIn(words, self.printed.getvalue())
+
+    def test_files_of_another_kind_are_named(self) -> None:
+        self.made.append({"id": "x"})
+        with self.assertRaisesRegex(PackagingError, "decisions.jsonl, line 1 has no verdict_id"):
+            self.found()
+
+
 class TestPackage(unittest.TestCase):
     def setUp(self) -> None:
         scratch = TemporaryDirectory()
@@ -119,6 +194,29 @@ class TestPackage(unittest.TestCase):
                 for index in range(20):
                     pixels = random.integers(0, 100, (16, 16, 3)) + np.array([red, 60, 60]) - 60
                     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+
+    def test_decisions_make_a_head_whose_sources_are_buckets(self) -> None:
+        decided, verdicts = [], []
+        for text in self.data[1::2]:
+            source, _, rest = text.partition("=")
+            label, _, folder = rest.partition(":")
+            for file in sorted(Path(folder).iterdir()):
+                number = len(verdicts)
+                target = self.folder / "store" / source / f"{number}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+                verdicts.append({"id": str(number), "bucket": source, "key": target.name, "sha256": str(number), "outcome": "review", "findings": None})
+                decided.append({"verdict_id": str(number), "action": "flag" if label == "by AI" else "clear", "category": None})
+        for name, rows in (("decided", decided), ("verdicts", verdicts)):
+            (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.data = []
+        package = self.run_head("--decisions", str(self.folder / "decided"), "--verdicts", str(self.folder / "verdicts"), "--images", str(self.folder / "store"))
+        self.assertEqual(json.loads((package / "config.json").read_text())["id2label"], {"0": "other", "1": "by AI"})
+        facts = json.loads((package / "measurements.json").read_text())
+        self.assertEqual((facts["images"], facts["sources"]), (80, ["a", "b"]))
+        self.assertGreater(facts["leave_source_out_auc"], 0.9)
+        with self.assertRaisesRegex(PackagingError, "belong together"):
+            self.run_head("--decisions", str(self.folder / "decided"), name="other")
 
     def run_head(self, *more: str, name: str = "package", rename: str = "by AI") -> Path:
         package = self.folder / name
@@ -183,6 +281,17 @@ class TestPackage(unittest.TestCase):
         features = made.session.run(["features"], {"pixels": pixels[None]})[0]
         self.assertEqual(features.shape, (1, 10))
         np.testing.assert_allclose(features[0, :5], features[0, 5:], rtol=1e-5)
+
+    def test_the_numbers_of_either_processor_file_are_used(self) -> None:
+        package = self.folder / "encoder"
+        fields = {"rescale_factor": 0.5, "image_mean": [1, 2, 3], "image_std": [4, 5, 6], "do_flip_channel_order": True}
+        (package / "preprocessor_config.json").unlink()
+        (package / "processor_config.json").write_text(json.dumps({"image_processor": fields}))
+        scale, mean, std, is_bgr = head.normalisation(package)
+        self.assertEqual((scale, [*mean], [*std], is_bgr), (0.5, [1, 2, 3], [4, 5, 6], True))
+        (package / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "MobileViTImageProcessor", "do_normalize": False}))
+        scale, mean, std, is_bgr = head.normalisation(package)
+        self.assertEqual((scale, float(mean), float(std), is_bgr), (1 / 255, 0, 1, True))
 
     def test_what_does_not_fit_is_named(self) -> None:
         with self.assertRaisesRegex(PackagingError, "no tensor nowhere; it has, near its end, .*logits"):
