@@ -75,6 +75,8 @@ class Reference:
     scores: dict[str, np.ndarray]
     truths: dict[str, np.ndarray]
     unscored: set[str]
+    slices: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
+    """Of each image format, size and compression, as `evaluate` names them."""
 
 
 # --- the figures -----------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def calibration_error(scores: np.ndarray, truths: np.ndarray) -> float:
 
 def evaluate(binary: Path, packages: list[Path], datasets: list[Dataset], *more: str) -> subprocess.CompletedProcess:
     command = [str(binary), "evaluate", "--log", "warn"]
-    command += ["--fpr", str(RATES[0]), "--review-fpr", str(RATES[1])]
+    command += ["--slices", "--fpr", str(RATES[0]), "--review-fpr", str(RATES[1])]
     for package in packages:
         command += ["--detector", str(package)]
     for dataset in datasets:
@@ -135,7 +137,7 @@ def reference(package: Path, positive: str, datasets: list[Dataset]) -> Referenc
     detector = Detector(package)
     result = Reference(positive, {}, {}, set())
     for dataset in datasets:
-        scores, truths = [], []
+        scores, truths, slices = [], [], []
         for name, data, truth in dataset.images:
             try:
                 _, found = detector.screen(decode(data).frames, positive)
@@ -146,9 +148,54 @@ def reference(package: Path, positive: str, datasets: list[Dataset]) -> Referenc
                 continue
             scores.append(found[positive])
             truths.append(truth)
+            slices.append(slices_of(data))
+        result.slices[dataset.name] = slices
         result.scores[dataset.name] = np.array(scores, np.float32)
         result.truths[dataset.name] = np.array(truths, bool)
     return result
+
+
+def slices_of(data: bytes) -> tuple[str, str, str]:
+    with Image.open(io.BytesIO(data)) as image:
+        side, bits = max(image.size), 8 * len(data) / (image.width * image.height)
+        kind = image.format.lower()
+    sizes = [(256, "up to 256"), (512, "257 to 512"), (1024, "513 to 1024"), (2048, "1025 to 2048"), (4096, "2049 to 4096")]
+    size = next((name for largest, name in sizes if side <= largest), "over 4096")
+    ends = [0.5, 1, 2, 4, 8]
+    compression = next((end for end in ends if bits < end), None)
+    if compression is None:
+        return kind, size, "8 or more bits/px"
+    before = ends[ends.index(compression) - 1]
+    return kind, size, "under 0.5 bits/px" if compression == ends[0] else f"{before:g} to {compression:g} bits/px"
+
+
+def compare_slices(expected: Reference, lines: list[dict], exact: Callable, near: Callable) -> None:
+    """The figures by format, size, compression and dataset, and those of each property."""
+    scores, truths = (np.concatenate(list(part.values())) for part in (expected.scores, expected.truths))
+    named = [(*slices, name) for name in expected.scores for slices in expected.slices[name]]
+    for index, by in enumerate(("format", "size", "compression", "dataset")):
+        of_image = np.array([names[index] for names in named])
+        rows = {line["slice"]: line for line in lines if line["kind"] == "slice" and line["by"] == by}
+        exact(f"the slices by {by}", sorted(rows), sorted(set(of_image)))
+        within = pairs = 0.0
+        share = np.zeros(len(scores), np.float32)
+        for name in sorted(set(of_image) & set(rows)):
+            mask = of_image == name
+            _compare_counts(exact, near, f"{by} {name}", rows[name], scores[mask], truths[mask])
+            share[mask] = truths[mask].mean()
+            if 0 < truths[mask].sum() < mask.sum():
+                area = roc_auc(scores[mask], truths[mask])
+                near(f"{by} {name}: ROC AUC", rows[name]["roc_auc"], area)
+                count = truths[mask].sum() * (~truths[mask]).sum()
+                within, pairs = within + area * count, pairs + count
+            else:
+                exact(f"{by} {name}: ROC AUC", rows[name]["roc_auc"], None)
+        found = [line for line in lines if line["kind"] == "property" and line["by"] == by]
+        exact(f"properties by {by}", len(found), int(len(set(of_image)) > 1))
+        for line in found:
+            near(f"{by} alone: ROC AUC", line["roc_auc_of_property"], roc_auc(share, truths))
+            if pairs:
+                near(f"within {by}: ROC AUC", line["roc_auc_within"], within / pairs)
 
 
 def compare(expected: Reference, detector: str, lines: list[dict]) -> list[str]:
@@ -199,6 +246,7 @@ def compare(expected: Reference, detector: str, lines: list[dict]) -> list[str]:
         too_many = lower.size == 0 or (scores[~truths] >= lower.max()).mean() > wanted
         exact(f"{name} is the lowest that does", bool(too_many), True)
 
+    compare_slices(expected, ours, exact, near)
     unscored = {line["image"] for line in lines if line["kind"] == "unscored"}
     exact("what could not be scored", sorted(unscored), sorted(expected.unscored))
     return problems

@@ -47,6 +47,10 @@ pub struct EvaluateArguments {
     /// [default: 5 × --fpr]
     #[arg(long, value_name = "RATE", value_parser = numbers::share)]
     review_fpr: Option<f64>,
+    /// Print the figures also by format, size, compression and dataset, and warn where such a property tells the labels
+    /// apart: a detector may have learnt it instead of the content
+    #[arg(long)]
+    slices: bool,
     /// Write a page with curves, histograms and the worst mistakes to one HTML file
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -62,8 +66,8 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
     arguments.check_report()?;
     let detectors = packages(config)?;
     let mut config = config.clone();
-    config.policy = with_default_rules(&config.policy, &detectors).map_err(StartError::from)?;
-    let subjects: Arc<[_]> = subjects(&config.policy, &detectors).map_err(StartError::from)?.into();
+    config.policy = with_default_rules(&config.policy, &config.policies, &detectors).map_err(StartError::from)?;
+    let subjects: Arc<[_]> = subjects(&config.policy, &config.policies, &detectors).map_err(StartError::from)?.into();
     let labels = LabelResolver::new(Arc::clone(&subjects));
     let reader = DatasetReader::open(&arguments.datasets, labels).map_err(invalid_dataset)?;
 
@@ -80,7 +84,7 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
         return Ok(1);
     }
     let summaries: Vec<Summary<'_>> =
-        (0..results.subjects.len()).map(|index| Summary::new(&results, index, target_rates)).collect();
+        (0..results.subjects.len()).map(|index| arguments.summary(&results, index, target_rates)).collect();
     print::print(Format::or_default(arguments.format), &summaries, &results)?;
     if let Some(path) = &arguments.report {
         let info = ReportInfo { made_at: time::OffsetDateTime::now_utc(), version: env!("CARGO_PKG_VERSION") };
@@ -118,6 +122,11 @@ impl EvaluateArguments {
             return Err(ConfigError::Invalid { option: "--fpr".into(), what });
         }
         Ok(rates)
+    }
+
+    fn summary<'a>(&self, results: &'a EvaluationResults, index: usize, target_rates: TargetRates) -> Summary<'a> {
+        let summary = Summary::new(results, index, target_rates);
+        if self.slices { summary.with_slices(results, index) } else { summary }
     }
 
     /// Checked before the screening, which may take an hour.

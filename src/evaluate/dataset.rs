@@ -169,7 +169,14 @@ mod tests {
 
     fn subject(detector: &str, labels: &[&str], positive: &str) -> Subject {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        Subject { detector: detector.into(), labels, positive: positive.into(), review_at: None, flag_at: None }
+        Subject {
+            detector: detector.into(),
+            labels,
+            positive: positive.into(),
+            category: None,
+            review_at: None,
+            flag_at: None,
+        }
     }
 
     fn column(name: &str, positive: Option<&str>) -> LabelSource {

@@ -2,11 +2,13 @@
 //! threshold, for every threshold at which that number changes.
 
 mod calibration;
+mod interval;
 mod thresholds;
 
 pub(super) use calibration::bin_index;
 pub use calibration::{CALIBRATION_BINS, Calibration, CalibrationBin};
-pub use thresholds::{ThresholdFigures, recommend, wilson_interval};
+pub use interval::{auc_interval, wilson_interval};
+pub use thresholds::{ThresholdFigures, recommend};
 
 /// For accuracy, an image counts as classified positive from this score on. With two labels under a softmax this is the
 /// more likely label.

@@ -11,8 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::metrics::{CALIBRATION_BINS, ThresholdFigures, wilson_interval};
+use super::metrics::{CALIBRATION_BINS, ThresholdFigures, share, wilson_interval};
 use super::results::{EvaluationResults, Mistake, UnscoredImages};
+use super::slices::{PropertyFigures, Slice, property_figures};
 use super::summary::{DatasetSummary, Summary, ThresholdRole};
 use crate::job::exact;
 
@@ -99,7 +100,7 @@ fn section(summary: &Summary<'_>, index: usize, results: &EvaluationResults) -> 
 <div class="charts">
 {charts}</div>
 {thresholds}
-{mistakes}</section>
+{slices}{mistakes}</section>
 "#,
         detector = escape(&subject.detector),
         positive = escape(&subject.positive),
@@ -107,6 +108,7 @@ fn section(summary: &Summary<'_>, index: usize, results: &EvaluationResults) -> 
         datasets = datasets(summary),
         charts = curves::all(summary),
         thresholds = thresholds(summary),
+        slices = slices(summary),
         mistakes = mistakes(summary, index, results),
     )
 }
@@ -166,6 +168,50 @@ fn thresholds(summary: &Summary<'_>) -> String {
 <aside>{}</aside>
 </div>"#,
         recommendation(summary)
+    )
+}
+
+fn slices(summary: &Summary<'_>) -> String {
+    if summary.slices.is_empty() {
+        return String::new();
+    }
+    let row = |slice: &Slice| {
+        let (images, correct) = (slice.images(), slice.curve.correct());
+        let accuracy = share(correct, images.images());
+        let (low, high) = wilson_interval(correct, images.images()).unwrap_or_default();
+        format!(
+            r#"<tr><th scope="row">{} {}</th><td>{}</td><td>{}</td><td class="bar" style="--part:{:.4}">{}</td><td>{low:.4}–{high:.4}</td><td>{}</td></tr>
+"#,
+            slice.property.as_str(),
+            escape(&slice.name),
+            grouped(images.images()),
+            grouped(images.positives),
+            accuracy.unwrap_or_default(),
+            fraction(accuracy),
+            fraction(slice.curve.roc_auc()),
+        )
+    };
+    let property = |figures: PropertyFigures| {
+        format!(
+            "<li>{}: ROC AUC of the {0} alone {}, of the detector among images that share it {}</li>\n",
+            figures.property.as_str(),
+            fraction(figures.roc_auc_of_property),
+            fraction(figures.roc_auc_within),
+        )
+    };
+    format!(
+        r#"<h3>By format, size, compression and dataset</h3>
+<table>
+<thead><tr><th scope="col">images</th><th>number</th><th>of them “{}”</th><th>accuracy</th><th>95&nbsp;%</th><th>ROC AUC</th></tr></thead>
+<tbody>
+{}</tbody>
+</table>
+<ul>
+{}</ul>
+"#,
+        escape(&summary.subject.positive),
+        summary.slices.iter().map(row).collect::<String>(),
+        property_figures(&summary.slices).into_iter().map(property).collect::<String>(),
     )
 }
 
@@ -287,7 +333,7 @@ mod tests {
     fn made() -> String {
         let results = results();
         let info = ReportInfo { made_at: OffsetDateTime::UNIX_EPOCH, version: "1.2.3" };
-        page(&[Summary::new(&results, 0, TARGET_RATES)], &results, &info)
+        page(&[Summary::new(&results, 0, TARGET_RATES).with_slices(&results, 0)], &results, &info)
     }
 
     #[test]
@@ -302,6 +348,13 @@ mod tests {
             assert!(!page.contains(markup), "{markup} is on the page");
         }
         assert_eq!(escape(r#"<a b="c" d='&'>"#), "&lt;a b=&quot;c&quot; d=&#39;&amp;&#39;&gt;");
+    }
+
+    #[test]
+    fn the_page_has_the_groups_of_images() {
+        let page = made();
+        assert!(page.contains(r#"<th scope="row">format jpeg</th><td>200</td><td>0</td>"#), "{page}");
+        assert!(page.contains("<li>format: ROC AUC of the format alone 1.0000,"), "{page}");
     }
 
     #[test]

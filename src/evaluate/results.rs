@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::metrics::ScoredImage;
+use super::slices::SlicedImage;
 use super::subject::Subject;
 
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct EvaluationResults {
     pub scored: Vec<Vec<Vec<ScoredImage>>>,
     /// `[subject]`: the scores before the calibration of packages that have one.
     pub uncalibrated: Vec<Vec<ScoredImage>>,
+    /// `[subject]`: the scores with what images are grouped by.
+    pub sliced: Vec<Vec<SlicedImage>>,
     /// `[subject]`: the mistakes to show.
     pub worst: Vec<WorstMistakes>,
     /// Images without scores, in the order of reading.
@@ -51,8 +54,9 @@ impl EvaluationResults {
     pub fn new(subjects: Arc<[Subject]>, datasets: Vec<String>, keep: usize) -> Self {
         let scored = vec![vec![Vec::new(); datasets.len()]; subjects.len()];
         let uncalibrated = vec![Vec::new(); subjects.len()];
+        let sliced = vec![Vec::new(); subjects.len()];
         let worst = subjects.iter().map(|_| WorstMistakes::new(keep)).collect();
-        Self { subjects, datasets, scored, uncalibrated, worst, unscored: Vec::new() }
+        Self { subjects, datasets, scored, uncalibrated, sliced, worst, unscored: Vec::new() }
     }
 
     /// Whether no image has a score.

@@ -10,6 +10,7 @@ use super::images::{DatasetEntry, DatasetReader, ImageContent, LabelledImage};
 use super::metrics::ScoredImage;
 use super::report;
 use super::results::{EvaluationResults, Mistake, UnscoredImages};
+use super::slices::{ImageProperties, SlicedImage};
 use crate::config::{Config, ConfigError};
 use crate::error_text;
 use crate::files;
@@ -60,8 +61,7 @@ pub(crate) async fn screen_all(
         let entry: anyhow::Result<ScreenedEntry> = entry;
         match entry? {
             ScreenedEntry::Scored(scored) => {
-                let (image, sight) = *scored;
-                record_scores(results, &image, &sight, pictures);
+                record_scores(results, &scored, pictures);
                 observer.scored();
             }
             ScreenedEntry::Unscored(unscored) => {
@@ -74,8 +74,15 @@ pub(crate) async fn screen_all(
 }
 
 enum ScreenedEntry {
-    Scored(Box<(LabelledImage, ScreenedImage)>),
+    Scored(Box<ScoredEntry>),
     Unscored(UnscoredImages),
+}
+
+struct ScoredEntry {
+    image: LabelledImage,
+    sight: ScreenedImage,
+    /// The size of the file.
+    bytes: u64,
 }
 
 struct Screener<'a> {
@@ -101,10 +108,11 @@ impl Screener<'_> {
             Ok(read) => read,
             Err(e) => return unscored(format!("{:#}", e.root_cause())),
         };
+        let length = bytes.len() as u64;
         match self.screen.screen_image(Lane::Backfill, bytes, &self.digests).await {
             Ok(sight) => match sight.facts.why_invalid() {
                 Some(reason) => unscored(reason),
-                None => Ok(ScreenedEntry::Scored(Box::new((image, sight)))),
+                None => Ok(ScreenedEntry::Scored(Box::new(ScoredEntry { image, sight, bytes: length }))),
             },
             Err(failed @ ScreenError::SessionBroken { .. }) => Err(failed),
             Err(e) => unscored(error_text(&e)),
@@ -134,16 +142,20 @@ impl Screener<'_> {
     }
 }
 
-fn record_scores(results: &mut EvaluationResults, image: &LabelledImage, sight: &ScreenedImage, pictures: bool) {
-    let EvaluationResults { subjects, scored, uncalibrated, worst, .. } = results;
+fn record_scores(results: &mut EvaluationResults, entry: &ScoredEntry, pictures: bool) {
+    let ScoredEntry { image, sight, bytes } = entry;
+    let EvaluationResults { subjects, scored, uncalibrated, sliced, worst, .. } = results;
+    let (info, dataset) = (&sight.info, image.dataset);
+    let properties = ImageProperties::new(info.format, [info.width, info.height], *bytes, dataset);
     for (index, subject) in subjects.iter().enumerate() {
         let Some(score) = sight.facts.score(&subject.detector, &subject.positive) else { continue };
         let image_scored = ScoredImage { score, positive: image.positive[index] };
-        scored[index][image.dataset].push(image_scored);
+        scored[index][dataset].push(image_scored);
+        sliced[index].push(SlicedImage { image: image_scored, properties });
         let before = sight.uncalibrated.as_ref().and_then(|facts| facts.score(&subject.detector, &subject.positive));
         uncalibrated[index].extend(before.map(|score| ScoredImage { score, ..image_scored }));
         worst[index].offer(image_scored, || Mistake {
-            dataset: image.dataset,
+            dataset,
             image: image.name.clone(),
             score,
             picture: if pictures { picture(sight, &subject.detector) } else { None },

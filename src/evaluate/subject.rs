@@ -1,6 +1,6 @@
 //! What is evaluated: a detector together with the label that its rule looks for.
 
-use crate::config::{PolicyConfig, RuleConfig};
+use crate::config::{PolicyConfig, RuleConfig, ScopedPolicyConfig};
 use crate::detector::Detector;
 use crate::policy::{PolicyError, usual_label};
 
@@ -12,6 +12,8 @@ pub struct Subject {
     pub labels: Vec<String>,
     /// The label that is looked for; every other one is negative.
     pub positive: String,
+    /// The rule's category, where it has one.
+    pub category: Option<String>,
     /// The rule's `review_at`.
     pub review_at: Option<f32>,
     /// The rule's `flag_at`.
@@ -23,10 +25,14 @@ pub struct Subject {
 ///
 /// # Errors
 /// When a detector has none of the usual labels, and `policy.label` is not configured.
-pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Result<PolicyConfig, PolicyError> {
+pub fn with_default_rules(
+    policy: &PolicyConfig,
+    policies: &[ScopedPolicyConfig],
+    detectors: &[Detector],
+) -> Result<PolicyConfig, PolicyError> {
     let mut policy = policy.clone();
     for detector in detectors.iter().filter(|detector| !detector.shadow) {
-        if !has_rule(&policy, detector) {
+        if rules_for(&policy, policies, detector).next().is_none() {
             let label = positive_label(&policy, detector, detectors)?;
             policy.rules.push(RuleConfig::new(&detector.name, &label, policy.review_at, policy.flag_at));
         }
@@ -34,28 +40,39 @@ pub fn with_default_rules(policy: &PolicyConfig, detectors: &[Detector]) -> Resu
     Ok(policy)
 }
 
-fn has_rule(policy: &PolicyConfig, detector: &Detector) -> bool {
-    policy.rules.iter().any(|rule| rule.detector.as_ref() == Some(&detector.name))
+/// The rules over a detector, those of `[policy]` first.
+fn rules_for<'a>(
+    policy: &'a PolicyConfig,
+    policies: &'a [ScopedPolicyConfig],
+    detector: &'a Detector,
+) -> impl Iterator<Item = &'a RuleConfig> {
+    let rules = policy.rules.iter().chain(policies.iter().flat_map(|policy| &policy.rules));
+    rules.filter(|rule| rule.detector.as_ref() == Some(&detector.name))
 }
 
-/// The subjects under a policy in which every detector but the shadows has a rule.
+/// The subjects under policies in which every detector but the shadows has a rule. Where several rules look for one label,
+/// the first gives the category and the thresholds.
 ///
 /// # Errors
 /// When a shadow detector has none of the usual labels, and `policy.label` is not configured.
-pub fn subjects(policy: &PolicyConfig, detectors: &[Detector]) -> Result<Vec<Subject>, PolicyError> {
+pub fn subjects(
+    policy: &PolicyConfig,
+    policies: &[ScopedPolicyConfig],
+    detectors: &[Detector],
+) -> Result<Vec<Subject>, PolicyError> {
     let mut subjects: Vec<Subject> = Vec::new();
     for detector in detectors {
-        let mut add = |positive: String, review_at, flag_at| {
+        let mut add = |positive: String, category, review_at, flag_at| {
             if !subjects.iter().any(|other| other.detector == detector.name && other.positive == positive) {
                 let (detector, labels) = (detector.name.clone(), detector.labels.clone());
-                subjects.push(Subject { detector, labels, positive, review_at, flag_at });
+                subjects.push(Subject { detector, labels, positive, category, review_at, flag_at });
             }
         };
-        for rule in policy.rules.iter().filter(|rule| rule.detector.as_ref() == Some(&detector.name)) {
-            add(rule.label.clone().unwrap_or_default(), rule.review_at, rule.flag_at);
+        for rule in rules_for(policy, policies, detector) {
+            add(rule.label.clone().unwrap_or_default(), rule.category.clone(), rule.review_at, rule.flag_at);
         }
         if detector.shadow {
-            add(positive_label(policy, detector, detectors)?, None, None);
+            add(positive_label(policy, detector, detectors)?, None, None, None);
         }
     }
     Ok(subjects)
@@ -83,8 +100,16 @@ mod tests {
     use crate::policy::{PolicySet, tests::detector};
 
     fn found(policy: &PolicyConfig, detectors: &[Detector]) -> Vec<(String, String, bool)> {
-        let policy = with_default_rules(policy, detectors).unwrap();
-        let subjects = subjects(&policy, detectors).unwrap();
+        found_with(policy, &[], detectors)
+    }
+
+    fn found_with(
+        policy: &PolicyConfig,
+        policies: &[ScopedPolicyConfig],
+        detectors: &[Detector],
+    ) -> Vec<(String, String, bool)> {
+        let policy = with_default_rules(policy, policies, detectors).unwrap();
+        let subjects = subjects(&policy, policies, detectors).unwrap();
         subjects.into_iter().map(|s| (s.detector, s.positive, s.flag_at.is_some())).collect()
     }
 
@@ -106,10 +131,20 @@ mod tests {
     }
 
     #[test]
+    fn the_rules_of_tenants_are_subjects_too() {
+        let rule = |label: &str| RuleConfig::new("b", label, 0.5, 0.9);
+        let tenant = |label| ScopedPolicyConfig { rules: vec![rule(label)], ..ScopedPolicyConfig::default() };
+        let detectors = [detector("b", &["cat", "dog"])];
+        let expected = ["cat", "dog"].map(|label| ("b".into(), label.into(), true));
+        // No label of this detector is usual, and none is needed.
+        assert_eq!(found_with(&PolicyConfig::default(), &["cat", "dog", "cat"].map(tenant), &detectors), expected);
+    }
+
+    #[test]
     fn a_label_that_no_detector_has_is_not_replaced_by_another() {
         let detectors = [detector("a", &["by human", "by AI"])];
         let policy = PolicyConfig { label: "by ai".into(), ..PolicyConfig::default() };
-        let policy = with_default_rules(&policy, &detectors).unwrap();
+        let policy = with_default_rules(&policy, &[], &detectors).unwrap();
         let config = Config { policy, ..Config::default() };
         assert!(matches!(PolicySet::resolve(&config, &detectors, false), Err(PolicyError::UnknownLabel { .. })));
     }
@@ -117,7 +152,7 @@ mod tests {
     #[test]
     fn a_detector_without_a_usual_label_needs_a_configured_one() {
         let detectors = [detector("b", &["cat", "dog"])];
-        let error = with_default_rules(&PolicyConfig::default(), &detectors).unwrap_err();
+        let error = with_default_rules(&PolicyConfig::default(), &[], &detectors).unwrap_err();
         assert!(error.to_string().contains("`policy.label`"), "{error}");
     }
 }

@@ -1,7 +1,10 @@
 //! One subject's figures, ready to be printed and drawn.
 
-use super::metrics::{Calibration, ClassCounts, Curve, ScoredImage, ThresholdFigures, recommend, share};
+use super::metrics::{
+    Calibration, ClassCounts, Curve, ScoredImage, ThresholdFigures, auc_interval, recommend, share, wilson_interval,
+};
 use super::results::EvaluationResults;
+use super::slices::{self, Slice};
 use super::subject::Subject;
 
 /// Thresholds that every table has.
@@ -34,6 +37,8 @@ pub struct Summary<'a> {
     pub review_at: Option<f32>,
     /// The lowest threshold that keeps the rate for flagging, where there is one.
     pub flag_at: Option<f32>,
+    /// The images by format, size, compression and dataset; empty where they were not asked for.
+    pub slices: Vec<Slice>,
 }
 
 /// One dataset's figures for one subject.
@@ -53,6 +58,12 @@ impl DatasetSummary<'_> {
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         share(self.correct, self.images.images())
+    }
+
+    /// What the accuracy may be on other images like these, with 95 % confidence.
+    #[must_use]
+    pub fn accuracy_interval(&self) -> Option<(f64, f64)> {
+        wilson_interval(self.correct, self.images.images())
     }
 }
 
@@ -112,7 +123,20 @@ impl<'a> Summary<'a> {
             target_rates,
             review_at,
             flag_at,
+            slices: Vec::new(),
         }
+    }
+
+    /// Adds the figures of the images by format, size, compression and dataset.
+    #[must_use]
+    pub fn with_slices(self, results: &EvaluationResults, index: usize) -> Self {
+        Self { slices: slices::slices(&results.sliced[index], &results.datasets), ..self }
+    }
+
+    /// What the ROC AUC may be on other images like these, with 95 % confidence.
+    #[must_use]
+    pub fn roc_auc_interval(&self) -> Option<(f64, f64)> {
+        auc_interval(self.curve.roc_auc()?, self.curve.total())
     }
 
     /// Every image with a score, dataset by dataset.
@@ -130,7 +154,8 @@ impl<'a> Summary<'a> {
     /// What makes the figures or the recommendation unreliable, the gravest first; empty where they are sound.
     #[must_use]
     pub fn cautions(&self) -> Vec<String> {
-        [self.caution_of_order(), self.caution_of_recall(), self.caution_of_rate()].into_iter().flatten().collect()
+        let of_all = [self.caution_of_order(), self.caution_of_recall(), self.caution_of_rate()];
+        of_all.into_iter().flatten().chain(slices::cautions(&self.slices, self.curve.roc_auc())).collect()
     }
 
     /// Scores that put the images in the wrong order.
@@ -204,6 +229,7 @@ fn dataset_summary<'a>(name: &'a str, scored: &[ScoredImage], unscored: u64) -> 
 pub(crate) mod tests {
     use super::*;
     use crate::evaluate::results::{Mistake, UnscoredImages};
+    use crate::evaluate::slices::{ImageProperties, SlicedImage};
 
     /// Two datasets of made-up scores, with one image that could not be read and one mistake that is worth showing.
     pub(crate) fn results() -> EvaluationResults {
@@ -211,14 +237,20 @@ pub(crate) mod tests {
             detector: "synthetic-2.0".into(),
             labels: vec!["by human".into(), "by AI".into()],
             positive: "by AI".into(),
+            category: Some("synthetic".into()),
             review_at: Some(0.5),
             flag_at: Some(0.9),
         };
         let mut results = EvaluationResults::new([subject].into(), vec!["photos".into(), "faces <b>".into()], 3);
         for i in 0u8..200 {
             let score = f32::from(i) / 199.0;
-            results.scored[0][0].push(ScoredImage { score: score * score * 0.8, positive: false });
-            results.scored[0][1].push(ScoredImage { score: 1.0 - score * score * 0.75, positive: true });
+            let photo = ScoredImage { score: score * score * 0.8, positive: false };
+            let face = ScoredImage { score: 1.0 - score * score * 0.75, positive: true };
+            for (dataset, format, image) in [(0, "jpeg", photo), (1, "png", face)] {
+                results.scored[0][dataset].push(image);
+                let properties = ImageProperties::new(format, [800, 600], 90_000, dataset);
+                results.sliced[0].push(SlicedImage { image, properties });
+            }
         }
         let mistake = Mistake {
             dataset: 0,

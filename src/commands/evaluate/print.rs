@@ -10,23 +10,33 @@ use crate::evaluate::metrics::{
     CALIBRATION_BINS, Calibration, CalibrationBin, ThresholdFigures, share, wilson_interval,
 };
 use crate::evaluate::results::EvaluationResults;
+use crate::evaluate::slices::{PropertyFigures, Slice, property_figures};
 use crate::evaluate::summary::{DatasetSummary, Summary, ThresholdRole};
 use crate::job::exact;
 
-/// The columns of CSV. `kind` is dataset, overall, threshold, recommendation or unscored; columns that a kind does not
+/// The columns of CSV. `kind` is dataset, overall, slice, property, threshold, recommendation or unscored; columns that a kind does not
 /// have are empty.
-const EVALUATION_COLUMNS: [&str; 28] = [
+const EVALUATION_COLUMNS: [&str; 37] = [
     "kind",
     "detector",
     "label",
+    "category",
     "dataset",
+    "by",
+    "slice",
     "images",
     "positives",
     "negatives",
     "correct",
     "accuracy",
+    "accuracy_low",
+    "accuracy_high",
     "unscored",
     "roc_auc",
+    "roc_auc_low",
+    "roc_auc_high",
+    "roc_auc_of_property",
+    "roc_auc_within",
     "average_precision",
     "expected_calibration_error",
     "expected_calibration_error_before",
@@ -81,13 +91,20 @@ fn overall_rows<'a>(summary: &'a Summary<'_>) -> impl Iterator<Item = (&'static 
         ("flag_at", json!(summary.flag_at.map(exact))),
         ("caution", json!(Some(summary.cautions().join("; ")).filter(|words| !words.is_empty()))),
     ]);
-    std::iter::once(("overall", overall(summary))).chain(thresholds).chain([("recommendation", recommendation)])
+    let slices = summary.slices.iter().map(|slice| ("slice", slice_row(slice)));
+    let properties = property_figures(&summary.slices).into_iter().map(|figures| ("property", property_row(&figures)));
+    let overall = std::iter::once(("overall", overall(summary)));
+    overall.chain(slices).chain(properties).chain(thresholds).chain([("recommendation", recommendation)])
 }
 
 fn of_subject(summary: &Summary<'_>, (kind, row): (&str, RowFields)) -> RowFields {
     let subject = summary.subject;
-    let whose =
-        fields([("kind", json!(kind)), ("detector", json!(subject.detector)), ("label", json!(subject.positive))]);
+    let whose = fields([
+        ("kind", json!(kind)),
+        ("detector", json!(subject.detector)),
+        ("label", json!(subject.positive)),
+        ("category", json!(subject.category)),
+    ]);
     whose.into_iter().chain(row).collect()
 }
 
@@ -99,6 +116,8 @@ fn dataset(row: &DatasetSummary<'_>) -> RowFields {
         ("negatives", json!(row.images.negatives)),
         ("correct", json!(row.correct)),
         ("accuracy", json!(row.accuracy())),
+        ("accuracy_low", json!(row.accuracy_interval().map(|(low, _)| low))),
+        ("accuracy_high", json!(row.accuracy_interval().map(|(_, high)| high))),
         ("unscored", json!(row.unscored)),
     ])
 }
@@ -108,6 +127,8 @@ fn overall(summary: &Summary<'_>) -> RowFields {
     row.shift_remove("dataset");
     row.extend(fields([
         ("roc_auc", json!(summary.curve.roc_auc())),
+        ("roc_auc_low", json!(summary.roc_auc_interval().map(|(low, _)| low))),
+        ("roc_auc_high", json!(summary.roc_auc_interval().map(|(_, high)| high))),
         ("average_precision", json!(summary.curve.average_precision())),
         ("expected_calibration_error", json!(summary.calibration.expected_error())),
         (
@@ -117,6 +138,31 @@ fn overall(summary: &Summary<'_>) -> RowFields {
         ("calibration", calibration(&summary.calibration)),
     ]));
     row
+}
+
+fn slice_row(slice: &Slice) -> RowFields {
+    let (images, correct) = (slice.images(), slice.curve.correct());
+    let (accuracy, interval) = (share(correct, images.images()), wilson_interval(correct, images.images()));
+    fields([
+        ("by", json!(slice.property.as_str())),
+        ("slice", json!(slice.name)),
+        ("images", json!(images.images())),
+        ("positives", json!(images.positives)),
+        ("negatives", json!(images.negatives)),
+        ("correct", json!(correct)),
+        ("accuracy", json!(accuracy)),
+        ("accuracy_low", json!(interval.map(|(low, _)| low))),
+        ("accuracy_high", json!(interval.map(|(_, high)| high))),
+        ("roc_auc", json!(slice.curve.roc_auc())),
+    ])
+}
+
+fn property_row(figures: &PropertyFigures) -> RowFields {
+    fields([
+        ("by", json!(figures.property.as_str())),
+        ("roc_auc_of_property", json!(figures.roc_auc_of_property)),
+        ("roc_auc_within", json!(figures.roc_auc_within)),
+    ])
 }
 
 fn calibration(calibration: &Calibration) -> Value {
@@ -146,12 +192,23 @@ fn text(summary: &Summary<'_>) -> String {
     if rows.len() > 1 {
         rows.push(dataset(&summary.overall()));
     }
-    let mut text = format!("{}: \"{}\" against any other label\n", subject.detector, subject.positive);
+    let category = subject.category.as_ref().map(|category| format!(" ({category})")).unwrap_or_default();
+    let mut text = format!("{}: \"{}\" against any other label{category}\n", subject.detector, subject.positive);
     text += &table(&["dataset", "images", "positives", "correct", "accuracy", "unscored"], &rows);
     text += "\ncorrect: a score of at least 0.5 for a positive image, a lower score for any other\n\n";
 
     let figure = |value: Option<f64>| value.map_or_else(|| "not defined on these images".into(), |v| format!("{v:.4}"));
-    text += &format!("ROC AUC                     {}\n", figure(summary.curve.roc_auc()));
+    let interval = |interval: Option<(f64, f64)>| {
+        interval.map(|(low, high)| format!(", {low:.4} to {high:.4} with 95 % confidence")).unwrap_or_default()
+    };
+    let accuracy = summary.overall();
+    text += &format!(
+        "accuracy                    {}{}\n",
+        figure(accuracy.accuracy()),
+        interval(accuracy.accuracy_interval())
+    );
+    let (area, bounds) = (summary.curve.roc_auc(), summary.roc_auc_interval());
+    text += &format!("ROC AUC                     {}{}\n", figure(area), interval(bounds));
     text += &format!("average precision           {}\n", figure(summary.curve.average_precision()));
     text += &format!(
         "expected calibration error  {} ({CALIBRATION_BINS} bins)\n",
@@ -161,6 +218,7 @@ fn text(summary: &Summary<'_>) -> String {
         text += &format!("before the package's own     {}\n", figure(before.expected_error()));
     }
     text += "\n";
+    text += &slices(summary);
 
     let rows: Vec<RowFields> = summary
         .thresholds
@@ -194,6 +252,31 @@ fn text(summary: &Summary<'_>) -> String {
     text
 }
 
+/// The images by format, size, compression and dataset, and what each property says of the labels.
+fn slices(summary: &Summary<'_>) -> String {
+    if summary.slices.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<RowFields> = summary
+        .slices
+        .iter()
+        .map(|slice| {
+            let mut row = slice_row(slice);
+            let interval = wilson_interval(slice.curve.correct(), slice.images().images());
+            row.insert("95 %".into(), json!(interval.map(|(low, high)| format!("{low:.4}-{high:.4}"))));
+            row
+        })
+        .collect();
+    let mut text = table(&["by", "slice", "images", "accuracy", "95 %", "roc_auc"], &rows);
+    text += "\n\n";
+    let rows: Vec<RowFields> = property_figures(&summary.slices).iter().map(property_row).collect();
+    if !rows.is_empty() {
+        text += &table(&["by", "roc_auc_of_property", "roc_auc_within"], &rows);
+        text += "\nof the property: of a detector that knows nothing else; within: among images that share it\n\n";
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,9 +289,15 @@ mod tests {
     }
 
     #[test]
+    fn the_printed_groups() {
+        let results = results();
+        insta::assert_snapshot!(slices(&Summary::new(&results, 0, TARGET_RATES).with_slices(&results, 0)));
+    }
+
+    #[test]
     fn every_field_of_a_row_has_a_csv_column() {
         let results = results();
-        let summary = Summary::new(&results, 0, TARGET_RATES);
+        let summary = Summary::new(&results, 0, TARGET_RATES).with_slices(&results, 0);
         for (kind, row) in overall_rows(&summary).chain([("dataset", dataset(&summary.overall()))]) {
             let missing = row.keys().filter(|key| !EVALUATION_COLUMNS.contains(&key.as_str()) && *key != "calibration");
             assert_eq!(missing.count(), 0, "{kind}: {row:?}");

@@ -1,6 +1,6 @@
 //! The figures of a threshold, and the threshold to recommend for a false-positive rate.
 
-use super::{ClassCounts, Curve, as_f64, share};
+use super::{ClassCounts, Curve, share};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ThresholdFigures {
@@ -60,20 +60,6 @@ fn fewest_decimals(above: f32, highest: f32) -> f32 {
     candidates.find(|x| above < *x && *x <= highest).unwrap_or(highest)
 }
 
-/// The 95 % confidence interval of the share `part / whole`: Wilson's score interval (1927), which is also valid near 0.
-/// `None` where the whole is 0.
-#[must_use]
-pub fn wilson_interval(part: u64, whole: u64) -> Option<(f64, f64)> {
-    /// The 97.5 % quantile of the normal distribution.
-    const Z: f64 = 1.959_963_984_540_054;
-    let p = share(part, whole)?;
-    let n = as_f64(whole);
-    let centre = p + Z * Z / (2.0 * n);
-    let spread = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + Z * Z / n;
-    Some((((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0)))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -129,14 +115,5 @@ mod tests {
         assert_eq!(recommend(&Curve::new(scored(&[(0.9, true)])), 0.5), None);
         // A negative image has the highest score: only a threshold above all scores keeps the rate.
         assert_eq!(recommend(&Curve::new(scored(&[(0.95, false), (0.3, true)])), 0.5), Some(1.0));
-    }
-
-    #[test]
-    fn the_interval_is_wilsons() {
-        // Newcombe (1998), Statistics in Medicine 17, table I, method 3: 81 of 263, and 0 of 20.
-        let close = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() < 5e-5 && (a.1 - b.1).abs() < 5e-5;
-        assert!(close(wilson_interval(81, 263).unwrap(), (0.2553, 0.3662)));
-        assert!(close(wilson_interval(0, 20).unwrap(), (0.0, 0.1611)));
-        assert_eq!(wilson_interval(0, 0), None);
     }
 }
