@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::accept::fake::{FakeConnection, Request, TestEnd};
+use super::accept::{CloseReason, DrainingConnection};
 use super::run::{RunningWorker, WorkerParts};
 use super::settle::{Settlement, Settler};
 use super::{Delivery, WorkerError};
@@ -254,6 +256,8 @@ struct World {
     deliveries: mpsc::UnboundedSender<Delivery>,
     in_flight: Box<dyn Fn(Lane) -> usize + Send>,
     intake: Intake,
+    /// The connection that delivers, from the worker's start to its end.
+    connection: TestEnd,
     /// While it is locked, no delivery is acknowledged.
     acknowledging: Arc<tokio::sync::Mutex<()>>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -299,11 +303,12 @@ impl World {
         });
         let (deliveries, mut received) = mpsc::unbounded_channel();
         let (take, in_flight, intake) = (running.intake(), Box::new(running.in_flight()), Intake::default());
+        let (draining, connection) = FakeConnection::new();
         let accepting = tokio::spawn(async move {
             while let Some(Some(delivery)) = stop.run_until_cancelled(received.recv()).await {
                 take(delivery);
             }
-            None
+            Some(DrainingConnection::of(Box::new(draining)))
         });
         let (shutdown, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(running.run(accepting, intake.clone(), async { drop(stopped.await) }));
@@ -315,6 +320,7 @@ impl World {
             deliveries,
             in_flight,
             intake,
+            connection,
             acknowledging: Arc::default(),
             shutdown: Some(shutdown),
             running,
@@ -663,6 +669,25 @@ async fn a_broken_store_costs_no_attempt() {
     assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
     let verdict = world.verdict("image").await.unwrap();
     assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+}
+
+#[tokio::test]
+async fn the_consuming_connection_is_closed_after_the_last_delivery_is_settled() {
+    let mut world = World::new().await;
+    world.put("slow", slow(7));
+    let mut settlement = world.deliver(job("slow"));
+    world.until("the job is screened", async || SLOW_RUNS.lock().unwrap().contains_key(&7)).await;
+    drop(world.shutdown.take());
+    world.until("the worker drains", async || world.intake.state() == IntakeState::Draining).await;
+    // The worker's tasks run in turn with this one: what they can do now is done.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.connection.requests(), [], "a delivery is not settled yet");
+    release(7);
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    assert_eq!(world.connection.request().await, Request::Close(CloseReason::Drained));
+    (&mut world.running).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -196,7 +196,7 @@ fn each_library_is_named_only_where_it_belongs() {
             "lapin",
             &[
                 "broker/",
-                "worker/accept.rs",
+                "worker/accept/rabbitmq.rs",
                 "worker/delivery.rs",
                 "worker/publish.rs",
                 "worker/settle.rs",
