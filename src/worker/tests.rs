@@ -256,6 +256,7 @@ struct World {
     deliveries: mpsc::UnboundedSender<Delivery>,
     in_flight: Box<dyn Fn(Lane) -> usize + Send>,
     intake: Intake,
+    health: Health,
     /// The connection that delivers, from the worker's start to its end.
     connection: TestEnd,
     /// While it is locked, no delivery is acknowledged.
@@ -286,9 +287,10 @@ impl World {
         let publisher: Arc<dyn MessagePublisher> = broker.clone();
         let stop = CancellationToken::new();
         let fetcher = Fetcher::on(Box::new(Arc::clone(&store)), &config);
+        let health = Health::new(fetcher.addresses());
         let running = RunningWorker::start(WorkerParts {
             ledger: Arc::clone(&ledger),
-            health: Health::new(fetcher.addresses()),
+            health: health.clone(),
             fetcher,
             screen: Screen::with_fake_session(&config, fake_outputs),
             policies: PolicySet::resolve(&config, &Screen::fake_detectors(&config), true).unwrap(),
@@ -320,6 +322,7 @@ impl World {
             deliveries,
             in_flight,
             intake,
+            health,
             connection,
             acknowledging: Arc::default(),
             shutdown: Some(shutdown),
@@ -619,6 +622,23 @@ async fn a_row_that_the_ledger_refuses_fails_alone() {
         assert_eq!((verdict.judgement.outcome, verdict.metadata.is_some()), (expected, has_metadata), "job-{n}");
         assert_eq!(verdict.facts.is_some(), has_metadata, "without metadata a rejudge might choose another policy");
     }
+}
+
+#[tokio::test]
+async fn a_ledger_that_refuses_every_verdict_is_broken_and_no_job_fails_of_it() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    let direct = world.direct().await;
+    let trigger = "CREATE TRIGGER refusal BEFORE INSERT ON verdicts BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    sqlx::query(trigger).execute(&direct).await.unwrap();
+    world.put("image", png(0, 0, 0));
+    let mut settlement = world.deliver(job("image"));
+    world.until("the ledger is known to be broken", async || world.health.first_pausing().is_some()).await;
+    sqlx::query("DROP TRIGGER refusal").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    let verdict = world.verdict("image").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+    assert!(world.dead_letters().is_empty());
 }
 
 #[tokio::test]
