@@ -33,7 +33,7 @@ use crate::error_text::reason_text;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
 use crate::job::{Job, Judgement, Lane, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
-use crate::lanes::Gate;
+use crate::lanes::{Gate, Permit};
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
 use crate::policy::{Policy, PolicySet, Rule};
@@ -145,13 +145,23 @@ impl JobProcessor {
     }
 
     async fn process_until_end(&self, request: &JobRequest) -> JobEnd {
+        // That of a suspect, once it has waited for it.
+        let mut turn = None;
         loop {
             // What this attempt has found out is kept if it fails.
             let mut progress = Progress::default();
             // A panic costs one attempt of one job, not the process.
-            let error = match AssertUnwindSafe(Box::pin(self.attempt(request, &mut progress))).catch_unwind().await {
+            let attempt = Box::pin(self.attempt(request, &mut progress, turn.take()));
+            let error = match AssertUnwindSafe(attempt).catch_unwind().await {
                 Ok(Ok(judged) | Err(Stop::Judged(judged))) => return Box::pin(self.commit(request, *judged)).await,
                 Ok(Err(Stop::Ended(end))) => return *end,
+                Ok(Err(Stop::Suspect)) => match self.wait_for_turn(request).await {
+                    Ok(permit) => {
+                        turn = Some(permit);
+                        continue;
+                    }
+                    Err(_) => return JobEnd::Interrupted,
+                },
                 Ok(Err(Stop::Failed(error))) => error,
                 Err(_) => AttemptError::Failed(AttemptFailure::Panic),
             };
@@ -193,13 +203,18 @@ impl JobProcessor {
         }
     }
 
-    /// One attempt at a job.
-    async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
+    /// One attempt at a job. `turn` is that of a suspect which has waited for it.
+    async fn attempt(
+        &self,
+        request: &JobRequest,
+        progress: &mut Progress,
+        turn: Option<Permit>,
+    ) -> Result<Box<Judged>, Stop> {
         progress.replayed = self.call(|| self.find_replayed(request)).await?;
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
-        let screened = self.screen(&fetched, bytes).await?;
+        let screened = self.screen(&fetched, bytes, turn).await?;
         let Fetched { identified, job_id, object, .. } = fetched;
         let policy = self.policy(request);
         let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;

@@ -1279,6 +1279,33 @@ async fn a_suspect_that_waits_for_its_turn_is_returned_by_a_worker_that_drains()
 }
 
 #[tokio::test]
+async fn suspects_that_wait_for_their_turn_keep_no_fresh_job_out() {
+    // Two objects may be in memory at the same time: one in the decoder, and one that is downloaded.
+    let world = World::with(|config| config.storage.downloads = 1).await;
+    let suspects = ["first", "second", "third", "fourth"];
+    for key in suspects {
+        world.put(key, slow(6));
+        assert!(world.ledger.begin_in_company(verdict_id(key), Uuid::new_v4()).await.unwrap());
+    }
+    world.put("text", Stored::Bytes(b"not an image".to_vec()));
+    let mut settlements = vec![world.deliver(job("first").redelivered())];
+    world.until("the first is screened", async || SLOW_RUNS.lock().unwrap().contains_key(&6)).await;
+    settlements.extend(suspects[1..].iter().map(|key| world.deliver(job(key).redelivered())));
+    // Each waiting suspect was fetched once, and then made room for the next one.
+    world.until("the others were fetched", async || world.store.opened.load(Ordering::SeqCst) == 4).await;
+    let fresh = message(json!({"id": "fresh", "image": "s3://uploads/text"}));
+    assert_eq!(world.settle(fresh).await, Settled::Acknowledged);
+    assert!(settlements.iter_mut().all(|settlement| settlement.try_recv().is_err()), "no suspect was screened yet");
+    release(6);
+    for settlement in &mut settlements {
+        assert_eq!(settled(settlement).await, Settled::Acknowledged);
+    }
+    for key in suspects {
+        assert_eq!(world.verdict(key).await.unwrap().judgement.outcome, Outcome::Passed, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn a_suspect_is_screened_without_another_backfill_job_while_live_jobs_pass() {
     let world = World::new().await;
     world.put("suspect", slow(2));
