@@ -41,7 +41,7 @@ page: ## open a page where you drop pictures, with the detector of `make demo`; 
 	$(PIXWARDEN) $(addprefix --config ,$(wildcard models/open-nsfw/pixwarden.toml)) serve
 
 test: ## run all tests, with private instances of RabbitMQ, PostgreSQL and an S3 server, and Chromium
-	@tests/services/get build runtime python services nextest promtool browser pages
+	@tests/services/get build runtime python services nextest promtool browser node pages
 	cargo build --locked --bins --tests $(FAULTS)
 	@$(MAKE) --no-print-directory test-python test-visible test-browser test-doc test-fuzz test-chaos test-rust
 
@@ -82,7 +82,7 @@ test-rust:
 	tests/services/run -- cargo nextest run --locked --lib --bins --test it $(FAULTS)
 
 test-garage: ## run the integration tests against Garage, an S3 server that is compiled first: five minutes
-	@tests/services/get build runtime python services nextest garage
+	@tests/services/get build runtime python services nextest node garage
 	tests/services/run --s3 garage -- cargo nextest run --locked --test it $(FAULTS) \
 		-E 'not test(=messages::a_version_is_fetched_as_it_was)'
 

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use rustls::CertificateError;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+/// The system has no certificates that could be read. Where a file is at fault, it is the source.
+#[derive(Debug, thiserror::Error)]
+#[error("the system has no certificates")]
+pub struct NoCertificates(#[source] Option<rustls_native_certs::Error>);
+
 /// A TLS configuration with the system's certificates. Where there are none, also the reason: then only `http` works.
 #[must_use]
-pub fn of_the_system() -> (TlsConfig, Option<String>) {
-    let loaded = rustls_native_certs::load_native_certs();
-    let missing = loaded.certs.is_empty().then(|| {
-        let why = loaded.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
-        format!("the system has no certificates{why}")
-    });
+pub fn of_the_system() -> (TlsConfig, Option<NoCertificates>) {
+    let mut loaded = rustls_native_certs::load_native_certs();
+    let is_empty = loaded.certs.is_empty();
+    let missing = is_empty.then(|| NoCertificates((!loaded.errors.is_empty()).then(|| loaded.errors.swap_remove(0))));
     let roots: Vec<_> = loaded.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
     (TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(roots))).build(), missing)
 }

@@ -39,6 +39,7 @@ use clap::{Parser, Subcommand};
 
 use crate::banks::BanksError;
 use crate::config::{Config, ConfigError, Origins, Overlay, load};
+use crate::evaluate::screening::InvalidDataset;
 use crate::hub::HubError;
 use crate::ledger::{LedgerError, OpenError};
 use crate::screen::StartError;
@@ -229,6 +230,7 @@ pub fn status(error: &anyhow::Error) -> u8 {
     let configuration = error.is::<ConfigError>()
         || error.is::<UsageError>()
         || backfill::is_usage_error(error)
+        || error.is::<InvalidDataset>()
         || matches!(error.downcast_ref(), Some(HubError::Settings(_)))
         || matches!(
             error.downcast_ref(),

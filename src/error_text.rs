@@ -1,10 +1,53 @@
 //! The text of an error, made where a person reads it.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 /// Begins a hint: it stands on a line of its own behind the message.
 const HINT: &str = "\n  hint: ";
+
+/// What people read of an error: what was tried, the innermost cause in plain words, and a hint. It is made where all of that
+/// is known. The error that it came from is its source, which [`error_text`] does not print: its text says the same in
+/// other words.
+#[derive(Debug, Clone)]
+pub struct Described {
+    text: String,
+    source: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl Described {
+    /// Describes an error.
+    pub(crate) fn new(text: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { text: text.into(), source: Some(Arc::new(source)) }
+    }
+}
+
+impl fmt::Display for Described {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Described {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.source.as_deref()?)
+    }
+}
+
+/// An error that this program found by itself.
+impl From<String> for Described {
+    fn from(text: String) -> Self {
+        Self { text, source: None }
+    }
+}
+
+impl From<&str> for Described {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
 
 /// The text of an error and its causes: one line from what was tried to the innermost cause, then the hints.
 ///
@@ -29,9 +72,15 @@ pub fn error_text(error: &(dyn Error + 'static)) -> String {
         if !hints.contains(&hint) {
             hints += &hint;
         }
-        next = error.source();
+        next = if error.is::<Described>() { None } else { error.source() };
     }
     text + &hints
+}
+
+/// The text of an error and its causes on one line, without hints: the reason of an outcome.
+#[must_use]
+pub(crate) fn reason_text(error: &(dyn Error + 'static)) -> String {
+    error_text(error).lines().next().unwrap_or_default().to_owned()
 }
 
 /// The words of a system error: "connection refused" and not "Connection refused (os error 111)".
@@ -84,5 +133,17 @@ mod tests {
         assert_eq!(error_text(error.as_ref()), expected);
         let error = anyhow::Error::new(cause()).context("reading b.jpg\n  hint: try again");
         assert_eq!(error_text(error.as_ref()), "reading b.jpg: the disk is gone\n  hint: try again");
+    }
+
+    #[test]
+    fn an_error_that_is_described_keeps_its_source_and_does_not_print_it() {
+        let refused = io::Error::from_raw_os_error(111);
+        let described = Described::new("cannot reach the store: connection refused\n  hint: start it", refused);
+        let source = described.source().and_then(|source| source.downcast_ref::<io::Error>());
+        assert_eq!(source.and_then(io::Error::raw_os_error), Some(111));
+        let error = anyhow::Error::new(described).context("cannot fetch a.jpg");
+        let text = "cannot fetch a.jpg: cannot reach the store: connection refused";
+        assert_eq!(error_text(error.as_ref()), format!("{text}\n  hint: start it"));
+        assert_eq!(reason_text(error.as_ref()), text);
     }
 }

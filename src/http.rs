@@ -94,8 +94,10 @@ impl Bound {
     /// As [`Bound::at`].
     pub async fn to(options: &HttpConfig) -> Result<Self, ConfigError> {
         let invalid = |what: String| ConfigError::Invalid { option: "http.listen".into(), what };
-        let failed = |error: std::io::Error| {
-            invalid(format!("cannot listen at {}: {error}\n  hint: choose another \"host:port\"", options.listen))
+        let failed = |error| ConfigError::Refused {
+            option: "http.listen".into(),
+            what: format!("cannot listen at {}\n  hint: choose another \"host:port\"", options.listen),
+            error,
         };
         let listener = TcpListener::bind(&options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

@@ -23,7 +23,7 @@ use crate::certificates;
 use settings::Token;
 
 pub use download::{DownloadFolder, FetchedFile};
-pub use settings::Settings;
+pub use settings::{Settings, SettingsError};
 
 /// A listing of a few thousand files is a megabyte.
 const MAX_LISTING_BYTES: u64 = 16 << 20;
@@ -105,8 +105,8 @@ pub struct Listing {
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The environment variables are invalid.
-    #[error("{0}")]
-    Settings(String),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// 401 or 403.
     #[error("{url}: the hub denied access ({status}{said}): {what}")]
     Denied {
@@ -150,6 +150,15 @@ pub enum HubError {
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A response that is not JSON, or not of the form that the interface defines.
+    #[error("{url}: the response is not a model listing")]
+    Listing {
+        /// The requested address.
+        url: String,
+        /// Why.
+        #[source]
+        error: serde_json::Error,
+    },
     /// A response that is not as the interface defines it, or not safe to use.
     #[error("{url}: {what}")]
     Unexpected {
@@ -160,13 +169,14 @@ pub enum HubError {
     },
     /// The bytes do not match the listing.
     #[error(
-        "{file}: {what}; the download was deleted\n  hint: try again; if it fails again, a proxy changes the content, or the hub's copy is damaged"
+        "{file}: the download was deleted: {mismatch}\n  hint: try again; if it fails again, a proxy changes the content, or the hub's copy is damaged"
     )]
     Corrupt {
         /// The file.
         file: String,
         /// What does not match.
-        what: String,
+        #[source]
+        mismatch: Mismatch,
     },
     /// A file with other content has the name of a download.
     #[error("{0} exists with other content\n  hint: move it away, or choose another folder with --to")]
@@ -179,6 +189,35 @@ pub enum HubError {
         /// Why.
         #[source]
         error: io::Error,
+    },
+}
+
+/// How the bytes of a file differ from the listing.
+#[derive(Debug, thiserror::Error)]
+pub enum Mismatch {
+    /// More bytes arrive than the listing says.
+    #[error("it is longer than the {expected} bytes of the listing")]
+    TooLong {
+        /// According to the listing.
+        expected: u64,
+    },
+    /// The length is another one.
+    #[error("it has {found} bytes, but {expected} according to the listing")]
+    Length {
+        /// Of the file.
+        found: u64,
+        /// According to the listing.
+        expected: u64,
+    },
+    /// The checksum is another one.
+    #[error("its {kind} is {found}, but {expected} according to the listing")]
+    Checksum {
+        /// For people.
+        kind: &'static str,
+        /// Of the file.
+        found: String,
+        /// According to the listing.
+        expected: String,
     },
 }
 
@@ -206,10 +245,8 @@ impl Hub {
     /// When the system has none, and the endpoint needs them.
     pub fn new(settings: Settings) -> Result<Self, HubError> {
         let (tls, no_certificates) = certificates::of_the_system();
-        if let Some(why) = no_certificates.filter(|_| settings.endpoint.scheme() == "https") {
-            return Err(HubError::Settings(format!(
-                "cannot verify the hub's certificate: {why}\n  hint: install ca-certificates, or set SSL_CERT_FILE"
-            )));
+        if let Some(missing) = no_certificates.filter(|_| settings.endpoint.scheme() == "https") {
+            return Err(SettingsError::from(missing).into());
         }
         let config = Agent::config_builder()
             .tls_config(tls)
@@ -245,7 +282,7 @@ impl Hub {
             body.map_err(|error| HubError::Broken { url: url.to_string(), error: error.into() })
         })?;
         let info: ModelInfo =
-            serde_json::from_str(&text).map_err(|e| unexpected(format!("the response is not a model listing: {e}")))?;
+            serde_json::from_str(&text).map_err(|error| HubError::Listing { url: url.to_string(), error })?;
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
             return Err(unexpected("the response names no commit".into()));
         }

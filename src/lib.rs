@@ -101,4 +101,4 @@ mod text_or_table;
 pub mod webhooks;
 pub mod worker;
 
-pub use error_text::error_text;
+pub use error_text::{Described, error_text};

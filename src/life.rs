@@ -29,10 +29,11 @@ use uuid::Uuid;
 use self::refusals::resolve_refusal;
 use crate::banks::CurrentBanks;
 use crate::config::Config;
+use crate::error_text::reason_text;
 use crate::fault_injection;
 use crate::job::event::{self, EventContext};
 use crate::job::{Job, Judgement, Lane, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
-use crate::lanes::Gate;
+use crate::lanes::{Gate, Permit};
 use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
 use crate::objects::{FetchError, Fetcher};
 use crate::policy::{Policy, PolicySet, Rule};
@@ -45,9 +46,9 @@ use buckets::BucketHolds;
 use carry::Carried;
 pub(crate) use carry::{Judging, carry_over};
 pub use commit::{CommitQueue, linger_limit};
-pub use health::{Dependency, Health, Service};
+pub use health::{Dependency, Health};
 pub use pictures::Pictures;
-pub use request::{AttemptCause, AttemptError, Held, JobEnd, JobRequest, QuarantineRecords};
+pub use request::{AttemptError, AttemptFailure, BrokenService, Held, JobEnd, JobRequest, QuarantineRecords};
 use steps::{Fetched, Identified, Replayed, Stop};
 pub(crate) use steps::{Judged, ObjectFacts, Record, Screened, find_reusable, screen};
 
@@ -144,17 +145,25 @@ impl JobProcessor {
     }
 
     async fn process_until_end(&self, request: &JobRequest) -> JobEnd {
+        // That of a suspect, once it has waited for it.
+        let mut turn = None;
         loop {
             // What this attempt has found out is kept if it fails.
             let mut progress = Progress::default();
             // A panic costs one attempt of one job, not the process.
-            let error = match AssertUnwindSafe(Box::pin(self.attempt(request, &mut progress))).catch_unwind().await {
+            let attempt = Box::pin(self.attempt(request, &mut progress, turn.take()));
+            let error = match AssertUnwindSafe(attempt).catch_unwind().await {
                 Ok(Ok(judged) | Err(Stop::Judged(judged))) => return Box::pin(self.commit(request, *judged)).await,
                 Ok(Err(Stop::Ended(end))) => return *end,
+                Ok(Err(Stop::Suspect)) => match self.wait_for_turn(request).await {
+                    Ok(permit) => {
+                        turn = Some(permit);
+                        continue;
+                    }
+                    Err(_) => return JobEnd::Interrupted,
+                },
                 Ok(Err(Stop::Failed(error))) => error,
-                Err(_) => {
-                    AttemptError::Failed(AttemptCause::Panic, "the program panicked while it processed the job".into())
-                }
+                Err(_) => AttemptError::Failed(AttemptFailure::Panic),
             };
             match error {
                 AttemptError::ShuttingDown => return JobEnd::Interrupted,
@@ -164,21 +173,25 @@ impl JobProcessor {
                         return JobEnd::Interrupted;
                     }
                 }
-                AttemptError::Broken(service, reason) => {
-                    self.report_broken(service.clone(), &reason, &request.job.image.bucket);
-                    let outage = match &service {
-                        Service::Store(address) => self.health.store_outage(address),
-                        Service::Ledger => None,
+                AttemptError::Broken(broken) => {
+                    self.report_broken(&broken, &request.job.image.bucket);
+                    let outage = match &broken {
+                        BrokenService::Store { address, .. } => self.health.store_outage(address),
+                        BrokenService::Ledger(_) => None,
                     };
                     match (self.health.first_pausing(), outage) {
                         // Other stores work, so intake goes on.
-                        (None, Some(outage)) => return JobEnd::Held(Held { reason, duration: outage.since.elapsed() }),
+                        (None, Some(outage)) => {
+                            let (reason, duration) = (reason_text(&broken), outage.since.elapsed());
+                            return JobEnd::Held(Held { reason, duration });
+                        }
                         _ if !self.resumed(request.deadline).await => return JobEnd::Interrupted,
                         _ => {}
                     }
                 }
-                AttemptError::Failed(cause, reason) => {
-                    metrics::attempt_failed(cause.label());
+                AttemptError::Failed(failure) => {
+                    metrics::attempt_failed(failure.label());
+                    let reason = reason_text(&failure);
                     let failed_attempts = request.failed_attempts.saturating_add(1);
                     if failed_attempts < request.max_attempts {
                         return JobEnd::AttemptFailed { failed_attempts, reason };
@@ -190,13 +203,18 @@ impl JobProcessor {
         }
     }
 
-    /// One attempt at a job.
-    async fn attempt(&self, request: &JobRequest, progress: &mut Progress) -> Result<Box<Judged>, Stop> {
+    /// One attempt at a job. `turn` is that of a suspect which has waited for it.
+    async fn attempt(
+        &self,
+        request: &JobRequest,
+        progress: &mut Progress,
+        turn: Option<Permit>,
+    ) -> Result<Box<Judged>, Stop> {
         progress.replayed = self.call(|| self.find_replayed(request)).await?;
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
-        let screened = self.screen(&fetched, bytes).await?;
+        let screened = self.screen(&fetched, bytes, turn).await?;
         let Fetched { identified, job_id, object, .. } = fetched;
         let policy = self.policy(request);
         let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;
@@ -291,42 +309,16 @@ impl JobProcessor {
         // On the heap, as the attempt and the commit are: each state is large, and all callers would hold it on their stacks.
         let download = Box::pin(self.fetcher.fetch(&job.image, *lane, &self.admission.downloads));
         let fetched = timed(Stage::Fetch, download).await;
-        let is_answer =
-            !matches!(fetched, Err(FetchError::Denied(_) | FetchError::BucketDown(_) | FetchError::StoreDown(_)));
+        let is_answer = !matches!(
+            fetched,
+            Err(FetchError::Denied(_) | FetchError::BucketDown { .. } | FetchError::StoreDown { .. })
+        );
         if is_answer {
             self.buckets.accessible(bucket);
         }
-        let failed = |reason| Err(Stop::Failed(AttemptError::Failed(AttemptCause::Object, reason)));
         let object = match fetched {
             Ok(object) => object,
-            Err(FetchError::Missing(reason)) => {
-                return Err(identified.ends_as(ObjectFacts::default(), Outcome::Missing, reason));
-            }
-            Err(FetchError::TooLarge { reason, etag }) => {
-                let object = ObjectFacts { etag, ..ObjectFacts::default() };
-                return Err(identified.ends_as(object, Outcome::Rejected, reason));
-            }
-            Err(FetchError::Unsupported(reason)) => {
-                return Err(identified.ends_as(ObjectFacts::default(), Outcome::Rejected, reason));
-            }
-            Err(FetchError::Failed { reason, etag }) => {
-                progress.object.etag = etag;
-                return failed(reason);
-            }
-            Err(FetchError::Denied(reason)) => {
-                return match self.buckets.refused(bucket, &reason) {
-                    Some(held) => Err(Stop::Failed(AttemptError::Held(held))),
-                    None => failed(reason),
-                };
-            }
-            Err(FetchError::BucketDown(reason)) => {
-                return Err(Stop::Failed(AttemptError::Held(self.buckets.unusable(bucket, &reason))));
-            }
-            Err(FetchError::StoreDown(reason)) => {
-                let store = Service::Store(self.fetcher.address(bucket).to_owned());
-                return Err(Stop::Failed(AttemptError::Broken(store, reason)));
-            }
-            Err(FetchError::GateClosed(_)) => return Err(Stop::Failed(AttemptError::ShuttingDown)),
+            Err(error) => return Err(self.end_of_fetch(identified, progress, error)),
         };
         fault_injection::crash_point("fetch");
         let facts = ObjectFacts::of(&object);
@@ -334,6 +326,34 @@ impl JobProcessor {
         let job_id = identified.job_id(facts.etag.as_deref());
         let fetched = Fetched { identified, job_id, object: facts, _permit: permit };
         Ok((fetched, object.into_bytes_with(object_permit)))
+    }
+
+    /// What a failed fetch means for the job.
+    fn end_of_fetch(&self, identified: Identified<'_>, progress: &mut Progress, error: FetchError) -> Stop {
+        let bucket = &identified.request.job.image.bucket;
+        let unknown = ObjectFacts::default();
+        Stop::Failed(match error {
+            FetchError::Missing(_) => return identified.ends_as(unknown, Outcome::Missing, reason_text(&error)),
+            FetchError::Unsupported(_) => return identified.ends_as(unknown, Outcome::Rejected, reason_text(&error)),
+            FetchError::TooLarge { ref etag, .. } => {
+                let object = ObjectFacts { etag: etag.clone(), ..unknown };
+                return identified.ends_as(object, Outcome::Rejected, reason_text(&error));
+            }
+            FetchError::Failed { ref etag, .. } => {
+                progress.object.etag.clone_from(etag);
+                AttemptError::Failed(AttemptFailure::Object(error.into()))
+            }
+            FetchError::Denied(_) => match self.buckets.refused(bucket, &reason_text(&error)) {
+                Some(held) => AttemptError::Held(held),
+                None => AttemptError::Failed(AttemptFailure::Object(error.into())),
+            },
+            FetchError::BucketDown { .. } => AttemptError::Held(self.buckets.unusable(bucket, &reason_text(&error))),
+            FetchError::StoreDown { .. } => {
+                let address = self.fetcher.address(bucket).to_owned();
+                AttemptError::Broken(BrokenService::Store { address, error: error.into() })
+            }
+            FetchError::GateClosed(_) => AttemptError::ShuttingDown,
+        })
     }
 
     /// Records that an object was removed, and returns the number of verdicts on it. Waits for a broken ledger, until the
@@ -349,13 +369,15 @@ impl JobProcessor {
         loop {
             match self.call(|| self.ledger.mark_deleted(removal)).await {
                 Ok(verdicts) => return Ok(verdicts),
-                Err(Stop::Failed(AttemptError::Broken(service, reason))) => {
-                    self.report_broken(service, &reason, &removal.bucket);
+                Err(Stop::Failed(AttemptError::Broken(broken))) => {
+                    self.report_broken(&broken, &removal.bucket);
                     if !self.resumed(deadline).await {
                         return Err(JobEnd::Interrupted);
                     }
                 }
-                Err(Stop::Failed(AttemptError::Failed(_, reason))) => return Err(JobEnd::Unrecorded { reason }),
+                Err(Stop::Failed(AttemptError::Failed(failure))) => {
+                    return Err(JobEnd::Unrecorded { reason: reason_text(&failure) });
+                }
                 Err(_) => return Err(JobEnd::Interrupted),
             }
         }
@@ -375,8 +397,8 @@ impl JobProcessor {
         };
         result.map_err(|error| {
             Stop::Failed(match error {
-                LedgerError::Refused(reason) => AttemptError::Failed(AttemptCause::Ledger, reason.to_string()),
-                error => AttemptError::Broken(Service::Ledger, error.to_string()),
+                LedgerError::Refused(error) => AttemptError::Failed(AttemptFailure::Ledger(error)),
+                error => AttemptError::Broken(error.into()),
             })
         })
     }
@@ -422,7 +444,7 @@ impl JobProcessor {
                 }
                 Err(LedgerError::Refused(reason)) => return JobEnd::Unrecorded { reason: reason.to_string() },
                 Err(error) => {
-                    self.report_broken(Service::Ledger, &error.to_string(), &request.job.image.bucket);
+                    self.report_broken(&error.into(), &request.job.image.bucket);
                     if !self.resumed(request.deadline).await {
                         return JobEnd::Interrupted;
                     }

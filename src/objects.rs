@@ -11,6 +11,8 @@ pub mod options;
 mod s3;
 
 use std::collections::{BTreeSet, HashMap};
+use std::error::Error;
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,7 @@ use time::OffsetDateTime;
 use wildmatch::WildMatch;
 
 use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
+use crate::error_text::{Described, reason_text};
 use crate::job::{ContentDigests, ContentHasher, ImageRef, Lane};
 use crate::lanes::{Gate, GateClosed, Permit};
 use crate::telemetry::{metrics, traces};
@@ -120,9 +123,9 @@ pub enum UploadError {
     #[error("the image has more than {0} bytes")]
     TooLarge(u64),
     #[error("the upload ended early: {0}")]
-    CutShort(String),
+    CutShort(#[source] Box<dyn Error + Send + Sync>),
     #[error("no memory for the image: {0}")]
-    NoMemory(std::io::Error),
+    NoMemory(#[source] io::Error),
     #[error(transparent)]
     GateClosed(#[from] GateClosed),
 }
@@ -139,32 +142,77 @@ impl<const N: usize> AsRef<[u8]> for AdmittedBytes<N> {
 }
 
 /// Why an object could not be fetched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// There is no such object or version, or it has changed since the job was made.
     #[error("{0}")]
-    Missing(String),
+    Missing(#[source] Described),
     /// The object is larger than the limit. A derived job id needs its `ETag`.
-    #[error("{reason}")]
-    TooLarge { reason: String, etag: Option<String> },
+    #[error("the object has {bytes} bytes, the limit is {limit}")]
+    TooLarge { bytes: u64, limit: u64, etag: Option<String> },
     /// The object is stored in a way that Pixwarden cannot read.
     #[error("{0}")]
-    Unsupported(String),
+    Unsupported(#[source] Described),
     /// Access to this object is denied. One refusal may be the object's fault; many in a row are the bucket's.
     #[error("{0}")]
-    Denied(String),
+    Denied(#[source] Described),
     /// This object failed while the store works. Another attempt may succeed.
-    #[error("{reason}")]
-    Failed { reason: String, etag: Option<String> },
-    /// The bucket is unusable. The job is not at fault.
-    #[error("{0}")]
-    BucketDown(String),
-    /// The store is unreachable or unusable. The job is not at fault.
-    #[error("{0}")]
-    StoreDown(String),
+    #[error("{error}")]
+    Failed {
+        #[source]
+        error: TransferError,
+        etag: Option<String>,
+    },
+    /// The bucket is unusable, as the object or the probe after it showed. The job is not at fault.
+    #[error("{}", with_object(object.as_ref(), bucket))]
+    BucketDown {
+        object: Option<TransferError>,
+        #[source]
+        bucket: Described,
+    },
+    /// The store is unreachable or unusable, as the probe after the object showed. The job is not at fault.
+    #[error("{}", with_object(Some(object), store))]
+    StoreDown {
+        object: TransferError,
+        #[source]
+        store: StoreError,
+    },
     /// The process is shutting down.
     #[error(transparent)]
     GateClosed(#[from] GateClosed),
+}
+
+/// What an object failed with, then what the probe of its store failed with. Both fail alike where the store is down.
+fn with_object(object: Option<&TransferError>, probe: &(dyn Error + 'static)) -> String {
+    let probe = reason_text(probe);
+    match object.map(|object| reason_text(object)).filter(|object| *object != probe) {
+        Some(object) => format!("{object}; {probe}"),
+        None => probe,
+    }
+}
+
+/// Why an object did not arrive. The fault is the object's or the store's.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The store's own error.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The deadline has passed.
+    #[error("the object did not arrive within {deadline_ms} ms")]
+    Late { deadline_ms: u64 },
+    /// This machine has no memory for the object.
+    #[error("no memory for an object of {bytes} bytes: {error}")]
+    NoMemory {
+        bytes: u64,
+        #[source]
+        error: io::Error,
+    },
+    /// More bytes arrived than the store announced.
+    #[error("the object is longer than its announced {bytes} bytes")]
+    TooLong { bytes: u64 },
+    /// Fewer bytes arrived than the store announced.
+    #[error("the object was cut short: {arrived} of {bytes} bytes arrived")]
+    CutShort { arrived: u64, bytes: u64 },
 }
 
 /// Why a store did not answer a request with an object.
@@ -172,22 +220,22 @@ pub enum FetchError {
 pub enum StoreError {
     /// There is no such object or version, or it has changed since the job was made.
     #[error("{0}")]
-    Missing(String),
+    Missing(#[source] Described),
     /// Access to this object is denied.
     #[error("{0}")]
-    Denied(String),
+    Denied(#[source] Described),
     /// The object is stored in a way that Pixwarden cannot read.
     #[error("{0}")]
-    Unsupported(String),
+    Unsupported(#[source] Described),
     /// The bucket cannot be used as configured; the store can.
     #[error("{0}")]
-    BucketDown(String),
+    BucketDown(#[source] Described),
     /// The store cannot be used as configured.
     #[error("{0}")]
-    Down(String),
+    Down(#[source] Described),
     /// The fault is the object's or the store's. [`ObjectStore::probe`] finds out which.
     #[error("{0}")]
-    Unclear(String),
+    Unclear(#[source] Described),
 }
 
 /// An object whose first bytes have arrived.
@@ -377,7 +425,7 @@ impl Fetcher {
         let _download = gates.downloads.enter(lane, 1).await?;
         let mut is_second_try = false;
         loop {
-            let (reason, etag) = match self.try_fetch(image, lane, gates).await {
+            let (object, etag) = match self.try_fetch(image, lane, gates).await {
                 Ok(object) => {
                     metrics::object_fetched(object.bytes.len() as u64);
                     traces::record_number("pixwarden.image.bytes", object.bytes.len() as u64);
@@ -386,22 +434,17 @@ impl Fetcher {
                     return Ok(object);
                 }
                 Err(TryError::Clear(error)) => return Err(error),
-                Err(TryError::Unclear { reason, etag }) => (reason, etag),
+                Err(TryError::Unclear { error, etag }) => (error, etag),
             };
             match self.probe(&image.bucket).await {
                 Ok(()) => {}
                 Err(StoreError::BucketDown(bucket)) => {
-                    return Err(FetchError::BucketDown(format!("{reason}; {}", one_line(&bucket))));
+                    return Err(FetchError::BucketDown { object: Some(object), bucket });
                 }
-                Err(store) => {
-                    let store = one_line(&store.to_string());
-                    // Where the store is down, both requests fail alike.
-                    let reason = if store == reason { reason } else { format!("{reason}; {store}") };
-                    return Err(FetchError::StoreDown(reason));
-                }
+                Err(store) => return Err(FetchError::StoreDown { object, store }),
             }
             if is_second_try {
-                return Err(FetchError::Failed { reason, etag });
+                return Err(FetchError::Failed { error: object, etag });
             }
             is_second_try = true;
         }
@@ -412,7 +455,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// When it is larger, or ends with an error.
-    pub async fn receive<E: std::fmt::Display>(
+    pub async fn receive<E: Into<Box<dyn Error + Send + Sync>>>(
         &self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
         at_most: u64,
@@ -423,7 +466,7 @@ impl Fetcher {
         let mut buffer = self.buffers.take(at_most).map_err(UploadError::NoMemory)?;
         let mut hasher = ContentHasher::default();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| UploadError::CutShort(error.to_string()))?;
+            let chunk = chunk.map_err(|error| UploadError::CutShort(error.into()))?;
             if !buffer.push(&chunk) {
                 return Err(UploadError::TooLarge(at_most));
             }
@@ -441,7 +484,7 @@ impl Fetcher {
         let deadline = Duration::from_millis(self.limits.deadline_ms);
         let stored = tokio::time::timeout(deadline, self.store.put(image, upload.bytes.clone())).await;
         stored.unwrap_or_else(|_| {
-            Err(StoreError::Unclear(format!("the store did not take it within {} ms", deadline.as_millis())))
+            Err(StoreError::Unclear(format!("the store did not take it within {} ms", deadline.as_millis()).into()))
         })
     }
 
@@ -453,23 +496,23 @@ impl Fetcher {
 
     /// One try under one deadline.
     async fn try_fetch(&self, image: &ImageRef, lane: Lane, gates: &DownloadGates) -> Result<FetchedObject, TryError> {
-        let deadline = Duration::from_millis(self.limits.deadline_ms);
-        let late = || format!("the object did not arrive within {} ms", deadline.as_millis());
+        let deadline_ms = self.limits.deadline_ms;
+        let deadline = Duration::from_millis(deadline_ms);
+        let late = || TransferError::Late { deadline_ms };
         let began = Instant::now();
         let opened = tokio::time::timeout(deadline, self.store.open(image)).await;
-        let object = opened.map_err(|_| TryError::Unclear { reason: late(), etag: None })??;
+        let object = opened.map_err(|_| TryError::Unclear { error: late(), etag: None })??;
         let left = deadline.saturating_sub(began.elapsed());
-        let max = self.limits.max_object_bytes;
-        if object.length > max {
-            let reason = format!("the object has {} bytes, the limit is {max}", object.length);
-            return Err(FetchError::TooLarge { reason, etag: object.etag }.into());
+        let limit = self.limits.max_object_bytes;
+        if object.length > limit {
+            return Err(FetchError::TooLarge { bytes: object.length, limit, etag: object.etag }.into());
         }
         // The time spent waiting for memory does not count against the store.
         let memory = gates.bytes.enter(lane, object.length).await.map_err(FetchError::from)?;
         let OpenedObject { length, etag, version_id, modified, body } = object;
         let body = read_body(body, length, &self.buffers);
         let arrived = tokio::time::timeout(left, body).await.unwrap_or_else(|_| Err(late()));
-        let unclear = |reason| TryError::Unclear { reason, etag: etag.clone() };
+        let unclear = |error| TryError::Unclear { error, etag: etag.clone() };
         let (bytes, digests) = arrived.map_err(unclear)?;
         Ok(FetchedObject { bytes, digests, etag, version_id, modified, memory })
     }
@@ -480,7 +523,7 @@ enum TryError {
     /// It is known whose fault it is.
     Clear(FetchError),
     /// The fault is the object's or the store's. The `ETag` is known if the store announced the object.
-    Unclear { reason: String, etag: Option<String> },
+    Unclear { error: TransferError, etag: Option<String> },
 }
 
 impl From<FetchError> for TryError {
@@ -492,13 +535,13 @@ impl From<FetchError> for TryError {
 impl From<StoreError> for TryError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Missing(reason) => Self::Clear(FetchError::Missing(reason)),
-            StoreError::Denied(reason) => Self::Clear(FetchError::Denied(one_line(&reason))),
-            StoreError::Unsupported(reason) => Self::Clear(FetchError::Unsupported(reason)),
-            StoreError::BucketDown(reason) => Self::Clear(FetchError::BucketDown(one_line(&reason))),
+            StoreError::Missing(error) => Self::Clear(FetchError::Missing(error)),
+            StoreError::Denied(error) => Self::Clear(FetchError::Denied(error)),
+            StoreError::Unsupported(error) => Self::Clear(FetchError::Unsupported(error)),
+            StoreError::BucketDown(bucket) => Self::Clear(FetchError::BucketDown { object: None, bucket }),
             // The store says that of itself in response to one key, and keys come from senders: the probe decides.
-            StoreError::Down(reason) | StoreError::Unclear(reason) => {
-                Self::Unclear { reason: one_line(&reason), etag: None }
+            error @ (StoreError::Down(_) | StoreError::Unclear(_)) => {
+                Self::Unclear { error: TransferError::Store(error), etag: None }
             }
         }
     }
@@ -509,12 +552,7 @@ fn check_bucket(image: &ImageRef) -> Result<(), StoreError> {
     if is_bucket(&image.bucket) {
         return Ok(());
     }
-    Err(StoreError::Missing(format!("\"{}\" is no name of a bucket", image.bucket)))
-}
-
-/// A store's error without its hint: a reason has one line.
-fn one_line(error: &str) -> String {
-    error.lines().next().unwrap_or_default().to_owned()
+    Err(StoreError::Missing(format!("\"{}\" is no name of a bucket", image.bucket).into()))
 }
 
 /// Whether a bucket can have this name. Other characters are refused even where every bucket is allowed: an S3 client
@@ -530,19 +568,20 @@ async fn read_body(
     mut body: BoxStream<'static, Result<Bytes, StoreError>>,
     length: u64,
     buffers: &BufferPool,
-) -> Result<(Bytes, ContentDigests), String> {
-    let mut buffer = buffers.take(length).map_err(|e| format!("no memory for an object of {length} bytes: {e}"))?;
+) -> Result<(Bytes, ContentDigests), TransferError> {
+    let no_memory = |error| TransferError::NoMemory { bytes: length, error };
+    let mut buffer = buffers.take(length).map_err(no_memory)?;
     let mut hasher = ContentHasher::default();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|e| e.to_string())?;
+        let chunk = chunk.map_err(TransferError::Store)?;
         if !buffer.push(&chunk) {
-            return Err(format!("the object is longer than its announced {length} bytes"));
+            return Err(TransferError::TooLong { bytes: length });
         }
         hasher.update(&chunk);
     }
     let arrived = buffer.as_ref().len() as u64;
     if arrived != length {
-        return Err(format!("the object was cut short: {arrived} of {length} bytes arrived"));
+        return Err(TransferError::CutShort { arrived, bytes: length });
     }
     Ok((Bytes::from_owner(buffer), hasher.finish()))
 }
@@ -550,6 +589,7 @@ async fn read_body(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error_text;
 
     #[test]
     fn a_name_that_leads_out_of_a_folder_is_no_bucket() {
@@ -572,8 +612,29 @@ mod tests {
         let (bytes, digests) = read_body(body(&[b"ab", b"c"]), 3, &buffers).await.unwrap();
         assert_eq!(&bytes[..], b"abc");
         assert_eq!(digests, ContentDigests::of(b"abc"));
-        assert!(read_body(body(&[b"ab"]), 3, &buffers).await.unwrap_err().contains("cut short: 2 of 3"));
-        assert!(read_body(body(&[b"abcd"]), 3, &buffers).await.unwrap_err().contains("longer"));
-        assert!(read_body(body(&[b"ab"]), u64::MAX, &buffers).await.unwrap_err().contains("no memory"));
+        let cut = read_body(body(&[b"ab"]), 3, &buffers).await.unwrap_err();
+        assert!(matches!(cut, TransferError::CutShort { arrived: 2, bytes: 3 }), "{cut}");
+        let long = read_body(body(&[b"abcd"]), 3, &buffers).await.unwrap_err();
+        assert!(matches!(long, TransferError::TooLong { bytes: 3 }), "{long}");
+        let huge = read_body(body(&[b"ab"]), u64::MAX, &buffers).await.unwrap_err();
+        assert!(matches!(huge, TransferError::NoMemory { .. }), "{huge}");
+    }
+
+    #[test]
+    fn a_failed_fetch_names_the_object_and_the_store_once_and_keeps_both() {
+        let refused =
+            || Described::new("cannot reach the store: refused\n  hint: start it", io::Error::other("refused"));
+        let alike = FetchError::StoreDown {
+            object: TransferError::Store(StoreError::Unclear(refused())),
+            store: StoreError::Unclear(refused()),
+        };
+        assert_eq!(reason_text(&alike), "cannot reach the store: refused");
+        assert_eq!(error_text(&alike), "cannot reach the store: refused\n  hint: start it");
+        let object = TransferError::CutShort { arrived: 2, bytes: 3 };
+        let error = FetchError::BucketDown { object: Some(object), bucket: refused() };
+        let text = "the object was cut short: 2 of 3 bytes arrived; cannot reach the store: refused";
+        assert_eq!(reason_text(&error), text);
+        let innermost = error.source().and_then(Error::source).unwrap();
+        assert!(innermost.is::<io::Error>(), "{innermost}");
     }
 }

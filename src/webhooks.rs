@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::certificates::NoCertificates;
 use crate::config::{Config, ConfigError};
 use crate::ledger::{Ledger, LedgerError, Webhooks};
 use crate::telemetry::metrics;
@@ -42,8 +43,8 @@ pub enum WebhookError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("cannot verify the certificates of webhooks: {0}\n  hint: install ca-certificates, or set SSL_CERT_FILE")]
-    NoCertificates(String),
+    #[error("cannot verify the certificates of webhooks\n  hint: install ca-certificates, or set SSL_CERT_FILE")]
+    NoCertificates(#[source] Arc<NoCertificates>),
 }
 
 impl WebhookError {
@@ -75,8 +76,8 @@ impl Sender {
         }
         let (ledger, client) = (ledger.webhooks()?, WebhookClient::default());
         let needs_certificates = endpoints.iter().any(|endpoint| endpoint.is_encrypted());
-        if let Some(why) = client.no_certificates().filter(|_| needs_certificates) {
-            return Err(WebhookError::NoCertificates(why.to_owned()));
+        if let Some(missing) = client.no_certificates().filter(|_| needs_certificates) {
+            return Err(WebhookError::NoCertificates(missing));
         }
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_readable_on_the_way()) {
             let (endpoint, address) = (&endpoint.name, endpoint.address());

@@ -18,6 +18,7 @@ use futures_util::stream::{self, BoxStream};
 
 use super::RETRY_DEADLINE;
 use super::filter::ObjectFilter;
+use crate::error_text::Described;
 use crate::job::ImageRef;
 use crate::objects::{Fetcher, KeyRange, ListedObject, StoreError};
 use crate::retry::{self, Delays};
@@ -80,6 +81,19 @@ pub enum SourceError {
         location: ListLocation,
         #[source]
         error: std::io::Error,
+    },
+    /// There is no such inventory or manifest.
+    #[error("{location}: {error}")]
+    Missing {
+        location: Box<ListLocation>,
+        #[source]
+        error: Described,
+    },
+    #[error("{location}: not the manifest.json of an S3 Inventory: {error}")]
+    NotAnInventory {
+        location: ListLocation,
+        #[source]
+        error: serde_json::Error,
     },
     /// The content of an inventory or a manifest is invalid.
     #[error("{location}: {what}")]
@@ -252,7 +266,7 @@ async fn complete_entry(
         // A response to HEAD does not show whether one object is denied or the whole bucket.
         Err(StoreError::Denied(why)) => match fetcher.probe(&object.image.bucket).await {
             Ok(()) => Ok(entry),
-            Err(store) => Err(StoreError::Down(format!("{why}; {store}")).into()),
+            Err(store) => Err(StoreError::Down(Described::new(format!("{why}; {store}"), store)).into()),
         },
         Err(e) => Err(e.into()),
     }
@@ -269,7 +283,7 @@ impl ListLocation {
         let mut file =
             tempfile::tempfile().map_err(|error| SourceError::TemporaryFile { location: self.clone(), error })?;
         let opened = fetcher.open_object(object).await.map_err(|e| match e {
-            StoreError::Missing(why) => self.invalid(why),
+            StoreError::Missing(error) => SourceError::Missing { location: self.clone().into(), error },
             other => other.into(),
         })?;
         let (mut body, mut bytes) = (opened.body, 0);
@@ -280,7 +294,7 @@ impl ListLocation {
         }
         if bytes != opened.length {
             let truncated = format!("{self} was cut short: {bytes} of {} bytes arrived", opened.length);
-            return Err(StoreError::Unclear(truncated).into());
+            return Err(StoreError::Unclear(truncated.into()).into());
         }
         file.rewind().map_err(failed)?;
         Ok(file)
@@ -290,7 +304,9 @@ impl ListLocation {
         match self {
             Self::Object(object) => match fetcher.head(&object).await {
                 Ok(listed) => Ok(Self::Object(listed.image)),
-                Err(StoreError::Missing(why)) => Err(Self::Object(object).invalid(why)),
+                Err(StoreError::Missing(error)) => {
+                    Err(SourceError::Missing { location: Self::Object(object).into(), error })
+                }
                 Err(e) => Err(e.into()),
             },
             Self::File { path, .. } => {

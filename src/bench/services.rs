@@ -22,7 +22,7 @@ use crate::job::{BankAnswers, Digests, Facts, ImageRef, Lane, Verdict, verdict_i
 use crate::lanes::Gate;
 use crate::ledger::{NewVerdict, Scratch};
 use crate::life::{self, CommitQueue};
-use crate::objects::{DownloadGates, FetchError, Fetcher, KeyRange};
+use crate::objects::{DownloadGates, Fetcher, KeyRange};
 use crate::policy::judge::judge;
 use crate::worker::{self, default_prefetch};
 
@@ -140,7 +140,7 @@ impl StorageTarget {
 
     async fn fetch(&self, image: &ImageRef) -> anyhow::Result<Bytes> {
         let blob = self.fetcher.fetch(image, Lane::Live, &self.gates).await;
-        let bytes = blob.map_err(|e: FetchError| anyhow::anyhow!("cannot fetch {}: {e}", image.uri()))?.bytes;
+        let bytes = blob.with_context(|| format!("cannot fetch {}", image.uri()))?.bytes;
         self.fetched.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)

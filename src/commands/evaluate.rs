@@ -18,7 +18,7 @@ use crate::evaluate::dataset::{Dataset, LabelResolver};
 use crate::evaluate::images::DatasetReader;
 use crate::evaluate::report::{self, ReportInfo};
 use crate::evaluate::results::{EvaluationResults, UnscoredImages};
-use crate::evaluate::screening::{EvaluationObserver, invalid_dataset, screen_all};
+use crate::evaluate::screening::{EvaluationObserver, InvalidDataset, screen_all};
 use crate::evaluate::subject::{subjects, with_default_rules};
 use crate::evaluate::summary::{Summary, TargetRates};
 use crate::screen::{Screen, StartError, packages, policies_for};
@@ -69,7 +69,7 @@ pub(super) async fn run(arguments: &EvaluateArguments, config: &Config) -> anyho
     config.policy = with_default_rules(&config.policy, &config.policies, &detectors).map_err(StartError::from)?;
     let subjects: Arc<[_]> = subjects(&config.policy, &config.policies, &detectors).map_err(StartError::from)?.into();
     let labels = LabelResolver::new(Arc::clone(&subjects));
-    let reader = DatasetReader::open(&arguments.datasets, labels).map_err(invalid_dataset)?;
+    let reader = DatasetReader::open(&arguments.datasets, labels).map_err(InvalidDataset)?;
 
     policies_for(&config, &detectors).map_err(StartError::from)?;
     let screen = Screen::start(&config, detectors)?;

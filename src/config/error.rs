@@ -61,6 +61,17 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         what: String,
     },
+    /// The system refuses what a value asks for.
+    #[error("`{option}`: {what}")]
+    Refused {
+        /// The option.
+        option: String,
+        /// What was tried, with a hint.
+        what: String,
+        /// Why it failed.
+        #[source]
+        error: std::io::Error,
+    },
     /// An option that this command needs is not set.
     #[error(
         "`{option}` is not set\n  hint: give --{option} {example}, set PIXWARDEN_{}, or write `{option} = \"…\"` in the configuration file",
@@ -89,11 +100,11 @@ impl ConfigError {
 
     /// As [`ConfigError::at`], for an error inside another one.
     pub(crate) fn set_origin(&mut self, origins: &Origins) {
-        if let Self::Invalid { option, what } = self
+        if let Self::Invalid { option, .. } | Self::Refused { option, .. } = self
             && let Some(origin) = origins.of(option)
         {
-            let error = Box::new(Self::Invalid { option: std::mem::take(option), what: std::mem::take(what) });
-            *self = Self::At { origin: origin.clone(), error };
+            let nothing = Self::invalid("", "");
+            *self = Self::At { origin: origin.clone(), error: Box::new(std::mem::replace(self, nothing)) };
         }
     }
 

@@ -53,12 +53,12 @@ pub struct ParquetRow {
 }
 
 /// Rows at the end of a file that cannot be read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct UnreadableRows {
     pub rows: u64,
     /// The file and the first of the rows.
     pub from: String,
-    pub error: String,
+    pub error: ParquetError,
 }
 
 impl ParquetImages {
@@ -71,9 +71,11 @@ impl ParquetImages {
     /// # Errors
     /// When the file is not parquet or has no such columns; the message lists the columns that it has.
     pub fn open(path: &Path, label: &LabelSource) -> Result<Self, DatasetError> {
-        let invalid = |what: String| DatasetError::File { path: path.display().to_string(), what };
-        let file = File::open(path).map_err(|e| invalid(e.to_string()))?;
-        let file = SerializedFileReader::new(file).map_err(|e| invalid(format!("not a parquet file: {e}")))?;
+        let shown = || path.display().to_string();
+        let invalid = |what: String| DatasetError::File { path: shown(), what };
+        let not_parquet = |error: ParquetError| DatasetError::NotParquet { path: shown(), error: error.into() };
+        let file = File::open(path).map_err(|error| DatasetError::Unreadable { path: shown(), error })?;
+        let file = SerializedFileReader::new(file).map_err(not_parquet)?;
         let schema = file.metadata().file_metadata().schema();
         let has = || {
             let names = schema.get_fields().iter().map(|field| format!("\"{}\"", field.name()));
@@ -102,7 +104,7 @@ impl ParquetImages {
             }
         };
         let columns = Type::group_type_builder(schema.name()).with_fields(columns).build();
-        let columns = columns.map_err(|e| invalid(e.to_string()))?;
+        let columns = columns.map_err(not_parquet)?;
         let columns = Arc::new(SchemaDescriptor::new(Arc::new(columns)));
         Ok(Self { path: path.to_owned(), file, columns, label })
     }
@@ -135,7 +137,7 @@ impl ParquetImages {
                 (rows, group) = (None, self.file.num_row_groups());
                 let from = format!("{}, from row {number} on", self.path.display());
                 // The number of rows in a damaged file may be too low.
-                UnreadableRows { rows: self.rows().saturating_sub(number).max(1), from, error: e.to_string() }
+                UnreadableRows { rows: self.rows().saturating_sub(number).max(1), from, error: e }
             });
             let row = row.map(|row| self.row(row, number));
             number += 1;

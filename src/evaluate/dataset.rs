@@ -1,6 +1,7 @@
 //! `NAME=LABEL:PATH`: which images a dataset holds, and how they are labelled.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,7 +70,28 @@ pub enum DatasetError {
         /// The label that is looked for.
         positive: String,
     },
-    /// A file or folder cannot be used as the argument asks.
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        path: String,
+        #[source]
+        error: io::Error,
+    },
+    /// A folder cannot be listed.
+    #[error("cannot list {path}")]
+    Unlistable {
+        path: String,
+        #[source]
+        error: walkdir::Error,
+    },
+    /// A file is not parquet, or its description of the columns is damaged.
+    #[error("{path}: not a parquet file: {error}")]
+    NotParquet {
+        path: String,
+        #[source]
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file or folder does not hold what the argument asks for.
     #[error("{path}: {what}")]
     File { path: String, what: String },
 }

@@ -164,19 +164,18 @@ impl DatasetEntry {
 
 /// The parquet files below a folder, by name.
 fn shards(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
-    let invalid = |what: String| DatasetError::File { path: folder.display().to_string(), what };
+    let shown = || folder.display().to_string();
     let mut shards = Vec::new();
     for entry in WalkDir::new(folder).sort_by_file_name() {
-        let entry = entry.map_err(|e| invalid(e.to_string()))?;
+        let entry = entry.map_err(|error| DatasetError::Unlistable { path: shown(), error })?;
         if entry.path().extension().is_some_and(|extension| extension == "parquet") {
             shards.push(entry.into_path());
         }
     }
     if shards.is_empty() {
-        return Err(invalid(
-            "a column is named, but the folder has no *.parquet file\n  hint: for a folder of images give a label"
-                .into(),
-        ));
+        let what =
+            "a column is named, but the folder has no *.parquet file\n  hint: for a folder of images give a label";
+        return Err(DatasetError::File { path: shown(), what: what.into() });
     }
     Ok(shards)
 }
@@ -184,7 +183,7 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
 /// Decides by the magic bytes: a file's name can be wrong.
 fn is_parquet(path: &Path) -> Result<bool, DatasetError> {
     use std::io::Read;
-    let invalid = |e: std::io::Error| DatasetError::File { path: path.display().to_string(), what: e.to_string() };
+    let invalid = |error| DatasetError::Unreadable { path: path.display().to_string(), error };
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).map_err(invalid)?.read(&mut magic).map_err(invalid)?;
     Ok(magic[..read] == *b"PAR1")

@@ -11,7 +11,7 @@ use super::metrics::ScoredImage;
 use super::report;
 use super::results::{EvaluationResults, Mistake, UnscoredImages};
 use super::slices::{ImageProperties, SlicedImage};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::error_text;
 use crate::files;
 use crate::job::{Digests, Lane};
@@ -31,9 +31,9 @@ pub(crate) trait EvaluationObserver {
 }
 
 /// A dataset that does not fit is an error in the arguments, also where only a row deep in a file shows it.
-pub(crate) fn invalid_dataset(error: DatasetError) -> ConfigError {
-    ConfigError::Invalid { option: "--dataset".into(), what: error.to_string() }
-}
+#[derive(Debug, thiserror::Error)]
+#[error("`--dataset`: {0}")]
+pub(crate) struct InvalidDataset(#[source] pub DatasetError);
 
 /// Reads, screens and records every image, in order. With `pictures`, mistakes keep a picture for the page.
 ///
@@ -55,7 +55,7 @@ pub(crate) async fn screen_all(
     let (send, mut receive) = mpsc::channel(READ_AHEAD);
     let reading = tokio::task::spawn_blocking(move || reader.read(|entry| send.blocking_send(entry).is_ok()));
     let mut screened = stream::poll_fn(|context| receive.poll_recv(context))
-        .map(|entry| async { Ok(screener.screen(entry.map_err(invalid_dataset)?).await?) })
+        .map(|entry| async { Ok(screener.screen(entry.map_err(InvalidDataset)?).await?) })
         .buffered(concurrency);
     while let Some(entry) = screened.next().await {
         let entry: anyhow::Result<ScreenedEntry> = entry;

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
+use crate::error_text;
 use crate::job::forms::{MAX_BODY_BYTES, MAX_METADATA_BYTES};
 use crate::life::JobProcessor;
 use crate::objects::{Upload, UploadError};
@@ -133,7 +134,7 @@ pub(super) async fn json(request: Request) -> Result<Map<String, Value>, Problem
     }
 }
 
-pub(super) async fn receive<E: std::fmt::Display>(
+pub(super) async fn receive<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     processor: &JobProcessor,
     body: impl futures_util::Stream<Item = Result<bytes::Bytes, E>> + Unpin + Send,
     at_most: u64,
@@ -141,9 +142,9 @@ pub(super) async fn receive<E: std::fmt::Display>(
 ) -> Result<Upload, Problem> {
     let received = processor.fetcher.receive(body, at_most, reserved, &processor.admission.uploads).await;
     received.map_err(|error| match error {
-        UploadError::TooLarge(_) => too_large(error.to_string()),
-        UploadError::CutShort(_) => Problem::bad_request(error.to_string()),
-        UploadError::NoMemory(_) => Problem::unavailable("overload", error.to_string(), super::RETRY_AFTER),
+        UploadError::TooLarge(_) => too_large(error_text(&error)),
+        UploadError::CutShort(_) => Problem::bad_request(error_text(&error)),
+        UploadError::NoMemory(_) => Problem::unavailable("overload", error_text(&error), super::RETRY_AFTER),
         UploadError::GateClosed(_) => draining(),
     })
 }

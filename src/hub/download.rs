@@ -10,7 +10,7 @@ use cap_std::fs::{Dir, File, OpenOptions};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{Checksum, Hub, HubError, LEAST_BYTES_PER_SECOND, Listing, RemoteFile};
+use super::{Checksum, Hub, HubError, LEAST_BYTES_PER_SECOND, Listing, Mismatch, RemoteFile};
 
 /// A complete and verified file on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,10 +83,10 @@ impl DownloadHashes {
         self.bytes += piece.len() as u64;
     }
 
-    /// The SHA-256, if length and checksum match the listing; else a message about what does not match.
-    fn check(self, file: &RemoteFile) -> Result<String, String> {
+    /// The SHA-256, if length and checksum match the listing.
+    fn check(self, file: &RemoteFile) -> Result<String, Mismatch> {
         if self.bytes != file.size_bytes {
-            return Err(format!("it has {} bytes, but {} according to the listing", self.bytes, file.size_bytes));
+            return Err(Mismatch::Length { found: self.bytes, expected: file.size_bytes });
         }
         let sha256 = hex::encode(self.sha256.finalize());
         let (Checksum::Sha256(expected) | Checksum::GitBlob(expected)) = &file.checksum;
@@ -97,7 +97,7 @@ impl DownloadHashes {
         if found == *expected {
             Ok(sha256)
         } else {
-            Err(format!("its {kind} is {found}, but {expected} according to the listing"))
+            Err(Mismatch::Checksum { kind, found, expected: expected.clone() })
         }
     }
 }
@@ -123,9 +123,13 @@ impl Hub {
     ) -> Result<FetchedFile, HubError> {
         let shown = || folder.path.join(&file.path).display().to_string();
         let disk = |error| folder.disk(&file.path, error);
-        if let Some(existing) = existing_file(folder, file).map_err(disk)? {
-            progress(file.size_bytes);
-            return existing.map_err(|_| HubError::InTheWay(shown()));
+        match existing_file(folder, file).map_err(disk)? {
+            ExistingFile::None => {}
+            ExistingFile::Verified(existing) => {
+                progress(file.size_bytes);
+                return Ok(existing);
+            }
+            ExistingFile::Other => return Err(HubError::InTheWay(shown())),
         }
         // The name contains the checksum, so that the part of another revision is never continued.
         let (Checksum::Sha256(digest) | Checksum::GitBlob(digest)) = &file.checksum;
@@ -147,11 +151,11 @@ impl Hub {
                     finish().map_err(disk)?;
                     return Ok(FetchedFile { path: file.path.clone(), sha256 });
                 }
-                Err(what) => {
+                Err(mismatch) => {
                     folder.dir.remove_file(&part_name).map_err(disk)?;
                     // The part of an earlier attempt may have been corrupt: the download starts again once.
                     if !std::mem::take(&mut was_resumed) {
-                        return Err(HubError::Corrupt { file: shown(), what });
+                        return Err(HubError::Corrupt { file: shown(), mismatch });
                     }
                     part = PartialFile::open(folder, file, &part_name).map_err(disk)?;
                 }
@@ -225,8 +229,8 @@ impl Hub {
                 break;
             }
             if part.hashes.bytes + n as u64 > file.size_bytes {
-                let what = format!("it is longer than the {} bytes of the listing", file.size_bytes);
-                return Err(HubError::Corrupt { file: shown, what });
+                let mismatch = Mismatch::TooLong { expected: file.size_bytes };
+                return Err(HubError::Corrupt { file: shown, mismatch });
             }
             part.file.write_all(&piece[..n]).map_err(disk)?;
             part.hashes.update(&piece[..n]);
@@ -264,16 +268,26 @@ impl PartialFile {
     }
 }
 
-/// What exists under the file's name: nothing, the verified file, or other content.
-fn existing_file(folder: &DownloadFolder, file: &RemoteFile) -> io::Result<Option<Result<FetchedFile, String>>> {
+/// What exists under the name of a download.
+enum ExistingFile {
+    None,
+    Verified(FetchedFile),
+    /// Other content.
+    Other,
+}
+
+fn existing_file(folder: &DownloadFolder, file: &RemoteFile) -> io::Result<ExistingFile> {
     let mut found = match folder.dir.open(&file.path) {
         Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(ExistingFile::None),
         Err(e) => return Err(e),
     };
     let mut hashes = DownloadHashes::new(file);
     hash_rest(&mut found, &mut hashes)?;
-    Ok(Some(hashes.check(file).map(|sha256| FetchedFile { path: file.path.clone(), sha256 })))
+    Ok(match hashes.check(file) {
+        Ok(sha256) => ExistingFile::Verified(FetchedFile { path: file.path.clone(), sha256 }),
+        Err(_) => ExistingFile::Other,
+    })
 }
 
 /// Adds a file's bytes, to its end, to the hashes.

@@ -6,7 +6,37 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::HubError;
+use crate::certificates::NoCertificates;
+
+/// Why the hub cannot be used as the environment variables say.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The address has no scheme or host.
+    #[error(
+        "HF_ENDPOINT is not an http address\n  hint: set the hub's address, such as https://hub.example.com; leave it unset for the public hub"
+    )]
+    Endpoint(#[source] Option<url::ParseError>),
+    /// Error messages contain the address, and must not contain a password.
+    #[error(
+        "HF_ENDPOINT contains a user or a password, which error messages would show\n  hint: leave them out, and set HF_TOKEN"
+    )]
+    EndpointWithLogin,
+    /// A header cannot contain such a token.
+    #[error("the hub's token contains a character that is not printable ASCII")]
+    Token,
+    /// The token's file exists and cannot be read.
+    #[error("cannot read the hub's token from {}", file.display())]
+    TokenFile {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// No certificate of the hub can be verified.
+    #[error("cannot verify the hub's certificate\n  hint: install ca-certificates, or set SSL_CERT_FILE")]
+    NoCertificates(#[from] NoCertificates),
+}
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
@@ -36,34 +66,29 @@ impl Settings {
     ///
     /// # Errors
     /// When the endpoint is no http address, or the token's file cannot be read.
-    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HubError> {
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into());
-        let endpoint = Url::parse(endpoint.trim())
-            .ok()
-            .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
-            .ok_or_else(|| {
-                let words = "HF_ENDPOINT is not an http address\n  hint: set the hub's address, such as https://hub.example.com; leave it unset for the public hub";
-                HubError::Settings(words.into())
-            })?;
-        // Error messages contain the address, and must not contain a password.
+        let endpoint = Url::parse(endpoint.trim()).map_err(|error| SettingsError::Endpoint(Some(error)))?;
+        if !["http", "https"].contains(&endpoint.scheme()) || !endpoint.has_host() {
+            return Err(SettingsError::Endpoint(None));
+        }
         if !endpoint.username().is_empty() || endpoint.password().is_some() {
-            let words = "HF_ENDPOINT contains a user or a password, which error messages would show\n  hint: leave them out, and set HF_TOKEN";
-            return Err(HubError::Settings(words.into()));
+            return Err(SettingsError::EndpointWithLogin);
         }
         let token = match set("HF_TOKEN") {
             Some(token) => Some(token.trim().to_owned()),
             None => token_file(&set)?,
         };
-        // A header cannot contain such a token, and the HTTP client's error would show it.
+        // The HTTP client's error would show it.
         if token.as_ref().is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
-            return Err(HubError::Settings("the hub's token contains a character that is not printable ASCII".into()));
+            return Err(SettingsError::Token);
         }
         Ok(Self { endpoint, token: token.map(Token), stall: Duration::from_secs(30), attempts: 5 })
     }
 }
 
-fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, HubError> {
+fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, SettingsError> {
     let home = set("HF_HOME").map(PathBuf::from);
     let cache = || set("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface"));
     let user = || set("HOME").map(|home| Path::new(&home).join(".cache/huggingface"));
@@ -72,7 +97,7 @@ fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, H
     match std::fs::read_to_string(&file) {
         Ok(token) => Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty())),
         Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-        Err(e) => Err(HubError::Settings(format!("cannot read the hub's token from {}: {e}", file.display()))),
+        Err(error) => Err(SettingsError::TokenFile { file, error }),
     }
 }
 
@@ -80,7 +105,7 @@ fn token_file(set: &impl Fn(&str) -> Option<String>) -> Result<Option<String>, H
 mod tests {
     use super::*;
 
-    fn settings(variables: &[(&str, &str)]) -> Result<Settings, HubError> {
+    fn settings(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
         let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         Settings::from_environment(variable)
     }
@@ -106,6 +131,18 @@ mod tests {
         assert_eq!(token(&[xdg, user]).unwrap(), "hf_xdg");
         assert_eq!(token(&[user]).unwrap(), "hf_user");
         assert_eq!(token(&[("HF_HOME", "/nowhere/at/all")]), None);
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_read_keeps_its_cause() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join("token")).unwrap();
+        let error = settings(&[("HF_HOME", home.path().to_str().unwrap())]).unwrap_err();
+        let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+        assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::IsADirectory));
+        let text = crate::error_text(&error);
+        let path = home.path().join("token");
+        assert_eq!(text, format!("cannot read the hub's token from {}: is a directory", path.display()));
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Why a call to the ledger failed, and what the caller can do about it.
 
 use std::error::Error;
-use std::fmt;
-use std::sync::Arc;
 
 use crate::config::ConfigError;
+use crate::error_text::Described;
 use crate::telemetry::metrics::{self, labels::LedgerErrorKind};
 
 /// Why a call to the ledger failed.
@@ -89,39 +88,28 @@ impl LedgerError {
     }
 }
 
-/// The innermost cause of a [`LedgerError`] as text, and the error that it came from. That error is a field and not the
-/// source: its text says the same in other words.
-#[derive(Debug, Clone)]
-pub struct DatabaseError {
-    text: String,
-    cause: Option<Arc<dyn Error + Send + Sync>>,
-}
+/// The innermost cause of a [`LedgerError`] as text, and the library's error that it came from.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct DatabaseError(#[source] Described);
 
 impl DatabaseError {
     /// Keeps the cause; `text` is what people read of it.
     pub(super) fn new(text: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> Self {
-        Self { text: text.into(), cause: Some(Arc::new(cause)) }
+        Self(Described::new(text, cause))
     }
 
     /// The library's own error; `None` for a cause that this program found by itself.
     #[must_use]
-    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
-        self.cause.as_deref()
+    pub fn cause(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
     }
 }
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for DatabaseError {}
 
 /// A cause that this program found by itself.
 impl From<String> for DatabaseError {
     fn from(text: String) -> Self {
-        Self { text, cause: None }
+        Self(text.into())
     }
 }
 

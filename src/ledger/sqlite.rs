@@ -202,8 +202,13 @@ fn now() -> String {
 fn classify_error(error: sqlx::Error) -> LedgerError {
     /// `SQLITE_TOOBIG`, `SQLITE_CONSTRAINT`, `SQLITE_MISMATCH`.
     const REFUSED: [u32; 3] = [18, 19, 20];
+    /// `SQLITE_CONSTRAINT_TRIGGER`: a trigger may refuse one row or all.
+    const TRIGGER: u32 = 1811;
     let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<u32>().ok());
     let error = DatabaseError::new(error_text(&error), error);
+    if code == Some(TRIGGER) {
+        return LedgerError::RefusedUnclear(error);
+    }
     // The lowest byte is the primary code.
     if code.is_some_and(|code| REFUSED.contains(&(code & 0xFF))) {
         LedgerError::Refused(error)

@@ -4,6 +4,7 @@
 //! queue, and the others go on. Only a broken ledger, or no store that works, pauses intake.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ impl fmt::Display for Service {
 }
 
 /// Checks whether a service works.
-pub type Probe = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send>;
+pub type Probe = Box<dyn Fn() -> BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>> + Send>;
 
 /// The services that are broken.
 #[derive(Clone)]
@@ -126,7 +127,7 @@ impl Health {
                 tokio::time::sleep(delays.next_delay()).await;
                 match probe().await {
                     Ok(()) => break,
-                    Err(reason) => tracing::debug!(%service, reason, "dependency still broken"),
+                    Err(error) => tracing::debug!(%service, %error, "dependency still broken"),
                 }
             }
             if let Some(state) = shared.services().get_mut(&service) {

@@ -6,9 +6,10 @@ use std::time::Instant;
 use futures_util::FutureExt;
 
 use super::JobProcessor;
-use super::health::{Probe, Service};
-use super::request::{AttemptError, Held};
+use super::health::Probe;
+use super::request::{AttemptError, BrokenService, Held};
 use super::steps::Stop;
+use crate::error_text::reason_text;
 use crate::objects::StoreError;
 
 impl JobProcessor {
@@ -32,16 +33,16 @@ impl JobProcessor {
     }
 
     /// Reports a broken service, which is the ledger or the store of this bucket. It is probed until it works again.
-    pub(super) fn report_broken(&self, service: Service, reason: &str, bucket: &str) {
-        let probe: Probe = match service {
-            Service::Ledger => {
+    pub(super) fn report_broken(&self, broken: &BrokenService, bucket: &str) {
+        let probe: Probe = match broken {
+            BrokenService::Ledger(_) => {
                 let ledger = Arc::clone(&self.ledger);
                 Box::new(move || {
                     let ledger = Arc::clone(&ledger);
-                    async move { ledger.ping().await.map_err(|error| error.to_string()) }.boxed()
+                    async move { Ok(ledger.ping().await?) }.boxed()
                 })
             }
-            Service::Store(_) => {
+            BrokenService::Store { .. } => {
                 let (fetcher, bucket) = (Arc::clone(&self.fetcher), bucket.to_owned());
                 Box::new(move || {
                     let (fetcher, bucket) = (Arc::clone(&fetcher), bucket.clone());
@@ -49,14 +50,14 @@ impl JobProcessor {
                         match fetcher.probe(&bucket).await {
                             // A store that says what is wrong with a bucket works.
                             Ok(()) | Err(StoreError::BucketDown(_)) => Ok(()),
-                            Err(error) => Err(error.to_string()),
+                            Err(error) => Err(error.into()),
                         }
                     }
                     .boxed()
                 })
             }
         };
-        self.health.report(service, reason, probe);
+        self.health.report(broken.service(), &reason_text(broken), probe);
     }
 
     /// Waits until intake resumes. Returns false when the time to wait is over, or the process shuts down.

@@ -8,10 +8,9 @@ use uuid::Uuid;
 
 use super::health::Service;
 use super::pictures::Pictures;
-use crate::error_text;
 use crate::job::{Job, Lane, Verdict};
-use crate::ledger::Event;
-use crate::objects::Upload;
+use crate::ledger::{DatabaseError, Event, LedgerError};
+use crate::objects::{FetchError, Upload};
 use crate::policy::ImageContext;
 use crate::screen::ScreenError;
 use crate::telemetry::metrics::labels::RetryCause;
@@ -119,41 +118,68 @@ pub struct Held {
 #[derive(Debug)]
 pub enum AttemptError {
     /// Something that many jobs need is broken. This does not count as a failed attempt.
-    Broken(Service, String),
+    Broken(BrokenService),
     /// Intake is paused because something is broken. This does not count as a failed attempt.
     Paused,
     /// The store is known to be down, or the bucket is held. This does not count as a failed attempt.
     Held(Held),
     /// This attempt failed. Another one may succeed.
-    Failed(AttemptCause, String),
+    Failed(AttemptFailure),
     /// The process drains, or has to end.
     ShuttingDown,
 }
 
+/// A broken service, with the error of the call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenService {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error("{error}")]
+    Store {
+        address: String,
+        #[source]
+        error: Box<FetchError>,
+    },
+}
+
+impl BrokenService {
+    pub(super) fn service(&self) -> Service {
+        match self {
+            Self::Ledger(_) => Service::Ledger,
+            Self::Store { address, .. } => Service::Store(address.clone()),
+        }
+    }
+}
+
 /// What made an attempt fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttemptCause {
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptFailure {
     /// The object cannot be fetched, while others can.
-    Object,
+    #[error(transparent)]
+    Object(Box<FetchError>),
     /// No decoder process could be started.
-    Decoder,
+    #[error(transparent)]
+    Decoder(ScreenError),
     /// The model cannot run this image, while it runs others.
-    Session,
+    #[error(transparent)]
+    Session(ScreenError),
     /// The ledger refuses a call for this job, while it accepts others.
-    Ledger,
+    #[error(transparent)]
+    Ledger(DatabaseError),
     /// The program panicked.
+    #[error("the program panicked while it processed the job")]
     Panic,
 }
 
-impl AttemptCause {
+impl AttemptFailure {
     /// The label in metrics.
     #[must_use]
-    pub const fn label(self) -> RetryCause {
+    pub const fn label(&self) -> RetryCause {
         match self {
-            Self::Object => RetryCause::Object,
-            Self::Decoder => RetryCause::Decoder,
-            Self::Session => RetryCause::Session,
-            Self::Ledger => RetryCause::Ledger,
+            Self::Object(_) => RetryCause::Object,
+            Self::Decoder(_) => RetryCause::Decoder,
+            Self::Session(_) => RetryCause::Session,
+            Self::Ledger(_) => RetryCause::Ledger,
             Self::Panic => RetryCause::Panic,
         }
     }
@@ -164,9 +190,9 @@ impl From<ScreenError> for AttemptError {
         match error {
             // The process ends because its session is broken. Another process takes the job.
             ScreenError::SessionBroken { .. } => Self::ShuttingDown,
-            ScreenError::SessionFailed { .. } => Self::Failed(AttemptCause::Session, error_text(&error)),
+            ScreenError::SessionFailed { .. } => Self::Failed(AttemptFailure::Session(error)),
             ScreenError::DecoderUnavailable(_) | ScreenError::Undecodable(_) => {
-                Self::Failed(AttemptCause::Decoder, error_text(&error))
+                Self::Failed(AttemptFailure::Decoder(error))
             }
         }
     }

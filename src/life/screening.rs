@@ -5,18 +5,26 @@
 use std::sync::PoisonError;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use super::JobProcessor;
-use super::admission::wait_in_time;
+use super::admission::{NotAdmitted, wait_in_time};
 use super::request::{AttemptError, JobRequest};
 use super::steps::{Fetched, Screened, Stop, find_reusable, screen};
 use crate::fault_injection::{self, PlantedBug};
 use crate::job::{Lane, Outcome};
+use crate::lanes::Permit;
 use crate::screen::ScreenError;
 
 impl JobProcessor {
     /// Takes over the scores of equal content, or screens the image.
-    pub(super) async fn screen(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+    /// `turn` is that of a suspect which has waited for it.
+    pub(super) async fn screen(
+        &self,
+        fetched: &Fetched<'_>,
+        bytes: Bytes,
+        turn: Option<Permit>,
+    ) -> Result<Screened, Stop> {
         let Fetched { identified, object, .. } = fetched;
         let is_redelivered = identified.request.is_redelivered;
         // Only now the id is final.
@@ -32,7 +40,7 @@ impl JobProcessor {
             }
         }
         if is_redelivered {
-            return self.screen_redelivered(fetched, bytes).await;
+            return self.screen_redelivered(fetched, bytes, turn).await;
         }
         self.screen_in_company(fetched, bytes).await
     }
@@ -48,14 +56,20 @@ impl JobProcessor {
 
     /// Screens a job that another process had. Most often that process only returned it, so the job is screened in company;
     /// but its screening is recorded before it begins. A record that a dead process left behind makes the job a suspect.
-    async fn screen_redelivered(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+    async fn screen_redelivered(
+        &self,
+        fetched: &Fetched<'_>,
+        bytes: Bytes,
+        turn: Option<Permit>,
+    ) -> Result<Screened, Stop> {
         let id = fetched.verdict_id();
         if fault_injection::is_planted(PlantedBug::AttemptsAfterWork) {
             return self.screen_in_company(fetched, bytes).await;
         }
         if !self.call(|| self.ledger.begin_in_company(id, self.process_id)).await? {
-            return self.screen_alone(fetched, bytes).await;
+            return self.screen_alone(fetched, bytes, turn).await;
         }
+        drop(turn);
         fetched.identified.request.records.add(id);
         let screened = self.screen_in_company(fetched, bytes).await;
         Self::keep_records_if_dying(fetched, &screened);
@@ -63,12 +77,18 @@ impl JobProcessor {
     }
 
     /// Screens a suspect: one at a time, without a backfill job beside it, while live jobs pass. The ledger counts the
-    /// processes that died of it.
-    async fn screen_alone(&self, fetched: &Fetched<'_>, bytes: Bytes) -> Result<Screened, Stop> {
+    /// processes that died of it. Where it is not its turn, the attempt ends, so that its bytes and permits are free for
+    /// other jobs while it waits; see [`JobProcessor::wait_for_turn`].
+    async fn screen_alone(&self, fetched: &Fetched<'_>, bytes: Bytes, turn: Option<Permit>) -> Result<Screened, Stop> {
         let (id, request) = (fetched.verdict_id(), fetched.identified.request);
-        let turn = wait_in_time(request.arrived, self.alone.enter(request.lane, 1)).await;
-        let _turn = turn.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?;
-        // The wait for its turn may have been long.
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => match self.alone.enter(request.lane, 1).now_or_never() {
+                Some(turn) => turn.map_err(|_| Stop::Failed(AttemptError::ShuttingDown))?,
+                None => return Err(Stop::Suspect),
+            },
+        };
+        // Its record is older than this attempt.
         self.fail_if_broken(&request.job.image.bucket)?;
         self.end_if_answered(request, id).await?;
         let starts = self.call(|| self.ledger.begin_quarantine(id, self.process_id)).await?;
@@ -84,6 +104,14 @@ impl JobProcessor {
         };
         Self::keep_records_if_dying(fetched, &screened);
         screened
+    }
+
+    /// Waits until a suspect may be screened alone.
+    ///
+    /// # Errors
+    /// When the process is shutting down, or the wait has become too long.
+    pub(super) async fn wait_for_turn(&self, request: &JobRequest) -> Result<Permit, NotAdmitted> {
+        wait_in_time(request.arrived, self.alone.enter(request.lane, 1)).await
     }
 
     /// A broken session ends the process, and that counts as a death.

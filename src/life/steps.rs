@@ -26,6 +26,8 @@ pub(super) enum Stop {
     /// The job ends without a new verdict.
     Ended(Box<JobEnd>),
     Failed(AttemptError),
+    /// The job is a suspect and has to wait for its turn.
+    Suspect,
 }
 
 /// A job with the detectors that screen it.

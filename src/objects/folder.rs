@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, StoreError};
 use crate::config::ConfigError;
+use crate::error_text::{Described, io_text};
 use crate::job::{ImageRef, NULL_VERSION};
 
 /// Bytes per read.
@@ -40,12 +41,13 @@ impl Folder {
     pub(super) fn open(root: &Path, named: Vec<String>) -> Result<Self, ConfigError> {
         match Dir::open_ambient_dir(root, ambient_authority()) {
             Ok(root) => Ok(Self { root: Arc::new(root), named: named.into() }),
-            Err(e) => Err(ConfigError::Invalid {
+            Err(error) => Err(ConfigError::Refused {
                 option: "objects".into(),
                 what: format!(
-                    "cannot open the folder {}: {e}\n  hint: objects = \"file:///folder\" needs a folder whose subfolders are the buckets",
+                    "cannot open the folder {}\n  hint: objects = \"file:///folder\" needs a folder whose subfolders are the buckets",
                     root.display()
                 ),
+                error,
             }),
         }
     }
@@ -53,18 +55,20 @@ impl Folder {
     /// The folder of a bucket. A bucket that the configuration names must exist: its absence is the operator's fault. Any
     /// other name comes from a job.
     fn bucket(&self, name: &str) -> Result<Dir, StoreError> {
-        let missing = || StoreError::Missing(format!("there is no bucket \"{name}\""));
+        let missing = format!("there is no bucket \"{name}\"");
         if !is_plain(name) || name.contains('/') {
-            return Err(missing());
+            return Err(StoreError::Missing(missing.into()));
         }
         self.root.open_dir(name).map_err(|e| {
-            let words = format!("cannot open the bucket \"{name}\": {e}");
+            let what = format!("cannot open the bucket \"{name}\"");
             match e.kind() {
-                _ if self.named.iter().any(|named| named == name) => StoreError::BucketDown(words),
-                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => missing(),
+                _ if self.named.iter().any(|named| named == name) => StoreError::BucketDown(failed(&what, e)),
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => {
+                    StoreError::Missing(Described::new(missing, e))
+                }
                 // `cap_std` reports a link that leads out in the same way.
-                ErrorKind::PermissionDenied => StoreError::Denied(words),
-                _ => StoreError::Unclear(words),
+                ErrorKind::PermissionDenied => StoreError::Denied(failed(&what, e)),
+                _ => StoreError::Unclear(failed(&what, e)),
             }
         })
     }
@@ -76,7 +80,7 @@ impl Folder {
     ) -> Result<T, StoreError> {
         let folder = self.clone();
         let done = tokio::task::spawn_blocking(move || act(&folder)).await;
-        done.unwrap_or_else(|_| Err(StoreError::Unclear("reading the folder panicked".into())))
+        done.unwrap_or_else(|e| Err(StoreError::Unclear(Described::new("reading the folder panicked", e))))
     }
 }
 
@@ -110,7 +114,8 @@ impl ObjectStore for Folder {
         let opened = self.blocking(move |folder| folder.bucket(&name).map(drop));
         match tokio::time::timeout(FIRST_BYTE_TIMEOUT, opened).await.unwrap_or_else(|_| {
             let timeout_s = FIRST_BYTE_TIMEOUT.as_secs();
-            Err(StoreError::Unclear(format!("bucket \"{bucket}\": the folder did not respond within {timeout_s} s")))
+            let what = format!("bucket \"{bucket}\": the folder did not respond within {timeout_s} s");
+            Err(StoreError::Unclear(what.into()))
         }) {
             Ok(()) | Err(StoreError::Missing(_) | StoreError::Denied(_)) => Ok(()),
             Err(error) => Err(error),
@@ -141,7 +146,7 @@ fn put(bucket: &Dir, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
     if !is_plain(key) {
         return Err(StoreError::Missing("the key is not a plain path below the bucket".into()));
     }
-    let unclear = |error: io::Error| StoreError::Unclear(format!("cannot write the file: {error}"));
+    let unclear = |error: io::Error| StoreError::Unclear(failed("cannot write the file", error));
     if let Some(parent) = Path::new(key).parent().filter(|parent| !parent.as_os_str().is_empty()) {
         bucket.create_dir_all(parent).map_err(unclear)?;
     }
@@ -163,8 +168,8 @@ fn open_file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
     }
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(NON_BLOCKING);
-    let file = bucket.open_with(key, &options).map_err(|e| classify_error(&e))?;
-    let found = file.metadata().map_err(|e| classify_error(&e))?;
+    let file = bucket.open_with(key, &options).map_err(classify_error)?;
+    let found = file.metadata().map_err(classify_error)?;
     if !found.is_file() {
         return Err(StoreError::Missing("there is no such object: the path is not a file".into()));
     }
@@ -173,7 +178,7 @@ fn open_file(bucket: &Dir, key: &str) -> Result<(File, Metadata), StoreError> {
 
 /// An `ETag` from the length and the time of modification.
 fn etag(found: &Metadata) -> Result<String, StoreError> {
-    let modified = found.modified().map_err(|e| classify_error(&e))?.into_std();
+    let modified = found.modified().map_err(classify_error)?.into_std();
     let nanoseconds = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     Ok(format!("{:x}-{nanoseconds:x}", found.len()))
 }
@@ -196,14 +201,19 @@ fn is_plain(path: &str) -> bool {
         && parts.collect::<PathBuf>().as_os_str() == path
 }
 
-fn classify_error(error: &io::Error) -> StoreError {
+/// What was tried, and why the system refused it.
+fn failed(what: &str, error: io::Error) -> Described {
+    Described::new(format!("{what}: {}", io_text(&error)), error)
+}
+
+fn classify_error(error: io::Error) -> StoreError {
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
-            StoreError::Missing("there is no such object".into())
+            StoreError::Missing(Described::new("there is no such object", error))
         }
         // `cap_std` reports a path that leads out in the same way.
-        ErrorKind::PermissionDenied => StoreError::Denied(format!("access to the object is denied: {error}")),
-        _ => StoreError::Unclear(format!("cannot read the file: {error}")),
+        ErrorKind::PermissionDenied => StoreError::Denied(failed("access to the object is denied", error)),
+        _ => StoreError::Unclear(failed("cannot read the file", error)),
     }
 }
 
@@ -219,8 +229,8 @@ fn body(file: File) -> BoxStream<'static, Result<Bytes, StoreError>> {
         match read.await {
             Ok(Ok((chunk, _))) if chunk.is_empty() => Ok(None),
             Ok(Ok((chunk, file))) => Ok(Some((chunk, file))),
-            Ok(Err(e)) => Err(StoreError::Unclear(format!("cannot read the file: {e}"))),
-            Err(_) => Err(StoreError::Unclear("reading the file panicked".into())),
+            Ok(Err(e)) => Err(StoreError::Unclear(failed("cannot read the file", e))),
+            Err(e) => Err(StoreError::Unclear(Described::new("reading the file panicked", e))),
         }
     })
     .boxed()
@@ -316,7 +326,9 @@ mod tests {
         let meant = ImageRef { etag, ..image("uploads", "sub/k") };
         assert!(folder.open(&meant).await.is_ok());
         fs::write(root.path().join("store/uploads/sub/k"), "longer than before, and so another").unwrap();
-        assert!(matches!(folder.open(&meant).await, Err(StoreError::Missing(why)) if why.contains("has changed")));
+        assert!(
+            matches!(folder.open(&meant).await, Err(StoreError::Missing(why)) if why.to_string().contains("has changed"))
+        );
         let version = ImageRef { version_id: Some("1".into()), ..image("uploads", "sub/k") };
         assert!(matches!(folder.open(&version).await, Err(StoreError::Missing(_))));
     }

@@ -21,7 +21,7 @@ use wildmatch::WildMatch;
 use super::{FIRST_BYTE_TIMEOUT, KeyRange, ListedObject, ObjectStore, OpenedObject, PROBE_KEY, StoreError};
 use crate::certificates;
 use crate::config::{Bucket, Config};
-use crate::error_text::innermost_text;
+use crate::error_text::{Described, innermost_text};
 use crate::job::{ImageRef, NULL_VERSION};
 
 /// A cheap handle: clones share their clients.
@@ -104,23 +104,23 @@ impl S3 {
     }
 
     /// An error without a response: the request or the response did not get through, or there are no credentials.
-    fn classify_failure<E: std::error::Error + 'static>(&self, bucket: &str, error: &SdkError<E>) -> StoreError {
+    fn classify_failure<E: std::error::Error + 'static>(&self, bucket: &str, error: &SdkError<E>) -> (Kind, String) {
         let (place, cause) = (self.place(bucket), innermost_text(error));
         // The SDK lists every source of credentials that it tried.
         let first_line = cause.lines().next().unwrap_or_default().split(". ").next().unwrap_or_default();
         match error {
             // Everything that fails before a connection is opened: there is no other cause than the credentials.
             SdkError::DispatchFailure(failure) if failure.is_other() || failure.is_user() => {
-                StoreError::Down(format!("{place}: no usable credentials: {first_line}{CREDENTIALS_HINT}"))
+                (StoreError::Down, format!("{place}: no usable credentials: {first_line}{CREDENTIALS_HINT}"))
             }
             SdkError::DispatchFailure(_) | SdkError::TimeoutError(_) => {
                 let hint = match certificates::hint(error) {
                     "" => ENDPOINT_HINT,
                     hint => hint,
                 };
-                StoreError::Unclear(format!("cannot reach the {place}: {first_line}{hint}"))
+                (StoreError::Unclear, format!("cannot reach the {place}: {first_line}{hint}"))
             }
-            _ => StoreError::Unclear(format!("{place}: {}{}", one_line(error), certificates::hint(error))),
+            _ => (StoreError::Unclear, format!("{place}: {}{}", one_line(error), certificates::hint(error))),
         }
     }
 
@@ -135,7 +135,15 @@ impl S3 {
     }
 
     /// Maps an error of a request for something in `bucket` to what it means.
-    fn classify_error<E>(&self, bucket: &str, error: &SdkError<E>) -> StoreError
+    fn classify_error<E>(&self, bucket: &str, error: SdkError<E>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let (kind, text) = self.classify(bucket, &error);
+        kind(Described::new(text, error))
+    }
+
+    fn classify<E>(&self, bucket: &str, error: &SdkError<E>) -> (Kind, String)
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
@@ -145,18 +153,18 @@ impl S3 {
         let message = service.err().message().unwrap_or_default();
         let words = words(code, status, message);
         match (code, status) {
-            ("NoSuchBucket", _) if named => StoreError::BucketDown(format!("there is no {}", self.place(bucket))),
+            ("NoSuchBucket", _) if named => (StoreError::BucketDown, format!("there is no {}", self.place(bucket))),
             // The bucket is allowed by a wildcard only, so its name came from the job.
-            ("NoSuchBucket", _) => StoreError::Missing(format!("there is no bucket \"{bucket}\"")),
-            ("NoSuchVersion", _) => StoreError::Missing("there is no such version of the object".into()),
+            ("NoSuchBucket", _) => (StoreError::Missing, format!("there is no bucket \"{bucket}\"")),
+            ("NoSuchVersion", _) => (StoreError::Missing, "there is no such version of the object".into()),
             // Only our own If-Match is answered like this, by the store or by a proxy.
-            (_, 412) => changed(),
-            ("MethodNotAllowed", _) => StoreError::Missing("the object has been deleted".into()),
+            (_, 412) => (StoreError::Missing, CHANGED.into()),
+            ("MethodNotAllowed", _) => (StoreError::Missing, "the object has been deleted".into()),
             // Only the store's own code counts: a proxy that answers 404 has not looked for the object.
-            ("NoSuchKey", _) => StoreError::Missing("there is no such object".into()),
+            ("NoSuchKey", _) => (StoreError::Missing, "there is no such object".into()),
             // The name came from a job, so the bucket may belong to another store.
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) if !named => {
-                StoreError::Denied(format!("the bucket is in another region or store: {words}"))
+                (StoreError::Denied, format!("the bucket is in another region or store: {words}"))
             }
             ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
                 let region = service.raw().headers().get("x-amz-bucket-region");
@@ -164,7 +172,7 @@ impl S3 {
                     || REGION_HINT.to_owned(),
                     |region| format!("{REGION_HINT}; the store says that it is {region}"),
                 );
-                StoreError::BucketDown(format!("{}: wrong region: {words}{hint}", self.place(bucket)))
+                (StoreError::BucketDown, format!("{}: wrong region: {words}{hint}", self.place(bucket)))
             }
             (
                 "InvalidAccessKeyId"
@@ -183,21 +191,26 @@ impl S3 {
                 self.refused_credentials(bucket, &words)
             }
             // S3 has no code of its own for this, so its message is read.
-            ("InvalidRequest", 400) if message.contains("Server Side Encryption") => StoreError::Unsupported(
+            ("InvalidRequest", 400) if message.contains("Server Side Encryption") => (
+                StoreError::Unsupported,
                 "the object is encrypted with its owner's key (SSE-C), which Pixwarden does not have".into(),
             ),
-            (_, 403) => StoreError::Denied(format!("access to the object is denied: {words}")),
-            (_, 400) => StoreError::Denied(format!("the store refused the request: {words}")),
-            _ => StoreError::Unclear(format!("{}: {words}", self.place(bucket))),
+            (_, 403) => (StoreError::Denied, format!("access to the object is denied: {words}")),
+            (_, 400) => (StoreError::Denied, format!("the store refused the request: {words}")),
+            _ => (StoreError::Unclear, format!("{}: {words}", self.place(bucket))),
         }
     }
 
-    fn refused_credentials(&self, bucket: &str, words: &str) -> StoreError {
+    fn refused_credentials(&self, bucket: &str, words: &str) -> (Kind, String) {
         let place = self.place(bucket);
-        StoreError::Down(format!("{place}: the store refused the credentials: {words}{CREDENTIALS_HINT}"))
+        (StoreError::Down, format!("{place}: the store refused the credentials: {words}{CREDENTIALS_HINT}"))
     }
 }
 
+/// Whose fault an error is.
+type Kind = fn(Described) -> StoreError;
+
+const CHANGED: &str = "the object has changed since the job was made: its ETag differs";
 const ENDPOINT_HINT: &str = "\n  hint: check that the store runs, and `storage.endpoint` or AWS_ENDPOINT_URL_S3";
 const CREDENTIALS_HINT: &str = "\n  hint: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role that may read the bucket";
 const REGION_HINT: &str = "\n  hint: set the bucket's `region`, `storage.region` or AWS_REGION";
@@ -222,17 +235,17 @@ impl ObjectStore for S3 {
             .key(&image.key)
             .set_version_id(image.version_id.clone())
             .set_if_match(image.etag.as_ref().map(|etag| format!("\"{etag}\"")));
-        let answer = request.send().await.map_err(|e| self.classify_error(&image.bucket, &e))?;
+        let answer = request.send().await.map_err(|e| self.classify_error(&image.bucket, e))?;
         let Some(length) = answer.content_length().and_then(|n| u64::try_from(n).ok()) else {
             let place = self.place(&image.bucket);
-            return Err(StoreError::Unclear(format!("{place}: the response has no Content-Length")));
+            return Err(StoreError::Unclear(format!("{place}: the response has no Content-Length").into()));
         };
         let etag = answer.e_tag().map(unquoted);
         // Not every store supports If-Match, and a verdict must be about the object that its job names.
         if let (Some(wanted), Some(found)) = (&image.etag, &etag)
             && wanted != found
         {
-            return Err(changed());
+            return Err(StoreError::Missing(CHANGED.into()));
         }
         let version_id = answer.version_id().map(str::to_owned);
         let modified = answer.last_modified().and_then(instant);
@@ -240,14 +253,15 @@ impl ObjectStore for S3 {
         if let Some(wanted) = &image.version_id
             && wanted != version_id.as_deref().unwrap_or(NULL_VERSION)
         {
-            return Err(StoreError::Missing(match &version_id {
+            let found = match &version_id {
                 Some(found) => format!("the store returned the version \"{found}\" instead of \"{wanted}\""),
                 None => format!("the store returned an object without a version instead of the version \"{wanted}\""),
-            }));
+            };
+            return Err(StoreError::Missing(found.into()));
         }
         let body = stream::unfold(answer.body, |mut body| async move {
             let chunk = body.next().await?;
-            Some((chunk.map_err(|e| StoreError::Unclear(one_line(&e))), body))
+            Some((chunk.map_err(|e| StoreError::Unclear(Described::new(one_line(&e), e))), body))
         });
         Ok(OpenedObject { length, etag, version_id, modified, body: body.boxed() })
     }
@@ -272,10 +286,13 @@ impl ObjectStore for S3 {
                         let encoded = page.encoding_type() == Some(&EncodingType::Url);
                         page.contents().iter().map(|object| listed(&bucket, object, encoded)).collect()
                     }
-                    Err(e) => vec![Err(match this.classify_error(&bucket, &e) {
-                        StoreError::Denied(why) => StoreError::Denied(format!(
-                            "cannot list the bucket \"{bucket}\": {why}\n  hint: that needs s3:ListBucket on the bucket"
-                        )),
+                    Err(e) => vec![Err(match this.classify_error(&bucket, e) {
+                        StoreError::Denied(why) => {
+                            let text = format!(
+                                "cannot list the bucket \"{bucket}\": {why}\n  hint: that needs s3:ListBucket on the bucket"
+                            );
+                            StoreError::Denied(Described::new(text, why))
+                        }
                         other => other,
                     })],
                 };
@@ -289,9 +306,9 @@ impl ObjectStore for S3 {
         let answer = answer.map_err(|e| match &e {
             // An answer to HEAD has no body, and so no code.
             SdkError::ServiceError(service) if service.err().is_not_found() => {
-                StoreError::Missing("there is no such object".into())
+                StoreError::Missing(Described::new("there is no such object", e))
             }
-            _ => self.classify_error(&image.bucket, &e),
+            _ => self.classify_error(&image.bucket, e),
         })?;
         Ok(ListedObject {
             image: ImageRef { etag: answer.e_tag().map(unquoted), version_id: None, ..image.clone() },
@@ -303,7 +320,7 @@ impl ObjectStore for S3 {
     async fn put(&self, image: &ImageRef, bytes: Bytes) -> Result<(), StoreError> {
         let put = self.client(&image.bucket).put_object().bucket(&image.bucket).key(&image.key);
         let stored = put.body(bytes.into()).send().await;
-        stored.map(drop).map_err(|e| self.classify_error(&image.bucket, &e))
+        stored.map(drop).map_err(|e| self.classify_error(&image.bucket, e))
     }
 
     async fn probe(&self, bucket: &str) -> Result<(), StoreError> {
@@ -313,7 +330,7 @@ impl ObjectStore for S3 {
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 let (place, timeout_s) = (self.place(bucket), FIRST_BYTE_TIMEOUT.as_secs());
-                Err(StoreError::Down(format!("{place}: the store did not respond within {timeout_s} s")))
+                Err(StoreError::Down(format!("{place}: the store did not respond within {timeout_s} s").into()))
             }
         }
     }
@@ -329,9 +346,9 @@ fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Re
     let key = object.key().unwrap_or_default();
     let form = key.replace('+', "%20");
     let key = if encoded {
-        percent_decode_str(&form).decode_utf8().map_err(|_| {
+        percent_decode_str(&form).decode_utf8().map_err(|e| {
             let what = format!("the bucket \"{bucket}\" has a key that is not UTF-8, as the store lists it: {key}");
-            StoreError::Down(what)
+            StoreError::Down(Described::new(what, e))
         })?
     } else {
         key.into()
@@ -346,10 +363,6 @@ fn listed(bucket: &str, object: &aws_sdk_s3::types::Object, encoded: bool) -> Re
         bytes: object.size().and_then(|n| u64::try_from(n).ok()),
         modified: object.last_modified().and_then(instant),
     })
-}
-
-fn changed() -> StoreError {
-    StoreError::Missing("the object has changed since the job was made: its ETag differs".into())
 }
 
 fn unquoted(etag: &str) -> String {
@@ -377,6 +390,7 @@ fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use aws_sdk_s3::config::Credentials;
+    use aws_sdk_s3::operation::get_object::GetObjectError;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -415,7 +429,9 @@ mod tests {
     async fn a_version_that_the_store_does_not_return_is_missing() {
         let plain = "HTTP/1.1 200 OK\ncontent-length: 1\netag: \"e\"\nconnection: close\n\nx";
         let store = store_responding(plain).await;
-        assert!(matches!(open(&store, "b", Some("v1")).await, Err(StoreError::Missing(why)) if why.contains("\"v1\"")));
+        assert!(
+            matches!(open(&store, "b", Some("v1")).await, Err(StoreError::Missing(why)) if why.to_string().contains("\"v1\""))
+        );
         assert!(open(&store, "b", Some("null")).await.is_ok(), "a bucket without versions says \"null\"");
         assert!(open(&store, "b", None).await.is_ok());
         let versioned = "HTTP/1.1 200 OK\ncontent-length: 1\nx-amz-version-id: v2\nconnection: close\n\nx";
@@ -437,7 +453,11 @@ mod tests {
                          provided to retrieve the object.";
         let found =
             open(&store_responding(error("400 Bad Request", "InvalidRequest", encrypted)).await, "b", None).await;
-        assert!(matches!(&found, Err(StoreError::Unsupported(why)) if why.contains("SSE-C")), "{:?}", found.err());
+        assert!(
+            matches!(&found, Err(StoreError::Unsupported(why)) if why.to_string().contains("SSE-C")),
+            "{:?}",
+            found.err()
+        );
 
         let no_bucket = store_responding(error("404 Not Found", "NoSuchBucket", "no such bucket")).await;
         assert!(matches!(open(&no_bucket, "named", None).await, Err(StoreError::BucketDown(_))));
@@ -446,6 +466,9 @@ mod tests {
         let denied = store_responding(error("403 Forbidden", "AccessDenied", "denied")).await;
         assert!(matches!(open(&denied, "named", None).await, Err(StoreError::Denied(_))));
         let credentials = store_responding(error("403 Forbidden", "InvalidAccessKeyId", "unknown key")).await;
-        assert!(matches!(open(&credentials, "named", None).await, Err(StoreError::Down(_))));
+        let error = open(&credentials, "named", None).await.err().unwrap();
+        assert!(matches!(error, StoreError::Down(_)), "{error}");
+        let source = std::error::Error::source(&error).and_then(std::error::Error::source).unwrap();
+        assert!(source.is::<SdkError<GetObjectError>>(), "the SDK's error is kept: {source:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! A worker's endpoints `/metrics`, `/healthz` and `/readyz`. All are read-only.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -25,28 +25,28 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 pub async fn listen(address: &str) -> Result<Option<TcpListener>, ConfigError> {
     let listener = match address {
         "off" => return Ok(None),
-        "" => bind_first_free_port().await,
-        address => TcpListener::bind(address).await.map_err(|e| format!("cannot listen at {address}: {e}")),
+        "" => bind_first_free_port().await?,
+        address => TcpListener::bind(address).await.map_err(|error| refused(address, error))?,
     };
-    let listener = listener.map_err(|what| ConfigError::Invalid {
-        option: "metrics.listen".into(),
-        what: format!("{what}\n  hint: choose another \"host:port\", or \"off\""),
-    })?;
     Ok(Some(listener))
 }
 
-async fn bind_first_free_port() -> Result<TcpListener, String> {
+const HINT: &str = "\n  hint: choose another \"host:port\", or \"off\"";
+
+fn refused(address: &str, error: io::Error) -> ConfigError {
+    ConfigError::Refused { option: "metrics.listen".into(), what: format!("cannot listen at {address}{HINT}"), error }
+}
+
+async fn bind_first_free_port() -> Result<TcpListener, ConfigError> {
     for port in DEFAULT_PORTS {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
             Err(e) if e.kind() == ErrorKind::AddrInUse => {}
-            bound => return bound.map_err(|e| format!("cannot listen at 127.0.0.1:{port}: {e}")),
+            bound => return bound.map_err(|error| refused(&format!("127.0.0.1:{port}"), error)),
         }
     }
-    Err(format!(
-        "cannot listen at 127.0.0.1: the ports {} to {} are all in use",
-        DEFAULT_PORTS.start(),
-        DEFAULT_PORTS.end()
-    ))
+    let (first, last) = (DEFAULT_PORTS.start(), DEFAULT_PORTS.end());
+    let what = format!("cannot listen at 127.0.0.1: the ports {first} to {last} are all in use{HINT}");
+    Err(ConfigError::invalid("metrics.listen", what))
 }
 
 /// Serves the endpoints for as long as the process lives.

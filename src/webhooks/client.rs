@@ -14,8 +14,8 @@ use ureq::http::StatusCode;
 
 use super::options::Endpoint;
 use super::signature::signature;
-use crate::certificates;
-use crate::error_text::error_text;
+use crate::certificates::{self, NoCertificates};
+use crate::error_text::{Described, error_text};
 
 /// The time for one request, from the look-up of the name to the end of the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -44,7 +44,7 @@ pub enum SendError {
     },
     /// No response, or none in time.
     #[error("{0}")]
-    NoResponse(String),
+    NoResponse(#[source] Described),
 }
 
 impl SendError {
@@ -72,7 +72,7 @@ pub(super) trait Client: Send + Sync {
 /// A client that trusts the system's certificates.
 pub struct WebhookClient {
     agent: Agent,
-    no_certificates: Option<String>,
+    no_certificates: Option<Arc<NoCertificates>>,
 }
 
 impl Default for WebhookClient {
@@ -86,15 +86,15 @@ impl Default for WebhookClient {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .build();
-        Self { agent: config.into(), no_certificates }
+        Self { agent: config.into(), no_certificates: no_certificates.map(Arc::new) }
     }
 }
 
 impl WebhookClient {
     /// Why no endpoint with https can be reached, if so.
     #[must_use]
-    pub fn no_certificates(&self) -> Option<&str> {
-        self.no_certificates.as_deref()
+    pub fn no_certificates(&self) -> Option<Arc<NoCertificates>> {
+        self.no_certificates.clone()
     }
 
     /// Sends a request once, and returns the status of its success.
@@ -112,7 +112,7 @@ impl WebhookClient {
     pub async fn probe(&self, endpoint: &Arc<Endpoint>) -> Result<u16, SendError> {
         let (agent, endpoint) = (self.agent.clone(), Arc::clone(endpoint));
         blocking(move || {
-            let response = agent.head(endpoint.url.as_str()).call().map_err(|e| no_response(&e))?;
+            let response = agent.head(endpoint.url.as_str()).call().map_err(no_response)?;
             Ok(response.status().as_u16())
         })
         .await
@@ -131,7 +131,9 @@ async fn blocking<T: Send + 'static>(
     request: impl FnOnce() -> Result<T, SendError> + Send + 'static,
 ) -> Result<T, SendError> {
     let ended = tokio::task::spawn_blocking(request).await;
-    ended.unwrap_or_else(|_| Err(SendError::NoResponse("the program panicked while it sent the request".into())))
+    ended.unwrap_or_else(|e| {
+        Err(SendError::NoResponse(Described::new("the program panicked while it sent the request", e)))
+    })
 }
 
 fn send(agent: &Agent, endpoint: &Endpoint, request: &Request) -> Result<u16, SendError> {
@@ -143,7 +145,7 @@ fn send(agent: &Agent, endpoint: &Endpoint, request: &Request) -> Result<u16, Se
         .header("webhook-timestamp", timestamp.to_string())
         .header("webhook-signature", signature(&endpoint.key, &request.id, timestamp, &request.body))
         .send(request.body.as_bytes());
-    let mut response = sent.map_err(|e| no_response(&e))?;
+    let mut response = sent.map_err(no_response)?;
     let status = response.status();
     // What cannot be read is not needed; reading to the end lets the connection be used again.
     let mut body = Vec::new();
@@ -161,8 +163,8 @@ fn send(agent: &Agent, endpoint: &Endpoint, request: &Request) -> Result<u16, Se
     Err(SendError::Refused { status: status.as_u16(), said })
 }
 
-fn no_response(error: &ureq::Error) -> SendError {
-    SendError::NoResponse(error_text(error) + certificates::hint(error))
+fn no_response(error: ureq::Error) -> SendError {
+    SendError::NoResponse(Described::new(error_text(&error) + certificates::hint(&error), error))
 }
 
 /// The beginning of a response on one line, in quotes.

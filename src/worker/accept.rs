@@ -5,25 +5,32 @@
 //!
 //! [`Intake`] always holds the present state. The state changes to paused or lost before consuming stops.
 
+mod connection;
+#[cfg(test)]
+pub(super) mod fake;
+mod rabbitmq;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Delivery;
-use crate::broker::{BrokerError, RESPONSE_TIMEOUT, Topology, connect, depth, with_timeout};
-use crate::config::SecretUrl;
+use crate::broker::{BrokerError, RESPONSE_TIMEOUT, Topology};
 use crate::job::Lane;
 use crate::life::Dependency;
 use crate::retry::Delays;
 use crate::telemetry::intake::{Intake, IntakeState};
 use crate::telemetry::metrics;
+pub use connection::{CloseReason, DeliveryBroker, DrainingConnection};
+use connection::{ConsumingConnection, Deliveries};
+pub use rabbitmq::RabbitMq;
 
 /// A consumer that gets nothing for this long while messages wait is silent: the connection is replaced.
 const SILENT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,26 +39,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Time between measurements of the queues' depths.
 const QUEUE_DEPTH_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A connection whose consumers are cancelled. Its channels stay open until every delivery is settled: lapin closes a
-/// channel when its last handle is dropped, and later acknowledgements on it would be lost.
-pub struct DrainingConnection {
-    connection: Connection,
-    channels: Vec<(Lane, Channel)>,
-}
-
-impl DrainingConnection {
-    /// Closes the connection once every delivery is settled.
-    pub async fn close(self) {
-        if let Err(e) = with_timeout("closing", self.connection.close(200, "drained".into())).await {
-            tracing::debug!(error = %e, "closing the consuming connection failed");
-        }
-        drop(self.channels);
-    }
-}
-
 /// Consumes both lanes.
-pub struct Acceptor {
-    pub url: SecretUrl,
+pub struct Acceptor<B> {
+    pub broker: B,
     pub topology: Topology,
     /// Unsettled deliveries per lane.
     pub prefetch: u16,
@@ -62,22 +52,12 @@ pub struct Acceptor {
     pub stop: CancellationToken,
 }
 
-impl Acceptor {
-    /// Connects and declares the topology. A worker does not start before this has worked.
-    ///
-    /// # Errors
-    /// When the broker cannot be reached or refuses the login, or a queue exists with other arguments.
-    pub async fn open(&self) -> Result<Connection, BrokerError> {
-        let connection = connect(&self.url, "consuming").await?;
-        self.topology.declare(&connection).await?;
-        Ok(connection)
-    }
-
+impl<B: DeliveryBroker> Acceptor<B> {
     /// Passes deliveries to `take` until the worker drains, and reconnects as often as needed. `in_flight` returns the number
     /// of unsettled deliveries of a lane. Returns the connection on which the remaining deliveries are settled.
     pub async fn run(
         mut self,
-        first: Connection,
+        first: Box<dyn ConsumingConnection>,
         take: impl Fn(Delivery),
         in_flight: impl Fn(Lane) -> usize,
     ) -> Option<DrainingConnection> {
@@ -86,19 +66,19 @@ impl Acceptor {
         loop {
             let opened = match connection.take() {
                 Some(connection) => Ok(connection),
-                None => self.open().await,
+                None => self.broker.open().await,
             };
             let lost = match opened {
                 Ok(connection) => {
                     let began = Instant::now();
-                    match self.consume(&connection, &take, &in_flight).await {
-                        Ok(channels) => return Some(DrainingConnection { connection, channels }),
+                    match self.consume(connection.as_ref(), &take, &in_flight).await {
+                        Ok(()) => return Some(DrainingConnection::of(connection)),
                         Err(e) => {
                             // A connection that held for a while was good, so the next delay is short again.
                             if began.elapsed() > SILENT_CONSUMER_TIMEOUT {
                                 delays.reset();
                             }
-                            close_in_background(connection);
+                            drop(tokio::spawn(async move { connection.close(CloseReason::Lost).await }));
                             e
                         }
                     }
@@ -115,10 +95,10 @@ impl Acceptor {
     /// Consumes on one connection until the worker drains, and meanwhile measures the queues' depths.
     async fn consume(
         &mut self,
-        connection: &Connection,
+        connection: &dyn ConsumingConnection,
         take: &impl Fn(Delivery),
         in_flight: &impl Fn(Lane) -> usize,
-    ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
+    ) -> Result<(), BrokerError> {
         let queues = [self.topology.lane(Lane::Live), self.topology.lane(Lane::Backfill), self.topology.dead()];
         tokio::select! {
             ended = self.consume_when_healthy(connection, take, in_flight) => ended,
@@ -129,56 +109,42 @@ impl Acceptor {
     /// Consumes whenever no dependency is broken.
     async fn consume_when_healthy(
         &mut self,
-        connection: &Connection,
+        connection: &dyn ConsumingConnection,
         take: &impl Fn(Delivery),
         in_flight: &impl Fn(Lane) -> usize,
-    ) -> Result<Vec<(Lane, Channel)>, BrokerError> {
-        let mut channels = Vec::new();
-        for lane in Lane::ALL {
-            let channel = with_timeout("opening a channel", connection.create_channel()).await?;
-            // Set for each consumer: quorum queues refuse a limit for the whole channel.
-            with_timeout("setting the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
-            channels.push((lane, channel));
-        }
+    ) -> Result<(), BrokerError> {
         let mut turn = 0;
         while !self.stop.is_cancelled() {
             if self.broken.borrow_and_update().is_empty() {
                 turn += 1;
-                self.consume_until_paused(connection, &channels, turn, take, in_flight).await?;
+                self.consume_until_paused(connection, turn, take, in_flight).await?;
             } else {
                 self.set_paused();
                 tokio::select! {
                     () = self.stop.cancelled() => {}
                     _ = self.broken.changed() => {}
-                    () = tokio::time::sleep(CHECK_INTERVAL) => check_open(connection, &channels)?,
+                    () = tokio::time::sleep(CHECK_INTERVAL) => check_open(connection)?,
                 }
             }
         }
-        Ok(channels)
+        Ok(())
     }
 
     /// Consumes both lanes until intake pauses or the worker drains. Then the consumers are cancelled, and what was on its
-    /// way is taken too. `turn` counts the calls. The channels stay open, because the deliveries are acknowledged on them.
+    /// way is taken too. `turn` counts the calls.
     async fn consume_until_paused(
         &self,
-        connection: &Connection,
-        channels: &[(Lane, Channel)],
+        connection: &dyn ConsumingConnection,
         turn: u32,
         take: &impl Fn(Delivery),
         in_flight: &impl Fn(Lane) -> usize,
     ) -> Result<(), BrokerError> {
         // A tag is used once: RabbitMQ 3.10 closes the connection if a cancelled one is used again on its channel.
         let tag = |lane: Lane| format!("pixwarden.{lane}.{turn}");
-        let mut consumers = Vec::new();
-        for (lane, channel) in channels {
-            let options = BasicConsumeOptions::default();
-            let queue = self.topology.lane(*lane).as_str().into();
-            let request = channel.basic_consume(queue, tag(*lane).as_str().into(), options, FieldTable::default());
-            consumers.push((*lane, with_timeout("consuming", request).await?));
-        }
+        let mut live = connection.consume(Lane::Live, &tag(Lane::Live)).await?;
+        let mut backfill = connection.consume(Lane::Backfill, &tag(Lane::Backfill)).await?;
         self.intake.set_state(IntakeState::Consuming);
         tracing::info!(prefetch = self.prefetch, "consuming");
-        let [(live, from_live), (backfill, from_backfill)] = &mut consumers[..] else { return Ok(()) };
         let mut broken = self.broken.clone();
         let mut last = [Instant::now(); 2];
         let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -187,10 +153,10 @@ impl Acceptor {
                 biased;
                 () = self.stop.cancelled() => break,
                 () = async { drop(broken.wait_for(|broken| !broken.is_empty()).await) } => break,
-                delivery = from_live.next() => (*live, delivery),
-                delivery = from_backfill.next() => (*backfill, delivery),
+                delivery = live.next() => (Lane::Live, delivery),
+                delivery = backfill.next() => (Lane::Backfill, delivery),
                 _ = check.tick() => {
-                    check_open(connection, channels)?;
+                    check_open(connection)?;
                     for (lane, last) in Lane::ALL.into_iter().zip(&mut last) {
                         if last.elapsed() > SILENT_CONSUMER_TIMEOUT && in_flight(lane) < usize::from(self.prefetch) {
                             self.check_not_silent(connection, lane).await?;
@@ -201,16 +167,16 @@ impl Acceptor {
                 }
             };
             last[usize::from(lane == Lane::Backfill)] = Instant::now();
-            take(Delivery::from_broker(lane, received(delivery)?));
+            // Without a request from here, only the broker ends a stream.
+            take(delivery.unwrap_or(Err(BrokerError::ConsumerCancelled))?);
         }
         self.set_paused();
-        for (lane, channel) in channels {
-            let cancel = channel.basic_cancel(tag(*lane).as_str().into(), BasicCancelOptions::default());
-            with_timeout("cancelling", cancel).await?;
+        for lane in Lane::ALL {
+            connection.cancel(lane, &tag(lane)).await?;
         }
-        for (lane, mut consumer) in consumers {
-            while let Some(delivery) = next_before_end(&mut consumer).await {
-                take(Delivery::from_broker(lane, received(Some(delivery))?));
+        for mut deliveries in [live, backfill] {
+            while let Some(delivery) = next_before_end(&mut deliveries).await {
+                take(delivery?);
             }
         }
         Ok(())
@@ -225,55 +191,35 @@ impl Acceptor {
     }
 
     /// Fails if messages wait: the consumer has got none for a while, although it had room.
-    async fn check_not_silent(&self, connection: &Connection, lane: Lane) -> Result<(), BrokerError> {
+    async fn check_not_silent(&self, connection: &dyn ConsumingConnection, lane: Lane) -> Result<(), BrokerError> {
         let queue = self.topology.lane(lane);
-        match depth(connection, &queue).await? {
-            Some((messages, _)) if messages > 0 => Err(BrokerError::ConsumerSilent { queue, messages }),
+        match connection.ready_messages(&queue).await? {
+            Some(messages) if messages > 0 => Err(BrokerError::ConsumerSilent { queue, messages }),
             _ => Ok(()),
         }
     }
 }
 
 /// Measures the number of ready messages in each queue. After a failure the last value stays.
-async fn poll_queue_depths(connection: &Connection, queues: &[String]) -> Infallible {
+async fn poll_queue_depths(connection: &dyn ConsumingConnection, queues: &[String]) -> Infallible {
     let mut ticks = tokio::time::interval(QUEUE_DEPTH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         for queue in queues {
-            match depth(connection, queue).await {
-                Ok(seen) => metrics::set_queue_depth(queue, seen.map_or(0, |(messages, _)| messages)),
+            match connection.ready_messages(queue).await {
+                Ok(messages) => metrics::set_queue_depth(queue, messages.unwrap_or_default()),
                 Err(e) => tracing::debug!(error = %e, queue, "queue depth not measured"),
             }
         }
     }
 }
 
-fn received(
-    delivery: Option<lapin::Result<lapin::message::Delivery>>,
-) -> Result<lapin::message::Delivery, BrokerError> {
-    match delivery {
-        Some(Ok(delivery)) => Ok(delivery),
-        Some(Err(e)) => Err(e.into()),
-        None => Err(BrokerError::ConsumerCancelled),
-    }
-}
-
 /// The next delivery of a cancelled consumer, until its stream ends.
-async fn next_before_end(consumer: &mut Consumer) -> Option<lapin::Result<lapin::message::Delivery>> {
-    tokio::time::timeout(RESPONSE_TIMEOUT, consumer.next()).await.unwrap_or(None)
+async fn next_before_end(deliveries: &mut Deliveries) -> Option<Result<Delivery, BrokerError>> {
+    tokio::time::timeout(RESPONSE_TIMEOUT, deliveries.next()).await.unwrap_or(None)
 }
 
-fn check_open(connection: &Connection, channels: &[(Lane, Channel)]) -> Result<(), BrokerError> {
-    let open = connection.status().connected() && channels.iter().all(|(_, channel)| channel.status().connected());
-    if open { Ok(()) } else { Err(BrokerError::ConnectionClosed) }
-}
-
-/// Closes a failed connection without waiting for it.
-fn close_in_background(connection: Connection) {
-    drop(tokio::spawn(async move {
-        if let Err(e) = with_timeout("closing", connection.close(320, "lost".into())).await {
-            tracing::debug!(error = %e, "closing a lost connection failed");
-        }
-    }));
+fn check_open(connection: &dyn ConsumingConnection) -> Result<(), BrokerError> {
+    if connection.is_open() { Ok(()) } else { Err(BrokerError::ConnectionClosed) }
 }

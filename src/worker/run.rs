@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::accept::{Acceptor, DrainingConnection};
+use super::accept::{Acceptor, DeliveryBroker, DrainingConnection, RabbitMq};
 use super::drift::DriftMonitor;
 use super::publish::EventPublisher;
 use super::settle::Settler;
@@ -121,14 +121,14 @@ pub async fn run_on(
     let stop = CancellationToken::new();
     let health = Health::new(fetcher.addresses());
     let acceptor = Acceptor {
-        url: queue.clone(),
+        broker: RabbitMq { url: queue.clone(), topology: topology.clone(), prefetch },
         topology: topology.clone(),
         prefetch,
         broken: health.watch(),
         intake: intake.clone(),
         stop: stop.clone(),
     };
-    let connection = acceptor.open().await?;
+    let connection = acceptor.broker.open().await?;
 
     // Its end harms no job, so nothing waits for it.
     let drift =

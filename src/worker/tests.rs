@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::accept::fake::{FakeConnection, Request, TestEnd};
+use super::accept::{CloseReason, DrainingConnection};
 use super::run::{RunningWorker, WorkerParts};
 use super::settle::{Settlement, Settler};
 use super::{Delivery, WorkerError};
@@ -254,6 +256,9 @@ struct World {
     deliveries: mpsc::UnboundedSender<Delivery>,
     in_flight: Box<dyn Fn(Lane) -> usize + Send>,
     intake: Intake,
+    health: Health,
+    /// The connection that delivers, from the worker's start to its end.
+    connection: TestEnd,
     /// While it is locked, no delivery is acknowledged.
     acknowledging: Arc<tokio::sync::Mutex<()>>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -282,9 +287,10 @@ impl World {
         let publisher: Arc<dyn MessagePublisher> = broker.clone();
         let stop = CancellationToken::new();
         let fetcher = Fetcher::on(Box::new(Arc::clone(&store)), &config);
+        let health = Health::new(fetcher.addresses());
         let running = RunningWorker::start(WorkerParts {
             ledger: Arc::clone(&ledger),
-            health: Health::new(fetcher.addresses()),
+            health: health.clone(),
             fetcher,
             screen: Screen::with_fake_session(&config, fake_outputs),
             policies: PolicySet::resolve(&config, &Screen::fake_detectors(&config), true).unwrap(),
@@ -299,11 +305,12 @@ impl World {
         });
         let (deliveries, mut received) = mpsc::unbounded_channel();
         let (take, in_flight, intake) = (running.intake(), Box::new(running.in_flight()), Intake::default());
+        let (draining, connection) = FakeConnection::new();
         let accepting = tokio::spawn(async move {
             while let Some(Some(delivery)) = stop.run_until_cancelled(received.recv()).await {
                 take(delivery);
             }
-            None
+            Some(DrainingConnection::of(Box::new(draining)))
         });
         let (shutdown, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(running.run(accepting, intake.clone(), async { drop(stopped.await) }));
@@ -315,6 +322,8 @@ impl World {
             deliveries,
             in_flight,
             intake,
+            health,
+            connection,
             acknowledging: Arc::default(),
             shutdown: Some(shutdown),
             running,
@@ -616,6 +625,23 @@ async fn a_row_that_the_ledger_refuses_fails_alone() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_refuses_every_verdict_is_broken_and_no_job_fails_of_it() {
+    let world = World::with(|config| config.worker.attempts = 1).await;
+    let direct = world.direct().await;
+    let trigger = "CREATE TRIGGER refusal BEFORE INSERT ON verdicts BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    sqlx::query(trigger).execute(&direct).await.unwrap();
+    world.put("image", png(0, 0, 0));
+    let mut settlement = world.deliver(job("image"));
+    world.until("the ledger is known to be broken", async || world.health.first_pausing().is_some()).await;
+    sqlx::query("DROP TRIGGER refusal").execute(&direct).await.unwrap();
+    direct.close().await;
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    let verdict = world.verdict("image").await.unwrap();
+    assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+    assert!(world.dead_letters().is_empty());
+}
+
+#[tokio::test]
 async fn a_ledger_that_refuses_every_record_of_a_screening_costs_no_attempt() {
     let world = World::with(|config| config.worker.attempts = 1).await;
     let direct = world.direct().await;
@@ -663,6 +689,25 @@ async fn a_broken_store_costs_no_attempt() {
     assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
     let verdict = world.verdict("image").await.unwrap();
     assert_eq!((verdict.judgement.outcome, verdict.attempts), (Outcome::Passed, 1));
+}
+
+#[tokio::test]
+async fn the_consuming_connection_is_closed_after_the_last_delivery_is_settled() {
+    let mut world = World::new().await;
+    world.put("slow", slow(7));
+    let mut settlement = world.deliver(job("slow"));
+    world.until("the job is screened", async || SLOW_RUNS.lock().unwrap().contains_key(&7)).await;
+    drop(world.shutdown.take());
+    world.until("the worker drains", async || world.intake.state() == IntakeState::Draining).await;
+    // The worker's tasks run in turn with this one: what they can do now is done.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.connection.requests(), [], "a delivery is not settled yet");
+    release(7);
+    assert_eq!(settled(&mut settlement).await, Settled::Acknowledged);
+    assert_eq!(world.connection.request().await, Request::Close(CloseReason::Drained));
+    (&mut world.running).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -1231,6 +1276,33 @@ async fn a_suspect_that_waits_for_its_turn_is_returned_by_a_worker_that_drains()
     release(5);
     assert_eq!(settled(&mut first).await, Settled::Acknowledged);
     assert_eq!(world.starts_alone("second").await, Some(0), "it was not begun alone");
+}
+
+#[tokio::test]
+async fn suspects_that_wait_for_their_turn_keep_no_fresh_job_out() {
+    // Two objects may be in memory at the same time: one in the decoder, and one that is downloaded.
+    let world = World::with(|config| config.storage.downloads = 1).await;
+    let suspects = ["first", "second", "third", "fourth"];
+    for key in suspects {
+        world.put(key, slow(6));
+        assert!(world.ledger.begin_in_company(verdict_id(key), Uuid::new_v4()).await.unwrap());
+    }
+    world.put("text", Stored::Bytes(b"not an image".to_vec()));
+    let mut settlements = vec![world.deliver(job("first").redelivered())];
+    world.until("the first is screened", async || SLOW_RUNS.lock().unwrap().contains_key(&6)).await;
+    settlements.extend(suspects[1..].iter().map(|key| world.deliver(job(key).redelivered())));
+    // Each waiting suspect was fetched once, and then made room for the next one.
+    world.until("the others were fetched", async || world.store.opened.load(Ordering::SeqCst) == 4).await;
+    let fresh = message(json!({"id": "fresh", "image": "s3://uploads/text"}));
+    assert_eq!(world.settle(fresh).await, Settled::Acknowledged);
+    assert!(settlements.iter_mut().all(|settlement| settlement.try_recv().is_err()), "no suspect was screened yet");
+    release(6);
+    for settlement in &mut settlements {
+        assert_eq!(settled(settlement).await, Settled::Acknowledged);
+    }
+    for key in suspects {
+        assert_eq!(world.verdict(key).await.unwrap().judgement.outcome, Outcome::Passed, "{key}");
+    }
 }
 
 #[tokio::test]

@@ -34,15 +34,15 @@ fn session(block: &str) -> (Vec<String>, &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_python_program_that_waits_for_replies_prints_what_the_guide_shows() {
+/// The program of `docs/guide/replies.md` in this language prints what stands behind it.
+async fn prints_what_the_guide_shows(language: &str, start: [&str; 2], program: Command, lab: &mut Lab) {
     let text = include_str!("../../docs/guide/replies.md");
-    let program = blocks(text, "python").pop_front().unwrap();
-    let (command, expected) = session(blocks(text, "text").pop_front().unwrap());
-    assert_eq!(command[..2], ["python", "screen.py"]);
+    let (_, section) = text.split_once(&format!("\n```{language}\n")).unwrap();
+    let (code, rest) = section.split_once("```").unwrap();
+    let (command, expected) = session(blocks(rest, "text").pop_front().unwrap());
+    assert_eq!(command[..2], start);
 
     // As in the guide: the bundled detector, and the samples in the bucket `uploads`.
-    let mut lab = Lab::new().await;
     lab.detectors = format!("{:?}", concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifake-32"));
     let objects = lab.folder.path().join("objects");
     std::fs::create_dir_all(objects.join("uploads/samples")).unwrap();
@@ -54,10 +54,10 @@ async fn the_python_program_that_waits_for_replies_prints_what_the_guide_shows()
     let _worker = lab.started_worker().await;
 
     // Every test has its own exchange. Nothing else is changed.
-    assert_eq!(program.matches("\"pixwarden.jobs\"").count(), 1);
-    let program = program.replace("\"pixwarden.jobs\"", &format!("{:?}", lab.topology.jobs()));
-    std::fs::write(lab.folder.path().join("screen.py"), program).unwrap();
-    let mut screen = Command::new(service("TEST_PYTHON"));
+    assert_eq!(code.matches("\"pixwarden.jobs\"").count(), 1);
+    let code = code.replace("\"pixwarden.jobs\"", &format!("{:?}", lab.topology.jobs()));
+    std::fs::write(lab.folder.path().join(start[1]), code).unwrap();
+    let mut screen = program;
     screen
         .args(&command[1..])
         .current_dir(lab.folder.path())
@@ -65,6 +65,29 @@ async fn the_python_program_that_waits_for_replies_prints_what_the_guide_shows()
         .kill_on_drop(true);
     let printed = Ended::of(screen).await.expect_ok();
     assert_eq!(printed.stdout, expected, "{}", printed.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_program_that_waits_for_replies_prints_what_the_guide_shows() {
+    let (mut lab, python) = (Lab::new().await, Command::new(service("TEST_PYTHON")));
+    prints_what_the_guide_shows("python", ["python", "screen.py"], python, &mut lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_program_that_waits_for_replies_prints_what_the_guide_shows() {
+    let (mut lab, node) = (Lab::new().await, Command::new(service("TEST_NODE")));
+    // An `import` looks for packages beside the program.
+    std::os::unix::fs::symlink(service("TEST_NODE_MODULES"), lab.folder.path().join("node_modules")).unwrap();
+    prints_what_the_guide_shows("js", ["node", "screen.mjs"], node, &mut lab).await;
+}
+
+#[test]
+fn the_guide_names_the_release_of_amqplib_that_is_tested() {
+    let package: serde_json::Value = serde_json::from_str(include_str!("../guide/package.json")).unwrap();
+    let version = package["dependencies"]["amqplib"].as_str().unwrap();
+    let (release, _) = version.rsplit_once('.').unwrap();
+    let named = format!("[amqplib](https://www.npmjs.com/package/amqplib) {release} (");
+    assert!(include_str!("../../docs/guide/replies.md").contains(&named), "{version}");
 }
 
 /// The rows of a table that has these columns: the cells without their backquotes.

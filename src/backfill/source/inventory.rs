@@ -101,7 +101,7 @@ async fn open(
     let read = file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text);
     read.map_err(|error| SourceError::File { location: location.clone(), error })?;
     let manifest: InventoryManifest = serde_json::from_slice(&text)
-        .map_err(|e| location.invalid(format!("not the manifest.json of an S3 Inventory: {e}")))?;
+        .map_err(|error| SourceError::NotAnInventory { location: location.clone(), error })?;
     if manifest.file_format != "CSV" {
         let what =
             format!("the inventory has the format {}\n  hint: configure S3 to write it as CSV", manifest.file_format);

@@ -8,7 +8,8 @@ use std::io;
 use cap_std::fs::{Dir, Metadata};
 use futures_util::stream::BoxStream;
 
-use super::{Folder, KeyRange, ListedObject, StoreError, classify_error, is_plain, listed};
+use super::{Folder, KeyRange, ListedObject, StoreError, classify_error, failed, is_plain, listed};
+use crate::error_text::Described;
 use crate::offload::{self, ItemSink, ReceiverDropped};
 
 /// Lists on a separate thread.
@@ -59,11 +60,12 @@ impl Walk<'_> {
 
     /// Lists a subfolder. It may have been removed since its name was read.
     fn below(&self, path: &str, opened: io::Result<Dir>) -> Result<(), WalkEnd> {
-        match opened.map_err(|e| classify_error(&e)) {
+        match opened.map_err(classify_error) {
             Ok(dir) => self.folder(&dir, path),
             Err(StoreError::Missing(_)) => Ok(()),
             Err(StoreError::Denied(why)) => {
-                Err(StoreError::Denied(format!("cannot list the folder {path}: {why}")).into())
+                let text = format!("cannot list the folder {path}: {why}");
+                Err(StoreError::Denied(Described::new(text, why)).into())
             }
             Err(other) => Err(other.into()),
         }
@@ -71,7 +73,7 @@ impl Walk<'_> {
 
     /// Lists a folder whose keys begin with `path`, which is empty or ends with a slash.
     fn folder(&self, dir: &Dir, path: &str) -> Result<(), WalkEnd> {
-        let failed = |e: io::Error| StoreError::Unclear(format!("cannot list the folder /{path}: {e}"));
+        let failed = |e: io::Error| StoreError::Unclear(failed(&format!("cannot list the folder /{path}"), e));
         let mut keys = Vec::new();
         for entry in dir.entries().map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -116,7 +118,7 @@ impl Walk<'_> {
         let found = match found {
             // Removed since its name was read.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            found => found.map_err(|e| classify_error(&e))?,
+            found => found.map_err(classify_error)?,
         };
         Ok(self.sink.put(listed(&self.range.bucket, key, &found))?)
     }
