@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::job::event::{self, EventContext};
 use crate::job::{ImageRef, Judgement, Outcome, RevisionCause, Verdict, verdict_id};
 use crate::ledger::{
-    Decide, Decided, Decision, DecisionAction, DecisionEffect, Event, ItemKind, Ledger, LedgerError, Report, Revise,
-    StoredVerdict,
+    Decide, Decided, Decision, DecisionAction, DecisionEffect, Event, ItemKind, Ledger, LedgerError,
+    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict,
 };
 use crate::policy::decided::{Answer, decide};
 use crate::policy::is_category;
@@ -42,6 +42,9 @@ pub enum ReviewError {
     /// There is no verdict on what was reported.
     #[error("the ledger has no verdict on {0}")]
     UnknownImage(String),
+    /// So many reports wait that another one changes nothing.
+    #[error("{MAX_WAITING_REPORTS} reports of the kind `{}` on the image wait for a decision; report it again after that", .0.as_str())]
+    TooManyReports(ItemKind),
 }
 
 /// A person decides.
@@ -60,6 +63,9 @@ pub struct DecisionRequest {
     pub note: Option<String>,
     /// Decisions that were made together.
     pub batch: Option<Uuid>,
+    /// The last report that the person has seen. Later ones keep the item open. Without it, those count as seen that were
+    /// made before the person claimed the item, or all where the person has not claimed it.
+    pub last_report: Option<Uuid>,
 }
 
 /// What a report is about.
@@ -101,7 +107,7 @@ impl Reviewing<'_> {
         let reviews = self.ledger.reviews()?;
         let Some(stored) = self.ledger.read_verdict(request.verdict).await? else { return Ok(Decided::Missing) };
         if stored.revision.number != request.revision {
-            return Ok(Decided::Stale(Box::new(stored)));
+            return Ok(self.stale(request, Box::new(stored)).await?);
         }
         let effect = match request.action {
             DecisionAction::Escalate => DecisionEffect::Escalate,
@@ -117,7 +123,25 @@ impl Reviewing<'_> {
         // What is restricted is announced at once.
         let is_restricted = stored.verdict.judgement.is_restricted();
         let event_delay = if is_restricted { Duration::ZERO } else { self.undo_window() };
-        Ok(reviews.decide(&Decide { decision: request.decision(), effect, event_delay }).await?)
+        let last_report = request.last_report;
+        match reviews.decide(&Decide { decision: request.decision(), effect, last_report, event_delay }).await? {
+            Decided::Stale(present) => Ok(self.stale(request, present).await?),
+            decided => Ok(decided),
+        }
+    }
+
+    /// Why a decision meets another revision: most often another person was faster, but it may be the revision that this
+    /// decision has made itself, whose answer was lost.
+    async fn stale(&self, request: &DecisionRequest, present: Box<StoredVerdict>) -> Result<Decided, LedgerError> {
+        let made = self.ledger.reviews()?.decisions_on(request.verdict).await?;
+        let makes_revision = !matches!(request.action, DecisionAction::Escalate | DecisionAction::Skip);
+        Ok(match made.iter().any(|made| request.is_recorded_as(made)) {
+            true if makes_revision && present.revision.number == request.revision + 1 => {
+                Decided::Repeated { revision: present.revision.number }
+            }
+            true => Decided::Overtaken(present),
+            false => Decided::Stale(present),
+        })
     }
 
     /// Records a report, and opens an item. Returns the verdict that it is about.
@@ -140,7 +164,11 @@ impl Reviewing<'_> {
             due_at: request.due_at,
             made_at: OffsetDateTime::now_utc(),
         };
-        if reviews.report(&report).await? { Ok(report) } else { Err(unknown()) }
+        match reviews.report(&report).await? {
+            Reported::Recorded => Ok(report),
+            Reported::Missing => Err(unknown()),
+            Reported::TooMany => Err(ReviewError::TooManyReports(report.kind)),
+        }
     }
 
     /// The verdict on what is reported; of an image the latest one.
@@ -267,6 +295,12 @@ impl DecisionRequest {
         check_text("note", self.note.as_ref(), MAX_NOTE)
     }
 
+    /// Whether a decision says the same of the same state, by the same person.
+    fn is_recorded_as(&self, made: &Decision) -> bool {
+        (made.verdict, made.revision, &made.actor) == (self.verdict, self.revision, &self.actor)
+            && (made.action, &made.category) == (self.action, &self.category)
+    }
+
     fn decision(&self) -> Decision {
         Decision {
             id: Uuid::new_v4(),
@@ -347,6 +381,7 @@ mod tests {
             category: None,
             note: None,
             batch: None,
+            last_report: None,
         }
     }
 

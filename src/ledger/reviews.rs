@@ -171,7 +171,7 @@ pub struct ReviewItem {
 pub struct ItemWithVerdict {
     pub item: ReviewItem,
     pub stored: StoredVerdict,
-    /// The reports that wait for a decision, oldest first.
+    /// The reports that wait for a decision, oldest first: those since the item was opened.
     pub reports: Vec<Report>,
 }
 
@@ -290,6 +290,9 @@ pub struct Decide {
     /// Its `at` is set by the ledger.
     pub decision: Decision,
     pub effect: DecisionEffect,
+    /// The last report that the person has seen. What was reported later waits for another decision. Without it, a decision
+    /// answers what was reported before the person claimed the item, or without a claim everything.
+    pub last_report: Option<Uuid>,
     /// How long the event waits, so that the decision can be undone.
     pub event_delay: Duration,
 }
@@ -314,10 +317,17 @@ pub enum DecisionEffect {
 pub enum Decided {
     /// It was recorded. The verdict has this revision now.
     Done { revision: u32, event: Option<Event> },
+    /// This person has decided just this before: the answer was lost. Nothing was recorded twice, and no later revision has
+    /// come.
+    Repeated { revision: u32 },
     /// The verdict is not at the expected revision. This is its state now.
     Stale(Box<StoredVerdict>),
+    /// As [`Decided::Stale`]. The same decision of this person was recorded before that.
+    Overtaken(Box<StoredVerdict>),
     /// There is no verdict of this id.
     Missing,
+    /// The last report that the person has seen is not about this verdict.
+    UnknownReport,
     /// Another person has claimed it until then.
     Claimed { actor: String, until: OffsetDateTime },
     /// It was appealed against a decision of this person.
@@ -328,6 +338,20 @@ pub enum Decided {
     NothingToUndo,
     /// The event of the decision has left.
     TooLate,
+}
+
+/// The most reports on a verdict that wait for a decision, of each kind. Otherwise one image could fill the ledger, and its item
+/// every page.
+pub const MAX_WAITING_REPORTS: u32 = 100;
+
+/// The result of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reported {
+    Recorded,
+    /// There is no such verdict.
+    Missing,
+    /// [`MAX_WAITING_REPORTS`] of this kind wait for a decision, so that nothing was recorded.
+    TooMany,
 }
 
 /// A report, an appeal or a legal request.
@@ -394,11 +418,12 @@ pub trait Reviews: Send + Sync {
     /// Gives those of some items back to the queue that a person has and that are selected, and returns their number.
     async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError>;
 
-    /// Records a decision with everything that it does, in one transaction.
+    /// Records a decision with everything that it does, in one transaction. Reports that the person has not seen keep an item
+    /// open.
     async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError>;
 
-    /// Records a report and opens an item, or adds to the one that is open; false where there is no such verdict.
-    async fn report(&self, report: &Report) -> Result<bool, LedgerError>;
+    /// Records a report and opens an item, or adds to the one that is open.
+    async fn report(&self, report: &Report) -> Result<Reported, LedgerError>;
 
     /// The verdict on equal bytes under the same policy about which a person has decided last, since a time.
     async fn find_decided(

@@ -20,8 +20,8 @@ use crate::ledger::columns::{LockedVerdict, revision_number};
 use crate::ledger::reviews::{LEGAL_RANK, OpenItem};
 use crate::ledger::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, Event, ItemFilter,
-    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, Position, Report, ReviewItem, Reviews, Revise,
-    StoredVerdict,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, MAX_WAITING_REPORTS, Position, Report, Reported,
+    ReviewItem, Reviews, Revise, StoredVerdict,
 };
 use crate::retry;
 
@@ -41,6 +41,13 @@ macro_rules! queue_order {
     };
 }
 
+/// What an item has that no person holds.
+macro_rules! no_claim {
+    () => {
+        "claimed_by = NULL, claimed_at = NULL, lease_until = NULL"
+    };
+}
+
 macro_rules! decision_columns {
     () => {
         "SELECT decision.id, decision.verdict_id, decision.revision, decision.actor, decision.action, decision.category,
@@ -51,7 +58,9 @@ macro_rules! decision_columns {
 
 macro_rules! report_columns {
     () => {
-        "SELECT id, verdict_id, kind, category, note, reporter, reference, due_at, made_at FROM reports"
+        "SELECT report.id, report.verdict_id, report.kind, report.category, report.note, report.reporter, report.reference,
+             report.due_at, report.made_at
+         FROM reports AS report"
     };
 }
 
@@ -239,31 +248,37 @@ impl Reviews for Postgres {
         among: &ItemFilter,
     ) -> Result<Vec<Uuid>, LedgerError> {
         let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
-        self.run(RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut query =
-                    QueryBuilder::new("UPDATE review_items AS item SET lease_until = now() + make_interval(secs => ");
-                query.push_bind(lease.as_secs_f64()).push(") WHERE item.lease_until > now()");
-                push_held(&mut query, actor, items, &among);
-                query.push(" RETURNING item.id");
-                query.build_query_scalar().fetch_all(c).await
+        let attempt = || {
+            let (actor, items, among) = (actor.clone(), items.clone(), among.clone());
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                Box::pin(async move {
+                    let mut query = QueryBuilder::new(
+                        "UPDATE review_items AS item SET lease_until = now() + make_interval(secs => ",
+                    );
+                    query.push_bind(lease.as_secs_f64()).push(") WHERE item.lease_until > now()");
+                    push_held(&mut query, actor, items, &among);
+                    query.push(" RETURNING item.id");
+                    query.build_query_scalar().fetch_all(c).await
+                })
             })
-        })
-        .await
+        };
+        retry::retry_briefly(is_contended, attempt).await
     }
 
     async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError> {
         let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
-        self.run(RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut query = QueryBuilder::new(
-                    "UPDATE review_items AS item SET claimed_by = NULL, lease_until = NULL WHERE true",
-                );
-                push_held(&mut query, actor, items, &among);
-                Ok(query.build().execute(c).await?.rows_affected())
+        let attempt = || {
+            let (actor, items, among) = (actor.clone(), items.clone(), among.clone());
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                Box::pin(async move {
+                    let mut query =
+                        QueryBuilder::new(concat!("UPDATE review_items AS item SET ", no_claim!(), " WHERE true"));
+                    push_held(&mut query, actor, items, &among);
+                    Ok(query.build().execute(c).await?.rows_affected())
+                })
             })
-        })
-        .await
+        };
+        retry::retry_briefly(is_contended, attempt).await
     }
 
     async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError> {
@@ -274,7 +289,7 @@ impl Reviews for Postgres {
         retry::retry_briefly(is_contended, attempt).await
     }
 
-    async fn report(&self, report: &Report) -> Result<bool, LedgerError> {
+    async fn report(&self, report: &Report) -> Result<Reported, LedgerError> {
         let attempt = || {
             let report = report.clone();
             self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_report(c, &report).await }))
@@ -318,7 +333,8 @@ impl Reviews for Postgres {
     async fn reports_on(&self, verdict: Uuid) -> Result<Vec<Report>, LedgerError> {
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
-                let query = concat!(report_columns!(), " WHERE verdict_id = $1 ORDER BY made_at, id");
+                let query =
+                    concat!(report_columns!(), " WHERE report.verdict_id = $1 ORDER BY report.made_at, report.id");
                 sqlx::query(query).bind(verdict).fetch_all(c).await?.iter().map(read_report).collect()
             })
         })
@@ -419,7 +435,9 @@ async fn claim_items(c: &mut PgConnection, claim: &Claim) -> Result<Vec<ItemWith
         ),
         claim.count
     ));
-    query.push_bind(claim.actor.clone()).push(", lease_until = now() + make_interval(secs => ");
+    // After the item was locked: a report that came before is among those that are read next.
+    query.push_bind(claim.actor.clone());
+    query.push(", claimed_at = clock_timestamp(), lease_until = now() + make_interval(secs => ");
     query.push_bind(claim.lease.as_secs_f64());
     query.push(concat!(") FROM free WHERE item.id = free.id RETURNING ", item_columns!()));
     let rows = query.build().fetch_all(&mut *c).await?;
@@ -443,19 +461,18 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
         let stored = read_verdict_row(row)?;
         verdicts.insert(stored.verdict.id, stored);
     }
-    let reported: Vec<Uuid> =
-        items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| item.verdict).collect();
+    let reported: (Vec<Uuid>, Vec<OffsetDateTime>) =
+        items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| (item.verdict, item.opened_at)).unzip();
     let mut reports: Vec<Report> = Vec::new();
-    if !reported.is_empty() {
-        // What came before the last decision was answered by it.
+    if !reported.0.is_empty() {
+        // What is older was answered: the decision has closed the item that the report had opened.
         let query = concat!(
             report_columns!(),
-            " AS report WHERE verdict_id = ANY($1) AND NOT EXISTS (
-                  SELECT FROM decisions WHERE decisions.verdict_id = report.verdict_id AND at >= made_at
-                      AND action IN ('flag', 'clear', 'uphold'))
-              ORDER BY made_at, id"
+            " JOIN UNNEST($1::uuid[], $2::timestamptz[]) AS open (verdict_id, opened_at)
+                  ON open.verdict_id = report.verdict_id AND report.made_at >= open.opened_at
+              ORDER BY report.made_at, report.id"
         );
-        let rows = sqlx::query(query).bind(reported).fetch_all(c).await?;
+        let rows = sqlx::query(query).bind(reported.0).bind(reported.1).fetch_all(c).await?;
         reports = rows.iter().map(read_report).collect::<Result<_, _>>()?;
     }
     let with_verdict = |item: ReviewItem| {
@@ -469,23 +486,83 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
 /// The open item of a verdict, as far as a decision needs it.
 struct OpenItemRow {
     id: Uuid,
+    opened_at: OffsetDateTime,
     /// Who has it now, and until when.
     claim: Option<(String, OffsetDateTime)>,
+    /// Who has claimed it last, and when, also where the lease has ended.
+    claimed: Option<(String, OffsetDateTime)>,
     not_for: Vec<String>,
 }
 
 async fn lock_item(c: &mut PgConnection, verdict: Uuid) -> Result<Option<OpenItemRow>, sqlx::Error> {
-    let query = "SELECT id, not_for, claimed_by, lease_until, coalesce(lease_until > now(), false) AS is_claimed
+    let query = "SELECT id, opened_at, not_for, claimed_by, claimed_at, lease_until,
+                     coalesce(lease_until > now(), false) AS is_claimed
                  FROM review_items WHERE verdict_id = $1 AND closed_at IS NULL FOR UPDATE";
     let Some(row) = sqlx::query(query).bind(verdict).fetch_optional(c).await? else { return Ok(None) };
-    let claimed: (Option<String>, Option<OffsetDateTime>) = (row.try_get("claimed_by")?, row.try_get("lease_until")?);
+    let claimed_by: Option<String> = row.try_get("claimed_by")?;
+    let [claimed_at, until]: [Option<OffsetDateTime>; 2] = [row.try_get("claimed_at")?, row.try_get("lease_until")?];
     let is_claimed: bool = row.try_get("is_claimed")?;
-    let claim = claimed.0.zip(claimed.1).filter(|_| is_claimed);
-    Ok(Some(OpenItemRow { id: row.try_get("id")?, claim, not_for: row.try_get("not_for")? }))
+    Ok(Some(OpenItemRow {
+        id: row.try_get("id")?,
+        opened_at: row.try_get("opened_at")?,
+        claim: claimed_by.clone().zip(until).filter(|_| is_claimed),
+        claimed: claimed_by.zip(claimed_at),
+        not_for: row.try_get("not_for")?,
+    }))
+}
+
+/// What an item is opened for: reports that wait for a decision.
+#[derive(Debug)]
+struct ReportsToOpen {
+    /// The kind that weighs most.
+    kind: ItemKind,
+    /// When the first one was made. None where it is made next.
+    since: Option<OffsetDateTime>,
+    due_at: Option<OffsetDateTime>,
+    category: Option<String>,
+    has_appeal: bool,
+}
+
+/// The reports behind an open item that the person who decides has not seen. The inner error is that of a report that is not
+/// about this verdict.
+async fn find_unseen(
+    c: &mut PgConnection,
+    decide: &Decide,
+    item: &OpenItemRow,
+) -> Result<Result<Option<ReportsToOpen>, Decided>, sqlx::Error> {
+    let Decide { decision, last_report, .. } = decide;
+    let seen_up_to = match last_report {
+        Some(report) => {
+            let query = "SELECT made_at FROM reports WHERE id = $1 AND verdict_id = $2";
+            let made_at = sqlx::query_scalar(query).bind(report).bind(decision.verdict).fetch_optional(&mut *c).await?;
+            let Some(made_at) = made_at else { return Ok(Err(Decided::UnknownReport)) };
+            made_at
+        }
+        None => match &item.claimed {
+            Some((actor, claimed_at)) if *actor == decision.actor => *claimed_at,
+            _ => return Ok(Ok(None)),
+        },
+    };
+    // Reports on one verdict are made one after the other, so that no two have the same time.
+    let query = concat!(
+        report_columns!(),
+        " WHERE report.verdict_id = $1 AND report.made_at >= $2 AND report.made_at > $3 ORDER BY report.made_at"
+    );
+    let query = sqlx::query(query).bind(decision.verdict).bind(item.opened_at).bind(seen_up_to);
+    let unseen = query.fetch_all(c).await?.iter().map(read_report).collect::<Result<Vec<_>, _>>()?;
+    let kinds = unseen.iter().map(|report| report.kind);
+    let waiting = |(first, kind): (&Report, ItemKind)| ReportsToOpen {
+        kind,
+        since: Some(first.made_at),
+        due_at: unseen.iter().filter_map(|report| report.due_at).min(),
+        category: unseen.iter().find_map(|report| report.category.clone()),
+        has_appeal: kinds.clone().any(|kind| kind == ItemKind::Appeal),
+    };
+    Ok(Ok(unseen.first().zip(kinds.clone().max()).map(waiting)))
 }
 
 async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decided, sqlx::Error> {
-    let Decide { decision, effect, event_delay } = decide;
+    let Decide { decision, effect, event_delay, .. } = decide;
     let mut transaction = c.begin().await?;
     let Some(locked) = lock_verdicts(&mut transaction, &[decision.verdict]).await?.remove(&decision.verdict) else {
         return Ok(Decided::Missing);
@@ -496,16 +573,28 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decide
         return Ok(Decided::Stale(Box::new(read_verdict_row(&row)?)));
     }
     let item = lock_item(&mut transaction, decision.verdict).await?;
+    if matches!(effect, DecisionEffect::Escalate | DecisionEffect::Skip)
+        && is_repeated(&mut transaction, decision, item.as_ref()).await?
+    {
+        return Ok(Decided::Repeated { revision: decision.revision });
+    }
     if let Some((actor, until)) = item.as_ref().and_then(|item| item.claim.clone())
         && actor != decision.actor
     {
         return Ok(Decided::Claimed { actor, until });
     }
+    let mut unseen = None;
     let decided = match effect {
         DecisionEffect::Judge(_) if item.as_ref().is_some_and(|item| item.not_for.contains(&decision.actor)) => {
             return Ok(Decided::OwnDecision);
         }
         DecisionEffect::Judge(revise) => {
+            if let Some(item) = &item {
+                match find_unseen(&mut transaction, decide, item).await? {
+                    Ok(found) => unseen = found.map(|unseen| (revise, unseen)),
+                    Err(refused) => return Ok(refused),
+                }
+            }
             let event = judge(&mut transaction, decision, revise, &locked, *event_delay).await?;
             Decided::Done { revision: revise.revision().number, event }
         }
@@ -521,23 +610,43 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decide
         DecisionEffect::Escalate | DecisionEffect::Skip => {
             let Some(item) = item else { return Ok(Decided::NotOpen) };
             let query = match effect {
-                DecisionEffect::Escalate => {
-                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
-                         escalated_at = coalesce(escalated_at, now()),
-                         skipped_by = array_remove(skipped_by, $2) || $2 WHERE id = $1"
-                }
-                _ => {
-                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
-                         skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
-                }
+                DecisionEffect::Escalate => concat!(
+                    "UPDATE review_items SET ",
+                    no_claim!(),
+                    ", escalated_at = coalesce(escalated_at, now()), skipped_by = array_remove(skipped_by, $2) || $2
+                     WHERE id = $1"
+                ),
+                _ => concat!(
+                    "UPDATE review_items SET ",
+                    no_claim!(),
+                    ", skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
+                ),
             };
             sqlx::query(query).bind(item.id).bind(&decision.actor).execute(&mut *transaction).await?;
             Decided::Done { revision: decision.revision, event: None }
         }
     };
     insert_decision(&mut transaction, decision).await?;
+    if let Some((revise, unseen)) = unseen {
+        let (verdict, revision) = (&revise.verdict, revise.revision().number);
+        open_for_reports(&mut transaction, verdict, revision, &unseen).await?;
+    }
     transaction.commit().await?;
     Ok(decided)
+}
+
+/// Whether this person has done just this to the open item before, so that only the answer was lost.
+async fn is_repeated(
+    c: &mut PgConnection,
+    decision: &Decision,
+    item: Option<&OpenItemRow>,
+) -> Result<bool, sqlx::Error> {
+    let query = "SELECT EXISTS (
+                     SELECT FROM decisions WHERE verdict_id = $1 AND revision = $2 AND actor = $3 AND action = $4
+                         AND at >= coalesce($5, '-infinity'))";
+    let query = sqlx::query_scalar(query).bind(decision.verdict);
+    let query = query.bind(i32::try_from(decision.revision).unwrap_or(i32::MAX)).bind(&decision.actor);
+    query.bind(decision.action.as_str()).bind(item.map(|item| item.opened_at)).fetch_one(c).await
 }
 
 /// Writes what a person has decided, and closes the item.
@@ -555,8 +664,11 @@ async fn judge(
         delete_stale_events(&mut *c, &[(revise, locked)]).await?;
     }
     let event = write_judgement(&mut *c, revise, event_delay).await?;
-    let close = "UPDATE review_items SET closed_at = now(), closed_by = $2, decision = $3, claimed_by = NULL, lease_until = NULL
-                 WHERE verdict_id = $1 AND closed_at IS NULL";
+    let close = concat!(
+        "UPDATE review_items SET closed_at = now(), closed_by = $2, decision = $3, ",
+        no_claim!(),
+        " WHERE verdict_id = $1 AND closed_at IS NULL"
+    );
     sqlx::query(close).bind(id).bind(&decision.actor).bind(decision.id).execute(&mut *c).await?;
     if let Some(sha256) = revise.verdict.sha256.filter(|_| !revise.verdict.judgement.is_restricted()) {
         let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
@@ -665,9 +777,11 @@ const DECIDERS: &str = "SELECT DISTINCT actor FROM decisions
      WHERE action IN ('flag', 'clear', 'uphold')
          AND verdict_id = ANY(ARRAY(SELECT verdict_id FROM decided_contents WHERE sha256 = $2) || $1::uuid)";
 
+/// Parameter 14 is the time since which reports wait: those that are older were answered. Without it they wait from now on.
 const REPORT: &str = "INSERT INTO review_items AS item
-         (verdict_id, kind, revision, rank, due_at, severity, category, label, bucket, policy, is_damage_only, is_restricted, not_for)
-     VALUES ($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8, $9, $10, $11, $12, $13)
+         (verdict_id, kind, revision, rank, due_at, severity, category, label, bucket, policy, is_damage_only, is_restricted, not_for,
+          opened_at)
+     VALUES ($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8, $9, $10, $11, $12, $13, coalesce($14, clock_timestamp()))
      ON CONFLICT (verdict_id) WHERE closed_at IS NULL DO UPDATE
      SET kind = CASE WHEN array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], excluded.kind)
                           > array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], item.kind)
@@ -675,35 +789,63 @@ const REPORT: &str = "INSERT INTO review_items AS item
          rank = least(item.rank, excluded.rank), due_at = least(item.due_at, excluded.due_at),
          not_for = item.not_for || excluded.not_for,
          claimed_by = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.claimed_by END,
+         claimed_at = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.claimed_at END,
          lease_until = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.lease_until END";
 
-async fn record_report(c: &mut PgConnection, report: &Report) -> Result<bool, sqlx::Error> {
+/// Opens the item of a verdict for reports, or adds them to the reasons of the one that is open.
+async fn open_for_reports(
+    c: &mut PgConnection,
+    verdict: &Verdict,
+    revision: u32,
+    waiting: &ReportsToOpen,
+) -> Result<(), sqlx::Error> {
+    let mut not_for: Vec<String> = Vec::new();
+    if waiting.has_appeal {
+        let query = sqlx::query_scalar(DECIDERS).bind(verdict.id).bind(verdict.sha256.map(Vec::from));
+        not_for = query.fetch_all(&mut *c).await?;
+    }
+    let item = OpenItem::describing(verdict);
+    let rank = if waiting.kind == ItemKind::Legal { LEGAL_RANK } else { LEGAL_RANK + 1 };
+    let query = sqlx::query(REPORT).bind(verdict.id).bind(waiting.kind.as_str());
+    let query = query.bind(i32::try_from(revision).unwrap_or(i32::MAX)).bind(rank).bind(waiting.due_at);
+    let category = waiting.category.clone().or(item.category);
+    let query = query.bind(item.severity).bind(category).bind(item.label).bind(&verdict.image.bucket);
+    let query = query.bind(&verdict.policy.name).bind(item.is_damage_only).bind(item.is_restricted).bind(not_for);
+    query.bind(waiting.since).execute(c).await.map(drop)
+}
+
+async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported, sqlx::Error> {
     let mut transaction = c.begin().await?;
-    // The verdict is neither erased nor revised meanwhile.
+    // The verdict is neither erased nor revised meanwhile, and no other report on it is made.
     let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1 FOR UPDATE");
     let row = sqlx::query(query).bind(report.verdict).fetch_optional(&mut *transaction).await?;
-    let Some(row) = row else { return Ok(false) };
+    let Some(row) = row else { return Ok(Reported::Missing) };
     let StoredVerdict { verdict, revision, .. } = read_verdict_row(&row)?;
-    let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let query =
+        "SELECT count(*) FROM reports AS report JOIN review_items AS item ON item.verdict_id = report.verdict_id
+                 WHERE report.verdict_id = $1 AND report.kind = $2 AND item.closed_at IS NULL
+                     AND report.made_at >= item.opened_at";
+    let query = sqlx::query_scalar(query).bind(report.verdict).bind(report.kind.as_str());
+    let waiting: i64 = query.fetch_one(&mut *transaction).await?;
+    if waiting >= MAX_WAITING_REPORTS.into() {
+        return Ok(Reported::TooMany);
+    }
+    let asked = ReportsToOpen {
+        kind: report.kind,
+        since: None,
+        due_at: report.due_at,
+        category: report.category.clone(),
+        has_appeal: report.kind == ItemKind::Appeal,
+    };
+    open_for_reports(&mut transaction, &verdict, revision.number, &asked).await?;
+    // Once the item is locked, so that a claim has come before this time, or shows the report.
+    let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at, made_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())";
     let query = sqlx::query(query).bind(report.id).bind(report.verdict).bind(report.kind.as_str());
     let query = query.bind(&report.category).bind(&report.note).bind(&report.reporter);
     query.bind(&report.reference).bind(report.due_at).execute(&mut *transaction).await?;
-    let mut not_for: Vec<String> = Vec::new();
-    if report.kind == ItemKind::Appeal {
-        let query = sqlx::query_scalar(DECIDERS).bind(report.verdict).bind(verdict.sha256.map(Vec::from));
-        not_for = query.fetch_all(&mut *transaction).await?;
-    }
-    let item = OpenItem::describing(&verdict);
-    let rank = if report.kind == ItemKind::Legal { LEGAL_RANK } else { LEGAL_RANK + 1 };
-    let query = sqlx::query(REPORT).bind(report.verdict).bind(report.kind.as_str());
-    let query = query.bind(i32::try_from(revision.number).unwrap_or(i32::MAX)).bind(rank).bind(report.due_at);
-    let category = report.category.clone().or(item.category);
-    let query = query.bind(item.severity).bind(category).bind(item.label).bind(&verdict.image.bucket);
-    let query = query.bind(&verdict.policy.name).bind(item.is_damage_only).bind(item.is_restricted).bind(not_for);
-    query.execute(&mut *transaction).await?;
     transaction.commit().await?;
-    Ok(true)
+    Ok(Reported::Recorded)
 }
 
 fn unknown(what: &str, word: &str) -> sqlx::Error {
