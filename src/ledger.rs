@@ -54,7 +54,7 @@ pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};
 pub use reviews::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, ItemFilter,
     ItemKind, ItemPage, ItemPosition, ItemWithVerdict, MAX_WAITING_REPORTS, NoPosition, Report, Reported, ReviewItem,
-    Reviews,
+    Reviews, Undo,
 };
 pub use scratch::{Scratch, open_temporary};
 pub use sqlite::Sqlite;

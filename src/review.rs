@@ -11,15 +11,16 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::Config;
 use crate::job::event::{self, EventContext};
-use crate::job::{ImageRef, Judgement, Outcome, RevisionCause, Verdict, verdict_id};
+use crate::job::{FindingSource, ImageRef, Judgement, Outcome, PolicyRef, RevisionCause, Verdict, verdict_id};
 use crate::ledger::{
-    Decide, Decided, Decision, DecisionAction, DecisionEffect, Event, ItemKind, Ledger, LedgerError,
-    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict,
+    Decide, Decided, Decision, DecisionAction, DecisionEffect, EarlierState, Event, ItemKind, Ledger, LedgerError,
+    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict, Undo,
 };
 use crate::policy::decided::{Answer, decide};
-use crate::policy::is_category;
+use crate::policy::{ImageContext, PolicySet, StoredJudgement, is_category};
 
 /// The longest note, in characters.
 pub const MAX_NOTE: usize = 4_000;
@@ -95,6 +96,9 @@ pub struct ReportRequest {
 pub struct Reviewing<'a> {
     pub ledger: &'a dyn Ledger,
     pub config: &'a Config,
+    /// What judges an image without a decision that is undone.
+    pub policies: &'a PolicySet,
+    pub banks: &'a CurrentBanks,
 }
 
 impl Reviewing<'_> {
@@ -218,25 +222,87 @@ impl Reviewing<'_> {
         Ok(revise)
     }
 
-    /// The revision that restores the state before the last decision. None where the last judgement was no decision.
+    /// How the last decision is taken back. None where the last word on the verdict was no decision.
+    ///
+    /// The judgement is what the policy of today makes of the image without that decision: rules and banks may have changed
+    /// meanwhile. Where it cannot judge, the state before the decision comes back.
     async fn undo(&self, stored: &StoredVerdict) -> Result<Option<DecisionEffect>, LedgerError> {
-        let id = stored.verdict.id;
-        if stored.revision.cause != Some(RevisionCause::Decided) {
+        let verdict = &stored.verdict;
+        let now = EarlierState {
+            revision: stored.revision,
+            judgement: verdict.judgement.clone(),
+            policy: verdict.policy.clone(),
+        };
+        let mut states = self.ledger.earlier_states(verdict.id).await?;
+        states.push(now);
+        // What rules and banks have changed since is no word of a person.
+        let is_word = |state: &EarlierState| {
+            !matches!(state.revision.cause, Some(RevisionCause::Rejudged | RevisionCause::Matched))
+        };
+        let Some(made) = states.iter().rposition(is_word) else { return Ok(None) };
+        let decided = &states[made];
+        let (true, Some(earlier)) = (
+            decided.revision.cause == Some(RevisionCause::Decided),
+            made.checked_sub(1).and_then(|before| states.get(before)),
+        ) else {
             return Ok(None);
-        }
-        let states = self.ledger.earlier_states(id).await?;
-        let [earliest @ .., earlier] = &states[..] else { return Ok(None) };
-        let undone = event::id_of(&stored.verdict, &stored.revision);
-        let mut revise = self.revision(stored, earlier.judgement.clone()).await?;
-        let before = earliest.last().map(|state| state.judgement.outcome);
-        // The decision may have replaced an event that had not left. The ledger knows, and sends it where that is so. What is
-        // older was sent, and its event is no longer kept.
-        let kept = time::Duration::days(i64::from(self.config.outbox.keep_days));
-        if earlier.revision.judged_at > OffsetDateTime::now_utc() - kept {
-            revise.event = self.event(stored, &revise, before);
-        }
-        let (revise, window) = (Box::new(revise), self.undo_window());
-        Ok(Some(DecisionEffect::Undo { revise, event: undone, window }))
+        };
+        let was_last = made + 1 == states.len();
+        let (judgement, policy) = match self.judge_undecided(verdict, earlier).await? {
+            Some(judged) => judged,
+            None if was_last => (earlier.judgement.clone(), earlier.policy.clone()),
+            None => return Ok(None),
+        };
+        // What was said last, before the decision or since.
+        let said = if was_last { earlier } else { &states[states.len() - 1] };
+        let is_news = !judgement.says_same_as(&said.judgement);
+        let event =
+            event::id_of(&Verdict { judgement: decided.judgement.clone(), ..verdict.clone() }, &decided.revision);
+        let known = &states[..if was_last { made } else { states.len() }];
+        let says_same = known.iter().filter(|state| announces_same(&judgement, &state.judgement));
+        let says_same: Vec<Uuid> = match is_news {
+            true => Vec::new(),
+            false => says_same.map(|state| event_id_of(verdict, state)).collect(),
+        };
+        let before = known.iter().rev().map(|state| state.judgement.outcome);
+        let before = before.clone().find(|outcome| *outcome != judgement.outcome).or_else(|| before.clone().next());
+        let has_answer = |state: &&EarlierState| {
+            state.revision.cause == Some(RevisionCause::Decided) && is_decided(&state.judgement)
+        };
+        let last_word = states[..made].iter().rev().find(has_answer);
+        let is_kept = is_decided(&judgement) && !judgement.is_restricted();
+        let content_decided_at = last_word.filter(|_| is_kept).map(|state| state.revision.judged_at);
+        let mut revise = self.revision(stored, judgement).await?;
+        revise.verdict.policy = policy;
+        revise.event = self.event(stored, &revise, before);
+        Ok(Some(DecisionEffect::Undo(Box::new(Undo {
+            made_on: decided.revision.number - 1,
+            revise,
+            event,
+            window: self.undo_window(),
+            says_same,
+            is_news,
+            content_decided_at,
+        }))))
+    }
+
+    /// What the policy of today makes of an image, with what people had decided at an earlier state. None where it cannot
+    /// judge the stored facts.
+    async fn judge_undecided(
+        &self,
+        verdict: &Verdict,
+        earlier: &EarlierState,
+    ) -> Result<Option<(Judgement, PolicyRef)>, LedgerError> {
+        let policy = self.policies.policy_for(&ImageContext::of(verdict));
+        let EarlierState { judgement, policy: judged_by, .. } = earlier.clone();
+        let undecided = Verdict { judgement, policy: judged_by, ..verdict.clone() };
+        self.banks.refresh(self.ledger).await?;
+        let answers = self.banks.answers(policy, &AskedImage::of(&undecided)).await;
+        Ok(match policy.judge_stored(&undecided, &answers) {
+            StoredJudgement::Current => Some((undecided.judgement, undecided.policy)),
+            StoredJudgement::Judged(judgement) => Some((judgement, policy.reference.with_banks(&answers))),
+            StoredJudgement::Unscored | StoredJudgement::Lacking => None,
+        })
     }
 
     /// A revision by a person, without an event yet.
@@ -271,6 +337,23 @@ fn why_impossible(verdict: &Verdict, action: DecisionAction) -> Option<&'static 
         (DecisionAction::Clear, _) if verdict.sha256.is_none() => Some("its content is not known"),
         _ => None,
     }
+}
+
+/// The id of the event of an earlier state, if it had one.
+fn event_id_of(verdict: &Verdict, state: &EarlierState) -> Uuid {
+    event::id_of(&Verdict { judgement: state.judgement.clone(), ..verdict.clone() }, &state.revision)
+}
+
+/// Whether any answer of a person is among the findings.
+fn is_decided(judgement: &Judgement) -> bool {
+    judgement.findings.iter().any(|finding| finding.source == FindingSource::Decision)
+}
+
+/// Whether the event of an earlier judgement tells all that this one says. A decision that leaves the outcome and flags for
+/// nothing else has no event.
+fn announces_same(now: &Judgement, earlier: &Judgement) -> bool {
+    let is_upheld = is_decided(now) && now.outcome == earlier.outcome && !names_new_category(now, earlier);
+    is_upheld || now.says_same_as(earlier)
 }
 
 /// Whether a judgement flags a category for which the earlier one did not flag.

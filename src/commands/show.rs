@@ -303,7 +303,7 @@ impl ShownVerdict {
         row.insert("score".into(), json!(score_of_label(judgement.label.as_deref(), judgement.score)));
         row.insert("verdict_id".into(), json!(self.stored.verdict.id));
         let mut history = String::new();
-        for EarlierState { revision, judgement } in &self.earlier {
+        for EarlierState { revision, judgement, .. } in &self.earlier {
             let separator = if history.is_empty() { "" } else { "; " };
             let reason = judgement.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
             let at = revision.judged_at.format(&Rfc3339).unwrap_or_default();
@@ -368,7 +368,7 @@ fn event(event: &OutboxRow) -> Value {
     ])
 }
 
-fn earlier_state(EarlierState { revision, judgement }: &EarlierState) -> Value {
+fn earlier_state(EarlierState { revision, judgement, .. }: &EarlierState) -> Value {
     object([
         ("revision", json!(revision.number)),
         ("cause", json!(revision.cause)),

@@ -332,7 +332,8 @@ fn time(at: Option<OffsetDateTime>) -> Value {
 }
 
 fn reviewing(app: &App) -> Reviewing<'_> {
-    Reviewing { ledger: app.processor.ledger.as_ref(), config: &app.processor.config }
+    let life = &app.processor;
+    Reviewing { ledger: life.ledger.as_ref(), config: &life.config, policies: &life.policies, banks: &life.banks }
 }
 
 fn reviews(app: &App) -> Result<&dyn Reviews, Problem> {

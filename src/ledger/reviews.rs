@@ -302,14 +302,31 @@ pub struct Decide {
 pub enum DecisionEffect {
     /// A revision, and the item is closed.
     Judge(Box<Revise>),
-    /// The revision before the last decision is restored, unless the event of that decision has left. Its id is given here,
-    /// with the time until which a decision without an event can be undone. The event of `revise` is sent only where the
-    /// decision has replaced an event like it that had not left.
-    Undo { revise: Box<Revise>, event: Uuid, window: Duration },
+    /// The last decision is taken back, unless its event has left.
+    Undo(Box<Undo>),
     /// The item goes back to the queue; the revision stays.
     Escalate,
     /// As [`DecisionEffect::Escalate`], and this person does not get it any more.
     Skip,
+}
+
+/// How the last decision on a verdict is taken back.
+#[derive(Debug, Clone)]
+pub struct Undo {
+    /// What holds without the decision.
+    pub revise: Revise,
+    /// The revision that was decided on, and the event that the decision had.
+    pub made_on: u32,
+    pub event: Uuid,
+    /// A decision without an event can be undone for so long.
+    pub window: Duration,
+    /// The event of `revise` is sent to every destination whose last event is none of these. They say the same, and what
+    /// the decision has replaced before it left is none of them.
+    pub says_same: Vec<Uuid>,
+    /// Whether `revise` says something else than the verdict did before the decision, so that unsent events are wrong.
+    pub is_news: bool,
+    /// When a person had decided about the content before that. None where it is decided no more.
+    pub content_decided_at: Option<OffsetDateTime>,
 }
 
 /// The result of a decision.

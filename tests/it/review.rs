@@ -6,6 +6,7 @@ use std::io::Cursor;
 use std::time::{Duration, Instant};
 
 use image::{ImageFormat, Rgb, RgbImage};
+use pixwarden::banks::CurrentBanks;
 use pixwarden::config::{Config, ReviewConfig, SecretUrl, WebhookConfig};
 use pixwarden::http::Scope;
 use pixwarden::job::event::{self, EventContext};
@@ -17,6 +18,7 @@ use pixwarden::ledger::{
     Archive, Claim, Decided, DecisionAction, DecisionFilter, Erased, Erasure, ItemFilter, ItemKind, KeptBy, NewVerdict,
     Outbox, Postgres, Reviews, Revise, VerdictFilter, Verdicts,
 };
+use pixwarden::policy::PolicySet;
 use pixwarden::review::{DecisionRequest, ReportRequest, ReportSubject, ReviewError, Reviewing};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -31,6 +33,8 @@ struct World {
     lab: Lab,
     ledger: Postgres,
     config: Config,
+    policies: PolicySet,
+    banks: CurrentBanks,
 }
 
 fn finding(category: &str, severity: u8, outcome: FindingOutcome) -> Finding {
@@ -85,8 +89,17 @@ fn in_review(job: &str) -> Verdict {
 }
 
 fn request(job: &str, revision: u32, actor: &str, action: DecisionAction) -> DecisionRequest {
-    let (name, category, note, batch) = (None, None, None, None);
-    DecisionRequest { verdict: verdict_id(job), revision, actor: actor.into(), name, action, category, note, batch }
+    DecisionRequest {
+        verdict: verdict_id(job),
+        revision,
+        actor: actor.into(),
+        name: None,
+        action,
+        category: None,
+        note: None,
+        batch: None,
+        last_report: None,
+    }
 }
 
 fn report(job: &str, kind: ItemKind) -> ReportRequest {
@@ -109,11 +122,14 @@ impl World {
     async fn new() -> Self {
         let lab = Lab::new().await;
         let ledger = Postgres::open(&SecretUrl::from(lab.ledger_as("pixwarden_worker"))).await.unwrap();
-        Self { lab, ledger, config: Config::default() }
+        let config = Config::default();
+        let policies = PolicySet::resolve(&config, &[], false).unwrap();
+        Self { lab, ledger, config, policies, banks: CurrentBanks::default() }
     }
 
     fn reviewing(&self) -> Reviewing<'_> {
-        Reviewing { ledger: &self.ledger, config: &self.config }
+        let Self { ledger, config, policies, banks, .. } = self;
+        Reviewing { ledger, config, policies, banks }
     }
 
     async fn insert(&self, verdicts: impl IntoIterator<Item = Verdict>) {
@@ -646,7 +662,7 @@ async fn a_verdict_and_its_item_are_written_together_or_not_at_all() {
     let flagged = verdict("flagged", vec![finding("nudity", 3, FindingOutcome::Flagged)]);
     wide.insert(&[NewVerdict { verdict: flagged, event: None }]).await.unwrap();
     assert_eq!(world.all_open().await, ["flagged"]);
-    let reviewing = Reviewing { ledger: &wide, config: &world.config };
+    let reviewing = Reviewing { ledger: &wide, ..world.reviewing() };
     done(&reviewing.decide(&request("flagged", 1, "ada", DecisionAction::Uphold)).await.unwrap());
     assert!(world.all_open().await.is_empty());
 }

@@ -2,6 +2,7 @@
 //!
 //! A writer of a verdict locks it before its item. A claim locks items alone, and skips those that others have locked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,7 +22,7 @@ use crate::ledger::reviews::{LEGAL_RANK, OpenItem};
 use crate::ledger::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, Event, ItemFilter,
     ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, MAX_WAITING_REPORTS, Position, Report, Reported,
-    ReviewItem, Reviews, Revise, StoredVerdict,
+    ReviewItem, Reviews, Revise, StoredVerdict, Undo,
 };
 use crate::retry;
 
@@ -283,8 +284,8 @@ impl Reviews for Postgres {
 
     async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError> {
         let attempt = || {
-            let decide = decide.clone();
-            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_decision(c, &decide).await }))
+            let (decide, opens) = (decide.clone(), Arc::clone(&self.opens));
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_decision(c, &decide, &opens).await }))
         };
         retry::retry_briefly(is_contended, attempt).await
     }
@@ -561,7 +562,7 @@ async fn find_unseen(
     Ok(Ok(unseen.first().zip(kinds.clone().max()).map(waiting)))
 }
 
-async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decided, sqlx::Error> {
+async fn record_decision(c: &mut PgConnection, decide: &Decide, opens: &[Outcome]) -> Result<Decided, sqlx::Error> {
     let Decide { decision, effect, event_delay, .. } = decide;
     let mut transaction = c.begin().await?;
     let Some(locked) = lock_verdicts(&mut transaction, &[decision.verdict]).await?.remove(&decision.verdict) else {
@@ -598,14 +599,13 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decide
             let event = judge(&mut transaction, decision, revise, &locked, *event_delay).await?;
             Decided::Done { revision: revise.revision().number, event }
         }
-        DecisionEffect::Undo { revise, event, window } => {
-            let undone = find_undoable(&mut transaction, decision, *event, *window).await?;
-            let undone = match undone {
+        DecisionEffect::Undo(undo) => {
+            let undone = match find_undoable(&mut transaction, decision, undo).await? {
                 Ok(undone) => undone,
                 Err(refused) => return Ok(refused),
             };
-            let event = undo(&mut transaction, undone, *event, revise).await?;
-            Decided::Done { revision: revise.revision().number, event }
+            let event = take_back(&mut transaction, undone, undo, &locked, opens).await?;
+            Decided::Done { revision: undo.revise.revision().number, event }
         }
         DecisionEffect::Escalate | DecisionEffect::Skip => {
             let Some(item) = item else { return Ok(Decided::NotOpen) };
@@ -671,25 +671,35 @@ async fn judge(
     );
     sqlx::query(close).bind(id).bind(&decision.actor).bind(decision.id).execute(&mut *c).await?;
     if let Some(sha256) = revise.verdict.sha256.filter(|_| !revise.verdict.judgement.is_restricted()) {
-        let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
-                    ON CONFLICT (verdict_id) DO UPDATE SET sha256 = excluded.sha256, decided_at = excluded.decided_at";
-        sqlx::query(keep).bind(id).bind(sha256.to_vec()).bind(revise.judged_at).execute(c).await?;
+        keep_content(c, id, sha256, revise.judged_at).await?;
     }
     Ok(event)
+}
+
+/// Keeps that a person has decided about this content.
+async fn keep_content(
+    c: &mut PgConnection,
+    verdict: Uuid,
+    sha256: [u8; 32],
+    decided_at: OffsetDateTime,
+) -> Result<(), sqlx::Error> {
+    let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
+                ON CONFLICT (verdict_id) DO UPDATE SET sha256 = excluded.sha256, decided_at = excluded.decided_at";
+    sqlx::query(keep).bind(verdict).bind(sha256.to_vec()).bind(decided_at).execute(c).await.map(drop)
 }
 
 /// The decision that can be undone, or why there is none. Its event is locked, so that it does not leave meanwhile.
 async fn find_undoable(
     c: &mut PgConnection,
     decision: &Decision,
-    event: Uuid,
-    window: Duration,
+    undo: &Undo,
 ) -> Result<Result<Uuid, Decided>, sqlx::Error> {
+    let Undo { made_on, event, window, .. } = undo;
     let query = format!(
         "SELECT id, actor, at > now() - make_interval(secs => $3) AS is_fresh FROM decisions
          WHERE verdict_id = $1 AND revision = $2 AND action IN {JUDGING} ORDER BY at DESC LIMIT 1"
     );
-    let made_on = i32::try_from(decision.revision).unwrap_or(i32::MAX) - 1;
+    let made_on = i32::try_from(*made_on).unwrap_or(i32::MAX);
     let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(decision.verdict).bind(made_on);
     let Some(row) = query.bind(window.as_secs_f64()).fetch_optional(&mut *c).await? else {
         return Ok(Err(Decided::NothingToUndo));
@@ -709,8 +719,15 @@ async fn find_undoable(
     Ok(if is_too_late { Err(Decided::TooLate) } else { Ok(id) })
 }
 
-/// Restores the state before a decision, and opens the item that the decision has closed.
-async fn undo(c: &mut PgConnection, undone: Uuid, event: Uuid, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+/// Writes what holds without a decision, and opens the item that the decision has closed.
+async fn take_back(
+    c: &mut PgConnection,
+    undone: Uuid,
+    undo: &Undo,
+    locked: &LockedVerdict,
+    opens: &[Outcome],
+) -> Result<Option<Event>, sqlx::Error> {
+    let Undo { revise, event, says_same, is_news, content_decided_at, .. } = undo;
     let id = revise.verdict.id;
     insert_history(&mut *c, &[id]).await?;
     for query in [
@@ -719,27 +736,59 @@ async fn undo(c: &mut PgConnection, undone: Uuid, event: Uuid, revise: &Revise) 
     ] {
         sqlx::query(query).bind(id).bind(event).execute(&mut *c).await?;
     }
-    let revise = Revise { event: lost_event(&mut *c, revise).await?, ..revise.clone() };
+    if *is_news {
+        delete_stale_events(&mut *c, &[(revise, locked)]).await?;
+    }
+    let revise = Revise { event: unsaid_event(&mut *c, revise, says_same).await?, ..revise.clone() };
     let event = write_judgement(&mut *c, &revise, Duration::ZERO).await?;
-    let open = "UPDATE review_items SET closed_at = NULL, closed_by = NULL, decision = NULL, revision = revision + 2
-                WHERE decision = $1 AND NOT EXISTS (
-                    SELECT FROM review_items AS other WHERE other.verdict_id = $2 AND other.closed_at IS NULL)";
-    sqlx::query(open).bind(undone).bind(id).execute(&mut *c).await?;
-    sqlx::query("DELETE FROM decided_contents WHERE verdict_id = $1").bind(id).execute(c).await?;
+    reopen(&mut *c, undone, id).await?;
+    update_items(&mut *c, [&revise].into_iter(), opens).await?;
+    match revise.verdict.sha256.zip(*content_decided_at) {
+        Some((sha256, at)) => keep_content(c, id, sha256, at).await?,
+        None => {
+            sqlx::query("DELETE FROM decided_contents WHERE verdict_id = $1").bind(id).execute(c).await?;
+        }
+    }
     Ok(event)
 }
 
-/// The event of a restored state, for those destinations that no event like it was sent or waits for: the decision has
-/// deleted it there before it left.
-async fn lost_event(c: &mut PgConnection, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+/// Opens the item that a decision has closed. Where reports have opened another one meanwhile, that one gets its reasons, so
+/// that no report is lost.
+async fn reopen(c: &mut PgConnection, undone: Uuid, verdict: Uuid) -> Result<(), sqlx::Error> {
+    let merge = "UPDATE review_items AS other
+                 SET opened_at = least(other.opened_at, item.opened_at), rank = least(other.rank, item.rank),
+                     due_at = least(other.due_at, item.due_at),
+                     kind = CASE WHEN array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], item.kind)
+                                          > array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], other.kind)
+                                 THEN item.kind ELSE other.kind END,
+                     not_for = other.not_for || item.not_for, skipped_by = other.skipped_by || item.skipped_by,
+                     escalated_at = coalesce(other.escalated_at, item.escalated_at)
+                 FROM review_items AS item
+                 WHERE item.decision = $1 AND other.verdict_id = $2 AND other.closed_at IS NULL";
+    let merged = sqlx::query(merge).bind(undone).bind(verdict).execute(&mut *c).await?.rows_affected();
+    if merged == 0 {
+        let open = "UPDATE review_items SET closed_at = NULL, closed_by = NULL, decision = NULL
+                    WHERE decision = $1 AND NOT EXISTS (
+                        SELECT FROM review_items AS other WHERE other.verdict_id = $2 AND other.closed_at IS NULL)";
+        sqlx::query(open).bind(undone).bind(verdict).execute(c).await?;
+    }
+    Ok(())
+}
+
+/// The event of a revision, for those destinations whose last event is none of `says_same`.
+async fn unsaid_event(c: &mut PgConnection, revise: &Revise, says_same: &[Uuid]) -> Result<Option<Event>, sqlx::Error> {
     let Some(mut event) = revise.event.clone() else { return Ok(None) };
     let id = revise.verdict.id;
-    let query = "SELECT EXISTS (SELECT FROM outbox WHERE verdict_id = $1 AND routing_key = $2)";
-    let is_known: bool = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_one(&mut *c).await?;
-    let query = "SELECT DISTINCT endpoint FROM webhook_deliveries WHERE verdict_id = $1 AND routing_key = $2";
-    let known: Vec<String> = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_all(c).await?;
-    event.destinations.is_published &= !is_known;
-    event.destinations.webhooks.retain(|webhook| !known.contains(webhook));
+    let query = "SELECT event_id FROM outbox WHERE verdict_id = $1
+                 ORDER BY (payload #>> '{data,revision}')::integer DESC NULLS LAST LIMIT 1";
+    let last: Option<Uuid> = sqlx::query_scalar(query).bind(id).fetch_optional(&mut *c).await?;
+    let query = "SELECT endpoint, event_id FROM (
+                     SELECT DISTINCT ON (endpoint) endpoint, event_id FROM webhook_deliveries WHERE verdict_id = $1
+                     ORDER BY endpoint, id DESC) AS last
+                 WHERE event_id = ANY($2)";
+    let heard: Vec<(String, Uuid)> = sqlx::query_as(query).bind(id).bind(says_same).fetch_all(c).await?;
+    event.destinations.is_published &= !last.is_some_and(|last| says_same.contains(&last));
+    event.destinations.webhooks.retain(|webhook| heard.iter().all(|(endpoint, _)| endpoint != webhook));
     let has_destination = event.destinations.is_published || !event.destinations.webhooks.is_empty();
     Ok(Some(event).filter(|_| has_destination))
 }
