@@ -196,9 +196,13 @@ impl JobProcessor {
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
-        let screened = self.screen(&fetched, bytes).await?;
-        let Fetched { identified, job_id, object, .. } = fetched;
         let policy = self.policy(request);
+        let screened = match self.screen(&fetched, bytes).await {
+            // Nothing is shown, but a bank may know the file.
+            Err(Stop::Judged(judged)) => return Ok(Box::new(judged.known_by(policy, &self.banks).await)),
+            screened => screened?,
+        };
+        let Fetched { identified, job_id, object, .. } = fetched;
         let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;
         Ok(Box::new(Judged::by_policy(policy, answers, job_id, identified.detectors, object, screened)))
     }
@@ -461,10 +465,13 @@ impl JobProcessor {
                 let revised_event = revised_event.map(Box::new);
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None, pictures }
             }
-            Inserted::Written(new_event) => {
+            Inserted::Written { event: new_event, may_be_decided } => {
                 self.judgements.record(&verdict.policy.name, verdict.facts.as_ref(), &verdict.judgement);
                 record_commit(request, &verdict, self.earlier_verdict(request, &verdict).await);
-                let carried = Box::pin(self.carry_over(request, &verdict, written_revision)).await;
+                let carried = match may_be_decided {
+                    true => Box::pin(self.carry_over(request, &verdict, written_revision)).await,
+                    false => None,
+                };
                 let (verdict, revised_event, new_event) = carried.unwrap_or((verdict, revised_event, new_event));
                 let (revised_event, new_event) = (revised_event.map(Box::new), new_event.map(Box::new));
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event, pictures }

@@ -166,18 +166,34 @@ pub fn carried(judged: &Judgement, earlier: &[Finding]) -> Option<Judgement> {
     if !is_screened || judged.is_restricted() || !earlier.iter().any(is_answer) {
         return None;
     }
-    let asks = |findings: &[Finding]| findings.iter().any(|found| !is_answer(found) && asks_or_flags(found));
     let mut findings = judged.findings.clone();
     keep_answers(&mut findings, earlier);
-    let decided = (!asks(&findings)).then(|| judgement_of(findings))?;
-    (asks(&judged.findings) || decided.outcome != judged.outcome).then_some(decided)
+    let decided = (!has_question(&findings)).then(|| judgement_of(findings))?;
+    (has_question(&judged.findings) || decided.outcome != judged.outcome).then_some(decided)
+}
+
+/// The judgement that equal bytes of which nothing was scored take over from a decision. `was_unscreened`: the person has
+/// decided about a file of which nothing was scored. Otherwise only a flag is taken over: the person who has cleared the image
+/// has seen it, and here nothing shows it.
+#[must_use]
+pub fn carried_unscreened(earlier: &[Finding], was_unscreened: bool) -> Option<Judgement> {
+    let answers: Vec<Finding> = earlier.iter().filter(|finding| is_answer(finding)).cloned().collect();
+    let is_restricted = answers.iter().any(|answer| answer.restricted);
+    let has_flag = answers.iter().any(asks_or_flags);
+    let is_taken_over = !answers.is_empty() && !is_restricted && (was_unscreened || has_flag);
+    is_taken_over.then(|| judgement_of(answers))
+}
+
+/// Whether something asks for review or flags that no person has answered.
+pub(crate) fn has_question(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| !is_answer(finding) && asks_or_flags(finding))
 }
 
 fn asks_or_flags(finding: &Finding) -> bool {
     finding.outcome != FindingOutcome::Noted
 }
 
-fn judgement_of(mut findings: Vec<Finding>) -> Judgement {
+pub(super) fn judgement_of(mut findings: Vec<Finding>) -> Judgement {
     strongest_first(&mut findings);
     let strongest = findings.first();
     Judgement {
