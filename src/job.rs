@@ -313,6 +313,12 @@ impl Judgement {
         self.findings.iter().any(|finding| finding.restricted)
     }
 
+    /// Restricts what these banks have found.
+    pub(crate) fn restrict(&mut self, banks: &BTreeSet<String>) {
+        let of_banks = |finding: &&mut Finding| finding.bank.as_ref().is_some_and(|bank| banks.contains(bank));
+        self.findings.iter_mut().filter(of_banks).for_each(|finding| finding.restricted = true);
+    }
+
     /// Whether both say the same of an image: the same outcome, and the same findings. Scores and thresholds may differ.
     #[must_use]
     pub fn says_same_as(&self, earlier: &Self) -> bool {

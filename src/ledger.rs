@@ -40,7 +40,7 @@ pub use crate::job::event::{Destinations, Event};
 pub use archive::{Archive, EarlierState, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
 pub use banks::{
     Bank, BankChanges, BankImport, BankSettings, BankWrite, Banks, Dropped, EntryCounts, EntryKey, EntryPages,
-    KnownEntry, ListedEntry, Marked, MatchMark, NewBank, NewEntry, OtherEntries, Removal,
+    KnownEntry, ListedEntry, Marked, MatchMark, NewBank, NewEntry, OtherEntries, Removal, mark_restricted,
 };
 pub use baselines::{Baselines, ScoreBaseline};
 pub use columns::VERDICT_COLUMNS;

@@ -33,7 +33,9 @@ use crate::fault_injection;
 use crate::job::event::{self, EventContext};
 use crate::job::{Job, Judgement, Lane, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::Gate;
-use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
+use crate::ledger::{
+    Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict, mark_restricted,
+};
 use crate::objects::{FetchError, Fetcher};
 use crate::policy::{Policy, PolicySet, Rule};
 use crate::screen::Screen;
@@ -549,9 +551,9 @@ impl JobProcessor {
     /// The event of a verdict that the ledger has, as it is now. None if the ledger cannot be read.
     pub async fn stored_event(&self, request: &JobRequest, id: Uuid) -> Option<Event> {
         let read = async {
-            let Some(StoredVerdict { verdict, revision, .. }) = self.ledger.read_verdict(id).await? else {
-                return Ok(None);
-            };
+            let Some(mut stored) = self.ledger.read_verdict(id).await? else { return Ok(None) };
+            mark_restricted(self.ledger.as_ref(), std::slice::from_mut(&mut stored)).await?;
+            let StoredVerdict { verdict, revision, .. } = stored;
             let earlier = self.ledger.earlier_states(id).await?.last().map(|state| state.judgement.outcome);
             Ok(Some(self.event(request, &verdict, Some((&revision, earlier)))))
         };

@@ -17,7 +17,7 @@ use crate::job::event::{self, EventContext};
 use crate::job::{FindingSource, ImageRef, Judgement, Outcome, PolicyRef, RevisionCause, Verdict, verdict_id};
 use crate::ledger::{
     Decide, Decided, Decision, DecisionAction, DecisionEffect, EarlierState, Event, ItemKind, Ledger, LedgerError,
-    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict, Undo,
+    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict, Undo, mark_restricted,
 };
 use crate::policy::decided::{Answer, decide};
 use crate::policy::{ImageContext, PolicySet, StoredJudgement, is_category};
@@ -109,7 +109,8 @@ impl Reviewing<'_> {
     pub async fn decide(&self, request: &DecisionRequest) -> Result<Decided, ReviewError> {
         request.check()?;
         let reviews = self.ledger.reviews()?;
-        let Some(stored) = self.ledger.read_verdict(request.verdict).await? else { return Ok(Decided::Missing) };
+        let Some(mut stored) = self.ledger.read_verdict(request.verdict).await? else { return Ok(Decided::Missing) };
+        mark_restricted(self.ledger, std::slice::from_mut(&mut stored)).await?;
         if stored.revision.number != request.revision {
             return Ok(self.stale(request, Box::new(stored)).await?);
         }
@@ -136,7 +137,8 @@ impl Reviewing<'_> {
 
     /// Why a decision meets another revision: most often another person was faster, but it may be the revision that this
     /// decision has made itself, whose answer was lost.
-    async fn stale(&self, request: &DecisionRequest, present: Box<StoredVerdict>) -> Result<Decided, LedgerError> {
+    async fn stale(&self, request: &DecisionRequest, mut present: Box<StoredVerdict>) -> Result<Decided, LedgerError> {
+        mark_restricted(self.ledger, std::slice::from_mut(&mut *present)).await?;
         let made = self.ledger.reviews()?.decisions_on(request.verdict).await?;
         let makes_revision = !matches!(request.action, DecisionAction::Escalate | DecisionAction::Skip);
         Ok(match made.iter().any(|made| request.is_recorded_as(made)) {

@@ -108,7 +108,8 @@ pub(super) fn pages(
     // The first page, a later one, or none.
     stream::try_unfold(Some((filter, None)), move |state| async move {
         let Some((filter, from)) = state else { return Ok(None) };
-        let page = ledger.page_of_verdicts(&filter, from, limit).await?;
+        let mut page = ledger.page_of_verdicts(&filter, from, limit).await?;
+        mark_restricted(ledger, &mut page.verdicts).await?;
         let next = page.next.map(|next| (filter, Some(next)));
         Ok(Some((page.verdicts, next)))
     })

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::ReviewConfig;
 use crate::job::{Judgement, Outcome, Revision, RevisionCause, Verdict};
-use crate::ledger::{Event, Ledger, LedgerError, Revise, Revised, StoredVerdict};
+use crate::ledger::{Event, Ledger, LedgerError, Revise, Revised, StoredVerdict, mark_restricted};
 use crate::policy::{Policy, decided, judge};
 
 /// The revision by which a verdict took a decision over.
@@ -22,8 +22,8 @@ pub(crate) struct Carried {
     pub before: Outcome,
 }
 
-/// The judgement that a verdict takes over. Whoever inserts a verdict learns whether a person may have decided about its
-/// content, and asks only then.
+/// The judgement that a verdict takes over. An insert tells whether a person may have decided about equal bytes, and only then
+/// the ledger is asked.
 async fn find_carried(
     ledger: &dyn Ledger,
     verdict: &Verdict,
@@ -46,9 +46,13 @@ async fn find_carried(
     let is_settled = |decided: &StoredVerdict| {
         !decided.verdict.judgement.allows() || decided.revision.judged_at + undo_window <= OffsetDateTime::now_utc()
     };
-    let Some(decided) = decided.filter(|decided| decided.verdict.id != verdict.id && is_settled(decided)) else {
+    let Some(mut decided) = decided.filter(|decided| decided.verdict.id != verdict.id && is_settled(decided)) else {
         return Ok(None);
     };
+    mark_restricted(ledger, std::slice::from_mut(&mut decided)).await?;
+    if decided.verdict.judgement.is_restricted() {
+        return Ok(None);
+    }
     let earlier = &decided.verdict.judgement.findings;
     // An entry that was answered may have hidden one that was not.
     let asked = AskedImage::of(verdict).answered_by(earlier);

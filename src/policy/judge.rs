@@ -33,6 +33,7 @@ pub fn judge_decided(policy: &Policy, facts: &Facts, answers: &BankAnswers, earl
     findings.extend(facts.damage().and_then(|_| damage_finding(policy.damaged)));
     let allowed_by = allow(&mut findings, policy, answers);
     decided::keep_answers(&mut findings, earlier);
+    restrict(&mut findings, answers);
     decided::strongest_first(&mut findings);
     let outcome = findings.first().map_or(Outcome::Passed, |strongest| strongest.outcome.outcome());
     if outcome == Outcome::Passed
@@ -86,7 +87,17 @@ pub(crate) fn judge_unscreened(policy: &Policy, answers: &BankAnswers, earlier: 
     let rules = policy.rules.iter().filter(|rule| rule.bank().is_some());
     let mut findings: Vec<Finding> = rules.filter_map(|rule| finding(rule, &nothing, answers)).collect();
     decided::keep_answers(&mut findings, earlier);
+    restrict(&mut findings, answers);
     decided::has_question(&findings).then(|| decided::judgement_of(findings))
+}
+
+/// What a bank has found is restricted where the bank is by now, also behind the answer of a person. An answer says nothing about
+/// who may see the image.
+fn restrict(findings: &mut [Finding], answers: &BankAnswers) {
+    for finding in findings {
+        let answer = finding.bank.as_ref().and_then(|bank| answers.get(bank));
+        finding.restricted |= answer.is_some_and(|answer| answer.restricted);
+    }
 }
 
 /// A fact that a policy needs and that is not there.

@@ -462,6 +462,13 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
         let stored = read_verdict_row(row)?;
         verdicts.insert(stored.verdict.id, stored);
     }
+    if verdicts.values().any(|stored| stored.verdict.judgement.findings.iter().any(|finding| finding.bank.is_some())) {
+        // As it is now: a bank may have become restricted since, also after a person has cleared the image.
+        let query = "SELECT name FROM banks WHERE restricted";
+        let banks: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut *c).await?;
+        let banks = banks.into_iter().collect();
+        verdicts.values_mut().for_each(|stored| stored.verdict.judgement.restrict(&banks));
+    }
     let reported: (Vec<Uuid>, Vec<OffsetDateTime>) =
         items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| (item.verdict, item.opened_at)).unzip();
     let mut reports: Vec<Report> = Vec::new();
@@ -476,8 +483,9 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
         let rows = sqlx::query(query).bind(reported.0).bind(reported.1).fetch_all(c).await?;
         reports = rows.iter().map(read_report).collect::<Result<_, _>>()?;
     }
-    let with_verdict = |item: ReviewItem| {
+    let with_verdict = |mut item: ReviewItem| {
         let stored = verdicts.get(&item.verdict)?.clone();
+        item.is_restricted |= stored.verdict.judgement.is_restricted();
         let reports = reports.iter().filter(|report| report.verdict == item.verdict).cloned().collect();
         Some(ItemWithVerdict { item, stored, reports })
     };
