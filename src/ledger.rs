@@ -53,8 +53,8 @@ pub use quarantine::Quarantine;
 pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};
 pub use reviews::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, ItemFilter,
-    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, MAX_WAITING_REPORTS, NoPosition, Report, Reported, ReviewItem,
-    Reviews, Undo,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, MAX_COUNTED_ITEMS, MAX_WAITING_REPORTS, NoPosition, QueueState,
+    Report, Reported, ReviewItem, Reviews, Undo,
 };
 pub use scratch::{Scratch, open_temporary};
 pub use sqlite::Sqlite;

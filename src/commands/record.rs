@@ -9,7 +9,7 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use super::UsageError;
 use crate::job::{Outcome, Verdict, exact, exact_scores};
-use crate::ledger::{Decision, Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
+use crate::ledger::{Decision, Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter, mark_restricted};
 
 /// The columns that are written after the first judgement.
 const LATER_COLUMNS: [&str; 4] = ["revision", "cause", "judged_at", "deleted_at"];

@@ -19,7 +19,9 @@ use super::{UsageError, files, record};
 use crate::config::Config;
 use crate::job::event;
 use crate::job::{ImageRef, Verdict, exact, verdict_id};
-use crate::ledger::{self, Decision, EarlierState, Ledger, LedgerError, OutboxRow, Report, StoredVerdict};
+use crate::ledger::{
+    self, Decision, EarlierState, Ledger, LedgerError, OutboxRow, Report, StoredVerdict, mark_restricted,
+};
 use crate::matching::Likeness;
 
 /// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
@@ -150,7 +152,8 @@ async fn find_near(ledger: &dyn Ledger, likeness: Likeness) -> anyhow::Result<Ve
 /// When it names nothing, or there is no verdict.
 pub(super) async fn find_verdicts(ledger: &dyn Ledger, name: &OsStr) -> anyhow::Result<Vec<StoredVerdict>> {
     let subject = Subject::parse(name)?;
-    let verdicts = find(ledger, &subject).await?;
+    let mut verdicts = find(ledger, &subject).await?;
+    mark_restricted(ledger, &mut verdicts).await?;
     if verdicts.is_empty() {
         bail!(
             "the ledger has no verdict on \"{}\"\n  hint: {}",

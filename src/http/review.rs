@@ -25,6 +25,8 @@ use crate::ledger::{
     self, Claim, Decided, DecisionAction, ItemFilter, ItemKind, ItemWithVerdict, LedgerError, Reviews, StoredVerdict,
 };
 use crate::review::{DecisionRequest, ReportRequest, ReportSubject, ReviewError, Reviewing};
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::labels::ActionLabel;
 
 /// Items of one page.
 const PAGE: u32 = 50;
@@ -134,6 +136,9 @@ pub(super) async fn decide(app: Arc<App>, caller: Caller<Judge>, request: Reques
         last_report: sent.last_report_id,
     };
     let decided = reviewing(&app).decide(&request).await.map_err(refused)?;
+    if matches!(decided, Decided::Done { .. }) {
+        metrics::decision_recorded(label(request.action));
+    }
     let conflict = |code, what: &str| Err(Problem::conflict(code, what));
     match decided {
         Decided::Done { .. } | Decided::Repeated { .. } => {
@@ -156,6 +161,17 @@ pub(super) async fn decide(app: Arc<App>, caller: Caller<Judge>, request: Reques
         Decided::NotOpen => conflict("not_open", "no review item is open for the image"),
         Decided::NothingToUndo => conflict("nothing_to_undo", "the last judgement is no decision of this person"),
         Decided::TooLate => conflict("too_late", "the event of the decision has left; decide once more"),
+    }
+}
+
+const fn label(action: DecisionAction) -> ActionLabel {
+    match action {
+        DecisionAction::Flag => ActionLabel::Flag,
+        DecisionAction::Clear => ActionLabel::Clear,
+        DecisionAction::Uphold => ActionLabel::Uphold,
+        DecisionAction::Escalate => ActionLabel::Escalate,
+        DecisionAction::Skip => ActionLabel::Skip,
+        DecisionAction::Undo => ActionLabel::Undo,
     }
 }
 

@@ -408,6 +408,20 @@ pub struct DecisionPage {
     pub next: Option<Position>,
 }
 
+/// The open items of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    pub kind: ItemKind,
+    pub items: u64,
+    /// How long the earliest due date has passed; zero where none has.
+    pub overdue: Duration,
+    /// Items whose last lease has ended by itself, and that no person has claimed since.
+    pub lapsed: u64,
+}
+
+/// The number of open items that [`Reviews::queue_state`] reads, so that a long queue costs no more.
+pub const MAX_COUNTED_ITEMS: u32 = 10_000;
+
 /// Review items, decisions and reports.
 #[async_trait]
 pub trait Reviews: Send + Sync {
@@ -449,6 +463,9 @@ pub trait Reviews: Send + Sync {
         policy_sha256: &str,
         since: OffsetDateTime,
     ) -> Result<Option<StoredVerdict>, LedgerError>;
+
+    /// What waits, by kind, among the first [`MAX_COUNTED_ITEMS`] items in the order of the queue.
+    async fn queue_state(&self) -> Result<Vec<QueueState>, LedgerError>;
 
     /// The decisions on a verdict, oldest first.
     async fn decisions_on(&self, verdict: Uuid) -> Result<Vec<Decision>, LedgerError>;

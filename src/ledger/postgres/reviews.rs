@@ -21,8 +21,8 @@ use crate::ledger::columns::{LockedVerdict, revision_number};
 use crate::ledger::reviews::{LEGAL_RANK, OpenItem};
 use crate::ledger::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, Event, ItemFilter,
-    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, MAX_WAITING_REPORTS, Position, Report, Reported,
-    ReviewItem, Reviews, Revise, StoredVerdict, Undo,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, MAX_COUNTED_ITEMS, MAX_WAITING_REPORTS, Position,
+    QueueState, Report, Reported, ReviewItem, Reviews, Revise, StoredVerdict, Undo,
 };
 use crate::retry;
 
@@ -316,6 +316,28 @@ impl Reviews for Postgres {
                 ));
                 let row = query.bind(sha256.to_vec()).bind(policy).bind(since).fetch_optional(c).await?;
                 row.as_ref().map(read_verdict_row).transpose()
+            })
+        })
+        .await
+    }
+
+    async fn queue_state(&self) -> Result<Vec<QueueState>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = format!(
+                    concat!(
+                        "SELECT kind, count(*) AS items, count(*) FILTER (WHERE lease_until <= now()) AS lapsed,
+                             greatest(extract(epoch FROM now() - min(due_at) FILTER (WHERE due_at < 'infinity')), 0)
+                                 ::double precision AS overdue
+                         FROM (SELECT item.kind, item.lease_until, item.due_at FROM review_items AS item
+                               WHERE item.closed_at IS NULL ORDER BY ",
+                        queue_order!(),
+                        " LIMIT {}) AS open GROUP BY kind"
+                    ),
+                    MAX_COUNTED_ITEMS
+                );
+                let rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_all(c).await?;
+                rows.iter().map(read_queue_state).collect()
             })
         })
         .await
@@ -903,6 +925,17 @@ async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported
     query.bind(&report.reference).bind(report.due_at).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(Reported::Recorded)
+}
+
+fn read_queue_state(row: &PgRow) -> Result<QueueState, sqlx::Error> {
+    let (kind, overdue): (String, f64) = (row.try_get("kind")?, row.try_get("overdue")?);
+    let [items, lapsed]: [i64; 2] = [row.try_get("items")?, row.try_get("lapsed")?];
+    Ok(QueueState {
+        kind: ItemKind::parse(&kind).ok_or_else(|| unknown("kind of item", &kind))?,
+        items: items.unsigned_abs(),
+        overdue: Duration::try_from_secs_f64(overdue).unwrap_or_default(),
+        lapsed: lapsed.unsigned_abs(),
+    })
 }
 
 fn unknown(what: &str, word: &str) -> sqlx::Error {
