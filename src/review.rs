@@ -44,7 +44,11 @@ pub enum ReviewError {
     #[error("the ledger has no verdict on {0}")]
     UnknownImage(String),
     /// So many reports wait that another one changes nothing.
-    #[error("{MAX_WAITING_REPORTS} reports of the kind `{}` on the image wait for a decision; report it again after that", .0.as_str())]
+    #[error(
+        "{} reports of the kind `{}` on the image wait for a decision; report it again after that",
+        MAX_WAITING_REPORTS,
+        .0.as_str()
+    )]
     TooManyReports(ItemKind),
 }
 
@@ -255,11 +259,14 @@ impl Reviewing<'_> {
             None if was_last => (earlier.judgement.clone(), earlier.policy.clone()),
             None => return Ok(None),
         };
+        let verdict_without = Verdict { judgement, policy, ..verdict.clone() };
+        let mut without = StoredVerdict { verdict: verdict_without, ..stored.clone() };
+        mark_restricted(self.ledger, std::slice::from_mut(&mut without)).await?;
+        let Verdict { judgement, policy, .. } = without.verdict;
         // What was said last, before the decision or since.
         let said = if was_last { earlier } else { &states[states.len() - 1] };
         let is_news = !judgement.says_same_as(&said.judgement);
-        let event =
-            event::id_of(&Verdict { judgement: decided.judgement.clone(), ..verdict.clone() }, &decided.revision);
+        let event = event_id_of(verdict, decided);
         let known = &states[..if was_last { made } else { states.len() }];
         let says_same = known.iter().filter(|state| announces_same(&judgement, &state.judgement));
         let says_same: Vec<Uuid> = match is_news {
@@ -351,8 +358,8 @@ fn is_decided(judgement: &Judgement) -> bool {
     judgement.findings.iter().any(|finding| finding.source == FindingSource::Decision)
 }
 
-/// Whether the event of an earlier judgement tells all that this one says. A decision that leaves the outcome and flags for
-/// nothing else has no event.
+/// Whether the event of an earlier judgement announces everything that this one means. A decision that leaves the outcome and
+/// flags for nothing else has no event.
 fn announces_same(now: &Judgement, earlier: &Judgement) -> bool {
     let is_upheld = is_decided(now) && now.outcome == earlier.outcome && !names_new_category(now, earlier);
     is_upheld || now.says_same_as(earlier)

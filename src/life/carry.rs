@@ -22,8 +22,8 @@ pub(crate) struct Carried {
     pub before: Outcome,
 }
 
-/// The judgement that a verdict takes over. An insert tells whether a person may have decided about equal bytes, and only then
-/// the ledger is asked.
+/// The judgement that a verdict takes over. An insert returns whether a person may have decided about equal bytes, and only
+/// then the ledger is asked.
 async fn find_carried(
     ledger: &dyn Ledger,
     verdict: &Verdict,

@@ -565,7 +565,8 @@ async fn find_unseen(
     let seen_up_to = match last_report {
         Some(report) => {
             let query = "SELECT made_at FROM reports WHERE id = $1 AND verdict_id = $2";
-            let made_at = sqlx::query_scalar(query).bind(report).bind(decision.verdict).fetch_optional(&mut *c).await?;
+            let query = sqlx::query_scalar(query).bind(report).bind(decision.verdict);
+            let made_at: Option<OffsetDateTime> = query.fetch_optional(&mut *c).await?;
             let Some(made_at) = made_at else { return Ok(Err(Decided::UnknownReport)) };
             made_at
         }
