@@ -10,7 +10,7 @@ mod finding;
 pub mod forms;
 mod hash;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -311,6 +311,12 @@ impl Judgement {
     #[must_use]
     pub fn is_restricted(&self) -> bool {
         self.findings.iter().any(|finding| finding.restricted)
+    }
+
+    /// Restricts what these banks have found.
+    pub(crate) fn restrict(&mut self, banks: &BTreeSet<String>) {
+        let of_banks = |finding: &&mut Finding| finding.bank.as_ref().is_some_and(|bank| banks.contains(bank));
+        self.findings.iter_mut().filter(of_banks).for_each(|finding| finding.restricted = true);
     }
 
     /// Whether both say the same of an image: the same outcome, and the same findings. Scores and thresholds may differ.

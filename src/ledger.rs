@@ -40,7 +40,7 @@ pub use crate::job::event::{Destinations, Event};
 pub use archive::{Archive, EarlierState, OutboxRow, Position, PrunedPage, StoredVerdict, VerdictFilter, VerdictPage};
 pub use banks::{
     Bank, BankChanges, BankImport, BankSettings, BankWrite, Banks, Dropped, EntryCounts, EntryKey, EntryPages,
-    KnownEntry, ListedEntry, Marked, MatchMark, NewBank, NewEntry, OtherEntries, Removal,
+    KnownEntry, ListedEntry, Marked, MatchMark, NewBank, NewEntry, OtherEntries, Removal, mark_restricted,
 };
 pub use baselines::{Baselines, ScoreBaseline};
 pub use columns::VERDICT_COLUMNS;
@@ -53,7 +53,8 @@ pub use quarantine::Quarantine;
 pub use reconcile::{BACKFILL_LEASE_TIMEOUT, CurrentVerdict, Reconcile};
 pub use reviews::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, ItemFilter,
-    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, NoPosition, Report, ReviewItem, Reviews,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, MAX_COUNTED_ITEMS, MAX_WAITING_REPORTS, NoPosition, QueueState,
+    Report, Reported, ReviewItem, Reviews, Undo,
 };
 pub use scratch::{Scratch, open_temporary};
 pub use sqlite::Sqlite;

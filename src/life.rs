@@ -34,7 +34,9 @@ use crate::fault_injection;
 use crate::job::event::{self, EventContext};
 use crate::job::{Job, Judgement, Lane, Outcome, Removal, Revision, Verdict, derived_id, verdict_id};
 use crate::lanes::{Gate, Permit};
-use crate::ledger::{Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict};
+use crate::ledger::{
+    Event, ExistingVerdict, Inserted, Ledger, LedgerError, NewVerdict, StoredVerdict, mark_restricted,
+};
 use crate::objects::{FetchError, Fetcher};
 use crate::policy::{Policy, PolicySet, Rule};
 use crate::screen::Screen;
@@ -214,9 +216,13 @@ impl JobProcessor {
         let identified = self.identify(request, progress.replayed.clone())?;
         self.end_if_known(&identified).await?;
         let (fetched, bytes) = self.fetch(identified, progress).await?;
-        let screened = self.screen(&fetched, bytes, turn).await?;
-        let Fetched { identified, job_id, object, .. } = fetched;
         let policy = self.policy(request);
+        let screened = match self.screen(&fetched, bytes, turn).await {
+            // Nothing is shown, but a bank may know the file.
+            Err(Stop::Judged(judged)) => return Ok(Box::new(judged.known_by(policy, &self.banks).await)),
+            screened => screened?,
+        };
+        let Fetched { identified, job_id, object, .. } = fetched;
         let answers = self.banks.answers(policy, &object.asked(&screened.facts)).await;
         Ok(Box::new(Judged::by_policy(policy, answers, job_id, identified.detectors, object, screened)))
     }
@@ -483,10 +489,13 @@ impl JobProcessor {
                 let revised_event = revised_event.map(Box::new);
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event: None, pictures }
             }
-            Inserted::Written(new_event) => {
+            Inserted::Written { event: new_event, may_be_decided } => {
                 self.judgements.record(&verdict.policy.name, verdict.facts.as_ref(), &verdict.judgement);
                 record_commit(request, &verdict, self.earlier_verdict(request, &verdict).await);
-                let carried = Box::pin(self.carry_over(request, &verdict, written_revision)).await;
+                let carried = match may_be_decided {
+                    true => Box::pin(self.carry_over(request, &verdict, written_revision)).await,
+                    false => None,
+                };
                 let (verdict, revised_event, new_event) = carried.unwrap_or((verdict, revised_event, new_event));
                 let (revised_event, new_event) = (revised_event.map(Box::new), new_event.map(Box::new));
                 JobEnd::Committed { verdict: Box::new(verdict), revised_event, new_event, pictures }
@@ -564,9 +573,9 @@ impl JobProcessor {
     /// The event of a verdict that the ledger has, as it is now. None if the ledger cannot be read.
     pub async fn stored_event(&self, request: &JobRequest, id: Uuid) -> Option<Event> {
         let read = async {
-            let Some(StoredVerdict { verdict, revision, .. }) = self.ledger.read_verdict(id).await? else {
-                return Ok(None);
-            };
+            let Some(mut stored) = self.ledger.read_verdict(id).await? else { return Ok(None) };
+            mark_restricted(self.ledger.as_ref(), std::slice::from_mut(&mut stored)).await?;
+            let StoredVerdict { verdict, revision, .. } = stored;
             let earlier = self.ledger.earlier_states(id).await?.last().map(|state| state.judgement.outcome);
             Ok(Some(self.event(request, &verdict, Some((&revision, earlier)))))
         };

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::job::{BankKind, Outcome, RevisionCause, Verdict, View, ViewHash, derived_id};
 use crate::ledger::{Bank, HashedView, Ledger, LedgerError};
 use crate::policy::judge::judge_decided;
-use crate::policy::{BankQuestion, ImageContext, PolicySet};
+use crate::policy::{BankQuestion, ImageContext, PolicySet, judge_stored_bytes};
 use crate::rejudge::{Transitions, change, is_newer};
 
 pub use near::Likeness;
@@ -256,19 +256,24 @@ impl Matching {
                 self.summary.without_rule += u64::from(is_first);
                 continue;
             }
-            let Some(facts) = &stored.verdict.facts else {
+            let answers = self.banks.answers(policy, &AskedImage::of(&stored.verdict)).await;
+            let earlier = &stored.verdict.judgement;
+            let judgement = match &stored.verdict.facts {
+                Some(facts) => Some(judge_decided(policy, facts, &answers, &earlier.findings)),
+                None => judge_stored_bytes(policy, &stored.verdict, &answers),
+            };
+            let Some(judgement) = judgement else {
                 self.summary.unscored += u64::from(is_first);
                 continue;
             };
-            let answers = self.banks.answers(policy, &AskedImage::of(&stored.verdict)).await;
-            let judgement = judge_decided(policy, facts, &answers, &stored.verdict.judgement.findings);
             if is_newer(&stored.verdict, &answers) {
                 overtaken += 1;
                 continue;
             }
             // What is not judged, or said less strongly now, has other reasons than the match.
             let is_unjudged = matches!(judgement.outcome, Outcome::Failed | Outcome::Rejected);
-            let softens = judgement.outcome < stored.verdict.judgement.outcome;
+            // What shows nothing is known now, which says more.
+            let softens = judgement.outcome < earlier.outcome && earlier.outcome != Outcome::Undecodable;
             if is_unjudged || (softens && self.bank.kind == BankKind::Deny) {
                 self.summary.softened += u64::from(is_first);
                 continue;

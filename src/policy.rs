@@ -24,7 +24,7 @@ pub use options::DamagedOutcome;
 pub use error::PolicyError;
 pub(crate) use resolve::is_category;
 pub use set::{ImageContext, PolicySet};
-pub(crate) use stored::StoredJudgement;
+pub(crate) use stored::{StoredJudgement, judge_stored_bytes};
 
 /// Labels that usually name the class to look for, in the order of preference.
 const USUAL_LABELS: [&str; 10] =

@@ -11,15 +11,16 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::Config;
 use crate::job::event::{self, EventContext};
-use crate::job::{ImageRef, Judgement, Outcome, RevisionCause, Verdict, verdict_id};
+use crate::job::{FindingSource, ImageRef, Judgement, Outcome, PolicyRef, RevisionCause, Verdict, verdict_id};
 use crate::ledger::{
-    Decide, Decided, Decision, DecisionAction, DecisionEffect, Event, ItemKind, Ledger, LedgerError, Report, Revise,
-    StoredVerdict,
+    Decide, Decided, Decision, DecisionAction, DecisionEffect, EarlierState, Event, ItemKind, Ledger, LedgerError,
+    MAX_WAITING_REPORTS, Report, Reported, Revise, StoredVerdict, Undo, mark_restricted,
 };
 use crate::policy::decided::{Answer, decide};
-use crate::policy::is_category;
+use crate::policy::{ImageContext, PolicySet, StoredJudgement, is_category};
 
 /// The longest note, in characters.
 pub const MAX_NOTE: usize = 4_000;
@@ -42,6 +43,13 @@ pub enum ReviewError {
     /// There is no verdict on what was reported.
     #[error("the ledger has no verdict on {0}")]
     UnknownImage(String),
+    /// So many reports wait that another one changes nothing.
+    #[error(
+        "{} reports of the kind `{}` on the image wait for a decision; report it again after that",
+        MAX_WAITING_REPORTS,
+        .0.as_str()
+    )]
+    TooManyReports(ItemKind),
 }
 
 /// A person decides.
@@ -60,6 +68,9 @@ pub struct DecisionRequest {
     pub note: Option<String>,
     /// Decisions that were made together.
     pub batch: Option<Uuid>,
+    /// The last report that the person has seen. Later ones keep the item open. Without it, those count as seen that were
+    /// made before the person claimed the item, or all where the person has not claimed it.
+    pub last_report: Option<Uuid>,
 }
 
 /// What a report is about.
@@ -89,6 +100,9 @@ pub struct ReportRequest {
 pub struct Reviewing<'a> {
     pub ledger: &'a dyn Ledger,
     pub config: &'a Config,
+    /// What judges an image without a decision that is undone.
+    pub policies: &'a PolicySet,
+    pub banks: &'a CurrentBanks,
 }
 
 impl Reviewing<'_> {
@@ -99,9 +113,10 @@ impl Reviewing<'_> {
     pub async fn decide(&self, request: &DecisionRequest) -> Result<Decided, ReviewError> {
         request.check()?;
         let reviews = self.ledger.reviews()?;
-        let Some(stored) = self.ledger.read_verdict(request.verdict).await? else { return Ok(Decided::Missing) };
+        let Some(mut stored) = self.ledger.read_verdict(request.verdict).await? else { return Ok(Decided::Missing) };
+        mark_restricted(self.ledger, std::slice::from_mut(&mut stored)).await?;
         if stored.revision.number != request.revision {
-            return Ok(Decided::Stale(Box::new(stored)));
+            return Ok(self.stale(request, Box::new(stored)).await?);
         }
         let effect = match request.action {
             DecisionAction::Escalate => DecisionEffect::Escalate,
@@ -117,7 +132,26 @@ impl Reviewing<'_> {
         // What is restricted is announced at once.
         let is_restricted = stored.verdict.judgement.is_restricted();
         let event_delay = if is_restricted { Duration::ZERO } else { self.undo_window() };
-        Ok(reviews.decide(&Decide { decision: request.decision(), effect, event_delay }).await?)
+        let last_report = request.last_report;
+        match reviews.decide(&Decide { decision: request.decision(), effect, last_report, event_delay }).await? {
+            Decided::Stale(present) => Ok(self.stale(request, present).await?),
+            decided => Ok(decided),
+        }
+    }
+
+    /// Why a decision meets another revision: most often another person was faster, but it may be the revision that this
+    /// decision has made itself, whose answer was lost.
+    async fn stale(&self, request: &DecisionRequest, mut present: Box<StoredVerdict>) -> Result<Decided, LedgerError> {
+        mark_restricted(self.ledger, std::slice::from_mut(&mut *present)).await?;
+        let made = self.ledger.reviews()?.decisions_on(request.verdict).await?;
+        let makes_revision = !matches!(request.action, DecisionAction::Escalate | DecisionAction::Skip);
+        Ok(match made.iter().any(|made| request.is_recorded_as(made)) {
+            true if makes_revision && present.revision.number == request.revision + 1 => {
+                Decided::Repeated { revision: present.revision.number }
+            }
+            true => Decided::Overtaken(present),
+            false => Decided::Stale(present),
+        })
     }
 
     /// Records a report, and opens an item. Returns the verdict that it is about.
@@ -140,7 +174,11 @@ impl Reviewing<'_> {
             due_at: request.due_at,
             made_at: OffsetDateTime::now_utc(),
         };
-        if reviews.report(&report).await? { Ok(report) } else { Err(unknown()) }
+        match reviews.report(&report).await? {
+            Reported::Recorded => Ok(report),
+            Reported::Missing => Err(unknown()),
+            Reported::TooMany => Err(ReviewError::TooManyReports(report.kind)),
+        }
     }
 
     /// The verdict on what is reported; of an image the latest one.
@@ -190,25 +228,90 @@ impl Reviewing<'_> {
         Ok(revise)
     }
 
-    /// The revision that restores the state before the last decision. None where the last judgement was no decision.
+    /// How the last decision is taken back. None where the last word on the verdict was no decision.
+    ///
+    /// The judgement is what the policy of today makes of the image without that decision: rules and banks may have changed
+    /// meanwhile. Where it cannot judge, the state before the decision comes back.
     async fn undo(&self, stored: &StoredVerdict) -> Result<Option<DecisionEffect>, LedgerError> {
-        let id = stored.verdict.id;
-        if stored.revision.cause != Some(RevisionCause::Decided) {
+        let verdict = &stored.verdict;
+        let now = EarlierState {
+            revision: stored.revision,
+            judgement: verdict.judgement.clone(),
+            policy: verdict.policy.clone(),
+        };
+        let mut states = self.ledger.earlier_states(verdict.id).await?;
+        states.push(now);
+        // What rules and banks have changed since is no word of a person.
+        let is_word = |state: &EarlierState| {
+            !matches!(state.revision.cause, Some(RevisionCause::Rejudged | RevisionCause::Matched))
+        };
+        let Some(made) = states.iter().rposition(is_word) else { return Ok(None) };
+        let decided = &states[made];
+        let (true, Some(earlier)) = (
+            decided.revision.cause == Some(RevisionCause::Decided),
+            made.checked_sub(1).and_then(|before| states.get(before)),
+        ) else {
             return Ok(None);
-        }
-        let states = self.ledger.earlier_states(id).await?;
-        let [earliest @ .., earlier] = &states[..] else { return Ok(None) };
-        let undone = event::id_of(&stored.verdict, &stored.revision);
-        let mut revise = self.revision(stored, earlier.judgement.clone()).await?;
-        let before = earliest.last().map(|state| state.judgement.outcome);
-        // The decision may have replaced an event that had not left. The ledger knows, and sends it where that is so. What is
-        // older was sent, and its event is no longer kept.
-        let kept = time::Duration::days(i64::from(self.config.outbox.keep_days));
-        if earlier.revision.judged_at > OffsetDateTime::now_utc() - kept {
-            revise.event = self.event(stored, &revise, before);
-        }
-        let (revise, window) = (Box::new(revise), self.undo_window());
-        Ok(Some(DecisionEffect::Undo { revise, event: undone, window }))
+        };
+        let was_last = made + 1 == states.len();
+        let (judgement, policy) = match self.judge_undecided(verdict, earlier).await? {
+            Some(judged) => judged,
+            None if was_last => (earlier.judgement.clone(), earlier.policy.clone()),
+            None => return Ok(None),
+        };
+        let verdict_without = Verdict { judgement, policy, ..verdict.clone() };
+        let mut without = StoredVerdict { verdict: verdict_without, ..stored.clone() };
+        mark_restricted(self.ledger, std::slice::from_mut(&mut without)).await?;
+        let Verdict { judgement, policy, .. } = without.verdict;
+        // What was said last, before the decision or since.
+        let said = if was_last { earlier } else { &states[states.len() - 1] };
+        let is_news = !judgement.says_same_as(&said.judgement);
+        let event = event_id_of(verdict, decided);
+        let known = &states[..if was_last { made } else { states.len() }];
+        let says_same = known.iter().filter(|state| announces_same(&judgement, &state.judgement));
+        let says_same: Vec<Uuid> = match is_news {
+            true => Vec::new(),
+            false => says_same.map(|state| event_id_of(verdict, state)).collect(),
+        };
+        let before = known.iter().rev().map(|state| state.judgement.outcome);
+        let before = before.clone().find(|outcome| *outcome != judgement.outcome).or_else(|| before.clone().next());
+        let has_answer = |state: &&EarlierState| {
+            state.revision.cause == Some(RevisionCause::Decided) && is_decided(&state.judgement)
+        };
+        let last_word = states[..made].iter().rev().find(has_answer);
+        let is_kept = is_decided(&judgement) && !judgement.is_restricted();
+        let content_decided_at = last_word.filter(|_| is_kept).map(|state| state.revision.judged_at);
+        let mut revise = self.revision(stored, judgement).await?;
+        revise.verdict.policy = policy;
+        revise.event = self.event(stored, &revise, before);
+        Ok(Some(DecisionEffect::Undo(Box::new(Undo {
+            made_on: decided.revision.number - 1,
+            revise,
+            event,
+            window: self.undo_window(),
+            says_same,
+            is_news,
+            content_decided_at,
+        }))))
+    }
+
+    /// What the policy of today makes of an image, with what people had decided at an earlier state. None where it cannot
+    /// judge the stored facts.
+    async fn judge_undecided(
+        &self,
+        verdict: &Verdict,
+        earlier: &EarlierState,
+    ) -> Result<Option<(Judgement, PolicyRef)>, LedgerError> {
+        let policy = self.policies.policy_for(&ImageContext::of(verdict));
+        let EarlierState { judgement, policy: judged_by, .. } = earlier.clone();
+        let undecided = Verdict { judgement, policy: judged_by, ..verdict.clone() };
+        self.banks.refresh(self.ledger).await?;
+        let answers = self.banks.answers(policy, &AskedImage::of(&undecided)).await;
+        Ok(match policy.judge_stored(&undecided, &answers) {
+            StoredJudgement::Current => Some((undecided.judgement, undecided.policy)),
+            StoredJudgement::Judged(judgement) => Some((judgement, policy.reference.with_banks(&answers))),
+            StoredJudgement::Unscored | StoredJudgement::Lacking => None,
+        })
     }
 
     /// A revision by a person, without an event yet.
@@ -245,6 +348,23 @@ fn why_impossible(verdict: &Verdict, action: DecisionAction) -> Option<&'static 
     }
 }
 
+/// The id of the event of an earlier state, if it had one.
+fn event_id_of(verdict: &Verdict, state: &EarlierState) -> Uuid {
+    event::id_of(&Verdict { judgement: state.judgement.clone(), ..verdict.clone() }, &state.revision)
+}
+
+/// Whether any answer of a person is among the findings.
+fn is_decided(judgement: &Judgement) -> bool {
+    judgement.findings.iter().any(|finding| finding.source == FindingSource::Decision)
+}
+
+/// Whether the event of an earlier judgement announces everything that this one means. A decision that leaves the outcome and
+/// flags for nothing else has no event.
+fn announces_same(now: &Judgement, earlier: &Judgement) -> bool {
+    let is_upheld = is_decided(now) && now.outcome == earlier.outcome && !names_new_category(now, earlier);
+    is_upheld || now.says_same_as(earlier)
+}
+
 /// Whether a judgement flags a category for which the earlier one did not flag.
 fn names_new_category(now: &Judgement, before: &Judgement) -> bool {
     let flags = |judgement: &Judgement, category: &Option<String>| {
@@ -265,6 +385,12 @@ impl DecisionRequest {
             return Err(ReviewError::Invalid { field: "category", what: what.into() });
         }
         check_text("note", self.note.as_ref(), MAX_NOTE)
+    }
+
+    /// Whether a decision says the same of the same state, by the same person.
+    fn is_recorded_as(&self, made: &Decision) -> bool {
+        (made.verdict, made.revision, &made.actor) == (self.verdict, self.revision, &self.actor)
+            && (made.action, &made.category) == (self.action, &self.category)
     }
 
     fn decision(&self) -> Decision {
@@ -347,6 +473,7 @@ mod tests {
             category: None,
             note: None,
             batch: None,
+            last_report: None,
         }
     }
 

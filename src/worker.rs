@@ -6,6 +6,7 @@ mod delivery;
 mod drift;
 pub mod options;
 pub mod publish;
+mod review;
 mod run;
 mod serve;
 pub mod settle;

@@ -17,6 +17,7 @@ CREATE TABLE review_items (
     is_restricted  boolean NOT NULL,              -- no picture of it may be shown
     probability    real,                          -- with which a sample was drawn
     claimed_by     text,
+    claimed_at     timestamptz,                   -- what was reported before was shown; a renewal does not change it
     lease_until    timestamptz,
     not_for        text[] NOT NULL DEFAULT '{}',  -- people who have decided what is appealed against
     skipped_by     text[] NOT NULL DEFAULT '{}',

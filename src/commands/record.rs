@@ -9,7 +9,7 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use super::UsageError;
 use crate::job::{Outcome, Verdict, exact, exact_scores};
-use crate::ledger::{Decision, Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter};
+use crate::ledger::{Decision, Ledger, LedgerError, StoredVerdict, VERDICT_COLUMNS, VerdictFilter, mark_restricted};
 
 /// The columns that are written after the first judgement.
 const LATER_COLUMNS: [&str; 4] = ["revision", "cause", "judged_at", "deleted_at"];
@@ -108,7 +108,8 @@ pub(super) fn pages(
     // The first page, a later one, or none.
     stream::try_unfold(Some((filter, None)), move |state| async move {
         let Some((filter, from)) = state else { return Ok(None) };
-        let page = ledger.page_of_verdicts(&filter, from, limit).await?;
+        let mut page = ledger.page_of_verdicts(&filter, from, limit).await?;
+        mark_restricted(ledger, &mut page.verdicts).await?;
         let next = page.next.map(|next| (filter, Some(next)));
         Ok(Some((page.verdicts, next)))
     })

@@ -19,7 +19,9 @@ use super::{UsageError, files, record};
 use crate::config::Config;
 use crate::job::event;
 use crate::job::{ImageRef, Verdict, exact, verdict_id};
-use crate::ledger::{self, Decision, EarlierState, Ledger, LedgerError, OutboxRow, Report, StoredVerdict};
+use crate::ledger::{
+    self, Decision, EarlierState, Ledger, LedgerError, OutboxRow, Report, StoredVerdict, mark_restricted,
+};
 use crate::matching::Likeness;
 
 /// The most verdicts on one image that are shown. An image has one per version, set of detectors and job id.
@@ -150,7 +152,8 @@ async fn find_near(ledger: &dyn Ledger, likeness: Likeness) -> anyhow::Result<Ve
 /// When it names nothing, or there is no verdict.
 pub(super) async fn find_verdicts(ledger: &dyn Ledger, name: &OsStr) -> anyhow::Result<Vec<StoredVerdict>> {
     let subject = Subject::parse(name)?;
-    let verdicts = find(ledger, &subject).await?;
+    let mut verdicts = find(ledger, &subject).await?;
+    mark_restricted(ledger, &mut verdicts).await?;
     if verdicts.is_empty() {
         bail!(
             "the ledger has no verdict on \"{}\"\n  hint: {}",
@@ -303,7 +306,7 @@ impl ShownVerdict {
         row.insert("score".into(), json!(score_of_label(judgement.label.as_deref(), judgement.score)));
         row.insert("verdict_id".into(), json!(self.stored.verdict.id));
         let mut history = String::new();
-        for EarlierState { revision, judgement } in &self.earlier {
+        for EarlierState { revision, judgement, .. } in &self.earlier {
             let separator = if history.is_empty() { "" } else { "; " };
             let reason = judgement.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
             let at = revision.judged_at.format(&Rfc3339).unwrap_or_default();
@@ -368,7 +371,7 @@ fn event(event: &OutboxRow) -> Value {
     ])
 }
 
-fn earlier_state(EarlierState { revision, judgement }: &EarlierState) -> Value {
+fn earlier_state(EarlierState { revision, judgement, .. }: &EarlierState) -> Value {
     object([
         ("revision", json!(revision.number)),
         ("cause", json!(revision.cause)),

@@ -25,6 +25,8 @@ use crate::ledger::{
     self, Claim, Decided, DecisionAction, ItemFilter, ItemKind, ItemWithVerdict, LedgerError, Reviews, StoredVerdict,
 };
 use crate::review::{DecisionRequest, ReportRequest, ReportSubject, ReviewError, Reviewing};
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::labels::ActionLabel;
 
 /// Items of one page.
 const PAGE: u32 = 50;
@@ -34,6 +36,8 @@ const MAX_CLAIM: u32 = 100;
 /// Seconds of a lease where the claim does not say, and at most.
 const LEASE_S: u32 = 600;
 const MAX_LEASE_S: u32 = 86_400;
+/// When a report is worth another try that is one too many: people decide in hours.
+const REPORT_AGAIN_AFTER: Duration = Duration::from_hours(1);
 
 /// Open items in the order of the queue: `?limit=&cursor=` and the fields of [`Selection`].
 pub(super) async fn open(app: Arc<App>, caller: Caller<Browse>, request: Request) -> Answer {
@@ -112,6 +116,8 @@ struct DecisionBody {
     note: Option<String>,
     #[serde(default)]
     batch_id: Option<Uuid>,
+    #[serde(default)]
+    last_report_id: Option<Uuid>,
 }
 
 /// Carries out a decision, and answers with the verdict as it is then.
@@ -127,20 +133,22 @@ pub(super) async fn decide(app: Arc<App>, caller: Caller<Judge>, request: Reques
         category: sent.category,
         note: sent.note,
         batch: sent.batch_id,
+        last_report: sent.last_report_id,
     };
     let decided = reviewing(&app).decide(&request).await.map_err(refused)?;
+    if matches!(decided, Decided::Done { .. }) {
+        metrics::decision_recorded(label(request.action));
+    }
     let conflict = |code, what: &str| Err(Problem::conflict(code, what));
     match decided {
-        Decided::Done { .. } => {
+        Decided::Done { .. } | Decided::Repeated { .. } => {
             let stored = verdicts::read(&app, visible.verdict.id).await?.unwrap_or(visible);
             Ok(json_answer(StatusCode::OK, verdict(&stored)))
         }
         Decided::Missing => Err(unknown()),
-        Decided::Stale(present) => {
-            let what = format!("the verdict is at revision {}; look at it once more", present.revision.number);
-            let problem = Problem::conflict("stale", what).with("revision", json!(present.revision.number));
-            Err(problem.with("verdict", verdict(&present)))
-        }
+        Decided::Stale(present) => Err(stale(&present, false)),
+        Decided::Overtaken(present) => Err(stale(&present, true)),
+        Decided::UnknownReport => Err(invalid("`last_report_id` is no report on this verdict")),
         Decided::Claimed { actor, until } => {
             let what = "another person has claimed the image";
             let problem = Problem::conflict("claimed", what).with("claimed_by", json!(actor));
@@ -154,6 +162,29 @@ pub(super) async fn decide(app: Arc<App>, caller: Caller<Judge>, request: Reques
         Decided::NothingToUndo => conflict("nothing_to_undo", "the last judgement is no decision of this person"),
         Decided::TooLate => conflict("too_late", "the event of the decision has left; decide once more"),
     }
+}
+
+const fn label(action: DecisionAction) -> ActionLabel {
+    match action {
+        DecisionAction::Flag => ActionLabel::Flag,
+        DecisionAction::Clear => ActionLabel::Clear,
+        DecisionAction::Uphold => ActionLabel::Uphold,
+        DecisionAction::Escalate => ActionLabel::Escalate,
+        DecisionAction::Skip => ActionLabel::Skip,
+        DecisionAction::Undo => ActionLabel::Undo,
+    }
+}
+
+/// The verdict has another revision than the one that was decided on. `recorded`: this very decision came before it.
+fn stale(present: &StoredVerdict, recorded: bool) -> Problem {
+    let number = present.revision.number;
+    let what = if recorded {
+        format!("the decision was recorded, and the verdict is at revision {number} since")
+    } else {
+        format!("the verdict is at revision {number}; look at it once more")
+    };
+    let problem = Problem::conflict("stale", what).with("revision", json!(number)).with("recorded", json!(recorded));
+    problem.with("verdict", verdict(present))
 }
 
 /// `POST /v1/reports`
@@ -303,6 +334,7 @@ fn item(ItemWithVerdict { item, stored, reports }: &ItemWithVerdict) -> Value {
         "claimed_by": claimed_by,
         "lease_until": time(lease_until),
         "reports": reports.iter().map(report).collect::<Vec<_>>(),
+        "last_report_id": reports.last().map(|report| report.id),
         "verdict": verdict(stored),
     })
 }
@@ -316,7 +348,8 @@ fn time(at: Option<OffsetDateTime>) -> Value {
 }
 
 fn reviewing(app: &App) -> Reviewing<'_> {
-    Reviewing { ledger: app.processor.ledger.as_ref(), config: &app.processor.config }
+    let life = &app.processor;
+    Reviewing { ledger: life.ledger.as_ref(), config: &life.config, policies: &life.policies, banks: &life.banks }
 }
 
 fn reviews(app: &App) -> Result<&dyn Reviews, Problem> {
@@ -374,6 +407,10 @@ fn refused(error: ReviewError) -> Problem {
         ReviewError::Invalid { .. } => invalid(error.to_string()),
         ReviewError::Impossible { .. } => Problem::unprocessable("impossible", error.to_string()),
         ReviewError::UnknownImage(_) => unknown(),
+        ReviewError::TooManyReports(_) => {
+            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_reports", error.to_string());
+            problem.retry_after(REPORT_AGAIN_AFTER)
+        }
         ReviewError::Ledger(error @ LedgerError::ReviewNeedsPostgres) => {
             Problem::new(StatusCode::NOT_IMPLEMENTED, "no_review", error.to_string())
         }

@@ -15,7 +15,7 @@ use super::routes::Answer;
 use super::screen::json_answer;
 use super::{App, RETRY_AFTER};
 use crate::job::{INLINE_BUCKET, ImageRef, Revision, Verdict, event, verdict_id};
-use crate::ledger::{LedgerError, StoredVerdict};
+use crate::ledger::{LedgerError, StoredVerdict, mark_restricted};
 
 /// The most verdicts in one answer. An image has one per version, set of detectors and job id.
 const MAX_VERDICTS: u32 = 100;
@@ -35,7 +35,13 @@ pub(super) fn answer(verdict: &Verdict, revision: &Revision, deleted_at: Option<
 }
 
 pub(super) async fn read(app: &App, id: Uuid) -> Result<Option<StoredVerdict>, Problem> {
-    app.processor.ledger.read_verdict(id).await.map_err(|error| broken(&error))
+    let ledger = app.processor.ledger.as_ref();
+    let read = async {
+        let mut found = ledger.read_verdict(id).await?;
+        mark_restricted(ledger, found.as_mut_slice()).await?;
+        Ok(found)
+    };
+    read.await.map_err(|error| broken(&error))
 }
 
 fn broken(error: &LedgerError) -> Problem {
@@ -79,7 +85,8 @@ pub(super) async fn of_image(app: Arc<App>, caller: Caller<Look>, request: Reque
         }
         _ => return Err(Problem::bad_request("ask for ?image=s3://bucket/key or ?sha256=HEX")),
     };
-    let found = found.map_err(|error| broken(&error))?;
+    let mut found = found.map_err(|error| broken(&error))?;
+    mark_restricted(app.processor.ledger.as_ref(), &mut found).await.map_err(|error| broken(&error))?;
     let readable = found.iter().filter(|stored| may_read(&caller, stored));
     let answers: Vec<_> = readable.map(|stored| answer(&stored.verdict, &stored.revision, stored.deleted_at)).collect();
     Ok(json_answer(StatusCode::OK, json!({"verdicts": answers})))

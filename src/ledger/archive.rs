@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{KeptBy, LedgerError, Revise};
-use crate::job::{ImageRef, Judgement, Outcome, Revision, Verdict};
+use crate::job::{ImageRef, Judgement, Outcome, PolicyRef, Revision, Verdict};
 
 /// A verdict with its last revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,8 @@ pub struct StoredVerdict {
 pub struct EarlierState {
     pub revision: Revision,
     pub judgement: Judgement,
+    /// The policy that had judged.
+    pub policy: PolicyRef,
 }
 
 /// Selects verdicts that meet every condition.

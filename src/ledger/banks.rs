@@ -4,13 +4,15 @@
 //! the one that removed it, and its row stays. So a reader takes the version first, and then the entries of that version in
 //! any number of statements: it gets exactly that version, without a transaction around them.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::LedgerError;
-use crate::job::{BankKind, KnownHash, Pdq};
+use super::{Ledger, LedgerError, StoredVerdict};
+use crate::job::{BankKind, Finding, KnownHash, Pdq};
 
 /// A bank without its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,24 @@ pub struct Bank {
     pub version: i64,
     pub made_at: OffsetDateTime,
     pub changed_at: OffsetDateTime,
+}
+
+/// Marks the findings of banks that are restricted by now, so that nothing shows the images. A stored finding has
+/// what the bank was when it was found.
+///
+/// # Errors
+/// When the ledger fails.
+pub async fn mark_restricted(ledger: &dyn Ledger, verdicts: &mut [StoredVerdict]) -> Result<(), LedgerError> {
+    let is_open = |finding: &Finding| finding.bank.is_some() && !finding.restricted;
+    // Few findings are those of a bank.
+    if !verdicts.iter().any(|stored| stored.verdict.judgement.findings.iter().any(is_open)) {
+        return Ok(());
+    }
+    let Ok(banks) = ledger.banks() else { return Ok(()) };
+    let all = banks.bank_versions().await?.into_iter();
+    let restricted: BTreeSet<String> = all.filter(|bank| bank.restricted).map(|bank| bank.name).collect();
+    verdicts.iter_mut().for_each(|stored| stored.verdict.judgement.restrict(&restricted));
+    Ok(())
 }
 
 /// What a bank is made with.

@@ -197,7 +197,8 @@ macro_rules! insert_history {
 /// The columns of an [`EarlierState`] of the verdict `$1`, oldest first.
 macro_rules! select_earlier_states {
     () => {
-        "SELECT revision, outcome, reason, label, score, CAST(findings AS text) AS findings, cause, judged_at
+        "SELECT revision, outcome, reason, label, score, CAST(findings AS text) AS findings,
+             CAST(policy AS text) AS policy, cause, judged_at
          FROM verdict_history
          WHERE verdict_id = $1 ORDER BY revision"
     };
@@ -207,7 +208,7 @@ macro_rules! select_earlier_states {
 macro_rules! read_earlier_state {
     ($row:expr) => {{
         let (outcome, revision): (String, i32) = ($row.try_get("outcome")?, $row.try_get("revision")?);
-        let cause: Option<String> = $row.try_get("cause")?;
+        let (cause, policy): (Option<String>, String) = ($row.try_get("cause")?, $row.try_get("policy")?);
         Ok($crate::ledger::EarlierState {
             revision: $crate::job::Revision {
                 number: $crate::ledger::columns::revision_number(revision),
@@ -215,6 +216,7 @@ macro_rules! read_earlier_state {
                 judged_at: $row.try_get("judged_at")?,
             },
             judgement: read_judgement!($row, $crate::ledger::columns::parse_outcome(&outcome)?),
+            policy: $crate::ledger::columns::from_json(&policy)?,
         })
     }};
 }
@@ -367,7 +369,7 @@ pub(super) fn parse_uuid(text: &str) -> Result<Uuid, sqlx::Error> {
     Uuid::parse_str(text).map_err(|e| sqlx::Error::Decode(e.into()))
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
     serde_json::from_str(text).map_err(|e| sqlx::Error::Decode(e.into()))
 }
 

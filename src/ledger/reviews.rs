@@ -171,7 +171,7 @@ pub struct ReviewItem {
 pub struct ItemWithVerdict {
     pub item: ReviewItem,
     pub stored: StoredVerdict,
-    /// The reports that wait for a decision, oldest first.
+    /// The reports that wait for a decision, oldest first: those since the item was opened.
     pub reports: Vec<Report>,
 }
 
@@ -290,6 +290,9 @@ pub struct Decide {
     /// Its `at` is set by the ledger.
     pub decision: Decision,
     pub effect: DecisionEffect,
+    /// The last report that the person has seen. What was reported later waits for another decision. Without it, a decision
+    /// answers what was reported before the person claimed the item, or without a claim everything.
+    pub last_report: Option<Uuid>,
     /// How long the event waits, so that the decision can be undone.
     pub event_delay: Duration,
 }
@@ -299,14 +302,31 @@ pub struct Decide {
 pub enum DecisionEffect {
     /// A revision, and the item is closed.
     Judge(Box<Revise>),
-    /// The revision before the last decision is restored, unless the event of that decision has left. Its id is given here,
-    /// with the time until which a decision without an event can be undone. The event of `revise` is sent only where the
-    /// decision has replaced an event like it that had not left.
-    Undo { revise: Box<Revise>, event: Uuid, window: Duration },
+    /// The last decision is taken back, unless its event has left.
+    Undo(Box<Undo>),
     /// The item goes back to the queue; the revision stays.
     Escalate,
     /// As [`DecisionEffect::Escalate`], and this person does not get it any more.
     Skip,
+}
+
+/// How the last decision on a verdict is taken back.
+#[derive(Debug, Clone)]
+pub struct Undo {
+    /// What holds without the decision.
+    pub revise: Revise,
+    /// The revision that was decided on, and the event that the decision had.
+    pub made_on: u32,
+    pub event: Uuid,
+    /// A decision without an event can be undone for so long.
+    pub window: Duration,
+    /// The event of `revise` is sent to every destination whose last event is none of these. They say the same, and what
+    /// the decision has replaced before it left is none of them.
+    pub says_same: Vec<Uuid>,
+    /// Whether `revise` says something else than the verdict did before the decision, so that unsent events are wrong.
+    pub is_news: bool,
+    /// When a person had decided about the content before that. None where it is decided no more.
+    pub content_decided_at: Option<OffsetDateTime>,
 }
 
 /// The result of a decision.
@@ -314,10 +334,17 @@ pub enum DecisionEffect {
 pub enum Decided {
     /// It was recorded. The verdict has this revision now.
     Done { revision: u32, event: Option<Event> },
+    /// This person has decided just this before: the answer was lost. Nothing was recorded twice, and no later revision has
+    /// come.
+    Repeated { revision: u32 },
     /// The verdict is not at the expected revision. This is its state now.
     Stale(Box<StoredVerdict>),
+    /// As [`Decided::Stale`]. The same decision of this person was recorded before that.
+    Overtaken(Box<StoredVerdict>),
     /// There is no verdict of this id.
     Missing,
+    /// The last report that the person has seen is not about this verdict.
+    UnknownReport,
     /// Another person has claimed it until then.
     Claimed { actor: String, until: OffsetDateTime },
     /// It was appealed against a decision of this person.
@@ -328,6 +355,20 @@ pub enum Decided {
     NothingToUndo,
     /// The event of the decision has left.
     TooLate,
+}
+
+/// The most reports on a verdict that wait for a decision, of each kind. Otherwise one image could fill the ledger, and its item
+/// every page.
+pub const MAX_WAITING_REPORTS: u32 = 100;
+
+/// The result of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reported {
+    Recorded,
+    /// There is no such verdict.
+    Missing,
+    /// [`MAX_WAITING_REPORTS`] of this kind wait for a decision, so that nothing was recorded.
+    TooMany,
 }
 
 /// A report, an appeal or a legal request.
@@ -367,6 +408,20 @@ pub struct DecisionPage {
     pub next: Option<Position>,
 }
 
+/// The open items of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    pub kind: ItemKind,
+    pub items: u64,
+    /// How long the earliest due date has passed; zero where none has.
+    pub overdue: Duration,
+    /// Items whose last lease has ended by itself, and that no person has claimed since.
+    pub lapsed: u64,
+}
+
+/// The number of open items that [`Reviews::queue_state`] reads, so that a long queue costs no more.
+pub const MAX_COUNTED_ITEMS: u32 = 10_000;
+
 /// Review items, decisions and reports.
 #[async_trait]
 pub trait Reviews: Send + Sync {
@@ -394,11 +449,12 @@ pub trait Reviews: Send + Sync {
     /// Gives those of some items back to the queue that a person has and that are selected, and returns their number.
     async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError>;
 
-    /// Records a decision with everything that it does, in one transaction.
+    /// Records a decision with everything that it does, in one transaction. Reports that the person has not seen keep an item
+    /// open.
     async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError>;
 
-    /// Records a report and opens an item, or adds to the one that is open; false where there is no such verdict.
-    async fn report(&self, report: &Report) -> Result<bool, LedgerError>;
+    /// Records a report and opens an item, or adds to the one that is open.
+    async fn report(&self, report: &Report) -> Result<Reported, LedgerError>;
 
     /// The verdict on equal bytes under the same policy about which a person has decided last, since a time.
     async fn find_decided(
@@ -407,6 +463,9 @@ pub trait Reviews: Send + Sync {
         policy_sha256: &str,
         since: OffsetDateTime,
     ) -> Result<Option<StoredVerdict>, LedgerError>;
+
+    /// What waits, by kind, among the first [`MAX_COUNTED_ITEMS`] items in the order of the queue.
+    async fn queue_state(&self) -> Result<Vec<QueueState>, LedgerError>;
 
     /// The decisions on a verdict, oldest first.
     async fn decisions_on(&self, verdict: Uuid) -> Result<Vec<Decision>, LedgerError>;

@@ -21,9 +21,13 @@ pub struct NewVerdict {
 /// The result of inserting one verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inserted {
-    /// The row was written together with this event, whose payload is exactly what the outbox holds. `None` where the outbox
-    /// has no event.
-    Written(Option<Event>),
+    /// The row was written.
+    Written {
+        /// Written with it; the payload is exactly what the outbox holds. `None` where the outbox has no event.
+        event: Option<Event>,
+        /// Whether a person may have decided about equal bytes. Few verdicts are, so that the others cost no further question.
+        may_be_decided: bool,
+    },
     /// A verdict of this id existed and stays as it is.
     Existing(ExistingVerdict),
     /// Nothing was written: the verdict on this content at this place was erased.
@@ -194,7 +198,7 @@ pub async fn replace_failed_verdict(
     };
     revise.event = event(&revise.verdict, &revise.revision());
     match ledger.revise(&revise).await? {
-        Revised::Written { event, .. } => Ok(Inserted::Written(event)),
+        Revised::Written { event, .. } => Ok(Inserted::Written { event, may_be_decided: true }),
         Revised::Stale(current) => Ok(Inserted::Existing(current)),
         Revised::Erased => Ok(Inserted::Erased),
         Revised::Missing => {

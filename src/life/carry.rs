@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::ReviewConfig;
 use crate::job::{Judgement, Outcome, Revision, RevisionCause, Verdict};
-use crate::ledger::{Event, Ledger, LedgerError, Revise, Revised, StoredVerdict};
+use crate::ledger::{Event, Ledger, LedgerError, Revise, Revised, StoredVerdict, mark_restricted};
 use crate::policy::{Policy, decided, judge};
 
 /// The revision by which a verdict took a decision over.
@@ -22,19 +22,19 @@ pub(crate) struct Carried {
     pub before: Outcome,
 }
 
-/// The judgement that a verdict takes over. The ledger is asked only where a person could have decided: about an image that
-/// did not pass, or whose content was screened before.
+/// The judgement that a verdict takes over. An insert returns whether a person may have decided about equal bytes, and only
+/// then the ledger is asked.
 async fn find_carried(
     ledger: &dyn Ledger,
     verdict: &Verdict,
     config: &ReviewConfig,
     judging: Judging<'_>,
 ) -> Result<Option<Judgement>, LedgerError> {
-    let may_be_decided = match verdict.judgement.outcome {
-        Outcome::Review | Outcome::Flagged => true,
-        Outcome::Passed => verdict.reused_from.is_some(),
-        _ => false,
-    };
+    // The content of what is undecodable is known by its bytes. What is missing, rejected or failed was not looked at.
+    let may_be_decided = matches!(
+        verdict.judgement.outcome,
+        Outcome::Passed | Outcome::Review | Outcome::Flagged | Outcome::Undecodable
+    );
     let (Some(sha256), Ok(reviews)) = (verdict.sha256, ledger.reviews()) else { return Ok(None) };
     if config.carry_days == 0 || !may_be_decided || verdict.judgement.is_restricted() {
         return Ok(None);
@@ -46,20 +46,37 @@ async fn find_carried(
     let is_settled = |decided: &StoredVerdict| {
         !decided.verdict.judgement.allows() || decided.revision.judged_at + undo_window <= OffsetDateTime::now_utc()
     };
-    let Some(decided) = decided.filter(|decided| decided.verdict.id != verdict.id && is_settled(decided)) else {
+    let Some(mut decided) = decided.filter(|decided| decided.verdict.id != verdict.id && is_settled(decided)) else {
         return Ok(None);
     };
+    mark_restricted(ledger, std::slice::from_mut(&mut decided)).await?;
+    if decided.verdict.judgement.is_restricted() {
+        return Ok(None);
+    }
     let earlier = &decided.verdict.judgement.findings;
     // An entry that was answered may have hidden one that was not.
     let asked = AskedImage::of(verdict).answered_by(earlier);
-    let judged = match &verdict.facts {
-        Some(facts) if !asked.answered.is_empty() => {
-            let answers = judging.banks.answers(judging.policy, &asked).await;
-            judge::judge(judging.policy, facts, &answers)
+    let Judging { policy, banks } = judging;
+    let carried = match &verdict.facts {
+        None => {
+            let known = judge::judge_unscreened(policy, &banks.answers(policy, &asked).await, earlier);
+            let carried = decided::carried_unscreened(earlier, decided.verdict.facts.is_none());
+            carried.filter(|_| known.is_none())
         }
-        _ => verdict.judgement.clone(),
+        // Such an outcome has hidden what was found beside the damage.
+        Some(facts) if verdict.judgement.outcome == Outcome::Undecodable => {
+            let judged = judge::judge_decided(policy, facts, &banks.answers(policy, &asked).await, earlier);
+            let is_screened = matches!(judged.outcome, Outcome::Passed | Outcome::Review | Outcome::Flagged);
+            Some(judged)
+                .filter(|judged| is_screened && !judged.is_restricted() && !decided::has_question(&judged.findings))
+        }
+        Some(facts) if !asked.answered.is_empty() => {
+            let answers = banks.answers(policy, &asked).await;
+            decided::carried(&judge::judge(policy, facts, &answers), earlier)
+        }
+        Some(_) => decided::carried(&verdict.judgement, earlier),
     };
-    Ok(decided::carried(&judged, earlier).filter(|carried| !carried.says_same_as(&verdict.judgement)))
+    Ok(carried.filter(|carried| !carried.says_same_as(&verdict.judgement)))
 }
 
 /// What judges an image once more, without the entries of banks that a person has answered.

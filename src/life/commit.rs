@@ -74,8 +74,9 @@ impl CommitQueue {
         let stopped = || LedgerError::Down("the committing task has stopped".into());
         self.entries.send(Waiting { entry, reply }).await.map_err(|_| stopped())?;
         let inserted = match inserted.await.unwrap_or_else(|_| Err(stopped()))? {
-            Inserted::Written(event) => {
-                Inserted::Written(event.or(kept_back.filter(|event| event.destinations.is_published)))
+            Inserted::Written { event, may_be_decided } => {
+                let event = event.or(kept_back.filter(|event| event.destinations.is_published));
+                Inserted::Written { event, may_be_decided }
             }
             other => other,
         };
@@ -90,7 +91,7 @@ impl CommitQueue {
             }
             replaced => replaced?,
         };
-        if matches!(inserted, Inserted::Written(_)) {
+        if matches!(inserted, Inserted::Written { .. }) {
             metrics::transaction_committed(1, began.elapsed());
         }
         Ok(inserted)

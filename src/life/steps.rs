@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::pictures::Pictures;
 use super::request::{AttemptError, JobEnd, JobRequest};
-use crate::banks::AskedImage;
+use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::{DecodeConfig, LedgerConfig};
 use crate::job::{
     BankAnswers, Digests, Facts, ImageInfo, ImageRef, Judgement, Lane, Outcome, PolicyRef, Verdict, verdict_id,
@@ -232,6 +232,17 @@ impl Judged {
         // Scores that are not probabilities fail the job, and are not worth storing.
         let facts = Some(facts).filter(|_| judgement.outcome != Outcome::Failed);
         Self { job_id, detectors, object, image: Some(image), facts, reused_from, judgement, pictures, banks }
+    }
+
+    /// The same file as the banks of the policy know it by its bytes alone: what shows nothing may be denied.
+    pub(crate) async fn known_by(self, policy: &Policy, banks: &CurrentBanks) -> Self {
+        if self.judgement.outcome != Outcome::Undecodable || self.facts.is_some() {
+            return self;
+        }
+        let ObjectFacts { sha256, md5, .. } = self.object;
+        let banks = banks.answers(policy, &AskedImage { sha256, md5, ..AskedImage::default() }).await;
+        let known = judge::judge_unscreened(policy, &banks, &[]);
+        Self { judgement: known.unwrap_or(self.judgement), banks, ..self }
     }
 
     /// The verdict, decided now.

@@ -166,18 +166,34 @@ pub fn carried(judged: &Judgement, earlier: &[Finding]) -> Option<Judgement> {
     if !is_screened || judged.is_restricted() || !earlier.iter().any(is_answer) {
         return None;
     }
-    let asks = |findings: &[Finding]| findings.iter().any(|found| !is_answer(found) && asks_or_flags(found));
     let mut findings = judged.findings.clone();
     keep_answers(&mut findings, earlier);
-    let decided = (!asks(&findings)).then(|| judgement_of(findings))?;
-    (asks(&judged.findings) || decided.outcome != judged.outcome).then_some(decided)
+    let decided = (!has_question(&findings)).then(|| judgement_of(findings))?;
+    (has_question(&judged.findings) || decided.outcome != judged.outcome).then_some(decided)
+}
+
+/// The judgement that equal bytes of which nothing was scored take over from a decision. `was_unscreened`: the person has
+/// decided about a file of which nothing was scored. Otherwise only a flag is taken over: the person who has cleared the image
+/// has seen it, and here nothing shows it.
+#[must_use]
+pub fn carried_unscreened(earlier: &[Finding], was_unscreened: bool) -> Option<Judgement> {
+    let answers: Vec<Finding> = earlier.iter().filter(|finding| is_answer(finding)).cloned().collect();
+    let is_restricted = answers.iter().any(|answer| answer.restricted);
+    let has_flag = answers.iter().any(asks_or_flags);
+    let is_taken_over = !answers.is_empty() && !is_restricted && (was_unscreened || has_flag);
+    is_taken_over.then(|| judgement_of(answers))
+}
+
+/// Whether something asks for review or flags that no person has answered.
+pub(crate) fn has_question(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| !is_answer(finding) && asks_or_flags(finding))
 }
 
 fn asks_or_flags(finding: &Finding) -> bool {
     finding.outcome != FindingOutcome::Noted
 }
 
-fn judgement_of(mut findings: Vec<Finding>) -> Judgement {
+pub(super) fn judgement_of(mut findings: Vec<Finding>) -> Judgement {
     strongest_first(&mut findings);
     let strongest = findings.first();
     Judgement {
@@ -193,7 +209,7 @@ fn judgement_of(mut findings: Vec<Finding>) -> Judgement {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::judge::judge_decided;
+    use super::super::judge::{judge_decided, judge_unscreened};
     use super::super::{BankRule, DamagedOutcome, Distances, Policy, Rule, RuleSubject, Thresholds};
     use super::*;
     use crate::job::{BankAnswer, BankAnswers, BankKind, BankMatch, MatchedBy, PolicyRef, Scores};
@@ -370,6 +386,47 @@ mod tests {
         assert_eq!(carried(&restricted, &cleared.findings), None);
         let failed = Judgement::unscored(Outcome::Failed, "no scores");
         assert_eq!(carried(&failed, &cleared.findings), None);
+    }
+
+    #[test]
+    fn a_file_that_shows_nothing_is_known_by_its_bytes_and_takes_over_only_what_was_decided_about_bytes() {
+        let undecodable = Judgement::unscored(Outcome::Undecodable, "no image");
+        let cleared = decide(&undecodable, None, Answer::Clear, None);
+        assert_eq!(carried_unscreened(&cleared.findings, true).unwrap(), cleared);
+        assert_eq!(carried_unscreened(&cleared.findings, false), None, "that person has seen the image");
+        assert_eq!(carried_unscreened(&[], true), None, "no person has decided");
+        let flagged = decide(&undecodable, None, Answer::Flag, Some("hate"));
+        for was_unscreened in [true, false] {
+            assert_eq!(carried_unscreened(&flagged.findings, was_unscreened).unwrap().outcome, Outcome::Flagged);
+        }
+        let mut restricted = flagged.findings.clone();
+        restricted[0].restricted = true;
+        assert_eq!(carried_unscreened(&restricted, true), None);
+
+        let rules = policy(vec![rule("a", Some("nudity"), 0.5, 0.9), bank_rule(None)]);
+        assert_eq!(judge_unscreened(&rules, &denies(&[]), &cleared.findings), None, "its outcome stays");
+        let matched = judge_unscreened(&rules, &denies(&[7]), &cleared.findings).unwrap();
+        let both = [(FindingSource::Bank, FindingOutcome::Flagged), (FindingSource::Decision, FindingOutcome::Noted)];
+        assert_eq!((matched.outcome, sources(&matched)), (Outcome::Flagged, both.to_vec()));
+        let false_match = decide(&matched, None, Answer::Clear, None);
+        assert_eq!(judge_unscreened(&rules, &denies(&[7]), &false_match.findings), None, "it was answered");
+        assert!(judge_unscreened(&rules, &denies(&[8]), &false_match.findings).is_some());
+    }
+
+    #[test]
+    fn an_answer_hides_no_bank_that_becomes_restricted() {
+        let rules = policy(vec![rule("a", Some("nudity"), 0.5, 0.9), bank_rule(Some("nudity"))]);
+        let image = facts(&[0.6, 0.0, 0.0, 0.0]);
+        let cleared = decide(&judged(&rules, &image, &denies(&[7]), &[]), Some(&image), Answer::Clear, None);
+        let mut now = denies(&[]);
+        assert!(!judged(&rules, &image, &now, &cleared.findings).is_restricted());
+        now.get_mut("known").unwrap().restricted = true;
+        let restricted = judged(&rules, &image, &now, &cleared.findings);
+        assert_eq!((restricted.outcome, restricted.is_restricted()), (Outcome::Passed, true));
+        assert!(!restricted.says_same_as(&cleared), "it is written and announced");
+        // Without its restriction the bank takes nothing back: only a rejudgement without the answer would.
+        now.get_mut("known").unwrap().restricted = false;
+        assert!(judged(&rules, &image, &now, &restricted.findings).is_restricted());
     }
 
     fn rules() -> impl Strategy<Value = Vec<Rule>> {

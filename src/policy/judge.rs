@@ -6,7 +6,7 @@ use std::fmt;
 use super::{BankRule, DamagedOutcome, MIN_FLAG_QUALITY, Policy, Rule, RuleSubject, ScoreRule, decided};
 use crate::job::{
     BankAnswer, BankAnswers, BankKind, BankMatch, DAMAGE, Facts, Finding, FindingOutcome, FindingSource, Judgement,
-    MatchedBy, Outcome, bank_rule_text, rule_text,
+    MatchedBy, Outcome, Scores, bank_rule_text, rule_text,
 };
 
 /// Judges an image. Every rule that is reached makes a finding, and the strongest finding decides. A damaged file never
@@ -33,6 +33,7 @@ pub fn judge_decided(policy: &Policy, facts: &Facts, answers: &BankAnswers, earl
     findings.extend(facts.damage().and_then(|_| damage_finding(policy.damaged)));
     let allowed_by = allow(&mut findings, policy, answers);
     decided::keep_answers(&mut findings, earlier);
+    restrict(&mut findings, answers);
     decided::strongest_first(&mut findings);
     let outcome = findings.first().map_or(Outcome::Passed, |strongest| strongest.outcome.outcome());
     if outcome == Outcome::Passed
@@ -75,6 +76,27 @@ pub fn judge_decided(policy: &Policy, facts: &Facts, answers: &BankAnswers, earl
                 findings,
             }
         }
+    }
+}
+
+/// Judges a file of which nothing was scored, by what banks know of its bytes, beside what people have decided among `earlier`,
+/// the findings of its last judgement. None where no such match asks for review or flags: then its outcome stays.
+#[must_use]
+pub(crate) fn judge_unscreened(policy: &Policy, answers: &BankAnswers, earlier: &[Finding]) -> Option<Judgement> {
+    let nothing = Facts::of_one_view(Scores::new());
+    let rules = policy.rules.iter().filter(|rule| rule.bank().is_some());
+    let mut findings: Vec<Finding> = rules.filter_map(|rule| finding(rule, &nothing, answers)).collect();
+    decided::keep_answers(&mut findings, earlier);
+    restrict(&mut findings, answers);
+    decided::has_question(&findings).then(|| decided::judgement_of(findings))
+}
+
+/// What a bank has found is restricted where the bank is by now, also behind the answer of a person. An answer says nothing about
+/// who may see the image.
+fn restrict(findings: &mut [Finding], answers: &BankAnswers) {
+    for finding in findings {
+        let answer = finding.bank.as_ref().and_then(|bank| answers.get(bank));
+        finding.restricted |= answer.is_some_and(|answer| answer.restricted);
     }
 }
 
@@ -257,7 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::job::{PolicyRef, Scores, View};
+    use crate::job::{PolicyRef, View};
     use crate::policy::{Distances, Thresholds};
 
     /// By a policy that asks no bank.

@@ -16,9 +16,9 @@ use super::Stage;
 use crate::job::{Lane, Outcome};
 pub use judgements::{CountedPolicy, CountedRule, JudgementMetrics};
 use labels::{
-    BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
-    LedgerErrorKind, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel, RoutingKey, ScoreLabel,
-    SettlementLabel, StatusLabel, WebhookResult,
+    ActionLabel, BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
+    ItemKindLabel, LedgerErrorKind, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel, RoutingKey,
+    ScoreLabel, SettlementLabel, StatusLabel, WebhookResult,
 };
 pub use table::ALL;
 pub use typed::{GaugeGuard, Metric, MetricKind};
@@ -186,6 +186,28 @@ pub fn ledger_call_failed(kind: LedgerErrorKind) {
 pub fn set_outbox_events(routing_key: &str, events: u64, oldest: Duration) {
     table::OUTBOX_EVENTS.set(RoutingKey(routing_key.into()), typed::number(events));
     table::OUTBOX_OLDEST.set(RoutingKey(routing_key.into()), oldest.as_secs_f64());
+}
+
+/// The open review items of one kind.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WaitingItems {
+    pub items: u64,
+    /// How long the earliest due date has passed.
+    pub overdue: Duration,
+    /// Items whose lease has ended without a decision.
+    pub lapsed: u64,
+}
+
+/// Sets what waits for people.
+pub fn set_review_queue(kind: ItemKindLabel, waiting: WaitingItems) {
+    table::REVIEW_ITEMS.set(kind, typed::number(waiting.items));
+    table::REVIEW_OVERDUE.set(kind, waiting.overdue.as_secs_f64());
+    table::REVIEW_LAPSED.set(kind, typed::number(waiting.lapsed));
+}
+
+/// A decision was recorded.
+pub fn decision_recorded(action: ActionLabel) {
+    table::REVIEW_DECISIONS.add(action, 1);
 }
 
 /// Sets how far the recent scores of a detector's label are from their baseline.

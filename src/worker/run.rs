@@ -15,11 +15,12 @@ use tokio_util::task::TaskTracker;
 use super::accept::{Acceptor, DeliveryBroker, DrainingConnection, RabbitMq};
 use super::drift::DriftMonitor;
 use super::publish::EventPublisher;
+use super::review::watch_queue;
 use super::settle::Settler;
 use super::{Delivery, Worker};
 use crate::banks::{self, BanksError, CurrentBanks};
 use crate::broker::{BrokerError, MessagePublisher, Publisher, Topology};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ReviewConfig};
 use crate::http::{Bound, HandOver, JobQueue};
 use crate::job::Lane;
 use crate::lanes::Gate;
@@ -94,7 +95,20 @@ pub(super) async fn open_ledger(config: &Config, migrate: bool) -> Result<Arc<dy
     if !missing.is_empty() {
         return Err(WorkerError::MissingPrivileges(missing));
     }
+    require_review(config, ledger.as_ref())?;
     Ok(ledger)
+}
+
+/// Refuses options of review where the ledger has no review. Without such options it is only logged.
+pub(super) fn require_review(config: &Config, ledger: &dyn Ledger) -> Result<(), WorkerError> {
+    match ledger.reviews() {
+        Ok(_) => Ok(()),
+        Err(_) if config.review == ReviewConfig::default() => {
+            tracing::info!("the ledger has no review, which needs PostgreSQL: no items, decisions or reports");
+            Ok(())
+        }
+        Err(error) => Err(ConfigError::invalid("review", error.to_string()).into()),
+    }
 }
 
 /// As [`run`], with a ledger and a store that are open already, and a listener if images are screened over HTTP too. The
@@ -134,6 +148,7 @@ pub async fn run_on(
     let drift =
         DriftMonitor::new(Arc::clone(&ledger), screen.digests(None).unwrap_or_default(), OffsetDateTime::now_utc());
     drop(tokio::spawn(drift.run(stop.clone())));
+    drop(tokio::spawn(watch_queue(Arc::clone(&ledger), stop.clone())));
     drop(tokio::spawn(Arc::clone(&banks).keep_current(Arc::clone(&ledger), stop.clone())));
     let publisher = Arc::new(Publisher::new(queue, "publishing", config.outbox.in_flight));
     let running = RunningWorker::start(WorkerParts {

@@ -11,7 +11,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::publish::EventPublisher;
-use super::run::{Processing, ProcessingParts, WorkerError, ended, max_jobs, open_ledger, serve_health, set_limits};
+use super::review::watch_queue;
+use super::run::{
+    Processing, ProcessingParts, WorkerError, ended, max_jobs, open_ledger, require_review, serve_health, set_limits,
+};
 use crate::banks;
 use crate::broker::{self, MessagePublisher, Publisher, Topology};
 use crate::config::Config;
@@ -42,6 +45,7 @@ pub async fn serve(mut config: Config, migrate: bool, shutdown: impl Future<Outp
     let http = Bound::to(&config.http).await?;
     let (ledger, temporary) = if config.ledger.url.is_empty() {
         let temporary = ledger::open_temporary().await.map_err(OpenError::from)?;
+        require_review(&config, temporary.0.as_ref())?;
         tracing::warn!("no ledger is configured: verdicts are forgotten after an hour, and at the end of this process");
         (temporary.0, Some(temporary.1))
     } else {
@@ -77,6 +81,7 @@ pub async fn serve(mut config: Config, migrate: bool, shutdown: impl Future<Outp
         drop(tokio::spawn(prune(Arc::clone(&ledger), stop.clone())));
     }
     drop(tokio::spawn(Arc::clone(&banks).keep_current(Arc::clone(&ledger), stop.clone())));
+    drop(tokio::spawn(watch_queue(Arc::clone(&ledger), stop.clone())));
     let health = Health::new(fetcher.addresses());
     drop(tokio::spawn(show_health(health.clone(), intake.clone())));
     let busy = max_jobs(&config, &screen);

@@ -326,7 +326,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("backfill", &["broker", "config", "error_text", "job", "ledger", "objects", "offload", "retry", "screen"]),
     ("rejudge", &["backfill", "banks", "config", "job", "ledger", "policy"]),
     ("matching", &["banks", "config", "job", "ledger", "policy", "rejudge"]),
-    ("review", &["config", "job", "ledger", "policy"]),
+    ("review", &["banks", "config", "job", "ledger", "policy"]),
     ("compare", &["banks", "drift", "job", "ledger", "policy", "rejudge"]),
     ("dead", &["broker", "canonical", "config", "escape", "job"]),
     ("evaluate", &["config", "detector", "error_text", "files", "job", "lanes", "policy", "screen"]),

@@ -179,7 +179,7 @@ async fn a_verdict_is_written_once_and_read_back_whole() {
         let ledger = &subject.ledger;
         let (first, second) = (entry("one", Outcome::Flagged), entry("two", Outcome::Passed));
         let answers = ledger.insert(&[first.clone(), second.clone()]).await.unwrap();
-        assert!(answers.iter().all(|answer| matches!(answer, Inserted::Written(Some(_)))), "{answers:?}");
+        assert!(answers.iter().all(|answer| matches!(answer, Inserted::Written { event: Some(_), .. })), "{answers:?}");
         assert_eq!(ledger.read_verdict(first.verdict.id).await.unwrap().unwrap().verdict, first.verdict);
         assert_eq!(ledger.read_verdict(verdict_id("nobody")).await.unwrap(), None);
 
@@ -273,7 +273,7 @@ async fn only_a_failed_verdict_is_replaced_and_only_for_the_same_image() {
         replayed.verdict.received_at += Duration::from_secs(60);
         replayed.verdict.attempts = 1;
         let inserted = insert_or_replace(ledger, &replayed).await;
-        let Inserted::Written(Some(event)) = inserted else { panic!("{inserted:?}") };
+        let Inserted::Written { event: Some(event), .. } = inserted else { panic!("{inserted:?}") };
         let stored = ledger.read_verdict(replayed.verdict.id).await.unwrap().unwrap();
         let Verdict { decided_at, received_at, .. } = failed.verdict;
         assert_eq!(stored.verdict, Verdict { decided_at, received_at, ..replayed.verdict.clone() });
@@ -508,7 +508,7 @@ async fn the_insert_of_an_older_worker_works_beside_the_new_schema() {
         assert_eq!(stored.revision, Revision { number: 1, cause: None, judged_at });
         // Its row can be revised.
         let replayed = entry("old", Outcome::Passed);
-        assert!(matches!(insert_or_replace(ledger, &replayed).await, Inserted::Written(Some(_))));
+        assert!(matches!(insert_or_replace(ledger, &replayed).await, Inserted::Written { event: Some(_), .. }));
         let stored = ledger.read_verdict(id).await.unwrap().unwrap();
         assert_eq!((stored.verdict.judgement.outcome, stored.revision.number), (Outcome::Passed, 2));
     }
@@ -600,7 +600,7 @@ async fn a_large_group_is_written_as_a_small_one_is() {
         let group = large_group();
         let answers = ledger.insert(&group).await.unwrap();
         for (entry, answer) in group.iter().zip(&answers) {
-            let Inserted::Written(event) = answer else { panic!("{answer:?}") };
+            let Inserted::Written { event, .. } = answer else { panic!("{answer:?}") };
             assert_eq!(event, &entry.event);
             assert_eq!(ledger.read_verdict(entry.verdict.id).await.unwrap().unwrap().verdict, entry.verdict);
         }
@@ -621,7 +621,7 @@ async fn a_large_group_passes_over_what_is_known_and_is_refused_as_a_whole() {
         for known in [7, 9] {
             assert!(matches!(answers[known], Inserted::Existing(_)), "{:?}", answers[known]);
         }
-        let written = answers.iter().filter(|answer| matches!(answer, Inserted::Written(_))).count();
+        let written = answers.iter().filter(|answer| matches!(answer, Inserted::Written { .. })).count();
         assert_eq!(written, group.len() - 2);
         assert_eq!(subject.count("SELECT count(*) FROM verdicts").await, 150);
 
@@ -1269,7 +1269,10 @@ async fn erased_content_comes_back_by_no_job_and_other_content_does() {
         let group = [first.clone(), other, moved, bucket, rejected];
         let inserted = ledger.insert(&group).await.unwrap();
         assert_eq!(inserted[0], Inserted::Erased);
-        assert!(inserted[1..].iter().all(|inserted| matches!(inserted, Inserted::Written(Some(_)))), "{inserted:?}");
+        assert!(
+            inserted[1..].iter().all(|inserted| matches!(inserted, Inserted::Written { event: Some(_), .. })),
+            "{inserted:?}"
+        );
 
         // A backfill asks by the ETag.
         let [same, another] =
@@ -1285,7 +1288,7 @@ async fn erased_content_comes_back_by_no_job_and_other_content_does() {
         let mut failed = of("failed", Outcome::Failed);
         failed.verdict.sha256 = None;
         failed.verdict.image.etag = None;
-        assert!(matches!(ledger.insert(&[failed.clone()]).await.unwrap()[0], Inserted::Written(_)));
+        assert!(matches!(ledger.insert(&[failed.clone()]).await.unwrap()[0], Inserted::Written { .. }));
         let replayed = Verdict { sha256: first.verdict.sha256, ..of("failed", Outcome::Passed).verdict };
         let replay = Revise {
             verdict: replayed,
@@ -1324,7 +1327,7 @@ async fn an_erased_verdict_without_content_stops_only_its_own_job_and_state() {
         let new = [fetched, unfetched("other state", Some("f")), unfetched("other job", None)];
         assert_eq!(ledger.are_erased(std::slice::from_ref(&again[0].verdict.image)).await.unwrap(), [false]);
         let inserted = ledger.insert(&new).await.unwrap();
-        assert!(inserted.iter().all(|inserted| matches!(inserted, Inserted::Written(_))), "{inserted:?}");
+        assert!(inserted.iter().all(|inserted| matches!(inserted, Inserted::Written { .. })), "{inserted:?}");
     }
 }
 
@@ -1465,7 +1468,7 @@ async fn erasing_waits_for_an_insert_that_runs() {
     };
     let group = [new.clone()];
     let (inserted, erased, ()) = tokio::join!(subject.ledger.insert(&group), erasing, waiting);
-    assert!(matches!(&inserted.unwrap()[..], [Inserted::Written(_)]));
+    assert!(matches!(&inserted.unwrap()[..], [Inserted::Written { .. }]));
     assert_eq!(done(erased).verdicts, 1);
 }
 
@@ -1576,7 +1579,7 @@ async fn a_removal_marks_the_verdicts_on_what_was_there_and_no_newer_object() {
         assert_eq!(ledger.mark_deleted(&removal(None, at)).await.unwrap(), 1);
         failed.verdict.judgement.outcome = Outcome::Passed;
         failed.verdict.object_at = Some(at + second);
-        assert!(matches!(insert_or_replace(ledger.as_ref(), &failed).await, Inserted::Written(_)));
+        assert!(matches!(insert_or_replace(ledger.as_ref(), &failed).await, Inserted::Written { .. }));
         assert_eq!(ledger.read_verdict(failed.verdict.id).await.unwrap().unwrap().deleted_at, None);
     }
 }

@@ -6,7 +6,8 @@ use std::io::Cursor;
 use std::time::{Duration, Instant};
 
 use image::{ImageFormat, Rgb, RgbImage};
-use pixwarden::config::{Config, ReviewConfig, SecretUrl, WebhookConfig};
+use pixwarden::banks::CurrentBanks;
+use pixwarden::config::{Config, ReviewConfig, RuleConfig, SecretUrl, WebhookConfig};
 use pixwarden::http::Scope;
 use pixwarden::job::event::{self, EventContext};
 use pixwarden::job::{
@@ -14,9 +15,10 @@ use pixwarden::job::{
     Revision, RevisionCause, Scores, Verdict, verdict_id,
 };
 use pixwarden::ledger::{
-    Archive, Claim, Decided, DecisionAction, DecisionFilter, Erased, Erasure, ItemFilter, ItemKind, KeptBy, NewVerdict,
-    Outbox, Postgres, Reviews, Revise, VerdictFilter, Verdicts,
+    Archive, Claim, Decided, DecisionAction, DecisionFilter, Erased, Erasure, ItemFilter, ItemKind, ItemWithVerdict,
+    KeptBy, MAX_WAITING_REPORTS, NewVerdict, Outbox, Postgres, Reviews, Revise, VerdictFilter, Verdicts,
 };
+use pixwarden::policy::PolicySet;
 use pixwarden::review::{DecisionRequest, ReportRequest, ReportSubject, ReviewError, Reviewing};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -31,6 +33,8 @@ struct World {
     lab: Lab,
     ledger: Postgres,
     config: Config,
+    policies: PolicySet,
+    banks: CurrentBanks,
 }
 
 fn finding(category: &str, severity: u8, outcome: FindingOutcome) -> Finding {
@@ -85,8 +89,17 @@ fn in_review(job: &str) -> Verdict {
 }
 
 fn request(job: &str, revision: u32, actor: &str, action: DecisionAction) -> DecisionRequest {
-    let (name, category, note, batch) = (None, None, None, None);
-    DecisionRequest { verdict: verdict_id(job), revision, actor: actor.into(), name, action, category, note, batch }
+    DecisionRequest {
+        verdict: verdict_id(job),
+        revision,
+        actor: actor.into(),
+        name: None,
+        action,
+        category: None,
+        note: None,
+        batch: None,
+        last_report: None,
+    }
 }
 
 fn report(job: &str, kind: ItemKind) -> ReportRequest {
@@ -109,11 +122,14 @@ impl World {
     async fn new() -> Self {
         let lab = Lab::new().await;
         let ledger = Postgres::open(&SecretUrl::from(lab.ledger_as("pixwarden_worker"))).await.unwrap();
-        Self { lab, ledger, config: Config::default() }
+        let config = Config::default();
+        let policies = PolicySet::resolve(&config, &[], false).unwrap();
+        Self { lab, ledger, config, policies, banks: CurrentBanks::default() }
     }
 
     fn reviewing(&self) -> Reviewing<'_> {
-        Reviewing { ledger: &self.ledger, config: &self.config }
+        let Self { ledger, config, policies, banks, .. } = self;
+        Reviewing { ledger, config, policies, banks }
     }
 
     async fn insert(&self, verdicts: impl IntoIterator<Item = Verdict>) {
@@ -646,7 +662,7 @@ async fn a_verdict_and_its_item_are_written_together_or_not_at_all() {
     let flagged = verdict("flagged", vec![finding("nudity", 3, FindingOutcome::Flagged)]);
     wide.insert(&[NewVerdict { verdict: flagged, event: None }]).await.unwrap();
     assert_eq!(world.all_open().await, ["flagged"]);
-    let reviewing = Reviewing { ledger: &wide, config: &world.config };
+    let reviewing = Reviewing { ledger: &wide, ..world.reviewing() };
     done(&reviewing.decide(&request("flagged", 1, "ada", DecisionAction::Uphold)).await.unwrap());
     assert!(world.all_open().await.is_empty());
 }
@@ -924,8 +940,13 @@ async fn other_peoples_tools_claim_decide_and_report_over_http() {
     let (status, decided) = post(&client, "/v1/decisions", &by_ada).await;
     assert_eq!((status, &decided["outcome"], &decided["revision"]), (200, &json!("passed"), &json!(2)), "{decided}");
     assert_eq!((&decided["cause"], &decided["allow"]), (&json!("decided"), &json!(true)));
+    // The answer was lost, and the same is sent again.
+    let (status, again) = post(&client, "/v1/decisions", &by_ada).await;
+    assert_eq!((status, &again["revision"], &again["outcome"]), (200, &json!(2), &json!("passed")), "{again}");
+    by_ada["action"] = json!("flag");
     let (status, problem) = post(&client, "/v1/decisions", &by_ada).await;
     assert_eq!((status, &problem["code"], &problem["revision"]), (409, &json!("stale"), &json!(2)), "{problem}");
+    assert_eq!(problem["recorded"], false);
     assert_eq!((&problem["verdict"]["outcome"], &problem["allow"]), (&json!("passed"), &json!(false)));
     let act = |action: &str, revision: u32, actor: &str| json!({"verdict_id": verdict_id("a"), "revision": revision, "actor": actor, "action": action});
     assert_eq!(post(&client, "/v1/decisions", &act("undo", 2, "bob")).await.1["code"], "nothing_to_undo");
@@ -1008,4 +1029,378 @@ async fn two_sets_of_tools_claim_items_over_http_and_none_twice() {
     let claimed: Vec<String> = futures_util::future::join_all(claimers).await.concat();
     assert_eq!(claimed.len(), ITEMS, "none twice");
     assert_eq!(claimed.into_iter().collect::<HashSet<_>>().len(), ITEMS);
+}
+
+/// The reports that an open item shows.
+async fn shown(world: &World) -> Vec<Uuid> {
+    let page = world.ledger.open_items(&ItemFilter::default(), None, 10).await.unwrap();
+    page.items.into_iter().flat_map(|open| open.reports).map(|report| report.id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_comes_while_a_person_looks_is_not_closed_by_that_persons_decision() {
+    let mut world = World::new().await;
+    world.config.review.undo_s = 3_600;
+    world.insert([verdict("p", Vec::new())]).await;
+    let made = async |kind: ItemKind| world.reviewing().report(&report("p", kind)).await.unwrap().id;
+    let first = made(ItemKind::Report).await;
+    assert_eq!(world.claim("ada", 1).await, ["p"]);
+    let due_at = Some(OffsetDateTime::from_unix_timestamp(1_900_000_000).unwrap());
+    let legal = ReportRequest { due_at, ..report("p", ItemKind::Legal) };
+    let second = world.reviewing().report(&legal).await.unwrap().id;
+    // A renewal shows nothing.
+    let items = world.ledger.open_items(&ItemFilter::default(), None, 10).await.unwrap().items;
+    let (item, all) = (items[0].item.id, ItemFilter::default());
+    assert_eq!(world.ledger.renew_claims("ada", &[item], Duration::from_secs(60), &all).await.unwrap(), [item]);
+    assert_eq!(done(&world.decide("p", 1, "ada", DecisionAction::Uphold).await), 2);
+    let items = world.ledger.open_items(&ItemFilter::default(), None, 10).await.unwrap().items;
+    assert_eq!((items[0].item.kind, items[0].item.due_at, items[0].item.revision), (ItemKind::Legal, due_at, 2));
+    assert_eq!((shown(&world).await, items[0].item.claim.clone()), (vec![second], None), "{first} was answered");
+
+    // Who decides without a claim names the last report that was shown.
+    let third = made(ItemKind::Appeal).await;
+    let seen = |last_report| DecisionRequest { last_report, ..request("p", 2, "bob", DecisionAction::Uphold) };
+    let unknown = world.reviewing().decide(&seen(Some(Uuid::nil()))).await.unwrap();
+    assert_eq!((unknown, world.state("p").await.1), (Decided::UnknownReport, 2));
+    done(&world.reviewing().decide(&seen(Some(second))).await.unwrap());
+    assert_eq!(shown(&world).await, [third]);
+    assert!(world.claim("bob", 1).await.is_empty(), "he has decided by now, and the appeal is for another person");
+    // Without either the decision answers everything.
+    done(&world.decide("p", 3, "cleo", DecisionAction::Uphold).await);
+    assert!(world.all_open().await.is_empty());
+
+    // To undo brings back what was answered, beside what has come since.
+    let fourth = made(ItemKind::Report).await;
+    done(&world.decide("p", 4, "cleo", DecisionAction::Undo).await);
+    assert_eq!(shown(&world).await, [third, fourth]);
+    assert_eq!(world.lab.count("SELECT count(*) FROM review_items WHERE closed_at IS NULL").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_whose_answer_was_lost_is_answered_once_more_and_recorded_once() {
+    let world = World::new().await;
+    world.insert([in_review("a"), in_review("b")]).await;
+    done(&world.decide("a", 1, "ada", DecisionAction::Clear).await);
+    assert_eq!(world.decide("a", 1, "ada", DecisionAction::Clear).await, Decided::Repeated { revision: 2 });
+    assert!(matches!(world.decide("a", 1, "ada", DecisionAction::Flag).await, Decided::Stale(_)), "another word");
+    assert!(matches!(world.decide("a", 1, "bob", DecisionAction::Clear).await, Decided::Stale(_)), "another person");
+    done(&world.decide("a", 2, "ada", DecisionAction::Undo).await);
+    assert_eq!(world.decide("a", 2, "ada", DecisionAction::Undo).await, Decided::Repeated { revision: 3 });
+    assert!(matches!(world.decide("a", 1, "ada", DecisionAction::Clear).await, Decided::Overtaken(_)));
+    // What judges nothing makes no revision. It is known by the item.
+    for action in [DecisionAction::Skip, DecisionAction::Escalate] {
+        done(&world.decide("b", 1, "ada", action).await);
+        assert_eq!(world.claim("bob", 2).await.len(), 2);
+        assert_eq!(
+            world.decide("b", 1, "ada", action).await,
+            Decided::Repeated { revision: 1 },
+            "also while he has it"
+        );
+        let free = "UPDATE review_items SET claimed_by = NULL, claimed_at = NULL, lease_until = NULL";
+        sqlx::query(free).execute(&world.lab.db).await.unwrap();
+    }
+    assert_eq!(world.lab.count("SELECT count(*) FROM decisions").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_on_one_image_are_bounded_and_crowd_out_no_legal_request() {
+    let world = World::new().await;
+    world.insert([verdict("p", Vec::new()), in_review("other")]).await;
+    for _ in 0..MAX_WAITING_REPORTS {
+        world.reviewing().report(&report("p", ItemKind::Report)).await.unwrap();
+    }
+    let refused = world.reviewing().report(&report("p", ItemKind::Report)).await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "100 reports of the kind `report` on the image wait for a decision; report it again after that"
+    );
+    assert_eq!(world.lab.count("SELECT count(*) FROM reports").await, i64::from(MAX_WAITING_REPORTS));
+    world.reviewing().report(&report("p", ItemKind::Legal)).await.unwrap();
+    world.reviewing().report(&report("other", ItemKind::Report)).await.unwrap();
+    done(&world.decide("p", 1, "ada", DecisionAction::Uphold).await);
+    world.reviewing().report(&report("p", ItemKind::Report)).await.unwrap();
+}
+
+impl World {
+    /// A world with a bank that denies, which the policy asks, and that knows the content of these jobs.
+    async fn with_bank(jobs: &[&str]) -> Self {
+        let mut world = Self::new().await;
+        world.lab.run(&["bank", "create", "known", "--kind", "deny"]).await.expect_ok();
+        for job in jobs {
+            world.lab.run(&["bank", "add", "known", &sha256_of(job)]).await.expect_ok();
+        }
+        let rule = RuleConfig {
+            bank: Some("known".into()),
+            category: Some("known".into()),
+            flag_within: Some(0),
+            ..RuleConfig::default()
+        };
+        world.config.policy.rules = vec![rule];
+        world.policies = PolicySet::resolve(&world.config, &[], false).unwrap();
+        world.banks = CurrentBanks::load(&world.ledger, &["known"].into()).await.unwrap();
+        world
+    }
+
+    /// Revises a verdict as `rejudge` does.
+    async fn rejudge(&self, job: &str, judgement: Judgement) {
+        let stored = self.ledger.read_verdict(verdict_id(job)).await.unwrap().unwrap();
+        let mut revise = Revise {
+            verdict: Verdict { judgement, ..stored.verdict.clone() },
+            expected_revision: stored.revision.number,
+            cause: RevisionCause::Rejudged,
+            judged_at: self.ledger.now().await.unwrap(),
+            event: None,
+        };
+        let before = Some(stored.verdict.judgement.outcome);
+        let context = EventContext::default();
+        revise.event = Some(event::revised_event(&revise.verdict, &revise.revision(), before, context, "pixwarden"));
+        assert_eq!(self.ledger.rejudge(&[revise]).await.unwrap(), 1);
+    }
+}
+
+fn sha256_of(job: &str) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(job)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_brings_back_what_the_policy_of_today_says() {
+    let mut world = World::with_bank(&["known"]).await;
+    world.config.review.undo_s = 3_600;
+    let hashed = |job: &str| {
+        let facts = Facts { hashes: Some(Vec::new()), ..Facts::of_one_view(Scores::new()) };
+        Verdict { facts: Some(facts), ..in_review(job) }
+    };
+    world.insert([hashed("known"), hashed("unknown"), hashed("revised")]).await;
+    world.publish_all().await;
+    for (job, outcome, events) in
+        [("known", Outcome::Flagged, &["image.flagged"][..]), ("unknown", Outcome::Passed, &["image.cleared"])]
+    {
+        done(&world.decide(job, 1, "ada", DecisionAction::Clear).await);
+        done(&world.decide(job, 2, "ada", DecisionAction::Undo).await);
+        assert_eq!(world.state(job).await, (outcome, 3, Some(RevisionCause::Decided)), "{job}");
+        assert_eq!(world.unpublished(job).await, events, "it is not what was announced");
+        let stored = world.ledger.read_verdict(verdict_id(job)).await.unwrap().unwrap();
+        let policy = &world.policies.fallback().reference;
+        assert_eq!((&stored.verdict.policy.sha256, stored.verdict.policy.banks.len()), (&policy.sha256, 1), "{job}");
+    }
+    // An item whose reason is gone is not opened for it.
+    assert_eq!(world.all_open().await, ["revised"]);
+
+    // The rules have found something else since the decision.
+    done(&world.decide("revised", 1, "ada", DecisionAction::Clear).await);
+    let cleared = world.ledger.read_verdict(verdict_id("revised")).await.unwrap().unwrap().verdict.judgement;
+    let mut findings = vec![finding("violence", 3, FindingOutcome::Review)];
+    findings.extend(cleared.findings);
+    world.rejudge("revised", judgement(findings)).await;
+    assert_eq!(world.unpublished("revised").await, ["image.review"]);
+    assert!(matches!(world.decide("revised", 3, "bob", DecisionAction::Undo).await, Decided::NothingToUndo));
+    assert_eq!(done(&world.decide("revised", 3, "ada", DecisionAction::Undo).await), 4);
+    assert_eq!(world.state("revised").await.0, Outcome::Passed, "by the policy of today, without an answer");
+    assert_eq!(world.unpublished("revised").await, ["image.cleared"]);
+    assert!(matches!(world.decide("revised", 4, "ada", DecisionAction::Undo).await, Decided::NothingToUndo));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_announces_what_the_decision_has_replaced_before_it_left() {
+    let world = World::new().await;
+    // Judged long ago, so that a published event would not be kept any more.
+    let flagged = |job: &str| verdict(job, vec![finding("nudity", 3, FindingOutcome::Flagged)]);
+    world.insert([in_review("old"), in_review("back"), flagged("upheld")]).await;
+    done(&world.decide("old", 1, "ada", DecisionAction::Clear).await);
+    done(&world.decide("old", 2, "ada", DecisionAction::Undo).await);
+    assert_eq!(world.unpublished("old").await, ["image.review"]);
+
+    // The same routing key was published before, for an earlier state.
+    world.publish_all().await;
+    let review = world.ledger.read_verdict(verdict_id("back")).await.unwrap().unwrap().verdict.judgement;
+    world.rejudge("back", judgement(vec![finding("nudity", 3, FindingOutcome::Flagged)])).await;
+    world.publish_all().await;
+    world.rejudge("back", review).await;
+    assert_eq!(world.unpublished("back").await, ["image.review"]);
+    done(&world.decide("back", 3, "ada", DecisionAction::Clear).await);
+    done(&world.decide("back", 4, "ada", DecisionAction::Undo).await);
+    assert_eq!(world.unpublished("back").await, ["image.review"]);
+
+    // The state before was upheld, and the event was that of the state before it.
+    sqlx::query("UPDATE outbox SET published_at = NULL WHERE verdict_id = $1")
+        .bind(verdict_id("upheld"))
+        .execute(&world.lab.db)
+        .await
+        .unwrap();
+    done(&world.decide("upheld", 1, "bob", DecisionAction::Uphold).await);
+    done(&world.decide("upheld", 2, "ada", DecisionAction::Clear).await);
+    done(&world.decide("upheld", 3, "ada", DecisionAction::Undo).await);
+    assert_eq!(world.unpublished("upheld").await, ["image.flagged"]);
+    // Nothing is lost and nothing is said twice where it was published.
+    world.publish_all().await;
+    done(&world.decide("upheld", 4, "ada", DecisionAction::Clear).await);
+    done(&world.decide("upheld", 5, "ada", DecisionAction::Undo).await);
+    assert!(world.unpublished("upheld").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_forgets_no_earlier_decision_on_the_content() {
+    let world = World::new().await;
+    world.insert([in_review("a")]).await;
+    done(&world.decide("a", 1, "bob", DecisionAction::Clear).await);
+    done(&world.decide("a", 2, "ada", DecisionAction::Flag).await);
+    done(&world.decide("a", 3, "ada", DecisionAction::Undo).await);
+    let since = OffsetDateTime::now_utc() - time::Duration::days(1);
+    let found = world.ledger.find_decided(Sha256::digest("a").into(), "p", since).await.unwrap().unwrap();
+    assert_eq!((found.verdict.job_id.as_str(), found.verdict.judgement.outcome), ("a", Outcome::Passed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_shows_nothing_is_denied_by_its_bytes_also_after_it_was_cleared() {
+    let mut world = World::new().await;
+    world.lab.extra = RULES.into();
+    world.lab.run(&["bank", "create", "known", "--kind", "deny"]).await.expect_ok();
+    let mut worker = world.lab.started_worker().await;
+    let lab = &world.lab;
+    let screen = async |key: &str| {
+        lab.put(key, b"no image at all".to_vec()).await;
+        lab.job(Lane::Live, json!({"id": key, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+        lab.until_settled(&worker).await;
+        world.state(key).await
+    };
+    assert_eq!(screen("first").await, (Outcome::Undecodable, 1, None));
+    done(&world.decide("first", 1, "ada", DecisionAction::Clear).await);
+    assert_eq!(screen("equal").await, (Outcome::Passed, 2, Some(RevisionCause::Carried)));
+
+    lab.run(&["bank", "add", "known", &format!("sha256:{}", hex::encode(Sha256::digest("no image at all")))])
+        .await
+        .expect_ok();
+    let since = Instant::now();
+    while !worker.log_has("bank changed") {
+        assert!(since.elapsed() < Duration::from_secs(10), "{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(screen("later").await, (Outcome::Flagged, 1, None), "and no decision is taken over");
+    lab.run(&["bank", "match", "known"]).await.expect_ok();
+    assert_eq!(world.state("first").await, (Outcome::Flagged, 3, Some(RevisionCause::Matched)));
+    let stored = world.ledger.read_verdict(verdict_id("first")).await.unwrap().unwrap();
+    let sources: Vec<_> = stored.verdict.judgement.findings.iter().map(|finding| finding.source).collect();
+    assert_eq!(sources, [FindingSource::Bank, FindingSource::Decision], "with the earlier decision beside it");
+    // `rejudge` finds the same, and nothing new.
+    lab.run(&["rejudge"]).await.expect_ok();
+    assert_eq!(world.state("first").await.1, 3);
+    assert!(worker.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flag_is_taken_over_by_equal_bytes_that_pass_and_whose_scores_are_not_reused() {
+    let mut world = World::new().await;
+    world.lab.extra = RULES.replace("review_at = 0.0", "review_at = 1.0") + "[worker]\nreuse_scores = false\n";
+    world.lab.run(&["bank", "create", "known", "--kind", "deny"]).await.expect_ok();
+    let mut worker = world.lab.started_worker().await;
+    let lab = &world.lab;
+    let screen = async |key: &str| {
+        lab.put(key, encoded(ImageFormat::Png)).await;
+        lab.job(Lane::Live, json!({"id": key, "image": format!("s3://{}/{key}", lab.bucket)})).await;
+        lab.until_settled(&worker).await;
+        world.state(key).await
+    };
+    assert_eq!(screen("a").await, (Outcome::Passed, 1, None));
+    assert_eq!(screen("before").await, (Outcome::Passed, 1, None));
+    done(&world.decide("a", 1, "ada", DecisionAction::Flag).await);
+    assert_eq!(screen("equal").await, (Outcome::Flagged, 2, Some(RevisionCause::Carried)));
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts WHERE reused_from IS NOT NULL").await, 0);
+    assert!(worker.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_before_it_takes_a_decision_over_leaves_that_to_the_redelivery() {
+    let mut world = World::new().await;
+    world.lab.extra = RULES.into();
+    world.lab.run(&["bank", "create", "known", "--kind", "deny"]).await.expect_ok();
+    let mut worker = world.lab.started_worker().await;
+    let bucket = world.lab.bucket.clone();
+    let job = |key: &str| json!({"id": key, "image": format!("s3://{bucket}/{key}")});
+    for key in ["a", "equal"] {
+        world.lab.put(key, encoded(ImageFormat::Png)).await;
+    }
+    world.lab.job(Lane::Live, job("a")).await;
+    world.lab.until_settled(&worker).await;
+    done(&world.decide("a", 1, "ada", DecisionAction::Clear).await);
+    assert!(worker.terminate().await.success());
+
+    world.lab.environment = vec![("TEST_CRASH", "commit:1".into())];
+    let mut crashing = world.lab.started_worker().await;
+    world.lab.job(Lane::Live, job("equal")).await;
+    let status = tokio::time::timeout(Duration::from_secs(60), crashing.child.wait()).await.unwrap().unwrap();
+    assert!(!status.success(), "{}", crashing.log());
+    assert_eq!(world.state("equal").await, (Outcome::Review, 1, None), "committed, and held until a process goes on");
+
+    world.lab.environment.clear();
+    let mut second = world.lab.started_worker().await;
+    world.lab.until_settled(&second).await;
+    assert_eq!(world.state("equal").await, (Outcome::Passed, 2, Some(RevisionCause::Carried)));
+    assert!(second.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bank_that_becomes_restricted_restricts_what_it_has_found_also_behind_a_decision() {
+    let world = World::with_bank(&[]).await;
+    let mut known = finding("known", 3, FindingOutcome::Review);
+    (known.source, known.bank, known.entry) = (FindingSource::Bank, Some("known".into()), Some(1));
+    world.insert([verdict("a", vec![known.clone()]), verdict("b", vec![known])]).await;
+    done(&world.decide("a", 1, "ada", DecisionAction::Clear).await);
+    for job in ["a", "b"] {
+        world.reviewing().report(&report(job, ItemKind::Report)).await.unwrap();
+    }
+    let marked = async || -> Vec<(bool, bool)> {
+        let items = world.ledger.open_items(&ItemFilter::default(), None, 10).await.unwrap().items;
+        let marks = |open: &ItemWithVerdict| (open.item.is_restricted, open.stored.verdict.judgement.is_restricted());
+        items.iter().map(marks).collect()
+    };
+    assert_eq!(marked().await, [(false, false); 2]);
+    world.lab.run(&["bank", "set", "known", "--restricted"]).await.expect_ok();
+    assert_eq!(marked().await, [(true, true); 2]);
+    let claimed = world.ledger.claim_items(&claim("bob", 2)).await.unwrap();
+    assert!(claimed.iter().all(|claimed| claimed.item.is_restricted));
+    for words in [&["show", "a"][..], &["export", "--lag", "0s"]] {
+        let printed = world.lab.run(words).await.expect_ok().stdout;
+        assert!(printed.contains("\"restricted\":true"), "{words:?} {printed}");
+    }
+    // What is decided now is announced at once, as restricted, and no equal bytes take it over.
+    world.publish_all().await;
+    done(&world.decide("b", 1, "bob", DecisionAction::Flag).await);
+    let events = world.ledger.lease_events("image.flagged", 10).await.unwrap();
+    assert!(events.len() == 1 && events[0].payload.contains("\"restricted\": true"), "{events:?}");
+    let query = "SELECT count(*) FROM decided_contents WHERE verdict_id = (SELECT id FROM verdicts WHERE job_id = 'b')";
+    assert_eq!(world.lab.count(query).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_people_is_counted_by_kind() {
+    let world = World::new().await;
+    world.insert([in_review("a"), in_review("b"), verdict("c", Vec::new())]).await;
+    let due_at = Some(OffsetDateTime::now_utc() - time::Duration::hours(1));
+    world.reviewing().report(&ReportRequest { due_at, ..report("c", ItemKind::Legal) }).await.unwrap();
+    assert_eq!(world.claim("ada", 2).await.len(), 2);
+    let lapse = "UPDATE review_items SET lease_until = now() - interval '1 second' WHERE kind = 'review' AND claimed_by = 'ada'";
+    sqlx::query(lapse).execute(&world.lab.db).await.unwrap();
+    let mut waiting = world.ledger.queue_state().await.unwrap();
+    waiting.sort_by_key(|waiting| waiting.kind);
+    let [review, legal] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!((review.kind, review.items, review.lapsed, review.overdue), (ItemKind::Review, 2, 1, Duration::ZERO));
+    assert_eq!((legal.kind, legal.items, legal.lapsed), (ItemKind::Legal, 1, 0));
+    assert!(legal.overdue >= Duration::from_secs(3_600), "{legal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_in_a_file_refuses_options_of_review_at_the_start() {
+    let mut lab = Lab::new().await;
+    lab.extra = "[review]\nopen = [\"review\", \"flagged\"]\n".into();
+    lab.ledger_url = format!("sqlite://{}", lab.folder.path().join("ledger.db").display());
+    lab.run(&["migrate"]).await.expect_ok();
+    for command in ["worker", "serve"] {
+        let refused = lab.run(&[command]).await;
+        let is_named = refused.stderr.contains("review needs PostgreSQL") && refused.stderr.contains("hint: ");
+        assert!(refused.status == 2 && is_named, "{command}: {}", refused.stderr);
+    }
+    lab.extra.clear();
+    let mut worker = lab.started_worker().await;
+    assert!(worker.log_has("the ledger has no review, which needs PostgreSQL"), "{}", worker.log());
+    assert!(worker.terminate().await.success());
 }

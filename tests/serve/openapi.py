@@ -265,6 +265,8 @@ def with_review(answers: Answers, url: str, key: str, image: str) -> None:
     post("/v1/decisions", 404, **{**decision, "verdict_id": "00000000-0000-0000-0000-000000000000"})
     answers.check("/v1/decisions", http.post(f"{url}/v1/decisions", data="{"), 400)
     decided = post("/v1/decisions", 200, **decision)
+    post("/v1/decisions", 200, **decision)
+    post("/v1/decisions", 409, **{**decision, "action": "flag"})
     post("/v1/decisions", 200, **{**decision, "revision": decided["revision"], "action": "undo"})
     post("/v1/claims", 200, actor="ada", release=[item["item_id"] for item in items])
     post("/v1/decisions", 200, verdict_id=second, revision=1, actor="ada", action="flag", note="why")

@@ -137,7 +137,7 @@ impl<'a> Scan<'a> {
                 None
             };
             let inserted = recorder.commits.commit(&new, &verdict.image, replaced).await?;
-            if matches!(inserted, Inserted::Written(_)) {
+            if matches!(inserted, Inserted::Written { may_be_decided: true, .. }) {
                 let (ledger, review) = (recorder.ledger.as_ref(), &self.config.review);
                 let judging = life::Judging { policy: self.policy(file), banks: self.banks };
                 let carried =
@@ -179,7 +179,8 @@ impl<'a> Scan<'a> {
             None => match life::screen(self.screen, LANE, bytes, &self.digests).await {
                 Ok(screened) => screened,
                 Err(error @ ScreenError::Undecodable(_)) => {
-                    return Ok(unscored(object, Outcome::Undecodable, error.to_string()));
+                    let judged = unscored(object, Outcome::Undecodable, error.to_string());
+                    return Ok(judged.known_by(policy, self.banks).await);
                 }
                 Err(error) => return Ok(unscored(object, Outcome::Failed, error_text(&error))),
             },

@@ -2,6 +2,7 @@
 //!
 //! A writer of a verdict locks it before its item. A claim locks items alone, and skips those that others have locked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,8 +21,8 @@ use crate::ledger::columns::{LockedVerdict, revision_number};
 use crate::ledger::reviews::{LEGAL_RANK, OpenItem};
 use crate::ledger::{
     Claim, Decide, Decided, Decision, DecisionAction, DecisionEffect, DecisionFilter, DecisionPage, Event, ItemFilter,
-    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, Position, Report, ReviewItem, Reviews, Revise,
-    StoredVerdict,
+    ItemKind, ItemPage, ItemPosition, ItemWithVerdict, LedgerError, MAX_COUNTED_ITEMS, MAX_WAITING_REPORTS, Position,
+    QueueState, Report, Reported, ReviewItem, Reviews, Revise, StoredVerdict, Undo,
 };
 use crate::retry;
 
@@ -41,6 +42,13 @@ macro_rules! queue_order {
     };
 }
 
+/// What an item has that no person holds.
+macro_rules! no_claim {
+    () => {
+        "claimed_by = NULL, claimed_at = NULL, lease_until = NULL"
+    };
+}
+
 macro_rules! decision_columns {
     () => {
         "SELECT decision.id, decision.verdict_id, decision.revision, decision.actor, decision.action, decision.category,
@@ -51,7 +59,9 @@ macro_rules! decision_columns {
 
 macro_rules! report_columns {
     () => {
-        "SELECT id, verdict_id, kind, category, note, reporter, reference, due_at, made_at FROM reports"
+        "SELECT report.id, report.verdict_id, report.kind, report.category, report.note, report.reporter, report.reference,
+             report.due_at, report.made_at
+         FROM reports AS report"
     };
 }
 
@@ -239,42 +249,48 @@ impl Reviews for Postgres {
         among: &ItemFilter,
     ) -> Result<Vec<Uuid>, LedgerError> {
         let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
-        self.run(RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut query =
-                    QueryBuilder::new("UPDATE review_items AS item SET lease_until = now() + make_interval(secs => ");
-                query.push_bind(lease.as_secs_f64()).push(") WHERE item.lease_until > now()");
-                push_held(&mut query, actor, items, &among);
-                query.push(" RETURNING item.id");
-                query.build_query_scalar().fetch_all(c).await
-            })
-        })
-        .await
-    }
-
-    async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError> {
-        let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
-        self.run(RESPONSE_TIMEOUT, move |c| {
-            Box::pin(async move {
-                let mut query = QueryBuilder::new(
-                    "UPDATE review_items AS item SET claimed_by = NULL, lease_until = NULL WHERE true",
-                );
-                push_held(&mut query, actor, items, &among);
-                Ok(query.build().execute(c).await?.rows_affected())
-            })
-        })
-        .await
-    }
-
-    async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError> {
         let attempt = || {
-            let decide = decide.clone();
-            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_decision(c, &decide).await }))
+            let (actor, items, among) = (actor.clone(), items.clone(), among.clone());
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                Box::pin(async move {
+                    let mut query = QueryBuilder::new(
+                        "UPDATE review_items AS item SET lease_until = now() + make_interval(secs => ",
+                    );
+                    query.push_bind(lease.as_secs_f64()).push(") WHERE item.lease_until > now()");
+                    push_held(&mut query, actor, items, &among);
+                    query.push(" RETURNING item.id");
+                    query.build_query_scalar().fetch_all(c).await
+                })
+            })
         };
         retry::retry_briefly(is_contended, attempt).await
     }
 
-    async fn report(&self, report: &Report) -> Result<bool, LedgerError> {
+    async fn release_claims(&self, actor: &str, items: &[Uuid], among: &ItemFilter) -> Result<u64, LedgerError> {
+        let (actor, items, among) = (actor.to_owned(), items.to_vec(), among.clone());
+        let attempt = || {
+            let (actor, items, among) = (actor.clone(), items.clone(), among.clone());
+            self.run(RESPONSE_TIMEOUT, move |c| {
+                Box::pin(async move {
+                    let mut query =
+                        QueryBuilder::new(concat!("UPDATE review_items AS item SET ", no_claim!(), " WHERE true"));
+                    push_held(&mut query, actor, items, &among);
+                    Ok(query.build().execute(c).await?.rows_affected())
+                })
+            })
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn decide(&self, decide: &Decide) -> Result<Decided, LedgerError> {
+        let attempt = || {
+            let (decide, opens) = (decide.clone(), Arc::clone(&self.opens));
+            self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_decision(c, &decide, &opens).await }))
+        };
+        retry::retry_briefly(is_contended, attempt).await
+    }
+
+    async fn report(&self, report: &Report) -> Result<Reported, LedgerError> {
         let attempt = || {
             let report = report.clone();
             self.run(RESPONSE_TIMEOUT, move |c| Box::pin(async move { record_report(c, &report).await }))
@@ -305,6 +321,28 @@ impl Reviews for Postgres {
         .await
     }
 
+    async fn queue_state(&self) -> Result<Vec<QueueState>, LedgerError> {
+        self.run(RESPONSE_TIMEOUT, move |c| {
+            Box::pin(async move {
+                let query = format!(
+                    concat!(
+                        "SELECT kind, count(*) AS items, count(*) FILTER (WHERE lease_until <= now()) AS lapsed,
+                             greatest(extract(epoch FROM now() - min(due_at) FILTER (WHERE due_at < 'infinity')), 0)
+                                 ::double precision AS overdue
+                         FROM (SELECT item.kind, item.lease_until, item.due_at FROM review_items AS item
+                               WHERE item.closed_at IS NULL ORDER BY ",
+                        queue_order!(),
+                        " LIMIT {}) AS open GROUP BY kind"
+                    ),
+                    MAX_COUNTED_ITEMS
+                );
+                let rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_all(c).await?;
+                rows.iter().map(read_queue_state).collect()
+            })
+        })
+        .await
+    }
+
     async fn decisions_on(&self, verdict: Uuid) -> Result<Vec<Decision>, LedgerError> {
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
@@ -318,7 +356,8 @@ impl Reviews for Postgres {
     async fn reports_on(&self, verdict: Uuid) -> Result<Vec<Report>, LedgerError> {
         self.run(RESPONSE_TIMEOUT, move |c| {
             Box::pin(async move {
-                let query = concat!(report_columns!(), " WHERE verdict_id = $1 ORDER BY made_at, id");
+                let query =
+                    concat!(report_columns!(), " WHERE report.verdict_id = $1 ORDER BY report.made_at, report.id");
                 sqlx::query(query).bind(verdict).fetch_all(c).await?.iter().map(read_report).collect()
             })
         })
@@ -419,7 +458,9 @@ async fn claim_items(c: &mut PgConnection, claim: &Claim) -> Result<Vec<ItemWith
         ),
         claim.count
     ));
-    query.push_bind(claim.actor.clone()).push(", lease_until = now() + make_interval(secs => ");
+    // After the item was locked: a report that came before is among those that are read next.
+    query.push_bind(claim.actor.clone());
+    query.push(", claimed_at = clock_timestamp(), lease_until = now() + make_interval(secs => ");
     query.push_bind(claim.lease.as_secs_f64());
     query.push(concat!(") FROM free WHERE item.id = free.id RETURNING ", item_columns!()));
     let rows = query.build().fetch_all(&mut *c).await?;
@@ -443,23 +484,30 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
         let stored = read_verdict_row(row)?;
         verdicts.insert(stored.verdict.id, stored);
     }
-    let reported: Vec<Uuid> =
-        items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| item.verdict).collect();
+    if verdicts.values().any(|stored| stored.verdict.judgement.findings.iter().any(|finding| finding.bank.is_some())) {
+        // As it is now: a bank may have become restricted since, also after a person has cleared the image.
+        let query = "SELECT name FROM banks WHERE restricted";
+        let banks: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut *c).await?;
+        let banks = banks.into_iter().collect();
+        verdicts.values_mut().for_each(|stored| stored.verdict.judgement.restrict(&banks));
+    }
+    let reported: (Vec<Uuid>, Vec<OffsetDateTime>) =
+        items.iter().filter(|item| item.kind >= ItemKind::Report).map(|item| (item.verdict, item.opened_at)).unzip();
     let mut reports: Vec<Report> = Vec::new();
-    if !reported.is_empty() {
-        // What came before the last decision was answered by it.
+    if !reported.0.is_empty() {
+        // What is older was answered: the decision has closed the item that the report had opened.
         let query = concat!(
             report_columns!(),
-            " AS report WHERE verdict_id = ANY($1) AND NOT EXISTS (
-                  SELECT FROM decisions WHERE decisions.verdict_id = report.verdict_id AND at >= made_at
-                      AND action IN ('flag', 'clear', 'uphold'))
-              ORDER BY made_at, id"
+            " JOIN UNNEST($1::uuid[], $2::timestamptz[]) AS open (verdict_id, opened_at)
+                  ON open.verdict_id = report.verdict_id AND report.made_at >= open.opened_at
+              ORDER BY report.made_at, report.id"
         );
-        let rows = sqlx::query(query).bind(reported).fetch_all(c).await?;
+        let rows = sqlx::query(query).bind(reported.0).bind(reported.1).fetch_all(c).await?;
         reports = rows.iter().map(read_report).collect::<Result<_, _>>()?;
     }
-    let with_verdict = |item: ReviewItem| {
+    let with_verdict = |mut item: ReviewItem| {
         let stored = verdicts.get(&item.verdict)?.clone();
+        item.is_restricted |= stored.verdict.judgement.is_restricted();
         let reports = reports.iter().filter(|report| report.verdict == item.verdict).cloned().collect();
         Some(ItemWithVerdict { item, stored, reports })
     };
@@ -469,23 +517,84 @@ async fn with_verdicts(c: &mut PgConnection, items: Vec<ReviewItem>) -> Result<V
 /// The open item of a verdict, as far as a decision needs it.
 struct OpenItemRow {
     id: Uuid,
+    opened_at: OffsetDateTime,
     /// Who has it now, and until when.
     claim: Option<(String, OffsetDateTime)>,
+    /// Who has claimed it last, and when, also where the lease has ended.
+    claimed: Option<(String, OffsetDateTime)>,
     not_for: Vec<String>,
 }
 
 async fn lock_item(c: &mut PgConnection, verdict: Uuid) -> Result<Option<OpenItemRow>, sqlx::Error> {
-    let query = "SELECT id, not_for, claimed_by, lease_until, coalesce(lease_until > now(), false) AS is_claimed
+    let query = "SELECT id, opened_at, not_for, claimed_by, claimed_at, lease_until,
+                     coalesce(lease_until > now(), false) AS is_claimed
                  FROM review_items WHERE verdict_id = $1 AND closed_at IS NULL FOR UPDATE";
     let Some(row) = sqlx::query(query).bind(verdict).fetch_optional(c).await? else { return Ok(None) };
-    let claimed: (Option<String>, Option<OffsetDateTime>) = (row.try_get("claimed_by")?, row.try_get("lease_until")?);
+    let claimed_by: Option<String> = row.try_get("claimed_by")?;
+    let [claimed_at, until]: [Option<OffsetDateTime>; 2] = [row.try_get("claimed_at")?, row.try_get("lease_until")?];
     let is_claimed: bool = row.try_get("is_claimed")?;
-    let claim = claimed.0.zip(claimed.1).filter(|_| is_claimed);
-    Ok(Some(OpenItemRow { id: row.try_get("id")?, claim, not_for: row.try_get("not_for")? }))
+    Ok(Some(OpenItemRow {
+        id: row.try_get("id")?,
+        opened_at: row.try_get("opened_at")?,
+        claim: claimed_by.clone().zip(until).filter(|_| is_claimed),
+        claimed: claimed_by.zip(claimed_at),
+        not_for: row.try_get("not_for")?,
+    }))
 }
 
-async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decided, sqlx::Error> {
-    let Decide { decision, effect, event_delay } = decide;
+/// What an item is opened for: reports that wait for a decision.
+#[derive(Debug)]
+struct ReportsToOpen {
+    /// The kind that weighs most.
+    kind: ItemKind,
+    /// When the first one was made. None where it is made next.
+    since: Option<OffsetDateTime>,
+    due_at: Option<OffsetDateTime>,
+    category: Option<String>,
+    has_appeal: bool,
+}
+
+/// The reports behind an open item that the person who decides has not seen. The inner error is that of a report that is not
+/// about this verdict.
+async fn find_unseen(
+    c: &mut PgConnection,
+    decide: &Decide,
+    item: &OpenItemRow,
+) -> Result<Result<Option<ReportsToOpen>, Decided>, sqlx::Error> {
+    let Decide { decision, last_report, .. } = decide;
+    let seen_up_to = match last_report {
+        Some(report) => {
+            let query = "SELECT made_at FROM reports WHERE id = $1 AND verdict_id = $2";
+            let query = sqlx::query_scalar(query).bind(report).bind(decision.verdict);
+            let made_at: Option<OffsetDateTime> = query.fetch_optional(&mut *c).await?;
+            let Some(made_at) = made_at else { return Ok(Err(Decided::UnknownReport)) };
+            made_at
+        }
+        None => match &item.claimed {
+            Some((actor, claimed_at)) if *actor == decision.actor => *claimed_at,
+            _ => return Ok(Ok(None)),
+        },
+    };
+    // Reports on one verdict are made one after the other, so that no two have the same time.
+    let query = concat!(
+        report_columns!(),
+        " WHERE report.verdict_id = $1 AND report.made_at >= $2 AND report.made_at > $3 ORDER BY report.made_at"
+    );
+    let query = sqlx::query(query).bind(decision.verdict).bind(item.opened_at).bind(seen_up_to);
+    let unseen = query.fetch_all(c).await?.iter().map(read_report).collect::<Result<Vec<_>, _>>()?;
+    let kinds = unseen.iter().map(|report| report.kind);
+    let waiting = |(first, kind): (&Report, ItemKind)| ReportsToOpen {
+        kind,
+        since: Some(first.made_at),
+        due_at: unseen.iter().filter_map(|report| report.due_at).min(),
+        category: unseen.iter().find_map(|report| report.category.clone()),
+        has_appeal: kinds.clone().any(|kind| kind == ItemKind::Appeal),
+    };
+    Ok(Ok(unseen.first().zip(kinds.clone().max()).map(waiting)))
+}
+
+async fn record_decision(c: &mut PgConnection, decide: &Decide, opens: &[Outcome]) -> Result<Decided, sqlx::Error> {
+    let Decide { decision, effect, event_delay, .. } = decide;
     let mut transaction = c.begin().await?;
     let Some(locked) = lock_verdicts(&mut transaction, &[decision.verdict]).await?.remove(&decision.verdict) else {
         return Ok(Decided::Missing);
@@ -496,48 +605,79 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide) -> Result<Decide
         return Ok(Decided::Stale(Box::new(read_verdict_row(&row)?)));
     }
     let item = lock_item(&mut transaction, decision.verdict).await?;
+    if matches!(effect, DecisionEffect::Escalate | DecisionEffect::Skip)
+        && is_repeated(&mut transaction, decision, item.as_ref()).await?
+    {
+        return Ok(Decided::Repeated { revision: decision.revision });
+    }
     if let Some((actor, until)) = item.as_ref().and_then(|item| item.claim.clone())
         && actor != decision.actor
     {
         return Ok(Decided::Claimed { actor, until });
     }
+    let mut unseen = None;
     let decided = match effect {
         DecisionEffect::Judge(_) if item.as_ref().is_some_and(|item| item.not_for.contains(&decision.actor)) => {
             return Ok(Decided::OwnDecision);
         }
         DecisionEffect::Judge(revise) => {
+            if let Some(item) = &item {
+                match find_unseen(&mut transaction, decide, item).await? {
+                    Ok(found) => unseen = found.map(|unseen| (revise, unseen)),
+                    Err(refused) => return Ok(refused),
+                }
+            }
             let event = judge(&mut transaction, decision, revise, &locked, *event_delay).await?;
             Decided::Done { revision: revise.revision().number, event }
         }
-        DecisionEffect::Undo { revise, event, window } => {
-            let undone = find_undoable(&mut transaction, decision, *event, *window).await?;
-            let undone = match undone {
+        DecisionEffect::Undo(undo) => {
+            let undone = match find_undoable(&mut transaction, decision, undo).await? {
                 Ok(undone) => undone,
                 Err(refused) => return Ok(refused),
             };
-            let event = undo(&mut transaction, undone, *event, revise).await?;
-            Decided::Done { revision: revise.revision().number, event }
+            let event = take_back(&mut transaction, undone, undo, &locked, opens).await?;
+            Decided::Done { revision: undo.revise.revision().number, event }
         }
         DecisionEffect::Escalate | DecisionEffect::Skip => {
             let Some(item) = item else { return Ok(Decided::NotOpen) };
             let query = match effect {
-                DecisionEffect::Escalate => {
-                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
-                         escalated_at = coalesce(escalated_at, now()),
-                         skipped_by = array_remove(skipped_by, $2) || $2 WHERE id = $1"
-                }
-                _ => {
-                    "UPDATE review_items SET claimed_by = NULL, lease_until = NULL,
-                         skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
-                }
+                DecisionEffect::Escalate => concat!(
+                    "UPDATE review_items SET ",
+                    no_claim!(),
+                    ", escalated_at = coalesce(escalated_at, now()), skipped_by = array_remove(skipped_by, $2) || $2
+                     WHERE id = $1"
+                ),
+                _ => concat!(
+                    "UPDATE review_items SET ",
+                    no_claim!(),
+                    ", skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
+                ),
             };
             sqlx::query(query).bind(item.id).bind(&decision.actor).execute(&mut *transaction).await?;
             Decided::Done { revision: decision.revision, event: None }
         }
     };
     insert_decision(&mut transaction, decision).await?;
+    if let Some((revise, unseen)) = unseen {
+        let (verdict, revision) = (&revise.verdict, revise.revision().number);
+        open_for_reports(&mut transaction, verdict, revision, &unseen).await?;
+    }
     transaction.commit().await?;
     Ok(decided)
+}
+
+/// Whether this person has done just this to the open item before, so that only the answer was lost.
+async fn is_repeated(
+    c: &mut PgConnection,
+    decision: &Decision,
+    item: Option<&OpenItemRow>,
+) -> Result<bool, sqlx::Error> {
+    let query = "SELECT EXISTS (
+                     SELECT FROM decisions WHERE verdict_id = $1 AND revision = $2 AND actor = $3 AND action = $4
+                         AND at >= coalesce($5, '-infinity'))";
+    let query = sqlx::query_scalar(query).bind(decision.verdict);
+    let query = query.bind(i32::try_from(decision.revision).unwrap_or(i32::MAX)).bind(&decision.actor);
+    query.bind(decision.action.as_str()).bind(item.map(|item| item.opened_at)).fetch_one(c).await
 }
 
 /// Writes what a person has decided, and closes the item.
@@ -555,29 +695,42 @@ async fn judge(
         delete_stale_events(&mut *c, &[(revise, locked)]).await?;
     }
     let event = write_judgement(&mut *c, revise, event_delay).await?;
-    let close = "UPDATE review_items SET closed_at = now(), closed_by = $2, decision = $3, claimed_by = NULL, lease_until = NULL
-                 WHERE verdict_id = $1 AND closed_at IS NULL";
+    let close = concat!(
+        "UPDATE review_items SET closed_at = now(), closed_by = $2, decision = $3, ",
+        no_claim!(),
+        " WHERE verdict_id = $1 AND closed_at IS NULL"
+    );
     sqlx::query(close).bind(id).bind(&decision.actor).bind(decision.id).execute(&mut *c).await?;
     if let Some(sha256) = revise.verdict.sha256.filter(|_| !revise.verdict.judgement.is_restricted()) {
-        let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
-                    ON CONFLICT (verdict_id) DO UPDATE SET sha256 = excluded.sha256, decided_at = excluded.decided_at";
-        sqlx::query(keep).bind(id).bind(sha256.to_vec()).bind(revise.judged_at).execute(c).await?;
+        keep_content(c, id, sha256, revise.judged_at).await?;
     }
     Ok(event)
+}
+
+/// Keeps that a person has decided about this content.
+async fn keep_content(
+    c: &mut PgConnection,
+    verdict: Uuid,
+    sha256: [u8; 32],
+    decided_at: OffsetDateTime,
+) -> Result<(), sqlx::Error> {
+    let keep = "INSERT INTO decided_contents (verdict_id, sha256, decided_at) VALUES ($1, $2, $3)
+                ON CONFLICT (verdict_id) DO UPDATE SET sha256 = excluded.sha256, decided_at = excluded.decided_at";
+    sqlx::query(keep).bind(verdict).bind(sha256.to_vec()).bind(decided_at).execute(c).await.map(drop)
 }
 
 /// The decision that can be undone, or why there is none. Its event is locked, so that it does not leave meanwhile.
 async fn find_undoable(
     c: &mut PgConnection,
     decision: &Decision,
-    event: Uuid,
-    window: Duration,
+    undo: &Undo,
 ) -> Result<Result<Uuid, Decided>, sqlx::Error> {
+    let Undo { made_on, event, window, .. } = undo;
     let query = format!(
         "SELECT id, actor, at > now() - make_interval(secs => $3) AS is_fresh FROM decisions
          WHERE verdict_id = $1 AND revision = $2 AND action IN {JUDGING} ORDER BY at DESC LIMIT 1"
     );
-    let made_on = i32::try_from(decision.revision).unwrap_or(i32::MAX) - 1;
+    let made_on = i32::try_from(*made_on).unwrap_or(i32::MAX);
     let query = sqlx::query(sqlx::AssertSqlSafe(query)).bind(decision.verdict).bind(made_on);
     let Some(row) = query.bind(window.as_secs_f64()).fetch_optional(&mut *c).await? else {
         return Ok(Err(Decided::NothingToUndo));
@@ -597,8 +750,15 @@ async fn find_undoable(
     Ok(if is_too_late { Err(Decided::TooLate) } else { Ok(id) })
 }
 
-/// Restores the state before a decision, and opens the item that the decision has closed.
-async fn undo(c: &mut PgConnection, undone: Uuid, event: Uuid, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+/// Writes what holds without a decision, and opens the item that the decision has closed.
+async fn take_back(
+    c: &mut PgConnection,
+    undone: Uuid,
+    undo: &Undo,
+    locked: &LockedVerdict,
+    opens: &[Outcome],
+) -> Result<Option<Event>, sqlx::Error> {
+    let Undo { revise, event, says_same, is_news, content_decided_at, .. } = undo;
     let id = revise.verdict.id;
     insert_history(&mut *c, &[id]).await?;
     for query in [
@@ -607,27 +767,59 @@ async fn undo(c: &mut PgConnection, undone: Uuid, event: Uuid, revise: &Revise) 
     ] {
         sqlx::query(query).bind(id).bind(event).execute(&mut *c).await?;
     }
-    let revise = Revise { event: lost_event(&mut *c, revise).await?, ..revise.clone() };
+    if *is_news {
+        delete_stale_events(&mut *c, &[(revise, locked)]).await?;
+    }
+    let revise = Revise { event: unsaid_event(&mut *c, revise, says_same).await?, ..revise.clone() };
     let event = write_judgement(&mut *c, &revise, Duration::ZERO).await?;
-    let open = "UPDATE review_items SET closed_at = NULL, closed_by = NULL, decision = NULL, revision = revision + 2
-                WHERE decision = $1 AND NOT EXISTS (
-                    SELECT FROM review_items AS other WHERE other.verdict_id = $2 AND other.closed_at IS NULL)";
-    sqlx::query(open).bind(undone).bind(id).execute(&mut *c).await?;
-    sqlx::query("DELETE FROM decided_contents WHERE verdict_id = $1").bind(id).execute(c).await?;
+    reopen(&mut *c, undone, id).await?;
+    update_items(&mut *c, [&revise].into_iter(), opens).await?;
+    match revise.verdict.sha256.zip(*content_decided_at) {
+        Some((sha256, at)) => keep_content(c, id, sha256, at).await?,
+        None => {
+            sqlx::query("DELETE FROM decided_contents WHERE verdict_id = $1").bind(id).execute(c).await?;
+        }
+    }
     Ok(event)
 }
 
-/// The event of a restored state, for those destinations that no event like it was sent or waits for: the decision has
-/// deleted it there before it left.
-async fn lost_event(c: &mut PgConnection, revise: &Revise) -> Result<Option<Event>, sqlx::Error> {
+/// Opens the item that a decision has closed. Where reports have opened another one meanwhile, that one gets its reasons, so
+/// that no report is lost.
+async fn reopen(c: &mut PgConnection, undone: Uuid, verdict: Uuid) -> Result<(), sqlx::Error> {
+    let merge = "UPDATE review_items AS other
+                 SET opened_at = least(other.opened_at, item.opened_at), rank = least(other.rank, item.rank),
+                     due_at = least(other.due_at, item.due_at),
+                     kind = CASE WHEN array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], item.kind)
+                                          > array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], other.kind)
+                                 THEN item.kind ELSE other.kind END,
+                     not_for = other.not_for || item.not_for, skipped_by = other.skipped_by || item.skipped_by,
+                     escalated_at = coalesce(other.escalated_at, item.escalated_at)
+                 FROM review_items AS item
+                 WHERE item.decision = $1 AND other.verdict_id = $2 AND other.closed_at IS NULL";
+    let merged = sqlx::query(merge).bind(undone).bind(verdict).execute(&mut *c).await?.rows_affected();
+    if merged == 0 {
+        let open = "UPDATE review_items SET closed_at = NULL, closed_by = NULL, decision = NULL
+                    WHERE decision = $1 AND NOT EXISTS (
+                        SELECT FROM review_items AS other WHERE other.verdict_id = $2 AND other.closed_at IS NULL)";
+        sqlx::query(open).bind(undone).bind(verdict).execute(c).await?;
+    }
+    Ok(())
+}
+
+/// The event of a revision, for those destinations whose last event is none of `says_same`.
+async fn unsaid_event(c: &mut PgConnection, revise: &Revise, says_same: &[Uuid]) -> Result<Option<Event>, sqlx::Error> {
     let Some(mut event) = revise.event.clone() else { return Ok(None) };
     let id = revise.verdict.id;
-    let query = "SELECT EXISTS (SELECT FROM outbox WHERE verdict_id = $1 AND routing_key = $2)";
-    let is_known: bool = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_one(&mut *c).await?;
-    let query = "SELECT DISTINCT endpoint FROM webhook_deliveries WHERE verdict_id = $1 AND routing_key = $2";
-    let known: Vec<String> = sqlx::query_scalar(query).bind(id).bind(&event.routing_key).fetch_all(c).await?;
-    event.destinations.is_published &= !is_known;
-    event.destinations.webhooks.retain(|webhook| !known.contains(webhook));
+    let query = "SELECT event_id FROM outbox WHERE verdict_id = $1
+                 ORDER BY (payload #>> '{data,revision}')::integer DESC NULLS LAST LIMIT 1";
+    let last: Option<Uuid> = sqlx::query_scalar(query).bind(id).fetch_optional(&mut *c).await?;
+    let query = "SELECT endpoint, event_id FROM (
+                     SELECT DISTINCT ON (endpoint) endpoint, event_id FROM webhook_deliveries WHERE verdict_id = $1
+                     ORDER BY endpoint, id DESC) AS last
+                 WHERE event_id = ANY($2)";
+    let heard: Vec<(String, Uuid)> = sqlx::query_as(query).bind(id).bind(says_same).fetch_all(c).await?;
+    event.destinations.is_published &= !last.is_some_and(|last| says_same.contains(&last));
+    event.destinations.webhooks.retain(|webhook| heard.iter().all(|(endpoint, _)| endpoint != webhook));
     let has_destination = event.destinations.is_published || !event.destinations.webhooks.is_empty();
     Ok(Some(event).filter(|_| has_destination))
 }
@@ -665,9 +857,11 @@ const DECIDERS: &str = "SELECT DISTINCT actor FROM decisions
      WHERE action IN ('flag', 'clear', 'uphold')
          AND verdict_id = ANY(ARRAY(SELECT verdict_id FROM decided_contents WHERE sha256 = $2) || $1::uuid)";
 
+/// Parameter 14 is the time since which reports wait: those that are older were answered. Without it they wait from now on.
 const REPORT: &str = "INSERT INTO review_items AS item
-         (verdict_id, kind, revision, rank, due_at, severity, category, label, bucket, policy, is_damage_only, is_restricted, not_for)
-     VALUES ($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8, $9, $10, $11, $12, $13)
+         (verdict_id, kind, revision, rank, due_at, severity, category, label, bucket, policy, is_damage_only, is_restricted, not_for,
+          opened_at)
+     VALUES ($1, $2, $3, $4, coalesce($5, 'infinity'), $6, $7, $8, $9, $10, $11, $12, $13, coalesce($14, clock_timestamp()))
      ON CONFLICT (verdict_id) WHERE closed_at IS NULL DO UPDATE
      SET kind = CASE WHEN array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], excluded.kind)
                           > array_position(ARRAY['sample', 'review', 'report', 'appeal', 'legal'], item.kind)
@@ -675,35 +869,74 @@ const REPORT: &str = "INSERT INTO review_items AS item
          rank = least(item.rank, excluded.rank), due_at = least(item.due_at, excluded.due_at),
          not_for = item.not_for || excluded.not_for,
          claimed_by = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.claimed_by END,
+         claimed_at = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.claimed_at END,
          lease_until = CASE WHEN item.claimed_by = ANY(excluded.not_for) THEN NULL ELSE item.lease_until END";
 
-async fn record_report(c: &mut PgConnection, report: &Report) -> Result<bool, sqlx::Error> {
+/// Opens the item of a verdict for reports, or adds them to the reasons of the one that is open.
+async fn open_for_reports(
+    c: &mut PgConnection,
+    verdict: &Verdict,
+    revision: u32,
+    waiting: &ReportsToOpen,
+) -> Result<(), sqlx::Error> {
+    let mut not_for: Vec<String> = Vec::new();
+    if waiting.has_appeal {
+        let query = sqlx::query_scalar(DECIDERS).bind(verdict.id).bind(verdict.sha256.map(Vec::from));
+        not_for = query.fetch_all(&mut *c).await?;
+    }
+    let item = OpenItem::describing(verdict);
+    let rank = if waiting.kind == ItemKind::Legal { LEGAL_RANK } else { LEGAL_RANK + 1 };
+    let query = sqlx::query(REPORT).bind(verdict.id).bind(waiting.kind.as_str());
+    let query = query.bind(i32::try_from(revision).unwrap_or(i32::MAX)).bind(rank).bind(waiting.due_at);
+    let category = waiting.category.clone().or(item.category);
+    let query = query.bind(item.severity).bind(category).bind(item.label).bind(&verdict.image.bucket);
+    let query = query.bind(&verdict.policy.name).bind(item.is_damage_only).bind(item.is_restricted).bind(not_for);
+    query.bind(waiting.since).execute(c).await.map(drop)
+}
+
+async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported, sqlx::Error> {
     let mut transaction = c.begin().await?;
-    // The verdict is neither erased nor revised meanwhile.
+    // The verdict is neither erased nor revised meanwhile, and no other report on it is made.
     let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1 FOR UPDATE");
     let row = sqlx::query(query).bind(report.verdict).fetch_optional(&mut *transaction).await?;
-    let Some(row) = row else { return Ok(false) };
+    let Some(row) = row else { return Ok(Reported::Missing) };
     let StoredVerdict { verdict, revision, .. } = read_verdict_row(&row)?;
-    let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let query =
+        "SELECT count(*) FROM reports AS report JOIN review_items AS item ON item.verdict_id = report.verdict_id
+                 WHERE report.verdict_id = $1 AND report.kind = $2 AND item.closed_at IS NULL
+                     AND report.made_at >= item.opened_at";
+    let query = sqlx::query_scalar(query).bind(report.verdict).bind(report.kind.as_str());
+    let waiting: i64 = query.fetch_one(&mut *transaction).await?;
+    if waiting >= MAX_WAITING_REPORTS.into() {
+        return Ok(Reported::TooMany);
+    }
+    let asked = ReportsToOpen {
+        kind: report.kind,
+        since: None,
+        due_at: report.due_at,
+        category: report.category.clone(),
+        has_appeal: report.kind == ItemKind::Appeal,
+    };
+    open_for_reports(&mut transaction, &verdict, revision.number, &asked).await?;
+    // Once the item is locked, so that a claim has come before this time, or shows the report.
+    let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at, made_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())";
     let query = sqlx::query(query).bind(report.id).bind(report.verdict).bind(report.kind.as_str());
     let query = query.bind(&report.category).bind(&report.note).bind(&report.reporter);
     query.bind(&report.reference).bind(report.due_at).execute(&mut *transaction).await?;
-    let mut not_for: Vec<String> = Vec::new();
-    if report.kind == ItemKind::Appeal {
-        let query = sqlx::query_scalar(DECIDERS).bind(report.verdict).bind(verdict.sha256.map(Vec::from));
-        not_for = query.fetch_all(&mut *transaction).await?;
-    }
-    let item = OpenItem::describing(&verdict);
-    let rank = if report.kind == ItemKind::Legal { LEGAL_RANK } else { LEGAL_RANK + 1 };
-    let query = sqlx::query(REPORT).bind(report.verdict).bind(report.kind.as_str());
-    let query = query.bind(i32::try_from(revision.number).unwrap_or(i32::MAX)).bind(rank).bind(report.due_at);
-    let category = report.category.clone().or(item.category);
-    let query = query.bind(item.severity).bind(category).bind(item.label).bind(&verdict.image.bucket);
-    let query = query.bind(&verdict.policy.name).bind(item.is_damage_only).bind(item.is_restricted).bind(not_for);
-    query.execute(&mut *transaction).await?;
     transaction.commit().await?;
-    Ok(true)
+    Ok(Reported::Recorded)
+}
+
+fn read_queue_state(row: &PgRow) -> Result<QueueState, sqlx::Error> {
+    let (kind, overdue): (String, f64) = (row.try_get("kind")?, row.try_get("overdue")?);
+    let [items, lapsed]: [i64; 2] = [row.try_get("items")?, row.try_get("lapsed")?];
+    Ok(QueueState {
+        kind: ItemKind::parse(&kind).ok_or_else(|| unknown("kind of item", &kind))?,
+        items: items.unsigned_abs(),
+        overdue: Duration::try_from_secs_f64(overdue).unwrap_or_default(),
+        lapsed: lapsed.unsigned_abs(),
+    })
 }
 
 fn unknown(what: &str, word: &str) -> sqlx::Error {

@@ -93,7 +93,8 @@ impl Verdicts for Postgres {
         let result = |new: &NewVerdict| {
             let id = new.verdict.id;
             if written.contains_key(&id) {
-                return Ok(Inserted::Written(stored_event(&written, id, new.event.as_ref())));
+                let event = stored_event(&written, id, new.event.as_ref());
+                return Ok(Inserted::Written { event, may_be_decided: written[&id].has_decision });
             }
             if erased.contains(&id) {
                 return Ok(Inserted::Erased);

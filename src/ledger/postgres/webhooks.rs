@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
-use super::write::Payloads;
+use super::write::WrittenRows;
 use super::{LONG_RESPONSE_TIMEOUT, Postgres, RESPONSE_TIMEOUT, classify_error};
 use crate::ledger::{
     AfterFailure, DeliveryFilter, DeliveryState, Event, FailedAttempt, LedgerError, MAX_COUNTED_EVENTS,
@@ -63,7 +63,7 @@ impl DeliveryArrays {
     }
 
     /// Those of the verdicts that were written.
-    pub(super) fn of_written(&self, written: &Payloads) -> Self {
+    pub(super) fn of_written(&self, written: &WrittenRows) -> Self {
         let mut arrays = Self::default();
         for (index, verdict) in self.verdict_id.iter().enumerate().filter(|(_, verdict)| written.contains_key(verdict))
         {

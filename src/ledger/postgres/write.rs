@@ -19,12 +19,21 @@ use crate::job::{RevisionCause, Verdict};
 use crate::ledger::columns::{VerdictRow, findings_json, to_json};
 use crate::ledger::{Event, Revise};
 
-/// The verdicts that a statement has written, each with the payload of its event as it is stored.
-pub(super) type Payloads = HashMap<Uuid, Option<String>>;
+/// The verdicts that a statement has written.
+pub(super) type WrittenRows = HashMap<Uuid, WrittenRow>;
 
-/// Writes the events of the verdicts that `written` returns, and selects both.
+/// What a statement tells of a verdict that it has written.
+pub(super) struct WrittenRow {
+    /// The payload of its event as it is stored.
+    payload: Option<String>,
+    /// Whether a person has decided about equal bytes.
+    pub has_decision: bool,
+}
+
+/// Writes the events of the verdicts that `written` returns, and selects both, with whether there is a decision on the content.
 macro_rules! insert_events {
-    () => {
+    ($has_decision:literal) => {
+        concat!(
         ", announced AS (
              INSERT INTO outbox (event_id, verdict_id, routing_key, correlation_id, payload, due_at)
              SELECT event_id, verdict_id, routing_key, correlation_id, payload::jsonb, now() + make_interval(secs => $6)
@@ -34,7 +43,10 @@ macro_rules! insert_events {
              ON CONFLICT (event_id) DO NOTHING
              RETURNING verdict_id, payload::text AS payload
          )
-         SELECT written.id, announced.payload FROM written LEFT JOIN announced ON announced.verdict_id = written.id"
+         SELECT written.id, announced.payload, ",
+            $has_decision,
+            " AS has_decision FROM written LEFT JOIN announced ON announced.verdict_id = written.id"
+        )
     };
 }
 
@@ -89,7 +101,11 @@ const INSERT: &str = concat!(
     meets_no_tombstone!(),
     " ON CONFLICT (id) DO NOTHING RETURNING id, decided_at, sha256, md5, hashes)",
     insert_hashes!(),
-    insert_events!()
+    // In the same statement, because a question for each verdict would cost more than its share of a commit. With EXISTS in
+    // place of a row at most, Postgres may read all decided contents.
+    insert_events!(
+        "coalesce((SELECT true FROM decided_contents AS content WHERE content.sha256 = written.sha256 LIMIT 1), false)"
+    )
 );
 
 const REPLAY: &str = concat!(
@@ -102,7 +118,7 @@ const REPLAY: &str = concat!(
     " WHERE verdicts.id = entry.id
          RETURNING verdicts.id, verdicts.decided_at, verdicts.sha256, verdicts.md5, verdicts.hashes)",
     insert_hashes!(),
-    insert_events!()
+    insert_events!("true")
 );
 
 const JUDGE: &str = concat!(
@@ -117,7 +133,7 @@ const JUDGE: &str = concat!(
          WHERE verdicts.id = entry.id
          RETURNING verdicts.id
      )",
-    insert_events!()
+    insert_events!("true")
 );
 
 /// Makes [`ColumnArrays`].
@@ -191,9 +207,9 @@ impl ColumnArrays {
         c: &mut PgConnection,
         events: &EventArrays,
         due_in: Duration,
-    ) -> Result<Payloads, sqlx::Error> {
+    ) -> Result<WrittenRows, sqlx::Error> {
         let query = events.bind(sqlx::query(INSERT), due_in).bind(None::<&str>).bind(None::<OffsetDateTime>);
-        payloads(c, self.bind(query.bind(&self.detectors.values).bind(&self.policy.values))).await
+        written_rows(c, self.bind(query.bind(&self.detectors.values).bind(&self.policy.values))).await
     }
 
     /// Replaces the state of verdicts that were screened once more. Their earlier hashes have to be deleted before.
@@ -203,9 +219,9 @@ impl ColumnArrays {
         events: &EventArrays,
         due_in: Duration,
         judged_at: OffsetDateTime,
-    ) -> Result<Payloads, sqlx::Error> {
+    ) -> Result<WrittenRows, sqlx::Error> {
         let query = events.bind(sqlx::query(REPLAY), due_in).bind(RevisionCause::Replayed.as_str()).bind(judged_at);
-        payloads(c, self.bind(query.bind(&self.detectors.values).bind(&self.policy.values))).await
+        written_rows(c, self.bind(query.bind(&self.detectors.values).bind(&self.policy.values))).await
     }
 }
 
@@ -246,7 +262,7 @@ impl JudgementArrays {
         c: &mut PgConnection,
         events: &EventArrays,
         due_in: Duration,
-    ) -> Result<Payloads, sqlx::Error> {
+    ) -> Result<WrittenRows, sqlx::Error> {
         let query = events
             .bind(sqlx::query(JUDGE), due_in)
             .bind(&self.id)
@@ -258,7 +274,7 @@ impl JudgementArrays {
             .bind(&self.findings)
             .bind(&self.cause)
             .bind(&self.judged_at);
-        payloads(c, query).await
+        written_rows(c, query).await
     }
 }
 
@@ -298,13 +314,16 @@ impl EventArrays {
 }
 
 /// The event as it was stored: Postgres writes JSON in another form than it was given.
-pub(super) fn stored_event(written: &Payloads, verdict: Uuid, event: Option<&Event>) -> Option<Event> {
-    let (event, payload) = event.zip(written.get(&verdict)?.as_ref())?;
+pub(super) fn stored_event(written: &WrittenRows, verdict: Uuid, event: Option<&Event>) -> Option<Event> {
+    let (event, payload) = event.zip(written.get(&verdict)?.payload.as_ref())?;
     Some(Event { payload: payload.clone(), ..event.clone() })
 }
 
-async fn payloads(c: &mut PgConnection, query: PgQuery<'_>) -> Result<Payloads, sqlx::Error> {
+async fn written_rows(c: &mut PgConnection, query: PgQuery<'_>) -> Result<WrittenRows, sqlx::Error> {
     let rows = query.fetch_all(c).await?;
-    let pair = |row: &PgRow| Ok((row.try_get("id")?, row.try_get("payload")?));
+    let pair = |row: &PgRow| {
+        let written = WrittenRow { payload: row.try_get("payload")?, has_decision: row.try_get("has_decision")? };
+        Ok((row.try_get("id")?, written))
+    };
     rows.iter().map(pair).collect()
 }

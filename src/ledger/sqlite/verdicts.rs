@@ -181,10 +181,10 @@ async fn insert_one(c: &mut SqliteConnection, new: NewVerdict) -> Result<Inserte
         return existing.ok_or(sqlx::Error::RowNotFound);
     }
     let Some(event) = event.filter(|event| event.destinations.is_published) else {
-        return Ok(Inserted::Written(None));
+        return Ok(Inserted::Written { event: None, may_be_decided: false });
     };
     let is_new = insert_outbox_row(c, verdict.id, &event, OffsetDateTime::now_utc() + HANDOVER_DELAY).await?;
-    Ok(Inserted::Written(is_new.then_some(event)))
+    Ok(Inserted::Written { event: is_new.then_some(event), may_be_decided: false })
 }
 
 async fn find_existing(c: &mut SqliteConnection, id: Uuid) -> Result<Option<ExistingVerdict>, sqlx::Error> {

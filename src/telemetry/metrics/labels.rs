@@ -231,6 +231,40 @@ closed_label! {
     }
 }
 
+closed_label! {
+    /// Why an image waits for a person.
+    ItemKindLabel("kind") {
+        /// It was drawn among images that passed.
+        Sample = "sample",
+        /// Its outcome.
+        Review = "review",
+        /// It was reported.
+        Report = "report",
+        /// Another decision is asked for.
+        Appeal = "appeal",
+        /// A legal request.
+        Legal = "legal",
+    }
+}
+
+closed_label! {
+    /// What a person has done with an image.
+    ActionLabel("action") {
+        /// It must not be shown.
+        Flag = "flag",
+        /// It may be shown.
+        Clear = "clear",
+        /// It stays as it is.
+        Uphold = "uphold",
+        /// A person with more authority has to look.
+        Escalate = "escalate",
+        /// Another person has to look.
+        Skip = "skip",
+        /// The last decision is taken back.
+        Undo = "undo",
+    }
+}
+
 text_label! {
     /// The name of a webhook's endpoint.
     EndpointName("endpoint")

@@ -3,9 +3,9 @@
 //! `docs/metrics.md` documents the same table. A test keeps the two equal.
 
 use super::labels::{
-    BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
-    LedgerErrorKind, PolicyName, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel, RoutingKey,
-    RuleText, ScoreLabel, SettlementLabel, StatusLabel, WebhookResult,
+    ActionLabel, BankName, BrokerConnection, DependencyLabel, DetectorDigest, DetectorName, DeviceName, EndpointName,
+    ItemKindLabel, LedgerErrorKind, PolicyName, ProgramVersion, PublishResult, QueueName, RetryCause, RouteLabel,
+    RoutingKey, RuleText, ScoreLabel, SettlementLabel, StatusLabel, WebhookResult,
 };
 use super::typed::{Counter, Gauge, Histogram, Metric};
 use crate::job::{FindingOutcome, Lane, Outcome};
@@ -127,6 +127,19 @@ table! {
         "pixwarden_webhook_oldest_seconds",
         "How long the oldest event has waited for a webhook; 0 if there is none",
     );
+    REVIEW_ITEMS: Gauge<ItemKindLabel> = Gauge::measured(
+        "pixwarden_review_items",
+        "Open review items when this process last polled them; the first 10000 of the queue are counted",
+    );
+    REVIEW_OVERDUE: Gauge<ItemKindLabel> = Gauge::measured(
+        "pixwarden_review_overdue_seconds", "How long the earliest due date of an open review item has passed; 0 if none has",
+    );
+    REVIEW_LAPSED: Gauge<ItemKindLabel> = Gauge::measured(
+        "pixwarden_review_leases_lapsed",
+        "Open review items whose lease has ended without a decision, and that are not claimed again",
+    );
+    REVIEW_DECISIONS: Counter<ActionLabel> =
+        Counter::new("pixwarden_review_decisions_total", "Decisions that this process has recorded, by action");
     CONNECTIONS: Counter<BrokerConnection> =
         Counter::new("pixwarden_broker_connections_total", "Connections opened to the broker");
 }

@@ -216,7 +216,8 @@ struct Slate(Arc<Clock>);
 impl Verdicts for Slate {
     async fn insert(&self, verdicts: &[NewVerdict]) -> Result<Vec<Inserted>, LedgerError> {
         self.0.count(verdicts.len()).await;
-        Ok(verdicts.iter().map(|new| Inserted::Written(new.event.clone())).collect())
+        let written = |new: &NewVerdict| Inserted::Written { event: new.event.clone(), may_be_decided: false };
+        Ok(verdicts.iter().map(written).collect())
     }
 
     async fn find_verdict(&self, _id: Uuid) -> Result<Option<ExistingVerdict>, LedgerError> {
