@@ -99,6 +99,7 @@ def _profiles(data: bytes) -> Iterator[Kind]:
     yield Kind("jpeg/profile-for-grey-in-colour.jpg", _profile(data, icc.grey(icc.gamma(1.0)), whole))
     grey = saved(picture()[..., 1], "JPEG", quality=90)
     yield Kind("jpeg/profile-for-grey.jpg", _profile(grey, icc.grey(icc.gamma(1.0)), whole))
+    yield Kind("jpeg/profile-for-inks.jpg", _profile(_four_inks(), icc.of_cyan(), whole))
     faint = saved(235 + picture() // 13, "JPEG", quality=98, subsampling=0)
     yield Kind("jpeg/profile-shows-picture-in-high-levels.jpg", _profile(faint, icc.steep(), whole))
 
