@@ -213,6 +213,7 @@ def _tiff() -> Iterator[Kind]:
     yield Kind("tiff/palette.tiff", _of_mode("P"))
     yield Kind("tiff/one-bit.tiff", _of_mode("1"))
     yield Kind("tiff/four-inks.tiff", _of_mode("CMYK"))
+    yield Kind("tiff/profile-swapped.tiff", tiff(picture(), icc_profile=icc.swapped()))
     yield Kind("tiff/large-offsets.tiff", tiff(picture(), big_tiff=True))
     pages = [Image.fromarray(picture(n)) for n in (0, 4)]
     out = io.BytesIO()

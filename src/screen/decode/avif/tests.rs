@@ -4,7 +4,7 @@
 use base64::Engine;
 
 use super::super::isobmff::Code;
-use super::super::shown::{colours, decode_columns};
+use super::super::shown::{colours, decode_columns, is_near, swapping_profile};
 use super::super::{DecodedImage, Undecodable};
 use crate::config::DecodeConfig;
 use crate::job::{Background, ImageInfo};
@@ -169,8 +169,17 @@ fn grid(rows: u8, width: u16, height: u16) -> TestItem {
     TestItem { kind: *b"grid", data, properties: vec![ispe(width.into(), height.into())] }
 }
 
-/// A file with these items, of which the first is shown and is made of the others. Their data lies at its end.
+/// A kind of reference, the item that refers, and the items that it refers to, counted from 0.
+type Reference = (&'static Code, usize, Vec<usize>);
+
+/// A file with these items, of which the first is shown and is made of the others.
 fn heif(items: &[TestItem]) -> Vec<u8> {
+    let tiles: Option<Reference> = (items.len() > 1).then(|| (b"dimg", 0, (1..items.len()).collect()));
+    heif_with(items, tiles.as_slice())
+}
+
+/// A file with these items, of which the first is shown. Their data lies at its end.
+fn heif_with(items: &[TestItem], references: &[Reference]) -> Vec<u8> {
     let id = |index: usize| u16::try_from(index + 1).unwrap().to_be_bytes();
     let count = id(items.len() - 1);
     let make = |data_at: usize| {
@@ -192,9 +201,9 @@ fn heif(items: &[TestItem]) -> Vec<u8> {
             }
         }
         let mut iref = vec![0; 4];
-        if items.len() > 1 {
-            let tiles: Vec<u8> = (1..items.len()).flat_map(id).collect();
-            iref.extend(boxed(b"dimg", &[&id(0)[..], &id(items.len() - 2), &tiles].concat()));
+        for (kind, from, to) in references {
+            let all: Vec<u8> = to.iter().copied().flat_map(id).collect();
+            iref.extend(boxed(kind, &[&id(*from)[..], &id(to.len() - 1), &all].concat()));
         }
         let handler = boxed(b"hdlr", &[&[0; 8][..], b"pict", &[0; 13]].concat());
         let iprp = boxed(b"iprp", &[boxed(b"ipco", &ipco), boxed(b"ipma", &ipma)].concat());
@@ -224,6 +233,65 @@ fn the_tiles_of_a_grid_lie_side_by_side_and_the_last_are_cropped() {
     let image = decode(&whole[..whole.len() - 1]).unwrap();
     assert_eq!(image.damage, "AVIF: the file ends before its last tile");
     assert_eq!(image.views.len(), 1, "the middle line is opaque");
+}
+
+#[test]
+fn rows_of_tiles_that_are_missing_are_transparent() {
+    let tiles = || (0..6).map(|_| tile(&[]));
+    let items: Vec<_> = std::iter::once(grid(3, 112, 190)).chain(tiles()).collect();
+    let whole = heif(&items);
+    // The middle line is in the second row, of which the first tile is there and the second is not.
+    let image =
+        decode_columns(&whole[..whole.len() - 2 * items[1].data.len() - 1], 7, &DecodeConfig::default()).unwrap();
+    assert_eq!(image.damage, "AVIF: the file ends before its last tile");
+    assert_eq!([0, 1].map(|view| colours(&image, view)), ["WWWWWWW", "KKKKKKK"]);
+}
+
+fn alpha_tile() -> TestItem {
+    tile(&[boxed(b"auxC", b"\0\0\0\0urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")])
+}
+
+#[test]
+fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
+    let over_black = |references: &[Reference]| {
+        let image = decode(&heif_with(&[tile(&[]), alpha_tile()], references)).unwrap();
+        assert_eq!((image.views[1].view.background, image.damage.as_str()), (Background::Black, ""));
+        image.views[1].pixels[0].data[..3].to_vec()
+    };
+    // The luma of this red is 80, which is its alpha here.
+    let plain = over_black(&[(b"auxl", 1, vec![0])]);
+    assert!(is_near(&plain, [62, 10, 7]), "{plain:?}");
+    let multiplied = over_black(&[(b"auxl", 1, vec![0]), (b"prem", 0, vec![1])]);
+    assert!(is_near(&multiplied, [80, 32, 22]), "{multiplied:?}");
+}
+
+#[test]
+fn the_tiles_of_a_grid_may_have_alpha_each() {
+    let items = [grid(1, 112, 64), tile(&[]), tile(&[]), alpha_tile(), alpha_tile()];
+    let tiles = (b"dimg", 0, vec![1, 2]);
+    let opaque = decode(&heif_with(&items, std::slice::from_ref(&tiles))).unwrap();
+    assert_eq!(opaque.views.len(), 1);
+    let image = decode(&heif_with(&items, &[tiles, (b"auxl", 3, vec![1]), (b"auxl", 4, vec![2])])).unwrap();
+    assert_eq!((image.views.len(), image.damage.as_str()), (2, ""));
+}
+
+#[test]
+fn colours_are_those_of_the_profile_or_of_the_code_points() {
+    let shown = |properties: &[Vec<u8>]| decode(&heif(&[tile(properties)])).unwrap();
+    let plain = shown(&[]);
+    let profile = swapping_profile(moxcms::DataColorSpace::Rgb);
+    let swapped = boxed(b"colr", &[b"prof", &profile[..]].concat());
+    // H.273: the primaries of sRGB, this transfer, the matrix of BT.601, the full range.
+    let code_points = |transfer: u8| boxed(b"colr", &[&b"nclx\0\x01\0"[..], &[transfer, 0, 6, 0x80]].concat());
+    assert_eq!(colours(&shown(&[code_points(8), swapped]), 0), "BBBBRRRR");
+    // Linear light looks brighter once it is encoded.
+    let pixel = &plain.views[0].pixels[0].data[..3];
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a level is a byte")]
+    let encoded = |level: u8| ((1.055 * (f64::from(level) / 255.0).powf(1.0 / 2.4) - 0.055) * 255.0).round() as u8;
+    let linear = shown(&[code_points(8)]);
+    assert_near(&linear.views[0].pixels[0].data[..3], [encoded(pixel[0]), encoded(pixel[1]), encoded(pixel[2])]);
+    // Browsers show the curve of films' cameras as if it was sRGB's.
+    assert!(shown(&[code_points(1)]).views[0].pixels == plain.views[0].pixels);
 }
 
 #[test]
