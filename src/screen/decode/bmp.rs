@@ -188,6 +188,8 @@ mod tests {
         let masks = [0xFF_0000, 0xFF00, 0xFF, 0xFF00_0000];
         let made = Made { header_size: 124, bits: 32, masks, pixels: &[0, 0, 255, 0].repeat(4), ..MADE };
         assert_eq!(made.drawn(), (vec![RED; 4], true));
+        let decoded = decode_with(&made.bytes(), &DecodeConfig::default()).unwrap();
+        assert_eq!((decoded.views.len(), &decoded.views[0].pixels[0].data[..3]), (1, &RED[..3]));
     }
 
     #[test]

@@ -586,8 +586,10 @@ mod tests {
 
     #[test]
     fn thousands_of_scans_are_decoded_and_not_millions() {
-        for (scans, damage) in [(1, ""), (2_000, ""), (50_001, "JPEG: it has too many scans")] {
-            assert_eq!(exact(&with_scans(scans)).damage, damage, "{scans}");
+        for (scans, are_too_many) in [(1, false), (2_000, false), (50_001, true)] {
+            // Scans that repeat each other are damage of another kind.
+            let damage = exact(&with_scans(scans)).damage;
+            assert_eq!(damage == "JPEG: it has too many scans", are_too_many, "{scans}: {damage}");
         }
     }
 
