@@ -396,6 +396,11 @@ mod tests {
         });
         let mut values: Vec<u16> = (0..1024u16).map(|i| word(srgb.at(f32::from(i) / 1023.0))).collect();
         assert!(of_rgb(&rgb_profile(&table(&values), COLORANTS)).is_none());
+        let shifted = |levels: f32| {
+            let value = |i: u16| word(srgb.at((f32::from(i) / 1023.0 + levels / 255.0).min(1.0)));
+            of_rgb(&rgb_profile(&table(&(0..1024).map(value).collect::<Vec<_>>()), COLORANTS))
+        };
+        assert!(shifted(0.6).is_none() && shifted(2.5).is_some());
         // A single step that is off counts.
         for value in &mut values[400..410] {
             *value = 40_000;

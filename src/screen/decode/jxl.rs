@@ -313,6 +313,14 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_is_heeded() {
+        // The drawn picture of the tests of what is visible. Its profile makes red and blue change places.
+        let image = decode(include_bytes!("../../../tests/visible/jpeg-xl/profile-swapped.jxl")).unwrap();
+        // At the left the ground is blue, and then there is a yellow disc.
+        assert_eq!((&colours(&image, 0)[..2], image.damage.as_str()), ("RC", ""));
+    }
+
+    #[test]
     fn the_distinct_frames_of_an_animation_are_shown() {
         let whole = file(ANIMATION);
         let image = decode(&whole).unwrap();
