@@ -449,6 +449,10 @@ mod tests {
                 }
             }
         }
+        // Cut where a scan ends, which no decoder warns about.
+        let progressive = jpeg(Made { size: (301, 249), is_progressive: true, ..PLAIN });
+        let last_scan = progressive.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
+        assert_eq!(exact(&progressive[..last_scan]).damage, "JPEG: the file ends before the image does");
         assert!(both(&jpeg(PLAIN)[..200], 32).iter().all(Result::is_err), "cut before the first scan");
     }
 
@@ -478,6 +482,7 @@ mod tests {
             let end = whole.len() - 2;
             let (tables, scan) = (place(&whole, 0xDB), place(&whole, 0xDA));
             let frame = place(&whole, if is_progressive { 0xC2 } else { 0xC0 });
+            let jfif = place(&whole, 0xE0);
             let profile = |number: u8, of: u8| {
                 [&[0xFF, 0xE2, 0, 2 + 12 + 2 + 4][..], b"ICC_PROFILE\0", &[number, of], b"icc!"].concat()
             };
@@ -491,7 +496,9 @@ mod tests {
                 ("a part that is there twice", with(&whole, tables, &[profile(1, 1), profile(1, 1)].concat())),
                 ("a part 0 of 0", with(&whole, tables, &profile(0, 0))),
                 ("an unknown transform", with(&whole, tables, adobe)),
-                ("another revision of JFIF", changed(&whole, place(&whole, 0xE0) + 9, &[3])),
+                // JFIF goes before Adobe's transform.
+                ("an unknown transform alone", [&whole[..jfif], adobe, &whole[jfif + 18..]].concat()),
+                ("another revision of JFIF", changed(&whole, jfif + 9, &[3])),
                 ("metadata of length 0", with(&whole, tables, &[0xFF, 0xE7, 0, 0])),
                 ("zeros before the end", with(&whole, end, &[0; 20])),
                 ("0xFF before the end", with(&whole, end, &[0xFF; 20])),
@@ -501,6 +508,7 @@ mod tests {
             ];
             if !is_progressive {
                 odd.push(("the last coefficient 0", changed(&whole, scan + 12, &[0])));
+                odd.push(("a broken table behind the only scan", with(&whole, end, &[0xFF, 0xC4, 0, 0])));
                 odd.push(("bits that are missing", changed(&whole, scan + 13, &[0x10])));
             }
             for (what, bytes) in odd {

@@ -40,6 +40,32 @@ const ANIMATION: &str = "AAAALGZ0eXBhdmlzAAAAAGF2aWZhdmlzbXNmMWlzbzhtaWYxbWlhZk1
      AAAUc3RzcwAAAAAAAAABAAAAAQAAAH5tZGF0EgAKDCAAAAGX82vmgIaDSDIhEACMAAACAAAAtxTbtbMys24N+sR8yJo8kZREIrPC3ARAEgAyKD\
      ADwIAAAEaMAAACAAAAgAC/4/Dev6n72vFy1VRsQfVPhXRnZLnRz+oSADITMAXBBAAARowAAAIAAACAAOGLZg==";
 
+/// Two frames of 100 ms, half transparent: as above, and the halves exchanged.
+const ALPHA_ANIMATION: &str = "AAAALGZ0eXBhdmlzAAAAAGF2aWZhdmlzbXNmMWlzbzhtaWYxbWlhZk1BMUIAAAGGbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAA\
+     AAAAAAAAAAAOcGl0bQAAAAAAAQAAACxpbG9jAAAAAEQAAAIAAQAAAAEAAAcsAAAANQACAAAAAQAABv8AAAAYAAAAQmlpbmYAAAAAAAIAAAAaaW5m\
+     ZQIAAAAAAQAAYXYwMUNvbG9yAAAAABppbmZlAgAAAAACAABhdjAxQWxwaGEAAAAAGmlyZWYAAAAAAAAADmF1eGwAAgABAAEAAADDaXBycAAAAJ1p\
+     cGNvAAAAFGlzcGUAAAAAAAAAEAAAAAgAAAAQcGl4aQAAAAADCAgIAAAADGF2MUOBAAwAAAAAE2NvbHJuY2x4AAEADQAGgAAAAA5waXhpAAAAAAEI\
+     AAAADGF2MUOBABwAAAAAOGF1eEMAAAAAdXJuOm1wZWc6bXBlZ0I6Y2ljcDpzeXN0ZW1zOmF1eGlsaWFyeTphbHBoYQAAAAAeaXBtYQAAAAAAAAAC\
+     AAEEAQKDBAACBAEFhgcAAAVFbW9vdgAAAHhtdmhkAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAPo//////////8AAQAAAQAAAAAAAAAAAAAAAAEAAAAA\
+     AAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAgAAAkZ0cmFrAAAAaHRraGQBAAABAAAAAAAA\
+     AAAAAAAAAAAAAAAAAAEAAAAA//////////8AAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAABAAAAAI\
+     AAAAAAAsZWR0cwAAACRlbHN0AQAAAQAAAAEAAAAAAAAAyAAAAAAAAAAAAAEAAAAAAaptZGlhAAAALG1kaGQBAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+     A+gAAAAAAAAAyFXEAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAFVbWluZgAAABR2bWhkAAAAAQAAAAAAAAAAAAAAJGRpbmYA\
+     AAAcZHJlZgAAAAAAAAABAAAADHVybCAAAAABAAABFXN0YmwAAACVc3RzZAAAAAAAAAABAAAAhWF2MDEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAA\
+     EAAIAEgAAABIAAAAAAAAAAEKQU9NIENvZGluZwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAY//8AAAAMYXYxQ4EADAAAAAATY29scm5jbHgAAQANAAaA\
+     AAAAEGNjc3QAAAAAfAAAAAAAABhzdHRzAAAAAAAAAAEAAAACAAAAZAAAABxzdHNjAAAAAAAAAAEAAAABAAAAAgAAAAEAAAAcc3RzegAAAAAAAAAA\
+     AAAAAgAAADUAAAAsAAAAFHN0Y28AAAAAAAAAAQAABywAAAAUc3RzcwAAAAAAAAABAAAAAQAAAn90cmFrAAAAaHRraGQBAAABAAAAAAAAAAAAAAAA\
+     AAAAAAAAAAIAAAAA//////////8AAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAABAAAAAIAAAAAAAU\
+     dHJlZgAAAAxhdXhsAAAAAQAAACxlZHRzAAAAJGVsc3QBAAABAAAAAQAAAAAAAADIAAAAAAAAAAAAAQAAAAABz21kaWEAAAAsbWRoZAEAAAAAAAAA\
+     AAAAAAAAAAAAAAAAAAAD6AAAAAAAAADIVcQAAAAAACFoZGxyAAAAAAAAAABhdXh2AAAAAAAAAAAAAAAAAAAAAXptaW5mAAAAFHZtaGQAAAABAAAA\
+     AAAAAAAAAAAkZGluZgAAABxkcmVmAAAAAAAAAAEAAAAMdXJsIAAAAAEAAAE6c3RibAAAALpzdHNkAAAAAAAAAAEAAACqYXYwMQAAAAAAAAABAAAA\
+     AAAAAAAAAAAAAAAAAAAQAAgASAAAAEgAAAAAAAAAAQpBT00gQ29kaW5nAAAAAAAAAAAAAAAAAAAAAAAAAAAAABj//wAAAAxhdjFDgQAcAAAAABBj\
+     Y3N0AAAAAHwAAAAAAAA4YXV4aQAAAAB1cm46bXBlZzptcGVnQjpjaWNwOnN5c3RlbXM6YXV4aWxpYXJ5OmFscGhhAAAAABhzdHRzAAAAAAAAAAEA\
+     AAACAAAAZAAAABxzdHNjAAAAAAAAAAEAAAABAAAAAgAAAAEAAAAcc3RzegAAAAAAAAAAAAAAAgAAABgAAAAVAAAAFHN0Y28AAAAAAAAAAQAABv8A\
+     AAAUc3RzcwAAAAAAAAABAAAAAQAAAJZtZGF0EgAKCQAAAAGX82vmqDIJEACBAAAIACAMEgAyETADwIAAAEaMAAAIAAgA4IFAEgAKDAAAAAGX82vm\
+     QENBoTIjEACBAAACAAAAtxFxrVMUZse7aWzhu6Qpq2JhEaUUUJfHhoASADIoMAPAgAAARowAAAIAAACAAL/j8N6/qtiFAciP39Z4yzFsxwZPH7D9\
+     gA==";
+
 /// 64 × 64 pixels.
 const TILE: &str = "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAAOcG\
      l0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAAAOAAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABq\
@@ -266,6 +292,26 @@ fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
 }
 
 #[test]
+fn an_animation_may_have_an_alpha_track_by_which_its_colours_are_multiplied() {
+    let mut whole = file(ALPHA_ANIMATION);
+    let over_black = |bytes: &[u8]| {
+        let image = decode(bytes).unwrap();
+        assert_eq!((image.info, image.damage.as_str()), (info(16, 8, 2), ""));
+        let black: Vec<_> = image.views.iter().filter(|view| view.view.background == Background::Black).collect();
+        assert_eq!(black.len(), 2);
+        black[0].pixels[0].data[..3].to_vec()
+    };
+    let plain = over_black(&whole);
+    assert!(is_near(&plain, [99, 16, 11]), "{plain:?}");
+    // The edit list of the colour track, which is not needed, makes room for a reference to its alpha track.
+    let edits = whole.windows(4).position(|code| code == b"edts").unwrap();
+    let reference = boxed(b"tref", &[boxed(b"prem", &2u32.to_be_bytes()), boxed(b"free", &[0; 16])].concat());
+    whole[edits - 4..][..44].copy_from_slice(&reference);
+    let multiplied = over_black(&whole);
+    assert!(is_near(&multiplied, [128, 32, 22]), "{multiplied:?}");
+}
+
+#[test]
 fn the_tiles_of_a_grid_may_have_alpha_each() {
     let items = [grid(1, 112, 64), tile(&[]), tile(&[]), alpha_tile(), alpha_tile()];
     let tiles = (b"dimg", 0, vec![1, 2]);
@@ -308,6 +354,20 @@ fn data_that_ends_before_its_pixels_shows_what_zeros_behind_it_would() {
     for (x, shown) in [(0, [203, 33, 25]), (20, [191, 24, 13]), (50, [173, 0, 188])] {
         assert_near(&image.views[0].pixels[0].data[3 * x..][..3], shown);
     }
+}
+
+#[test]
+fn a_frame_whose_data_ends_before_its_pixels_is_damage() {
+    let mut whole = file(ANIMATION);
+    // The unit of the second frame begins with its kind and its size.
+    let frame = 0x3F9 + 0x33 + 2;
+    assert_eq!(whole[frame..frame + 2], [0x32, 40]);
+    whole[frame + 1] = 32;
+    // Padding (AV1 specification, 6.2.2) takes the place of its end.
+    whole[frame + 2 + 32..][..8].copy_from_slice(&[0x7A, 6, 0, 0, 0, 0, 0, 0]);
+    let image = decode(&whole).unwrap();
+    assert_eq!((image.info.frames, image.damage.as_str()), (3, "AVIF: frame 1: its AV1 data is damaged"));
+    assert_eq!(colours(&image, 0), "RRRRBBBB");
 }
 
 #[test]

@@ -201,6 +201,7 @@ fn what_changes_no_pixel_is_no_damage() {
         ("no end marker", parts(Vec::new(), &data, b"")),
         ("junk for an end marker", parts(Vec::new(), &data, b"junk that is no chunk")),
         ("a second picture", [rgb_file(&[], RED), rgb_file(&[], BLUE)].concat()),
+        ("a wrong chunk behind the end marker", [rgb_file(&[], RED), broken(chunk(b"IDAT", &data))].concat()),
         ("text with a wrong checksum", parts(broken(chunk(b"tEXt", b"Title\0x")), &data, b"")),
         ("alpha with a wrong checksum", parts(broken(chunk(b"tRNS", &[0, 255, 0, 0, 0, 0])), &data, b"")),
         ("a wrong Adler-32", parts(Vec::new(), &other_sum, b"")),
@@ -402,6 +403,8 @@ fn the_colour_chunk_that_browsers_prefer_decides() {
     assert_eq!(grey(&[gamma.clone(), chunk(b"iCCP", &profile)]), linear);
     assert_eq!(grey(&[chunk(b"cHRM", &[0, 0, 0x7A, 0x26].repeat(8))]), 128, "cHRM counts beside gAMA only");
     assert_eq!(grey(&[broken(gamma)]), 128);
+    let srgb = [b"x\0\0", &deflated(&moxcms::ColorProfile::new_srgb().encode().unwrap())[..]].concat();
+    assert_eq!(grey(&[chunk(b"gAMA", &100_000_u32.to_be_bytes()), chunk(b"iCCP", &srgb)]), 128);
     // White, and then blue where red should be, green, and red.
     let swapped = [31_270, 32_900, 15_000, 6_000, 30_000, 60_000, 64_000, 33_000_u32].map(u32::to_be_bytes).concat();
     let red = |before: &[Vec<u8>]| pixel(&decoded(&rgb_file(before, RED)), 0, 0, 0);
