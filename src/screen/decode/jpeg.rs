@@ -500,6 +500,7 @@ mod tests {
                 ("an unknown transform alone", [&whole[..jfif], adobe, &whole[jfif + 18..]].concat()),
                 ("another revision of JFIF", changed(&whole, jfif + 9, &[3])),
                 ("metadata of length 0", with(&whole, tables, &[0xFF, 0xE7, 0, 0])),
+                ("bytes and metadata of length 0", with(&whole, tables, &[7, 7, 7, 0xFF, 0xE7, 0, 0])),
                 ("zeros before the end", with(&whole, end, &[0; 20])),
                 ("0xFF before the end", with(&whole, end, &[0xFF; 20])),
                 ("a second image", [&whole[..], &second].concat()),
@@ -546,11 +547,20 @@ mod tests {
             let [shown, all, black] = &decoded.views[..] else { panic!("{} views", decoded.views.len()) };
             assert_eq!(&all.pixels, pixels);
             let row = |view: &DecodedView, row: usize| view.pixels[0].data[row * 64 * 3..][..64 * 3].to_vec();
-            // 110 of 128 rows are shown, 55 of 64.
+            // 110 of 128 rows are shown, 55 of 64: the last two of a row of blocks wait for the chroma below them.
+            let options = RepairOptions { max_scans: 1, zeros_kept: usize::MAX };
+            let scan = repair(&whole[..whole.len() - cut], options).unwrap().cut.unwrap();
+            assert_eq!(scan.rows_shown(), Some(110));
             assert_eq!(row(shown, 50), row(all, 50));
             assert!(row(shown, 58).iter().all(|sample| *sample == 255) && row(black, 58).iter().all(|s| *s == 0));
         }
         let progressive = jpeg(Made { size: (160, 128), is_progressive: true, ..PLAIN });
+        let data = place(&progressive, 0xDA) + 14;
+        let scan = place(&progressive[data..], 0xC4);
+        let decoded = exact(&progressive[..data + scan * 6 / 10]);
+        let row = |row: usize| decoded.views[0].pixels[0].data[row * 64 * 3..][..64 * 3].to_vec();
+        // Of more than half of the first scan's rows browsers hold back the last two, since they are smoothed.
+        assert!(row(10).iter().any(|sample| *sample != 255) && row(28).iter().all(|sample| *sample == 255));
         let decoded = exact(&progressive[..progressive.len() - 2]);
         assert_eq!((decoded.damage.as_str(), decoded.views.len()), ("", 1), "its first scan is whole");
         assert!(decoded.views[0].pixels == exact(&progressive).views[0].pixels);
