@@ -287,11 +287,14 @@ impl<'a> Picture<'a> {
         self.layout.profile().and_then(|profile| ToSrgb::of_icc(&profile, model))
     }
 
-    /// Inks are stored inverted, as Adobe does it. Browsers do not ask whether Adobe did it.
-    fn cmyk_to_rgb(&self, mut samples: Vec<u8>) -> Vec<u8> {
-        let Some(to_srgb) = self.conversion(ColourModel::Cmyk) else { return rgb::from_inverted_cmyk(samples) };
-        samples.iter_mut().for_each(|ink| *ink = 255 - *ink);
-        to_srgb.convert_cmyk(&samples)
+    /// Inks are stored inverted, as Adobe does it. Browsers do not ask whether Adobe did it. They mix black into the other
+    /// inks, and then ask the profile for these without any black.
+    fn cmyk_to_rgb(&self, samples: Vec<u8>) -> Vec<u8> {
+        let mut rgb = rgb::from_inverted_cmyk(samples);
+        if let Some(to_srgb) = self.conversion(ColourModel::Cmyk) {
+            to_srgb.convert_inks_without_black(&mut rgb);
+        }
+        rgb
     }
 
     fn info(&self) -> ImageInfo {
@@ -728,6 +731,9 @@ mod tests {
         assert!(is_near(&exact(&plain).views[0].pixels[0].data[..3], [200, 100, 50]));
         let swapped = with(&plain, 2, &profile_segments(DataColorSpace::Cmyk));
         assert!(is_near(&exact(&swapped).views[0].pixels[0].data[..3], [50, 100, 200]));
+        let darker = of_inks(16, &[200, 100, 50, 128].repeat(16 * 16));
+        let swapped = with(&darker, 2, &profile_segments(DataColorSpace::Cmyk));
+        assert!(is_near(&exact(&swapped).views[0].pixels[0].data[..3], [25, 50, 100]), "black is mixed in first");
     }
 
     #[test]
