@@ -7,6 +7,7 @@ The bad files of `damage` are among them. Run as `python -m reference.hostile DI
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import struct
@@ -24,6 +25,8 @@ from reference.scenes import scene
 SCREENED, DAMAGED, UNDECODABLE, REJECTED = "screened", "damaged", "undecodable", "rejected"
 _MAX_OBJECT_BYTES = 52_428_800
 _END = png_chunk(b"IEND", b"")
+_JPEG_XL = "/wrBQSQIAAEAeABLGIsVANSIjFExxl4gBABKShcASE+qsyIaJh40AFs="
+"""16 x 8 pixels, half red and half blue. Pillow has no encoder for it."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,35 @@ def _truncations(whole: dict[str, bytes]) -> Iterator[Hostile]:
             yield Hostile(f"cut-{tenth}-of-10-{name}", cut, UNDECODABLE if is_empty else DAMAGED, f"cut at {tenth}/10")
 
 
+def _newer_formats() -> Iterator[Hostile]:
+    """AVIF, JPEG XL, and icons."""
+    avif = _one_colour(320, 240, "AVIF")
+    size = avif.index(b"ispe") + 8
+    for width, height in ((0, 9), (60_000, 60_000), (0xFFFF_FFFF, 0xFFFF_FFFF)):
+        lying = avif[:size] + struct.pack(">II", width, height) + avif[size + 8 :]
+        yield Hostile(f"size-{width}x{height}.avif", lying, UNDECODABLE, f"{width}x{height} by its list of images")
+    yield Hostile("large-still.avif", _one_colour(4_000, 4_000, "AVIF", speed=10), SCREENED, "4000 x 4000")
+    jxl = base64.b64decode(_JPEG_XL)
+    # SizeHeader (ISO/IEC 18181-1, D.2), the lowest bits first: 30 bits for the height, no ratio, 30 bits for the width.
+    sides = 0b110 | (0x3FFF_FFFF << 3) | (0b11 << 36) | (0x3FFF_FFFF << 38)
+    huge = b"\xff\x0a" + sides.to_bytes(9, "little") + jxl[5:]
+    yield Hostile("size-2-to-the-30.jxl", huge, UNDECODABLE, "2^30 x 2^30 by its header")
+    bits = png_header(60_000, 60_000, 1, 0) + png_chunk(b"IDAT", zlib.compress(bytes(1 << 20), 9)) + _END
+    for name, count, offset, data, why in (
+        ("bomb-png.ico", 1, 22, bits, "a PNG of 60000 x 60000"),
+        ("absurd-offset.ico", 1, 0xFFFF_FFF0, bits, "an image at 4 GB"),
+        ("absurd-entries.ico", 65_535, 22, bits, "65535 entries in a file of one"),
+    ):
+        entry = struct.pack("<HHHBBBBHHII", 0, 1, count, 0, 0, 0, 0, 1, 32, len(data), offset)
+        yield Hostile(name, entry + data, UNDECODABLE, why)
+    icon = _saved(Image.new("RGBA", (64, 64), (90, 140, 60, 255)), "ICO", bitmap_format="bmp", sizes=[(64, 64)])
+    for tenth in range(10):
+        for name, data in (("still.avif", avif), ("still.jxl", jxl), ("bitmap.ico", icon)):
+            is_shown = name == "bitmap.ico" and tenth > 0
+            cut = data[: len(data) * tenth // 10]
+            yield Hostile(f"cut-{tenth}-of-10-{name}", cut, DAMAGED if is_shown else UNDECODABLE, f"cut at {tenth}/10")
+
+
 def _masks(whole: dict[str, bytes]) -> Iterator[Hostile]:
     """Files that pretend."""
     magic = {"jpg": 3, "png": 8, "gif": 6, "bmp": 2, "webp": 12, "tiff": 4}
@@ -337,6 +369,7 @@ def hostile_files() -> Iterator[Hostile]:
     yield from _impossible_sizes(whole)
     yield from _absurd_headers()
     yield from _truncations(whole)
+    yield from _newer_formats()
     yield from _masks(whole)
     yield from _jpeg_in_tiff()
     yield from _lying_metadata(whole)

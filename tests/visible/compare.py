@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _BLOCKS = 8
 BLACK_NEEDED = 1.2 / 255
 """A view over black must exist where the two differ by more than this in the mean. The limit is 1/255; rounding may put
 a file near it on either side."""
-MOST_VIEWS = 12
+MOST_VIEWS = 18
 """With so many views, those over black and turned ones may be left out."""
 
 CLASSES = ["agree", "differ", "unscored", "blank", "hidden", "neither"]
@@ -59,10 +60,18 @@ class Result:
     views: int = 0
 
 
-def saved_views(folder: Path, sha256: str) -> list[View]:
-    """All views of a file that `scan --save-pixels` has written, the first one first."""
+def saved_files(folder: Path) -> dict[str, list[Path]]:
+    """What `scan --save-pixels` has written, by the SHA-256 of the screened file."""
+    files = defaultdict(list)
+    for file in sorted(folder.glob("*.png")):
+        files[file.name.partition(".")[0]].append(file)
+    return files
+
+
+def read_views(files: list[Path], sha256: str) -> list[View]:
+    """All views of a screened file, the first one first."""
     views = []
-    for file in sorted(folder.glob(f"{sha256}*.png")):
+    for file in files:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
         named = _VIEW_NAME.fullmatch(file.name.removeprefix(f"{sha256}.").removesuffix(".png"))

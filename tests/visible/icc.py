@@ -1,4 +1,4 @@
-"""ICC profiles of our own, version 2, display class with a matrix and curves (ICC.1:2010, 8.3)."""
+"""ICC profiles of our own, version 2, display class, with a matrix and curves or with a table (ICC.1:2010, 8.3)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def steep() -> bytes:
     return profile(curve=table([max(0, level - 235) * 65535 // 20 for level in range(256)]))
 
 
+def of_cyan() -> bytes:
+    """A profile for four inks, of which only cyan is dark. Its table has two points for each ink (10.10)."""
+    straight = bytes(range(256))
+    grid = b"".join(bytes([0 if at & 8 else 255, 128, 128]) for at in range(16))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + bytes(36) + straight * 4 + grid + straight * 3
+    tags = [(b"desc", _description(b"made by tests")), (b"cprt", b"text\0\0\0\0none\0"), (b"wtpt", _xyz(WHITE))]
+    return _assembled(b"CMYK", [*tags, (b"A2B0", table)], b"Lab ")
+
+
 def _xyz(value: tuple[float, float, float]) -> bytes:
     return struct.pack(">4sI3i", b"XYZ ", 0, *(round(part * 65536) for part in value))
 
@@ -57,7 +66,7 @@ def _description(text: bytes) -> bytes:
     return struct.pack(">4sII", b"desc", 0, len(text) + 1) + text + b"\0" + bytes(4 + 4 + 2 + 1 + 67)
 
 
-def _assembled(space: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
+def _assembled(space: bytes, tags: list[tuple[bytes, bytes]], connection: bytes = b"XYZ ") -> bytes:
     offset = 128 + 4 + 12 * len(tags)
     directory, body = struct.pack(">I", len(tags)), b""
     for name, data in tags:
@@ -65,6 +74,6 @@ def _assembled(space: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
         body += data + bytes(-len(data) % 4)
     size = offset + len(body)
     date = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
-    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02100000, b"mntr", space, b"XYZ ") + date + b"acsp"
+    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02100000, b"mntr", space, connection) + date + b"acsp"
     header += bytes(128 - len(header) - 60) + struct.pack(">3i", *(round(part * 65536) for part in WHITE))
     return header + bytes(128 - len(header)) + directory + body

@@ -37,7 +37,7 @@ import browser
 import mutate
 import pictures
 import probe
-from compare import CLASSES, Result, compare, saved_views
+from compare import CLASSES, Result, compare, read_views, saved_files
 from differences import ARGUED
 from formats import SHOWN_BY_PILLOW, format_of
 from PIL import Image
@@ -96,9 +96,10 @@ def measure(binary: Path, paths: list[Path], work: Path) -> list[Result]:
     if failures:
         raise failures[0]
     results = []
+    saved = saved_files(work / "pixels" / probe.NAME)
     for path, name, shown in zip(paths, formats, seen, strict=True):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        views = saved_views(work / "pixels" / probe.NAME, sha256)
+        views = read_views(saved.get(sha256, []), sha256)
         turned = exif_orientation(path) if name == "webp" else 1
         results.append(compare(path, name, shown, scanned.get(str(path), {}), views, turned))
     return results

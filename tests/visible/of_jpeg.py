@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import icc
+import numpy as np
 from drawing import HEIGHT, WIDTH, Kind, cuts, flips, picture, plain, saved
 from PIL import Image
 
@@ -40,6 +41,15 @@ def _plain(baseline: bytes, progressive: bytes) -> Iterator[Kind]:
 def _four_inks() -> bytes:
     out = io.BytesIO()
     Image.fromarray(picture()).convert("CMYK").save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def _with_black() -> bytes:
+    """The picture in cyan, which is darker to the right by black ink."""
+    inks = np.zeros((*picture().shape[:2], 4), np.uint8)
+    inks[..., 0], inks[..., 3] = picture()[..., 0], np.arange(WIDTH) * 2
+    out = io.BytesIO()
+    Image.fromarray(inks, "CMYK").save(out, "JPEG", quality=95)
     return out.getvalue()
 
 
@@ -99,6 +109,8 @@ def _profiles(data: bytes) -> Iterator[Kind]:
     yield Kind("jpeg/profile-for-grey-in-colour.jpg", _profile(data, icc.grey(icc.gamma(1.0)), whole))
     grey = saved(picture()[..., 1], "JPEG", quality=90)
     yield Kind("jpeg/profile-for-grey.jpg", _profile(grey, icc.grey(icc.gamma(1.0)), whole))
+    yield Kind("jpeg/profile-for-inks.jpg", _profile(_four_inks(), icc.of_cyan(), whole))
+    yield Kind("jpeg/profile-for-inks-and-black.jpg", _profile(_with_black(), icc.of_cyan(), whole))
     faint = saved(235 + picture() // 13, "JPEG", quality=98, subsampling=0)
     yield Kind("jpeg/profile-shows-picture-in-high-levels.jpg", _profile(faint, icc.steep(), whole))
 

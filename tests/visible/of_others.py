@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from drawing import (
     plain,
     saved,
     shapes,
+    with_alpha,
 )
 from of_gif import GREYS
 from of_jpeg import exif
@@ -180,6 +182,8 @@ def _avif() -> Iterator[Kind]:
     moving = [picture(n) for n in range(3)]
     for name, levels in (("", "limited"), ("-full-range", "full")):
         yield Kind(f"avif/animated{name}.avif", _undated(animated(moving, "AVIF", 150, quality=80, range=levels)))
+    clear = animated([hidden(255), with_alpha(picture(), shapes() * 128)], "AVIF", 150, quality=90, range="limited")
+    yield Kind("avif/animated-white-picture-in-alpha.avif", _undated(clear))
     long = animated(fifth_of_ten(), "AVIF", FIFTH_LONG, quality=80, range="limited")
     yield Kind("avif/animated-fifth-of-ten-for-a-minute.avif", _undated(long))
     yield Kind("avif/junk-behind.avif", whole + b"\x11" * 100)
@@ -189,9 +193,9 @@ def _avif() -> Iterator[Kind]:
 
 
 def _undated(data: bytes) -> bytes:
-    """Without the times at which the file, its track and its media were made (ISO/IEC 14496-12, 8.2.2; version 1)."""
-    for box in (b"mvhd", b"tkhd", b"mdhd"):
-        at = data.index(box) + 8
+    """Without the times at which the file, its tracks and their media were made (ISO/IEC 14496-12, 8.2.2; version 1)."""
+    for box in re.finditer(b"mvhd|tkhd|mdhd", data):
+        at = box.end() + 4
         data = data[:at] + bytes(16) + data[at + 16 :]
     return data
 
@@ -209,6 +213,7 @@ def _tiff() -> Iterator[Kind]:
     yield Kind("tiff/palette.tiff", _of_mode("P"))
     yield Kind("tiff/one-bit.tiff", _of_mode("1"))
     yield Kind("tiff/four-inks.tiff", _of_mode("CMYK"))
+    yield Kind("tiff/profile-swapped.tiff", tiff(picture(), icc_profile=icc.swapped()))
     yield Kind("tiff/large-offsets.tiff", tiff(picture(), big_tiff=True))
     pages = [Image.fromarray(picture(n)) for n in (0, 4)]
     out = io.BytesIO()
@@ -223,7 +228,7 @@ def _of_mode(mode: str) -> bytes:
 
 
 def _jpeg_xl() -> Iterator[Kind]:
-    """Pillow has no encoder for JPEG XL: four small files of the drawn pictures are kept."""
+    """Pillow has no encoder for JPEG XL: six small files of the drawn pictures are kept."""
     for file in sorted(Path(__file__).with_name("jpeg-xl").glob("*.jxl")):
         yield Kind(f"jpeg-xl/{file.name}", file.read_bytes())
     whole = Path(__file__).with_name("jpeg-xl").joinpath("lossless.jxl").read_bytes()

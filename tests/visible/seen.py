@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 SIZE = 64
 """Pictures are compared at 64 x 64, squashed by a box filter, as the probe detector gets them."""
@@ -72,7 +73,8 @@ def _squash(rgb: np.ndarray) -> np.ndarray:
 
 
 def by_pillow(path: str) -> Seen:
-    """What Pillow shows. It stands for the viewers of formats that browsers do not show, such as TIFF."""
+    """What Pillow shows, in the colours of the file's profile. It stands for the viewers of formats that browsers do not
+    show, such as TIFF."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             count = getattr(image, "n_frames", 1)
@@ -90,4 +92,17 @@ def _rgba(image: Image.Image, number: int) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         upright = Image.fromarray((np.asarray(upright).astype(np.uint32) / 257 + 0.5).astype(np.uint8))
-    return np.asarray(upright.convert("RGBA"))
+    return np.asarray(_in_srgb(upright).convert("RGBA"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("L", "RGB", "RGBA", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except ImageCms.PyCMSError:
+        # Viewers ignore a profile that is broken or for other samples.
+        return image

@@ -153,6 +153,10 @@ mod tests {
         assert_eq!(chosen(&[100; 9], 1), [0]);
         assert_eq!(chosen(&[100; 9], 2), [0, 8]);
         assert_eq!(chosen(&[100, 100, 100, 100, 60_000, 100, 100, 100, 100, 100], 3), [0, 4, 9]);
+        // It is chosen also where no evenly spaced time falls on it.
+        let mut durations = [100; 10];
+        durations[2] = 300;
+        assert_eq!(chosen(&durations, 3), [0, 2, 9]);
         assert!(chosen(&[], 3).is_empty());
     }
 

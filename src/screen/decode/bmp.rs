@@ -69,6 +69,7 @@ fn draw(bitmap: &Bitmap<'_>, header: &BitmapHeader, context: &mut DecodeContext<
 
 #[cfg(test)]
 mod tests {
+    use super::super::shown::{is_near, swapping_profile};
     use super::super::tests::decode_with;
     use super::*;
     use crate::config::DecodeConfig;
@@ -187,6 +188,25 @@ mod tests {
         let masks = [0xFF_0000, 0xFF00, 0xFF, 0xFF00_0000];
         let made = Made { header_size: 124, bits: 32, masks, pixels: &[0, 0, 255, 0].repeat(4), ..MADE };
         assert_eq!(made.drawn(), (vec![RED; 4], true));
+        let decoded = decode_with(&made.bytes(), &DecodeConfig::default()).unwrap();
+        assert_eq!((decoded.views.len(), &decoded.views[0].pixels[0].data[..3]), (1, &RED[..3]));
+    }
+
+    #[test]
+    fn a_profile_in_the_file_is_heeded_and_one_in_another_file_is_not() {
+        let mut bytes = Made { header_size: 124, pixels: &[0, 0, 255, 0, 0, 255, 0, 0].repeat(2), ..MADE }.bytes();
+        let profile = swapping_profile(moxcms::DataColorSpace::Rgb);
+        let place =
+            [bytes.len() - FILE_HEADER, profile.len()].map(|number| u32::try_from(number).unwrap().to_le_bytes());
+        bytes[FILE_HEADER + 112..][..8].copy_from_slice(place.as_flattened());
+        bytes.extend(profile);
+        // The numbers of `MBED` and `LINK`.
+        for (kind, shown) in [(b"DEBM", [0, 0, 255]), (b"KNIL", [255, 0, 0])] {
+            bytes[FILE_HEADER + 56..][..4].copy_from_slice(kind);
+            let decoded = decode_with(&bytes, &DecodeConfig::default()).unwrap();
+            assert_eq!(decoded.damage, "");
+            assert!(is_near(&decoded.views[0].pixels[0].data[..3], shown), "{shown:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod lut;
 
 use std::sync::{Arc, LazyLock};
 
+use super::rgb;
+
 use cicp::ToneMap;
 use curve::{Curve, Formula};
 use gamut::{Matrix, Primaries};
@@ -149,15 +151,28 @@ impl ToSrgb {
         }
     }
 
-    /// Converts CMYK, where 0 is no ink, to RGB.
-    pub(super) fn convert_cmyk(&self, cmyk: &[u8]) -> Vec<u8> {
-        let pixels = cmyk.chunks_exact(4).map(|pixel| [pixel[0], pixel[1], pixel[2], pixel[3]]);
+    /// Converts pixels of three samples in place: what cyan, magenta and yellow ink leave of red, green and blue.
+    pub(super) fn convert_inks_without_black(&self, rgb: &mut [u8]) {
         if let Conversion::Table(lut) = &*self.0 {
             let mut recent = RecentColours::new(lut);
+            for pixel in rgb.chunks_exact_mut(3) {
+                let shown = recent.rgb([255 - pixel[0], 255 - pixel[1], 255 - pixel[2], 0]);
+                pixel.copy_from_slice(&shown);
+            }
+        } else {
+            self.convert(rgb, 3);
+        }
+    }
+
+    /// Converts CMYK, where 0 is no ink, to RGB.
+    pub(super) fn convert_cmyk(&self, cmyk: &[u8]) -> Vec<u8> {
+        if let Conversion::Table(lut) = &*self.0 {
+            let mut recent = RecentColours::new(lut);
+            let pixels = cmyk.chunks_exact(4).map(|pixel| [pixel[0], pixel[1], pixel[2], pixel[3]]);
             return pixels.flat_map(|pixel| recent.rgb(pixel)).collect();
         }
-        // Without a table browsers take cyan, magenta and yellow for what is left of red, green and blue.
-        let mut rgb: Vec<u8> = pixels.flat_map(|[c, m, y, _]| [255 - c, 255 - m, 255 - y]).collect();
+        // Without a table the colours are what the inks leave of red, green and blue.
+        let mut rgb = rgb::from_inverted_cmyk(cmyk.iter().map(|ink| 255 - ink).collect());
         self.convert(&mut rgb, 3);
         rgb
     }
@@ -396,6 +411,11 @@ mod tests {
         });
         let mut values: Vec<u16> = (0..1024u16).map(|i| word(srgb.at(f32::from(i) / 1023.0))).collect();
         assert!(of_rgb(&rgb_profile(&table(&values), COLORANTS)).is_none());
+        let shifted = |levels: f32| {
+            let value = |i: u16| word(srgb.at((f32::from(i) / 1023.0 + levels / 255.0).min(1.0)));
+            of_rgb(&rgb_profile(&table(&(0..1024).map(value).collect::<Vec<_>>()), COLORANTS))
+        };
+        assert!(shifted(0.6).is_none() && shifted(2.5).is_some());
         // A single step that is off counts.
         for value in &mut values[400..410] {
             *value = 40_000;
@@ -557,6 +577,9 @@ mod tests {
         let profile = profile(b"CMYK", b"Lab ", &[(b"A2B0", lut)]);
         let conversion = ToSrgb::of_icc(&profile, ColourModel::Cmyk).unwrap();
         assert_eq!(conversion.convert_cmyk(&[0, 0, 0, 0, 9, 0, 0, 255]), [255, 255, 255, 0, 0, 0]);
+        let mut rgb = [255, 255, 255, 0, 0, 0];
+        conversion.convert_inks_without_black(&mut rgb);
+        assert_eq!(rgb, [255; 6], "the other inks do nothing");
         assert!(of_rgb(&profile).is_none());
     }
 
@@ -565,7 +588,10 @@ mod tests {
         let [red, green, blue] = COLORANTS;
         let tags = shaper([para(SRGB), para(SRGB), para(SRGB)], [blue, green, red]);
         let conversion = ToSrgb::of_icc(&profile(b"CMYK", b"XYZ ", &tags), ColourModel::Cmyk).unwrap();
-        assert_eq!(conversion.convert_cmyk(&[55, 155, 205, 9]), [50, 100, 200]);
+        assert_eq!(conversion.convert_cmyk(&[55, 155, 205, 0]), [50, 100, 200]);
+        // Half of the light is left by black ink.
+        let half = conversion.convert_cmyk(&[55, 155, 205, 127]);
+        assert!(half.iter().zip([25, 50, 100]).all(|(found, level): (&u8, u8)| found.abs_diff(level) <= 1), "{half:?}");
     }
 
     #[test]

@@ -155,6 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn runs_in_an_icon_are_damage() {
+        let mut runs = vec![40, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0, 0, 1, 0, 8, 0, 1];
+        runs.resize(40, 0);
+        runs.extend([0, 0, 255, 0].repeat(256));
+        runs.extend([8, 0, 0, 0].repeat(8));
+        let decoded = decoded(&icon(1, &[([8, 8, 0], 8, runs)]));
+        assert_eq!(decoded.damage, "ICO: its pixels are stored as runs, which viewers read differently");
+    }
+
+    #[test]
     fn an_icon_that_ends_early_shows_nothing() {
         let bytes = icon(1, &[([8, 8, 0], 32, bitmap(8, RED))]);
         for (length, reason) in [

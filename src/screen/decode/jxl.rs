@@ -257,7 +257,7 @@ mod tests {
     use base64::Engine;
 
     use super::super::DecodedImage;
-    use super::super::shown::{colours, decode_columns};
+    use super::super::shown::{colours, decode_columns, is_near};
     use super::*;
     use crate::config::DecodeConfig;
 
@@ -267,6 +267,15 @@ mod tests {
 
     /// The same, but the right half is transparent.
     const ALPHA: &str = "/wrBwUoIABAAgABLGIsVANSIjFExxl5ABIBOSqlcyLMiTBmaYUo0iH4AWw==";
+
+    /// The same, but the right half is half transparent.
+    const HALF_ALPHA: &str = "/wrBwUoIABAAiABLGIsVANSIjFExshcQAUCRDAGglBLyrGhThgaNgRCiD6QL";
+
+    /// Four frames: as the first image, the halves exchanged, as the first image, and all red. Encoded with imagecodecs:
+    /// `jpegxl_encode(frames, lossless=True)`.
+    const ANIMATION: &str = "/wrBBU0AICYIBAEAeABLGIsVANSNjFExxl4gBABKShcASE+qsyIaJh40AFsIBAEAeABLGIsVANQlY1SMsRcIAQCZUuIH8qxU\
+         tIgGIgANuDkIBAEAeABLGIsVANSNjFExxl4gBABKShcASE+qsyIaJh40AFsIBAUAbABLGIsVANQX48XMGPMAosEYBoB7Gp+v\
+         MwSjpAI=";
 
     fn file(base64: &str) -> Vec<u8> {
         base64::engine::general_purpose::STANDARD.decode(base64).unwrap()
@@ -296,6 +305,45 @@ mod tests {
     }
 
     #[test]
+    fn colours_that_are_half_transparent_are_mixed_with_the_background_once() {
+        let image = decode(&file(HALF_ALPHA)).unwrap();
+        let right = |view: usize| &image.views[view].pixels[0].data[21..];
+        assert!(is_near(right(0), [137, 142, 227]), "{:?}", right(0));
+        assert!(is_near(right(1), [10, 15, 100]), "{:?}", right(1));
+    }
+
+    #[test]
+    fn a_profile_is_heeded() {
+        // The drawn picture of the tests of what is visible. Its profile makes red and blue change places.
+        let image = decode(include_bytes!("../../../tests/visible/jpeg-xl/profile-swapped.jxl")).unwrap();
+        // At the left the ground is blue, and then there is a yellow disc.
+        assert_eq!((&colours(&image, 0)[..2], image.damage.as_str()), ("RC", ""));
+    }
+
+    #[test]
+    fn the_distinct_frames_of_an_animation_are_shown() {
+        let whole = file(ANIMATION);
+        let image = decode(&whole).unwrap();
+        assert_eq!((image.info.frames, image.damage.as_str()), (4, ""));
+        let found: Vec<_> =
+            (0..image.views.len()).map(|at| (image.views[at].view.frame, colours(&image, at))).collect();
+        assert_eq!(found, [(0, "RRRRBBBB".into()), (1, "BBBBRRRR".into()), (3, "RRRRRRRR".into())]);
+        let few = DecodeConfig { max_frames: 1, ..DecodeConfig::default() };
+        assert_eq!(decode_columns(&whole, 8, &few).unwrap().views.len(), 1);
+        let small = DecodeConfig { max_animation_pixels: 16 * 8 * 4 - 1, ..DecodeConfig::default() };
+        assert!(decode_columns(&whole, 8, &small).unwrap_err().0.starts_with("over the decode limits"));
+    }
+
+    #[test]
+    fn the_frames_before_the_end_of_a_cut_animation_are_shown_and_it_is_damaged() {
+        let whole = file(ANIMATION);
+        let image = decode(&whole[..whole.len() - 1]).unwrap();
+        let frames: Vec<_> = image.views.iter().map(|view| view.view.frame).collect();
+        assert!(frames.starts_with(&[0, 1]), "{frames:?}");
+        assert_eq!(image.damage, "JPEG XL: the file ends before its last pixels");
+    }
+
+    #[test]
     fn a_cut_file_shows_nothing_or_is_damaged() {
         let whole = file(STILL);
         for length in 0..whole.len() {
@@ -318,7 +366,7 @@ mod tests {
 
     #[test]
     fn no_changed_byte_makes_the_decoder_panic() {
-        for whole in [file(STILL), file(ALPHA)] {
+        for whole in [file(STILL), file(ALPHA), file(ANIMATION)] {
             for at in 2..whole.len() {
                 for byte in 0..=u8::MAX {
                     let mut changed = whole.clone();

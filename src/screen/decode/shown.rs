@@ -15,6 +15,21 @@ pub(super) fn decode_columns(bytes: &[u8], columns: u32, limits: &DecodeConfig) 
     decode(&request, limits, &StrictMemory::default(), &mut DecodeScratch::new(limits))
 }
 
+/// A colour profile by which red and blue change places. Inks are what they leave of red, green and blue.
+pub(super) fn swapping_profile(space: moxcms::DataColorSpace) -> Vec<u8> {
+    let mut profile = moxcms::ColorProfile::new_srgb();
+    std::mem::swap(&mut profile.red_colorant, &mut profile.blue_colorant);
+    // Code points would go before the colorants.
+    profile.cicp = None;
+    profile.color_space = space;
+    profile.encode().unwrap()
+}
+
+/// Whether two pixels differ only by rounding.
+pub(super) fn is_near(found: &[u8], shown: [u8; 3]) -> bool {
+    found.len() == 3 && found.iter().zip(shown).all(|(found, shown)| found.abs_diff(shown) <= 3)
+}
+
 /// The nearest corner of the colour cube for each pixel of a view: `K`, `R`, `G`, `B`, `C`, `M`, `Y` or `W`.
 pub(super) fn colours(image: &DecodedImage, view: usize) -> String {
     let name = |pixel: &[u8]| match [pixel[0], pixel[1], pixel[2]].map(|sample| sample > 127) {

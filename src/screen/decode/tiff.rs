@@ -505,8 +505,11 @@ mod tests {
             let bytes = file(true, false, &[compressed(compression, &strip)]);
             assert_eq!(shown(&bytes), (expected.clone(), None), "{compression}");
             let cut = strip.len() - 6;
-            let (samples, damage) = shown(&file(true, false, &[compressed(compression, &strip[..cut])]));
-            assert!(damage.is_some(), "{compression}");
+            let cut = file(true, false, &[compressed(compression, &strip[..cut])]);
+            let (samples, damage) = shown(&cut);
+            assert_eq!(damage.as_deref(), Some("a strip is damaged or ends early"), "{compression}");
+            let image = decoded(&cut, &DecodeConfig::default()).unwrap();
+            assert_eq!(image.damage, "TIFF: a strip is damaged or ends early", "{compression}");
             assert!(samples.starts_with(&expected[..9]) && samples.ends_with(&[255; 3]), "{compression}: {samples:?}");
         }
         // A run is as long as 257 less its header.

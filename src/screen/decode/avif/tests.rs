@@ -4,7 +4,7 @@
 use base64::Engine;
 
 use super::super::isobmff::Code;
-use super::super::shown::{colours, decode_columns};
+use super::super::shown::{colours, decode_columns, is_near, swapping_profile};
 use super::super::{DecodedImage, Undecodable};
 use crate::config::DecodeConfig;
 use crate::job::{Background, ImageInfo};
@@ -39,6 +39,32 @@ const ANIMATION: &str = "AAAALGZ0eXBhdmlzAAAAAGF2aWZhdmlzbXNmMWlzbzhtaWYxbWlhZk1
      EsAAAAHHN0c2MAAAAAAAAAAQAAAAEAAAADAAAAAQAAACBzdHN6AAAAAAAAAAAAAAADAAAAMwAAACwAAAAXAAAAFHN0Y28AAAAAAAAAAQAAA/kA\
      AAAUc3RzcwAAAAAAAAABAAAAAQAAAH5tZGF0EgAKDCAAAAGX82vmgIaDSDIhEACMAAACAAAAtxTbtbMys24N+sR8yJo8kZREIrPC3ARAEgAyKD\
      ADwIAAAEaMAAACAAAAgAC/4/Dev6n72vFy1VRsQfVPhXRnZLnRz+oSADITMAXBBAAARowAAAIAAACAAOGLZg==";
+
+/// Two frames of 100 ms, half transparent: as above, and the halves exchanged.
+const ALPHA_ANIMATION: &str = "AAAALGZ0eXBhdmlzAAAAAGF2aWZhdmlzbXNmMWlzbzhtaWYxbWlhZk1BMUIAAAGGbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAA\
+     AAAAAAAAAAAOcGl0bQAAAAAAAQAAACxpbG9jAAAAAEQAAAIAAQAAAAEAAAcsAAAANQACAAAAAQAABv8AAAAYAAAAQmlpbmYAAAAAAAIAAAAaaW5m\
+     ZQIAAAAAAQAAYXYwMUNvbG9yAAAAABppbmZlAgAAAAACAABhdjAxQWxwaGEAAAAAGmlyZWYAAAAAAAAADmF1eGwAAgABAAEAAADDaXBycAAAAJ1p\
+     cGNvAAAAFGlzcGUAAAAAAAAAEAAAAAgAAAAQcGl4aQAAAAADCAgIAAAADGF2MUOBAAwAAAAAE2NvbHJuY2x4AAEADQAGgAAAAA5waXhpAAAAAAEI\
+     AAAADGF2MUOBABwAAAAAOGF1eEMAAAAAdXJuOm1wZWc6bXBlZ0I6Y2ljcDpzeXN0ZW1zOmF1eGlsaWFyeTphbHBoYQAAAAAeaXBtYQAAAAAAAAAC\
+     AAEEAQKDBAACBAEFhgcAAAVFbW9vdgAAAHhtdmhkAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAPo//////////8AAQAAAQAAAAAAAAAAAAAAAAEAAAAA\
+     AAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAgAAAkZ0cmFrAAAAaHRraGQBAAABAAAAAAAA\
+     AAAAAAAAAAAAAAAAAAEAAAAA//////////8AAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAABAAAAAI\
+     AAAAAAAsZWR0cwAAACRlbHN0AQAAAQAAAAEAAAAAAAAAyAAAAAAAAAAAAAEAAAAAAaptZGlhAAAALG1kaGQBAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+     A+gAAAAAAAAAyFXEAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAFVbWluZgAAABR2bWhkAAAAAQAAAAAAAAAAAAAAJGRpbmYA\
+     AAAcZHJlZgAAAAAAAAABAAAADHVybCAAAAABAAABFXN0YmwAAACVc3RzZAAAAAAAAAABAAAAhWF2MDEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAAA\
+     EAAIAEgAAABIAAAAAAAAAAEKQU9NIENvZGluZwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAY//8AAAAMYXYxQ4EADAAAAAATY29scm5jbHgAAQANAAaA\
+     AAAAEGNjc3QAAAAAfAAAAAAAABhzdHRzAAAAAAAAAAEAAAACAAAAZAAAABxzdHNjAAAAAAAAAAEAAAABAAAAAgAAAAEAAAAcc3RzegAAAAAAAAAA\
+     AAAAAgAAADUAAAAsAAAAFHN0Y28AAAAAAAAAAQAABywAAAAUc3RzcwAAAAAAAAABAAAAAQAAAn90cmFrAAAAaHRraGQBAAABAAAAAAAAAAAAAAAA\
+     AAAAAAAAAAIAAAAA//////////8AAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAAAAAAAAAAABAAAAAAAAAAAAAAAAAABAAAAAABAAAAAIAAAAAAAU\
+     dHJlZgAAAAxhdXhsAAAAAQAAACxlZHRzAAAAJGVsc3QBAAABAAAAAQAAAAAAAADIAAAAAAAAAAAAAQAAAAABz21kaWEAAAAsbWRoZAEAAAAAAAAA\
+     AAAAAAAAAAAAAAAAAAAD6AAAAAAAAADIVcQAAAAAACFoZGxyAAAAAAAAAABhdXh2AAAAAAAAAAAAAAAAAAAAAXptaW5mAAAAFHZtaGQAAAABAAAA\
+     AAAAAAAAAAAkZGluZgAAABxkcmVmAAAAAAAAAAEAAAAMdXJsIAAAAAEAAAE6c3RibAAAALpzdHNkAAAAAAAAAAEAAACqYXYwMQAAAAAAAAABAAAA\
+     AAAAAAAAAAAAAAAAAAAQAAgASAAAAEgAAAAAAAAAAQpBT00gQ29kaW5nAAAAAAAAAAAAAAAAAAAAAAAAAAAAABj//wAAAAxhdjFDgQAcAAAAABBj\
+     Y3N0AAAAAHwAAAAAAAA4YXV4aQAAAAB1cm46bXBlZzptcGVnQjpjaWNwOnN5c3RlbXM6YXV4aWxpYXJ5OmFscGhhAAAAABhzdHRzAAAAAAAAAAEA\
+     AAACAAAAZAAAABxzdHNjAAAAAAAAAAEAAAABAAAAAgAAAAEAAAAcc3RzegAAAAAAAAAAAAAAAgAAABgAAAAVAAAAFHN0Y28AAAAAAAAAAQAABv8A\
+     AAAUc3RzcwAAAAAAAAABAAAAAQAAAJZtZGF0EgAKCQAAAAGX82vmqDIJEACBAAAIACAMEgAyETADwIAAAEaMAAAIAAgA4IFAEgAKDAAAAAGX82vm\
+     QENBoTIjEACBAAACAAAAtxFxrVMUZse7aWzhu6Qpq2JhEaUUUJfHhoASADIoMAPAgAAARowAAAIAAACAAL/j8N6/qtiFAciP39Z4yzFsxwZPH7D9\
+     gA==";
 
 /// 64 × 64 pixels.
 const TILE: &str = "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAAOcG\
@@ -169,8 +195,17 @@ fn grid(rows: u8, width: u16, height: u16) -> TestItem {
     TestItem { kind: *b"grid", data, properties: vec![ispe(width.into(), height.into())] }
 }
 
-/// A file with these items, of which the first is shown and is made of the others. Their data lies at its end.
+/// A kind of reference, the item that refers, and the items that it refers to, counted from 0.
+type Reference = (&'static Code, usize, Vec<usize>);
+
+/// A file with these items, of which the first is shown and is made of the others.
 fn heif(items: &[TestItem]) -> Vec<u8> {
+    let tiles: Option<Reference> = (items.len() > 1).then(|| (b"dimg", 0, (1..items.len()).collect()));
+    heif_with(items, tiles.as_slice())
+}
+
+/// A file with these items, of which the first is shown. Their data lies at its end.
+fn heif_with(items: &[TestItem], references: &[Reference]) -> Vec<u8> {
     let id = |index: usize| u16::try_from(index + 1).unwrap().to_be_bytes();
     let count = id(items.len() - 1);
     let make = |data_at: usize| {
@@ -192,9 +227,9 @@ fn heif(items: &[TestItem]) -> Vec<u8> {
             }
         }
         let mut iref = vec![0; 4];
-        if items.len() > 1 {
-            let tiles: Vec<u8> = (1..items.len()).flat_map(id).collect();
-            iref.extend(boxed(b"dimg", &[&id(0)[..], &id(items.len() - 2), &tiles].concat()));
+        for (kind, from, to) in references {
+            let all: Vec<u8> = to.iter().copied().flat_map(id).collect();
+            iref.extend(boxed(kind, &[&id(*from)[..], &id(to.len() - 1), &all].concat()));
         }
         let handler = boxed(b"hdlr", &[&[0; 8][..], b"pict", &[0; 13]].concat());
         let iprp = boxed(b"iprp", &[boxed(b"ipco", &ipco), boxed(b"ipma", &ipma)].concat());
@@ -227,6 +262,87 @@ fn the_tiles_of_a_grid_lie_side_by_side_and_the_last_are_cropped() {
 }
 
 #[test]
+fn rows_of_tiles_that_are_missing_are_transparent() {
+    let tiles = || (0..6).map(|_| tile(&[]));
+    let items: Vec<_> = std::iter::once(grid(3, 112, 190)).chain(tiles()).collect();
+    let whole = heif(&items);
+    // The middle line is in the second row, of which the first tile is there and the second is not.
+    let image =
+        decode_columns(&whole[..whole.len() - 2 * items[1].data.len() - 1], 7, &DecodeConfig::default()).unwrap();
+    assert_eq!(image.damage, "AVIF: the file ends before its last tile");
+    assert_eq!([0, 1].map(|view| colours(&image, view)), ["WWWWWWW", "KKKKKKK"]);
+}
+
+fn alpha_tile() -> TestItem {
+    tile(&[boxed(b"auxC", b"\0\0\0\0urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")])
+}
+
+#[test]
+fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
+    let over_black = |references: &[Reference]| {
+        let image = decode(&heif_with(&[tile(&[]), alpha_tile()], references)).unwrap();
+        assert_eq!((image.views[1].view.background, image.damage.as_str()), (Background::Black, ""));
+        image.views[1].pixels[0].data[..3].to_vec()
+    };
+    // The luma of this red is 80, which is its alpha here.
+    let plain = over_black(&[(b"auxl", 1, vec![0])]);
+    assert!(is_near(&plain, [62, 10, 7]), "{plain:?}");
+    let multiplied = over_black(&[(b"auxl", 1, vec![0]), (b"prem", 0, vec![1])]);
+    assert!(is_near(&multiplied, [80, 32, 22]), "{multiplied:?}");
+}
+
+#[test]
+fn an_animation_may_have_an_alpha_track_by_which_its_colours_are_multiplied() {
+    let mut whole = file(ALPHA_ANIMATION);
+    let over_black = |bytes: &[u8]| {
+        let image = decode(bytes).unwrap();
+        assert_eq!((image.info, image.damage.as_str()), (info(16, 8, 2), ""));
+        let mut black = image.views.iter().filter(|view| view.view.background == Background::Black);
+        let first = black.next().unwrap().pixels[0].data[..3].to_vec();
+        (first, black.count())
+    };
+    let (plain, others) = over_black(&whole);
+    assert_eq!(others, 1);
+    assert!(is_near(&plain, [99, 16, 11]), "{plain:?}");
+    // The edit list of the colour track, which is not needed, makes room for a reference to its alpha track.
+    let edits = whole.windows(4).position(|code| code == b"edts").unwrap();
+    let reference = boxed(b"tref", &[boxed(b"prem", &2u32.to_be_bytes()), boxed(b"free", &[0; 16])].concat());
+    whole[edits - 4..][..44].copy_from_slice(&reference);
+    let (multiplied, others) = over_black(&whole);
+    assert!(is_near(&multiplied, [128, 32, 22]), "{multiplied:?}");
+    assert_eq!(others, 2, "the still image, too, which now looks different");
+}
+
+#[test]
+fn the_tiles_of_a_grid_may_have_alpha_each() {
+    let items = [grid(1, 112, 64), tile(&[]), tile(&[]), alpha_tile(), alpha_tile()];
+    let tiles = (b"dimg", 0, vec![1, 2]);
+    let opaque = decode(&heif_with(&items, std::slice::from_ref(&tiles))).unwrap();
+    assert_eq!(opaque.views.len(), 1);
+    let image = decode(&heif_with(&items, &[tiles, (b"auxl", 3, vec![1]), (b"auxl", 4, vec![2])])).unwrap();
+    assert_eq!((image.views.len(), image.damage.as_str()), (2, ""));
+}
+
+#[test]
+fn colours_are_those_of_the_profile_or_of_the_code_points() {
+    let shown = |properties: &[Vec<u8>]| decode(&heif(&[tile(properties)])).unwrap();
+    let plain = shown(&[]);
+    let profile = swapping_profile(moxcms::DataColorSpace::Rgb);
+    let swapped = boxed(b"colr", &[b"prof", &profile[..]].concat());
+    // H.273: the primaries of sRGB, this transfer, the matrix of BT.601, the full range.
+    let code_points = |transfer: u8| boxed(b"colr", &[&b"nclx\0\x01\0"[..], &[transfer, 0, 6, 0x80]].concat());
+    assert_eq!(colours(&shown(&[code_points(8), swapped]), 0), "BBBBRRRR");
+    // Linear light looks brighter once it is encoded.
+    let pixel = &plain.views[0].pixels[0].data[..3];
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a level is a byte")]
+    let encoded = |level: u8| ((1.055 * (f64::from(level) / 255.0).powf(1.0 / 2.4) - 0.055) * 255.0).round() as u8;
+    let linear = shown(&[code_points(8)]);
+    assert_near(&linear.views[0].pixels[0].data[..3], [encoded(pixel[0]), encoded(pixel[1]), encoded(pixel[2])]);
+    // Browsers show the curve of films' cameras as if it was sRGB's.
+    assert!(shown(&[code_points(1)]).views[0].pixels == plain.views[0].pixels);
+}
+
+#[test]
 fn data_that_ends_before_its_pixels_shows_what_zeros_behind_it_would() {
     let mut tile = tile(&[]);
     // The unit of its frame begins with its kind and its size.
@@ -240,6 +356,20 @@ fn data_that_ends_before_its_pixels_shows_what_zeros_behind_it_would() {
     for (x, shown) in [(0, [203, 33, 25]), (20, [191, 24, 13]), (50, [173, 0, 188])] {
         assert_near(&image.views[0].pixels[0].data[3 * x..][..3], shown);
     }
+}
+
+#[test]
+fn a_frame_whose_data_ends_before_its_pixels_is_damage() {
+    let mut whole = file(ANIMATION);
+    // The unit of the second frame begins with its kind and its size.
+    let frame = 0x3F9 + 0x33 + 2;
+    assert_eq!(whole[frame..frame + 2], [0x32, 40]);
+    whole[frame + 1] = 32;
+    // Padding (AV1 specification, 6.2.2) takes the place of its end.
+    whole[frame + 2 + 32..][..8].copy_from_slice(&[0x7A, 6, 0, 0, 0, 0, 0, 0]);
+    let image = decode(&whole).unwrap();
+    assert_eq!((image.info.frames, image.damage.as_str()), (3, "AVIF: frame 1: its AV1 data is damaged"));
+    assert_eq!(colours(&image, 0), "RRRRBBBB");
 }
 
 #[test]

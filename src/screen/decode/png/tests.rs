@@ -4,6 +4,7 @@ use flate2::Crc;
 use flate2::write::ZlibEncoder;
 
 use super::super::memory_budget::StrictMemory;
+use super::super::shown::{is_near, swapping_profile};
 use super::super::{DecodeRequest, DecodeScratch, DecodedImage, decode as decode_any};
 use super::*;
 use crate::config::DecodeConfig;
@@ -200,6 +201,7 @@ fn what_changes_no_pixel_is_no_damage() {
         ("no end marker", parts(Vec::new(), &data, b"")),
         ("junk for an end marker", parts(Vec::new(), &data, b"junk that is no chunk")),
         ("a second picture", [rgb_file(&[], RED), rgb_file(&[], BLUE)].concat()),
+        ("a wrong chunk behind the end marker", [rgb_file(&[], RED), broken(chunk(b"IDAT", &data))].concat()),
         ("text with a wrong checksum", parts(broken(chunk(b"tEXt", b"Title\0x")), &data, b"")),
         ("alpha with a wrong checksum", parts(broken(chunk(b"tRNS", &[0, 255, 0, 0, 0, 0])), &data, b"")),
         ("a wrong Adler-32", parts(Vec::new(), &other_sum, b"")),
@@ -262,7 +264,7 @@ fn frames_that_browsers_do_not_show_are_views() {
     for (what, damage, chunks) in [
         ("acTL behind the picture", "", [first.clone(), animation_control(2), control(0), second(1)].concat()),
         ("more frames than acTL says", "", [one.clone(), control(0), first.clone(), control(1), second(2)].concat()),
-        ("two acTL", "", [one, animation_control(2), control(0), first.clone(), control(1), second(2)].concat()),
+        ("two acTL", "", [one, animation_control(5), control(0), first.clone(), control(1), second(2)].concat()),
         (
             "a gap in the sequence",
             "PNG: chunks of its animation are missing",
@@ -401,6 +403,15 @@ fn the_colour_chunk_that_browsers_prefer_decides() {
     assert_eq!(grey(&[gamma.clone(), chunk(b"iCCP", &profile)]), linear);
     assert_eq!(grey(&[chunk(b"cHRM", &[0, 0, 0x7A, 0x26].repeat(8))]), 128, "cHRM counts beside gAMA only");
     assert_eq!(grey(&[broken(gamma)]), 128);
+    let srgb = [b"x\0\0", &deflated(&moxcms::ColorProfile::new_srgb().encode().unwrap())[..]].concat();
+    assert_eq!(grey(&[chunk(b"gAMA", &100_000_u32.to_be_bytes()), chunk(b"iCCP", &srgb)]), 128);
+    // White, and then blue where red should be, green, and red.
+    let swapped = [31_270, 32_900, 15_000, 6_000, 30_000, 60_000, 64_000, 33_000_u32].map(u32::to_be_bytes).concat();
+    let red = |before: &[Vec<u8>]| pixel(&decoded(&rgb_file(before, RED)), 0, 0, 0);
+    let usual = chunk(b"gAMA", &45_455_u32.to_be_bytes());
+    assert!(is_near(&red(&[usual.clone(), chunk(b"cHRM", &swapped)]), BLUE));
+    let profile = [b"x\0\0", &deflated(&swapping_profile(moxcms::DataColorSpace::Rgb))[..]].concat();
+    assert!(is_near(&red(&[usual, chunk(b"sRGB", &[0]), chunk(b"iCCP", &profile)]), BLUE));
 }
 
 #[test]
