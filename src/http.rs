@@ -6,6 +6,7 @@
 
 mod access;
 mod body;
+mod connection;
 mod demo;
 mod detectors;
 mod jobs;
