@@ -9,6 +9,7 @@ mod folder;
 
 pub mod options;
 mod s3;
+mod uploads;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,9 +26,10 @@ use crate::config::{Bucket, Config, ConfigError, Objects, StorageConfig};
 use crate::job::{ContentDigests, ContentHasher, ImageRef, Lane};
 use crate::lanes::{Gate, GateClosed, Permit};
 use crate::telemetry::{metrics, traces};
-use buffers::BufferPool;
+use buffers::{Buffer, BufferPool};
 use folder::Folder;
 use s3::S3;
+pub use uploads::{UploadMemory, UploadShare, UploadSize};
 
 /// A key that no object has. The answer to a request for it shows whether the store works.
 const PROBE_KEY: &str = ".pixwarden-probe";
@@ -125,6 +127,18 @@ pub enum UploadError {
     NoMemory(std::io::Error),
     #[error(transparent)]
     GateClosed(#[from] GateClosed),
+}
+
+/// The bytes of an upload, with the memory that they occupy.
+struct UploadedBytes {
+    buffer: Buffer,
+    _share: UploadShare,
+}
+
+impl AsRef<[u8]> for UploadedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_ref()
+    }
 }
 
 struct AdmittedBytes<const N: usize> {
@@ -407,29 +421,33 @@ impl Fetcher {
         }
     }
 
-    /// Receives an image of at most `at_most` bytes from its sender, into bounded memory. `reserved` bytes of it are taken until
-    /// the upload is dropped, at least `at_most`.
+    /// Receives an image from its sender, into bounded memory. Its share of the memory is taken until the upload is dropped.
     ///
     /// # Errors
-    /// When it is larger, or ends with an error.
+    /// When it is larger than `size`, or ends with an error.
     pub async fn receive<E: std::fmt::Display>(
         &self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
-        at_most: u64,
-        reserved: u64,
-        memory: &Gate,
+        size: UploadSize,
+        memory: &UploadMemory,
     ) -> Result<Upload, UploadError> {
-        let memory = memory.enter(Lane::Live, reserved.max(at_most)).await?;
-        let mut buffer = self.buffers.take(at_most).map_err(UploadError::NoMemory)?;
+        let mut share = memory.begin(size).await?;
+        // A part of the buffer that the image does not reach takes no memory.
+        let mut buffer = self.buffers.take(size.most()).map_err(UploadError::NoMemory)?;
         let mut hasher = ContentHasher::default();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| UploadError::CutShort(error.to_string()))?;
             if !buffer.push(&chunk) {
-                return Err(UploadError::TooLarge(at_most));
+            let arrived = (buffer.as_ref().len() + chunk.len()) as u64;
+            if arrived > size.most() {
+                return Err(UploadError::TooLarge(size.most()));
+            }
+            memory.grow(&mut share, arrived).await?;
+                return Err(UploadError::TooLarge(size.most()));
             }
             hasher.update(&chunk);
         }
-        let bytes = AdmittedBytes { bytes: Bytes::from_owner(buffer), _permits: [memory] };
+        let bytes = UploadedBytes { buffer, _share: share };
         Ok(Upload { bytes: Bytes::from_owner(bytes), digests: hasher.finish() })
     }
 
