@@ -149,7 +149,12 @@ impl JobProcessor {
             let mut progress = Progress::default();
             // A panic costs one attempt of one job, not the process.
             let error = match AssertUnwindSafe(Box::pin(self.attempt(request, &mut progress))).catch_unwind().await {
-                Ok(Ok(judged) | Err(Stop::Judged(judged))) => return Box::pin(self.commit(request, *judged)).await,
+                Ok(Ok(judged) | Err(Stop::Judged(judged))) => {
+                    if !self.keep_upload(request, &judged).await {
+                        return JobEnd::NotKept;
+                    }
+                    return Box::pin(self.commit(request, *judged)).await;
+                }
                 Ok(Err(Stop::Ended(end))) => return *end,
                 Ok(Err(Stop::Failed(error))) => error,
                 Err(_) => {
@@ -379,6 +384,17 @@ impl JobProcessor {
                 error => AttemptError::Broken(Service::Ledger, error.to_string()),
             })
         })
+    }
+
+    /// Keeps an upload where the operator wants it, if its verdict allows that. This comes before the commit: a verdict on
+    /// bytes that are lost could not be looked into. Returns false if the upload should be kept and cannot.
+    async fn keep_upload(&self, request: &JobRequest, judged: &Judged) -> bool {
+        let Some((upload, place)) = request.upload.as_ref().zip(request.keep_at.as_ref()) else { return true };
+        if !judged.may_be_kept() {
+            return true;
+        }
+        let kept = self.fetcher.keep(place, upload).await;
+        kept.inspect_err(|error| tracing::warn!(image = place.uri(), %error, "upload not kept")).is_ok()
     }
 
     /// Commits a verdict with its event.

@@ -292,7 +292,8 @@ impl Fetcher {
         Ok(Self::on(Self::store(config, Vec::new()).await?, config))
     }
 
-    async fn store(config: &Config, named: Vec<String>) -> Result<Box<dyn ObjectStore>, ConfigError> {
+    async fn store(config: &Config, mut named: Vec<String>) -> Result<Box<dyn ObjectStore>, ConfigError> {
+        named.extend(config.http.kept_at("0").map(|kept| kept.bucket));
         Ok(match config.objects()? {
             Objects::S3 => Box::new(S3::new(config, named).await),
             Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
@@ -437,12 +438,12 @@ impl Fetcher {
         let mut hasher = ContentHasher::default();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| UploadError::CutShort(error.to_string()))?;
-            if !buffer.push(&chunk) {
             let arrived = (buffer.as_ref().len() + chunk.len()) as u64;
             if arrived > size.most() {
                 return Err(UploadError::TooLarge(size.most()));
             }
             memory.grow(&mut share, arrived).await?;
+            if !buffer.push(&chunk) {
                 return Err(UploadError::TooLarge(size.most()));
             }
             hasher.update(&chunk);
@@ -461,6 +462,14 @@ impl Fetcher {
         stored.unwrap_or_else(|_| {
             Err(StoreError::Unclear(format!("the store did not take it within {} ms", deadline.as_millis())))
         })
+    }
+
+    /// Checks whether the store answers requests for the bucket in which uploads are kept, which no list names.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe_kept(&self, bucket: &str) -> Result<(), StoreError> {
+        self.store.probe(bucket).await
     }
 
     /// The largest object that is accepted.

@@ -109,7 +109,7 @@ impl Worker {
                     self.publisher.reply(queue, &event).await;
                 }
             }
-            JobEnd::AttemptFailed { .. } | JobEnd::Held(_) | JobEnd::Interrupted => {}
+            JobEnd::AttemptFailed { .. } | JobEnd::Held(_) | JobEnd::Interrupted | JobEnd::NotKept => {}
         }
         settle::settlement_of(end)
     }
@@ -129,6 +129,7 @@ impl Worker {
             upload: None,
             may_be_known: false,
             max_attempts: self.processor.config.worker.attempts,
+            keep_at: None,
             wants_pictures: false,
             replayed_id: delivery.job_id(),
             records: QuarantineRecords::default(),

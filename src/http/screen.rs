@@ -151,7 +151,7 @@ async fn screen_request(
     mut request: JobRequest,
 ) -> Result<Map<String, Value>, Problem> {
     check_rights(app, caller, &request.job, request.lane)?;
-    keep(app, &request).await?;
+    request.keep_at = request.upload.as_ref().and_then(|_| app.options.kept_at(&request.job.image.key));
     let parent = request.trace.clone();
     let end = traces::in_request_span(Lane::Live, parent, Box::pin(process(app, &mut request))).await;
     verdict(app, end).await
@@ -217,6 +217,10 @@ async fn verdict(app: &App, end: JobEnd) -> Result<Map<String, Value>, Problem> 
         JobEnd::Erased(_) => Err(Problem::new(
             StatusCode::GONE,
             "erased",
+        JobEnd::NotKept => {
+            let what = "the image cannot be stored, and its verdict was not recorded; try again later";
+            Err(Problem::unavailable("not_kept", what, RETRY_AFTER))
+        }
             "the verdict on this image was erased, and none is made again",
         )),
         JobEnd::Held(held) => Err(Problem::unavailable("held", held.reason, Duration::from_secs(10))),
@@ -272,6 +276,7 @@ fn job_request(
     })
 }
 
+        keep_at: None,
 /// The job of an image that was sent itself. Its bucket and key are derived from its content.
 fn inline_job(
     caller: &Caller<Screen>,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::pictures::Pictures;
+use super::pictures::{Pictures, is_restricted};
 use super::request::{AttemptError, JobEnd, JobRequest};
 use crate::banks::AskedImage;
 use crate::config::{DecodeConfig, LedgerConfig};
@@ -230,6 +230,16 @@ impl Judged {
         // Scores that are not probabilities fail the job, and are not worth storing.
         let facts = Some(facts).filter(|_| judgement.outcome != Outcome::Failed);
         Self { job_id, detectors, object, image: Some(image), facts, reused_from, judgement, pictures, banks }
+    }
+
+    /// Whether the bytes may be stored: people can look into what was screened. What shows nothing is of no use to them, and
+    /// what a restricted bank knows must not be spread.
+    pub(crate) fn may_be_kept(&self) -> bool {
+        let is_screened = match self.judgement.outcome {
+            Outcome::Passed | Outcome::Review | Outcome::Flagged => true,
+            Outcome::Undecodable | Outcome::Missing | Outcome::Rejected | Outcome::Failed => false,
+        };
+        is_screened && !self.judgement.is_restricted() && !is_restricted(&self.banks)
     }
 
     /// The verdict, decided now.
