@@ -6,6 +6,7 @@
 
 mod access;
 mod body;
+mod connection;
 mod demo;
 mod detectors;
 mod jobs;
@@ -129,6 +130,9 @@ impl Bound {
             link
         });
         tracing::info!(%address, max_in_flight, keys = options.keys.len() + options.aws_keys.len(), "images are screened over HTTP");
+        if let Some(kept) = options.kept_at("0") {
+            drop(tokio::spawn(probe_kept(Arc::clone(&processor), kept.bucket)));
+        }
         let app = App {
             processor,
             access: Access::new(&options, link),
@@ -139,5 +143,13 @@ impl Bound {
             stop: stop.clone(),
         };
         server::serve(listener, Arc::new(app), stop)
+    }
+}
+
+/// Says at the start, and not only with the first image, that images cannot be kept.
+async fn probe_kept(processor: Arc<JobProcessor>, bucket: String) {
+    if let Err(error) = processor.fetcher.probe_kept(&bucket).await {
+        let hint = "requests that send an image are answered 503 until the bucket of `http.keep` can be used";
+        tracing::warn!(bucket, %error, hint, "images that are sent cannot be kept");
     }
 }

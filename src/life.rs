@@ -155,7 +155,12 @@ impl JobProcessor {
             // A panic costs one attempt of one job, not the process.
             let attempt = Box::pin(self.attempt(request, &mut progress, turn.take()));
             let error = match AssertUnwindSafe(attempt).catch_unwind().await {
-                Ok(Ok(judged) | Err(Stop::Judged(judged))) => return Box::pin(self.commit(request, *judged)).await,
+                Ok(Ok(judged) | Err(Stop::Judged(judged))) => {
+                    if !self.keep_upload(request, &judged).await {
+                        return JobEnd::NotKept;
+                    }
+                    return Box::pin(self.commit(request, *judged)).await;
+                }
                 Ok(Err(Stop::Ended(end))) => return *end,
                 Ok(Err(Stop::Suspect)) => match self.wait_for_turn(request).await {
                     Ok(permit) => {
@@ -407,6 +412,17 @@ impl JobProcessor {
                 error => AttemptError::Broken(error.into()),
             })
         })
+    }
+
+    /// Keeps an upload where the operator wants it, if its verdict allows that. This comes before the commit: a verdict on
+    /// bytes that are lost could not be looked into. Returns false if the upload should be kept and cannot.
+    async fn keep_upload(&self, request: &JobRequest, judged: &Judged) -> bool {
+        let Some((upload, place)) = request.upload.as_ref().zip(request.keep_at.as_ref()) else { return true };
+        if !judged.may_be_kept() {
+            return true;
+        }
+        let kept = self.fetcher.keep(place, upload).await;
+        kept.inspect_err(|error| tracing::warn!(image = place.uri(), %error, "upload not kept")).is_ok()
     }
 
     /// Commits a verdict with its event.

@@ -9,6 +9,7 @@ mod folder;
 
 pub mod options;
 mod s3;
+mod uploads;
 
 use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
@@ -28,9 +29,10 @@ use crate::error_text::{Described, reason_text};
 use crate::job::{ContentDigests, ContentHasher, ImageRef, Lane};
 use crate::lanes::{Gate, GateClosed, Permit};
 use crate::telemetry::{metrics, traces};
-use buffers::BufferPool;
+use buffers::{Buffer, BufferPool};
 use folder::Folder;
 use s3::S3;
+pub use uploads::{UploadMemory, UploadShare, UploadSize};
 
 /// A key that no object has. The answer to a request for it shows whether the store works.
 const PROBE_KEY: &str = ".pixwarden-probe";
@@ -128,6 +130,18 @@ pub enum UploadError {
     NoMemory(#[source] io::Error),
     #[error(transparent)]
     GateClosed(#[from] GateClosed),
+}
+
+/// The bytes of an upload, with the memory that they occupy.
+struct UploadedBytes {
+    buffer: Buffer,
+    _share: UploadShare,
+}
+
+impl AsRef<[u8]> for UploadedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.as_ref()
+    }
 }
 
 struct AdmittedBytes<const N: usize> {
@@ -326,7 +340,8 @@ impl Fetcher {
         Ok(Self::on(Self::store(config, Vec::new()).await?, config))
     }
 
-    async fn store(config: &Config, named: Vec<String>) -> Result<Box<dyn ObjectStore>, ConfigError> {
+    async fn store(config: &Config, mut named: Vec<String>) -> Result<Box<dyn ObjectStore>, ConfigError> {
+        named.extend(config.http.kept_at("0").map(|kept| kept.bucket));
         Ok(match config.objects()? {
             Objects::S3 => Box::new(S3::new(config, named).await),
             Objects::Folder(root) => Box::new(Folder::open(&root, named)?),
@@ -450,29 +465,33 @@ impl Fetcher {
         }
     }
 
-    /// Receives an image of at most `at_most` bytes from its sender, into bounded memory. `reserved` bytes of it are taken until
-    /// the upload is dropped, at least `at_most`.
+    /// Receives an image from its sender, into bounded memory. Its share of the memory is taken until the upload is dropped.
     ///
     /// # Errors
-    /// When it is larger, or ends with an error.
+    /// When it is larger than `size`, or ends with an error.
     pub async fn receive<E: Into<Box<dyn Error + Send + Sync>>>(
         &self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
-        at_most: u64,
-        reserved: u64,
-        memory: &Gate,
+        size: UploadSize,
+        memory: &UploadMemory,
     ) -> Result<Upload, UploadError> {
-        let memory = memory.enter(Lane::Live, reserved.max(at_most)).await?;
-        let mut buffer = self.buffers.take(at_most).map_err(UploadError::NoMemory)?;
+        let mut share = memory.begin(size).await?;
+        // A part of the buffer that the image does not reach takes no memory.
+        let mut buffer = self.buffers.take(size.most()).map_err(UploadError::NoMemory)?;
         let mut hasher = ContentHasher::default();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| UploadError::CutShort(error.into()))?;
+            let arrived = (buffer.as_ref().len() + chunk.len()) as u64;
+            if arrived > size.most() {
+                return Err(UploadError::TooLarge(size.most()));
+            }
+            memory.grow(&mut share, arrived).await?;
             if !buffer.push(&chunk) {
-                return Err(UploadError::TooLarge(at_most));
+                return Err(UploadError::TooLarge(size.most()));
             }
             hasher.update(&chunk);
         }
-        let bytes = AdmittedBytes { bytes: Bytes::from_owner(buffer), _permits: [memory] };
+        let bytes = UploadedBytes { buffer, _share: share };
         Ok(Upload { bytes: Bytes::from_owner(bytes), digests: hasher.finish() })
     }
 
@@ -486,6 +505,14 @@ impl Fetcher {
         stored.unwrap_or_else(|_| {
             Err(StoreError::Unclear(format!("the store did not take it within {} ms", deadline.as_millis()).into()))
         })
+    }
+
+    /// Checks whether the store answers requests for the bucket in which uploads are kept, which no list names.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe_kept(&self, bucket: &str) -> Result<(), StoreError> {
+        self.store.probe(bucket).await
     }
 
     /// The largest object that is accepted.

@@ -110,7 +110,7 @@ impl Worker {
                     self.publisher.reply(queue, &event).await;
                 }
             }
-            JobEnd::AttemptFailed { .. } | JobEnd::Held(_) | JobEnd::Interrupted => {}
+            JobEnd::AttemptFailed { .. } | JobEnd::Held(_) | JobEnd::Interrupted | JobEnd::NotKept => {}
         }
         settle::settlement_of(end)
     }
@@ -130,6 +130,7 @@ impl Worker {
             upload: None,
             may_be_known: false,
             max_attempts: self.processor.config.worker.attempts,
+            keep_at: None,
             wants_pictures: false,
             replayed_id: delivery.job_id(),
             records: QuarantineRecords::default(),

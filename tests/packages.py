@@ -261,7 +261,7 @@ KINDS = [
     Kind("a calibration that is ignored", files={"calibration.json": {"method": "temperature", "temperature": 3.0}}, planted=True),
     Kind("unknown calibration", files={"calibration.json": {"method": "platt"}}, refused=("`method` in calibration.json", "temperature", "isotonic")),
     Kind("calibration of another label", files={"calibration.json": {"method": "isotonic", "labels": {"x": {}}}}, refused=("`labels` in calibration.json", "\"x\" is not a label")),
-    Kind("scores of the batch", Model(of_batch=True), warned=("scores a picture otherwise beside 7 others", "inference.max_batch = 1")),
+    Kind("scores of the batch", Model(of_batch=True), warned=("in a batch with 7 others", "inference.max_batch = 1")),
 ]
 
 

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 
 use super::console::{counted, stdout};
@@ -265,6 +266,11 @@ async fn objects(config: &Config) -> Vec<CheckResult> {
     for bucket in fetcher.named_buckets() {
         let checked = fetcher.probe(&bucket).await.map_err(anyhow::Error::from);
         results.push(checked.map(|()| CheckResult::Ok(format!("bucket \"{bucket}\" is accessible"))).into());
+    }
+    if let Some(kept) = config.http.kept_at("0") {
+        let checked = fetcher.probe_kept(&kept.bucket).await.context("`http.keep`");
+        let words = format!("bucket \"{}\" of `http.keep` is accessible", kept.bucket);
+        results.push(checked.map(|()| CheckResult::Ok(words)).into());
     }
     results
 }

@@ -28,7 +28,7 @@ pub struct HttpConfig {
     /// Open connections.
     #[serde(deserialize_with = "crate::config::above_zero")]
     pub max_connections: u32,
-    /// Where images are kept that were sent themselves, `s3://bucket/prefix`. Empty: nowhere.
+    /// Where images are kept that were sent themselves and were screened, `s3://bucket/prefix`. Empty: nowhere.
     pub keep: String,
     /// The keys of the machines that may ask.
     pub keys: Vec<KeyConfig>,

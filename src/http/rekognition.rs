@@ -21,7 +21,7 @@ use super::body::{self, Sent};
 use super::problem::Problem;
 use super::routes::Answer;
 use super::screen::{in_time, overload, screen_sent};
-use crate::objects::Upload;
+use crate::objects::{Upload, UploadSize};
 
 const TARGET: &str = "x-amz-target";
 const SERVICE: &str = "RekognitionService.";
@@ -147,14 +147,17 @@ async fn detect(app: &App, request: Request) -> Result<Response, AwsError> {
     let Some(_place) = app.take_place() else { return Err(overload().into()) };
     let (head, body) = request.into_parts();
     let at_most = app.processor.fetcher.max_object_bytes().div_ceil(3).saturating_mul(4) + MAX_FIELDS_BYTES;
-    let announced = body::announced_bytes(&head.headers)?;
-    if announced.is_some_and(|bytes| bytes > at_most) {
+    // All SDKs send it. Without it three times the largest request would have to be reserved.
+    let Some(bytes) = body::announced_bytes(&head.headers)? else {
+        return Err(AwsError::invalid("the request has no Content-Length"));
+    };
+    if bytes > at_most {
         return Err(AwsError::new("ImageTooLargeException", "the image is larger than the limit"));
     }
     let limit = Duration::from_millis(app.options.body_timeout_ms.into());
     // The body, its text and the image are in memory at the same time.
-    let length = announced.unwrap_or(at_most);
-    let received = body::receive(&app.processor, body.into_data_stream(), length, length.saturating_mul(3));
+    let size = UploadSize::Announced { bytes, reserved: bytes.saturating_mul(3) };
+    let received = body::receive(&app.processor, body.into_data_stream(), size);
     let body = body::in_time(limit, received).await?;
     let signed = SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body: body.bytes() };
     let caller = app.access.recognise_signed(&signed)?;

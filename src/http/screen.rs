@@ -20,9 +20,9 @@ use super::problem::Problem;
 use super::routes::{Answer, is_request_id};
 use super::{App, RETRY_AFTER, verdicts};
 use crate::job::forms::{self, JOB_KEYS, MessageProperties, Reading};
-use crate::job::{INLINE_BUCKET, Job, Lane, Revision};
+use crate::job::{INLINE_BUCKET, Job, Lane, Revision, Verdict};
 use crate::life::{JobEnd, JobRequest, Pictures, QuarantineRecords};
-use crate::objects::Upload;
+use crate::objects::{StoreError, Upload};
 use crate::screen::decode;
 use crate::telemetry::metrics::{self, GaugeGuard};
 use crate::telemetry::traces::{self, TraceContext};
@@ -31,6 +31,8 @@ use crate::telemetry::with_stage_times;
 /// A caller waits, so that a failed attempt is repeated once and at once.
 const ATTEMPTS: u32 = 2;
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// What a client is told to wait while a store is broken.
+const HELD_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest side of a picture in an answer.
 const PICTURE_EDGE: u32 = 512;
 
@@ -151,24 +153,10 @@ async fn screen_request(
     mut request: JobRequest,
 ) -> Result<Map<String, Value>, Problem> {
     check_rights(app, caller, &request.job, request.lane)?;
-    keep(app, &request).await?;
+    request.keep_at = request.upload.as_ref().and_then(|_| app.options.kept_at(&request.job.image.key));
     let parent = request.trace.clone();
     let end = traces::in_request_span(Lane::Live, parent, Box::pin(process(app, &mut request))).await;
-    verdict(app, end).await
-}
-
-/// Keeps the bytes of an upload where the operator wants them. That comes first: a verdict on bytes that are lost could not
-/// be looked into.
-async fn keep(app: &App, JobRequest { job, upload, .. }: &JobRequest) -> Result<(), Problem> {
-    let Some((upload, kept)) = upload.as_ref().zip(app.options.kept_at(&job.image.key)) else { return Ok(()) };
-    app.processor.fetcher.keep(&kept, upload).await.map_err(|error| {
-        tracing::warn!(image = kept.uri(), %error, "upload not kept");
-        Problem::unavailable(
-            "not_kept",
-            "the image cannot be stored, and was not screened; try again later",
-            RETRY_AFTER,
-        )
-    })
+    verdict(app, &request.job, end).await
 }
 
 /// Processes a job, and once more after a failed attempt.
@@ -186,7 +174,7 @@ async fn process(app: &App, request: &mut JobRequest) -> JobEnd {
 }
 
 /// The verdict that ended a job, or why there is none.
-async fn verdict(app: &App, end: JobEnd) -> Result<Map<String, Value>, Problem> {
+async fn verdict(app: &App, job: &Job, end: JobEnd) -> Result<Map<String, Value>, Problem> {
     match end {
         JobEnd::Committed { verdict, revised_event, new_event, pictures } => {
             if let (Some(event), Some(hand_over)) = (new_event, &app.hand_over) {
@@ -207,7 +195,10 @@ async fn verdict(app: &App, end: JobEnd) -> Result<Map<String, Value>, Problem> 
             Ok(answer)
         }
         JobEnd::AnsweredBefore(id) => match verdicts::read(app, id).await? {
-            Some(stored) => Ok(verdicts::answer(&stored.verdict, &stored.revision, stored.deleted_at)),
+            Some(stored) => {
+                check_unchanged(app, job, &stored.verdict).await?;
+                Ok(verdicts::answer(&stored.verdict, &stored.revision, stored.deleted_at))
+            }
             None => Err(Problem::conflict("changed", "the verdict was removed just now; try again")),
         },
         JobEnd::IdConflict => {
@@ -219,14 +210,41 @@ async fn verdict(app: &App, end: JobEnd) -> Result<Map<String, Value>, Problem> 
             "erased",
             "the verdict on this image was erased, and none is made again",
         )),
-        JobEnd::Held(held) => Err(Problem::unavailable("held", held.reason, Duration::from_secs(10))),
+        JobEnd::Held(held) => Err(Problem::unavailable("held", held.reason, HELD_RETRY_AFTER)),
         JobEnd::Interrupted if app.stop.is_cancelled() => Err(draining()),
         JobEnd::Interrupted => {
             let what = "the ledger is broken; the image was not screened, try again later";
             Err(Problem::unavailable("ledger", what, RETRY_AFTER))
         }
         JobEnd::AttemptFailed { reason, .. } => Err(Problem::unavailable("attempt_failed", reason, RETRY_AFTER)),
+        JobEnd::NotKept => {
+            let what = "the image cannot be stored, and its verdict was not recorded; try again later";
+            Err(Problem::unavailable("not_kept", what, RETRY_AFTER))
+        }
         JobEnd::Unrecorded { reason } => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_recorded", reason)),
+    }
+}
+
+/// Refuses to answer a repeated id with the earlier verdict if the object was overwritten since: that verdict is on other bytes.
+/// Only the object's properties are read. An object that is gone shows nobody anything, and the earlier verdict answers.
+async fn check_unchanged(app: &App, job: &Job, verdict: &Verdict) -> Result<(), Problem> {
+    // A version, or an `ETag` that the request names, was compared before.
+    let is_named = job.image.named_version().is_some() || job.image.etag.is_some();
+    let Some(screened) = verdict.image.etag.as_deref().filter(|_| !is_named) else { return Ok(()) };
+    if !app.processor.fetcher.allows(&job.image.bucket) {
+        return Ok(());
+    }
+    match app.processor.fetcher.head(&job.image).await {
+        Ok(found) if found.image.etag.as_deref() == Some(screened) => Ok(()),
+        Err(StoreError::Missing(_)) => Ok(()),
+        Ok(_) => {
+            let what = "the object has changed since it was screened under this id; choose another id";
+            Err(Problem::unprocessable("id_conflict", what))
+        }
+        Err(error) => {
+            let what = format!("cannot find out whether the object has changed since it was screened: {error}");
+            Err(Problem::unavailable("held", what.lines().next().unwrap_or_default(), HELD_RETRY_AFTER))
+        }
     }
 }
 
@@ -258,6 +276,7 @@ fn job_request(
         job,
         lane: Lane::Live,
         upload,
+        keep_at: None,
         wants_pictures: false,
         max_attempts: ATTEMPTS,
         replayed_id: None,

@@ -95,6 +95,17 @@ impl Gate {
         entered.await.map_err(|_| GateClosed)
     }
 
+    /// Takes `amount` units if they are free, also before what waits. None where they are not, and in a gate that is closed.
+    #[must_use]
+    pub fn enter_if_free(&self, lane: Lane, amount: u64) -> Option<Permit> {
+        let mut state = self.shared.lock();
+        let backfill = if lane == Lane::Backfill { state.taken_by_backfill + amount } else { 0 };
+        if state.closed || state.taken + amount > self.shared.total || backfill > self.shared.backfill_total {
+            return None;
+        }
+        Some(self.shared.take(&mut state, lane, amount))
+    }
+
     /// Refuses everything that waits now or comes later.
     pub fn close(&self) {
         let refused: Vec<Waiter> = {
@@ -118,18 +129,20 @@ impl Shared {
             let (waiter, permit) = {
                 let mut state = self.lock();
                 let Some(waiter) = self.next(&mut state) else { return };
-                state.taken += waiter.amount;
-                if waiter.lane == Lane::Backfill {
-                    state.taken_by_backfill += waiter.amount;
-                }
-                let gauge = self.gauge.map(|gauge| gauge(waiter.amount));
-                let permit =
-                    Permit { shared: Arc::clone(self), lane: waiter.lane, amount: waiter.amount, _gauge: gauge };
+                let permit = self.take(&mut state, waiter.lane, waiter.amount);
                 (waiter, permit)
             };
             // A waiter that has gone away drops its permit, which returns the units.
             drop(waiter.enter.send(permit));
         }
+    }
+
+    fn take(self: &Arc<Self>, state: &mut GateState, lane: Lane, amount: u64) -> Permit {
+        state.taken += amount;
+        if lane == Lane::Backfill {
+            state.taken_by_backfill += amount;
+        }
+        Permit { shared: Arc::clone(self), lane, amount, _gauge: self.gauge.map(|gauge| gauge(amount)) }
     }
 
     fn next(&self, state: &mut GateState) -> Option<Waiter> {

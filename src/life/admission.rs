@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::job::Lane;
 use crate::lanes::{Gate, GateClosed, Permit};
-use crate::objects::DownloadGates;
+use crate::objects::{DownloadGates, UploadMemory};
 
 /// Longest that a delivered job waits for its turn. RabbitMQ closes a channel that holds a delivery for 30 minutes, by
 /// default, and every other delivery on it would be delivered again too. The job goes back to its queue long before.
@@ -46,7 +46,7 @@ pub struct Admission {
     pub downloads: DownloadGates,
     /// Bytes of uploads in memory. An upload has its memory before it is admitted, and a download gets it afterwards: with
     /// one gate for both, each could wait for the other.
-    pub uploads: Gate,
+    pub uploads: UploadMemory,
 }
 
 impl Admission {
@@ -71,6 +71,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics;
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_long_before_the_broker_takes_the_delivery_back() {
@@ -78,7 +79,7 @@ mod tests {
             jobs: Gate::new(1),
             objects: Gate::new(1),
             downloads: DownloadGates { downloads: Gate::new(1), bytes: Gate::new(1) },
-            uploads: Gate::new(1),
+            uploads: UploadMemory::new(1, 1, metrics::hold_upload_memory),
         };
         let arrived = tokio::time::Instant::now().into_std();
         let held = admission.enter(Lane::Live, arrived).await.unwrap();

@@ -7,11 +7,14 @@ use crate::screen::SeenView;
 #[derive(Debug, Clone, Default)]
 pub struct Pictures(Vec<SeenView>);
 
+/// Whether a restricted bank knows the image. It may do so without a finding: its rule may ask for more likeness.
+pub(super) fn is_restricted(banks: &BankAnswers) -> bool {
+    banks.values().any(|answer| answer.restricted && !answer.matches.is_empty())
+}
+
 impl Pictures {
-    /// A restricted bank may know an image without a finding: its rule may ask for more likeness.
     pub(super) fn of(seen: Vec<SeenView>, banks: &BankAnswers) -> Self {
-        let is_restricted = banks.values().any(|answer| answer.restricted && !answer.matches.is_empty());
-        if is_restricted { Self::default() } else { Self(seen) }
+        if is_restricted(banks) { Self::default() } else { Self(seen) }
     }
 
     /// What the detectors saw, the first frame over white first.

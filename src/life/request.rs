@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::health::Service;
 use super::pictures::Pictures;
-use crate::job::{Job, Lane, Verdict};
+use crate::job::{ImageRef, Job, Lane, Verdict};
 use crate::ledger::{DatabaseError, Event, LedgerError};
 use crate::objects::{FetchError, Upload};
 use crate::policy::ImageContext;
@@ -23,6 +23,8 @@ pub struct JobRequest {
     pub lane: Lane,
     /// The image itself, where its sender has sent it instead of a reference.
     pub upload: Option<Upload>,
+    /// Where the upload is kept, if its verdict allows that.
+    pub keep_at: Option<ImageRef>,
     /// The id may have a verdict already, for instance because a caller tries again. Then the ledger is asked first.
     pub may_be_known: bool,
     /// Failed attempts after which the job is given up.
@@ -102,6 +104,8 @@ pub enum JobEnd {
     Interrupted,
     /// The store or the bucket is broken while others work. The job itself was not tried.
     Held(Held),
+    /// The upload cannot be kept where the operator wants it, so that no verdict was committed.
+    NotKept,
     /// The ledger keeps no row for this job: it refuses every row, or it has one of the same id for another state of the
     /// object.
     Unrecorded { reason: String },

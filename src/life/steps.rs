@@ -6,7 +6,7 @@ use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::pictures::Pictures;
+use super::pictures::{Pictures, is_restricted};
 use super::request::{AttemptError, JobEnd, JobRequest};
 use crate::banks::{AskedImage, CurrentBanks};
 use crate::config::{DecodeConfig, LedgerConfig};
@@ -243,6 +243,12 @@ impl Judged {
         let banks = banks.answers(policy, &AskedImage { sha256, md5, ..AskedImage::default() }).await;
         let known = judge::judge_unscreened(policy, &banks, &[]);
         Self { judgement: known.unwrap_or(self.judgement), banks, ..self }
+    }
+
+    /// Whether the bytes may be stored: people can look into what was screened. What shows nothing is of no use to them, and
+    /// what a restricted bank knows must not be spread.
+    pub(crate) fn may_be_kept(&self) -> bool {
+        self.facts.is_some() && !self.judgement.is_restricted() && !is_restricted(&self.banks)
     }
 
     /// The verdict, decided now.

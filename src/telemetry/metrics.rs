@@ -87,6 +87,12 @@ pub fn hold_object_memory(bytes: u64) -> GaugeGuard {
     table::OBJECT_MEMORY.hold((), bytes)
 }
 
+/// Memory for images that are sent over HTTP is reserved for as long as the returned value lives.
+#[must_use]
+pub fn hold_upload_memory(bytes: u64) -> GaugeGuard {
+    table::UPLOAD_MEMORY.hold((), bytes)
+}
+
 /// The limits that a worker was started with.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkerLimits {

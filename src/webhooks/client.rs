@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 use ureq::Agent;
 use ureq::http::StatusCode;
 
 use super::options::Endpoint;
-use super::signature::signature;
+use super::signature::signatures;
 use crate::certificates::{self, NoCertificates};
 use crate::error_text::{Described, error_text};
 
 /// The time for one request, from the look-up of the name to the end of the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest that an endpoint is left alone because it asks for it.
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 const MAX_RESPONSE_BYTES: u64 = 4 << 10;
 /// Characters of a response that an error has.
 const MAX_SAID: usize = 200;
@@ -41,6 +44,8 @@ pub enum SendError {
         status: u16,
         /// Why that is a failure or the beginning of the body, or empty.
         said: String,
+        /// How long the endpoint asks to be left alone.
+        retry_after: Option<Duration>,
     },
     /// No response, or none in time.
     #[error("{0}")]
@@ -52,6 +57,14 @@ impl SendError {
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
+            Self::NoResponse(_) => None,
+        }
+    }
+
+    /// How long the endpoint asks to be left alone, bounded.
+    pub(super) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
             Self::NoResponse(_) => None,
         }
     }
@@ -143,10 +156,12 @@ fn send(agent: &Agent, endpoint: &Endpoint, request: &Request) -> Result<u16, Se
         .header("content-type", CONTENT_TYPE)
         .header("webhook-id", &request.id)
         .header("webhook-timestamp", timestamp.to_string())
-        .header("webhook-signature", signature(&endpoint.key, &request.id, timestamp, &request.body))
+        .header("webhook-signature", signatures(&endpoint.keys, &request.id, timestamp, &request.body))
         .send(request.body.as_bytes());
     let mut response = sent.map_err(no_response)?;
     let status = response.status();
+    let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+    let retry_after = retry_after.and_then(|text| wait(text, OffsetDateTime::now_utc()));
     // What cannot be read is not needed; reading to the end lets the connection be used again.
     let mut body = Vec::new();
     let read = response.body_mut().as_reader().take(MAX_RESPONSE_BYTES).read_to_end(&mut body);
@@ -160,7 +175,16 @@ fn send(agent: &Agent, endpoint: &Endpoint, request: &Request) -> Result<u16, Se
     } else {
         read.map(|_| beginning(&body)).unwrap_or_default()
     };
-    Err(SendError::Refused { status: status.as_u16(), said })
+    Err(SendError::Refused { status: status.as_u16(), said, retry_after })
+}
+
+/// How long a `Retry-After` asks to wait: seconds, or until a date. Other texts ask for nothing.
+fn wait(text: &str, now: OffsetDateTime) -> Option<Duration> {
+    let asked = match text.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => Duration::try_from(OffsetDateTime::parse(text.trim(), &Rfc2822).ok()? - now).ok()?,
+    };
+    Some(asked.min(MAX_RETRY_AFTER))
 }
 
 fn no_response(error: ureq::Error) -> SendError {
@@ -178,6 +202,25 @@ fn beginning(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_can_ask_for_a_bounded_wait_in_seconds_or_until_a_date() {
+        let now = time::macros::datetime!(2026-11-30 22:00:00 UTC);
+        for (text, asked) in [
+            ("120", Some(Duration::from_secs(120))),
+            (" 0 ", Some(Duration::ZERO)),
+            ("Mon, 30 Nov 2026 22:02:00 GMT", Some(Duration::from_secs(120))),
+            ("Mon, 30 Nov 2026 21:59:00 GMT", None),
+            ("31536000", Some(MAX_RETRY_AFTER)),
+            ("Tue, 30 Nov 2027 22:00:00 GMT", Some(MAX_RETRY_AFTER)),
+            ("-5", None),
+            ("99999999999999999999", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(wait(text, now), asked, "{text}");
+        }
+    }
 
     #[test]
     fn what_an_endpoint_says_is_cut_and_on_one_line() {

@@ -29,6 +29,9 @@ pub struct WebhookConfig {
     /// The key of the signatures.
     #[serde(skip_serializing)]
     pub secret: WebhookSecret,
+    /// A second key while receivers change from one to the other: each request is signed with both. Empty: there is none.
+    #[serde(skip_serializing)]
+    pub old_secret: WebhookSecret,
     /// The routing keys that are sent, apart from `events.publish`.
     pub events: Vec<String>,
 }
@@ -39,6 +42,7 @@ impl Default for WebhookConfig {
             name: String::new(),
             url: SecretUrl::default(),
             secret: WebhookSecret::default(),
+            old_secret: WebhookSecret::default(),
             // As `events.publish`: all but `image.passed`.
             events: ROUTING_KEYS[..5].iter().map(|key| (*key).to_owned()).collect(),
         }
@@ -77,7 +81,8 @@ impl WebhookSecret {
 pub struct Endpoint {
     pub name: String,
     pub(super) url: Url,
-    pub(super) key: Vec<u8>,
+    /// The keys of the signatures, the newest first.
+    pub(super) keys: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -147,10 +152,21 @@ impl WebhookConfig {
         if let Some(key) = self.events.iter().find(|key| !ROUTING_KEYS.contains(&key.as_str())) {
             return invalid(".events", format!("\"{key}\" is not one of {}", ROUTING_KEYS.join(", ")));
         }
-        match self.secret.key() {
-            Ok(key) => Ok(Endpoint { name: self.name(), url, key }),
-            Err(what) => invalid(if self.secret.0.is_empty() { "" } else { ".secret" }, what),
+        let mut keys = match self.secret.key() {
+            Ok(key) => vec![key],
+            Err(what) => return invalid(if self.secret.0.is_empty() { "" } else { ".secret" }, what),
+        };
+        if !self.old_secret.0.is_empty() {
+            match self.old_secret.key() {
+                Ok(key) if key == keys[0] => {
+                    let what = "is the same as `secret`\n  hint: remove it, or write a new one into `secret`";
+                    return invalid(".old_secret", what.into());
+                }
+                Ok(key) => keys.push(key),
+                Err(what) => return invalid(".old_secret", what),
+            }
         }
+        Ok(Endpoint { name: self.name(), url, keys })
     }
 }
 
@@ -234,6 +250,11 @@ mod tests {
             let said = refused(&[webhook]);
             assert!(said.starts_with("`webhooks[0].secret`: ") && said.contains(what), "{said}");
             assert!(said.contains("hint: `echo") && !said.contains(&secret[6..]), "{said}");
+        }
+        for (old, what) in [(SECRET, "is the same as `secret`"), ("whsec_c2hvcnQ=", "has 5 bytes")] {
+            let webhook = WebhookConfig { old_secret: WebhookSecret(old.into()), ..webhook("https://h/") };
+            let said = refused(&[webhook]);
+            assert!(said.starts_with("`webhooks[0].old_secret`: ") && said.contains(what), "{said}");
         }
         let none = WebhookConfig { secret: WebhookSecret::default(), ..webhook("https://h/") };
         assert!(refused(&[none]).starts_with("`webhooks[0]`: the entry has no secret\n  hint: "));

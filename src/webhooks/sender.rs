@@ -42,8 +42,11 @@ impl EndpointSender {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Whether more may be due than was taken.
         let (mut is_due, mut give_up_due) = (true, Instant::now());
+        // Until when the endpoint has asked to be left alone.
+        let mut left_alone_until = Instant::now();
         while !self.stop.is_cancelled() {
-            let room = circuit.allowance(Instant::now(), sending.len(), IN_FLIGHT);
+            let now = Instant::now();
+            let room = if now < left_alone_until { 0 } else { circuit.allowance(now, sending.len(), IN_FLIGHT) };
             if is_due && room > 0 {
                 let due = self.lease(room).await;
                 is_due = due.len() >= room;
@@ -57,7 +60,11 @@ impl EndpointSender {
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 Some(ended) = sending.join_next() => {
-                    self.observe(&mut circuit, ended.unwrap_or(Attempt::Failed));
+                    let ended = ended.unwrap_or(Attempt::Failed { retry_after: None });
+                    if let Attempt::Failed { retry_after: Some(delay) } = ended {
+                        left_alone_until = left_alone_until.max(Instant::now() + delay);
+                    }
+                    self.observe(&mut circuit, ended);
                     self.give_up_waiting(&circuit, &mut give_up_due).await;
                 }
                 _ = ticks.tick() => is_due = true,
@@ -78,7 +85,7 @@ impl EndpointSender {
         let (endpoint, now) = (&self.endpoint.name, Instant::now());
         let change = match ended {
             Attempt::Succeeded => circuit.succeeded(),
-            Attempt::Failed => circuit.failed(now),
+            Attempt::Failed { .. } => circuit.failed(now),
             Attempt::Gone => {
                 if !matches!(circuit, Circuit::Gone) {
                     let hint =
@@ -123,7 +130,10 @@ impl EndpointSender {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
     Succeeded,
-    Failed,
+    /// The endpoint may have asked to be left alone.
+    Failed {
+        retry_after: Option<Duration>,
+    },
     Gone,
 }
 
@@ -147,7 +157,7 @@ async fn attempt(
             Attempt::Succeeded
         }
         Err(error) => {
-            let next = after(attempts);
+            let next = after(attempts, error.retry_after());
             let result = if next == AfterFailure::GiveUp { WebhookResult::GivenUp } else { WebhookResult::Failed };
             metrics::webhook_attempted(name, result);
             if next == AfterFailure::GiveUp {
@@ -159,17 +169,17 @@ async fn attempt(
             if let Err(error) = ledger.record_failure(&failed).await {
                 tracing::debug!(endpoint = name, event = %event_id, %error, "reason of a failed webhook not recorded");
             }
-            if error.is_gone() { Attempt::Gone } else { Attempt::Failed }
+            if error.is_gone() { Attempt::Gone } else { Attempt::Failed { retry_after: error.retry_after() } }
         }
     }
 }
 
-/// What follows the failure of this attempt, counted from 1.
-fn after(attempts: u32) -> AfterFailure {
+/// What follows the failure of this attempt, counted from 1. A pause that the endpoint asks for makes the delay no shorter.
+fn after(attempts: u32, retry_after: Option<Duration>) -> AfterFailure {
     if attempts >= MAX_ATTEMPTS {
         AfterFailure::GiveUp
     } else {
-        AfterFailure::RetryIn(jittered_delay(attempts + 1, MAX_RETRY_DELAY))
+        AfterFailure::RetryIn(jittered_delay(attempts + 1, MAX_RETRY_DELAY).max(retry_after.unwrap_or_default()))
     }
 }
 
@@ -283,6 +293,7 @@ mod tests {
     #[derive(Default)]
     struct FakeClient {
         answers: BTreeMap<&'static str, u16>,
+        retry_after: BTreeMap<&'static str, Duration>,
         began: Mutex<Vec<(String, Instant)>>,
         /// Now, and at most.
         running: Mutex<(usize, usize)>,
@@ -301,7 +312,10 @@ mod tests {
             self.running.lock().unwrap().0 -= 1;
             match self.answers.get(endpoint.name.as_str()) {
                 None => Ok(204),
-                Some(status) => Err(SendError::Refused { status: *status, said: String::new() }),
+                Some(status) => {
+                    let retry_after = self.retry_after.get(endpoint.name.as_str()).copied();
+                    Err(SendError::Refused { status: *status, said: String::new(), retry_after })
+                }
             }
         }
     }
@@ -318,7 +332,7 @@ mod tests {
         let mut senders = JoinSet::new();
         for name in endpoints {
             let url = url::Url::parse("https://h/").unwrap();
-            let endpoint = Arc::new(Endpoint { name: (*name).to_owned(), url, key: vec![7; 24] });
+            let endpoint = Arc::new(Endpoint { name: (*name).to_owned(), url, keys: vec![vec![7; 24]] });
             let sender = EndpointSender {
                 endpoint,
                 ledger: Arc::clone(ledger) as _,
@@ -375,12 +389,14 @@ mod tests {
     #[test]
     fn the_attempts_take_about_three_days_and_the_delays_grow_to_half_a_day() {
         let delays: Vec<Duration> = (1..MAX_ATTEMPTS)
-            .map(|attempts| match after(attempts) {
+            .map(|attempts| match after(attempts, None) {
                 AfterFailure::RetryIn(delay) => delay,
                 AfterFailure::GiveUp => panic!("given up after {attempts} attempts"),
             })
             .collect();
-        assert_eq!(after(MAX_ATTEMPTS), AfterFailure::GiveUp);
+        let asked = Some(Duration::from_mins(30));
+        assert_eq!(after(MAX_ATTEMPTS, asked), AfterFailure::GiveUp);
+        assert_eq!(after(1, asked), AfterFailure::RetryIn(Duration::from_mins(30)));
         // Half of each delay is random.
         let is_near = |delay: Duration, expected: Duration| delay >= expected / 2 && delay <= expected * 3 / 2;
         assert!(
@@ -389,6 +405,23 @@ mod tests {
         );
         assert!(is_near(delays[MAX_ATTEMPTS as usize - 2], MAX_RETRY_DELAY), "{delays:?}");
         assert!(is_near(delays.iter().sum(), Duration::from_hours(77)), "{delays:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_asks_to_be_left_alone_gets_no_request_of_any_event_meanwhile() {
+        let ledger = FakeLedger::with(&[("busy", 100), ("alive", 100)]);
+        let retry_after = [("busy", Duration::from_mins(10))].into();
+        let client = Arc::new(FakeClient { answers: [("busy", 429)].into(), retry_after, ..FakeClient::default() });
+        run(&ledger, &client, &["busy", "alive"], Duration::from_mins(9)).await;
+        assert_eq!((client.attempts("busy"), client.attempts("alive")), (IN_FLIGHT, 100));
+        let began = Instant::now();
+        run(&ledger, &client, &["busy"], Duration::from_mins(25)).await;
+        // A new process finds out once more, and asks again after the pause.
+        let times: Vec<Instant> = client.began.lock().unwrap().iter().map(|(_, at)| *at).collect();
+        let pauses: Vec<_> = times.iter().filter(|at| **at > began).map(|at| at.duration_since(began)).collect();
+        let is_within = |pause: &Duration| *pause > Duration::from_secs(2) && *pause < Duration::from_mins(10);
+        assert!(!pauses.iter().any(is_within), "{pauses:?}");
+        assert!(pauses.iter().any(|pause| *pause >= Duration::from_mins(10)), "{pauses:?}");
     }
 
     #[tokio::test(start_paused = true)]

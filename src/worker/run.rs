@@ -26,7 +26,7 @@ use crate::job::Lane;
 use crate::lanes::Gate;
 use crate::ledger::{self, Ledger, OpenError};
 use crate::life::{self, Admission, CommitQueue, Health, JobProcessor, JobProcessorParts};
-use crate::objects::{DownloadGates, Fetcher};
+use crate::objects::{DownloadGates, Fetcher, UploadMemory};
 use crate::policy::PolicySet;
 use crate::processes;
 use crate::screen::{self, Screen, StartError, decode};
@@ -220,7 +220,11 @@ impl Processing {
                 downloads: Gate::new(config.storage.downloads as u64),
                 bytes: Gate::with_gauge(config.storage.memory_bytes, metrics::hold_object_memory),
             },
-            uploads: Gate::new(config.storage.memory_bytes),
+            uploads: UploadMemory::new(
+                config.storage.memory_bytes,
+                config.storage.max_object_bytes,
+                metrics::hold_upload_memory,
+            ),
         };
         let fetcher = Arc::new(fetcher);
         let parts =

@@ -100,7 +100,8 @@ pub fn settlement_of(end: JobEnd) -> Settlement {
         JobEnd::IdConflict => Settlement::dead_letter(format!("id_conflict: {ID_CONFLICT}")),
         JobEnd::AttemptFailed { failed_attempts, reason } => Settlement::Retry { failed_attempts, reason },
         JobEnd::Held(Held { reason, duration }) => Settlement::Hold { reason, duration },
-        JobEnd::Interrupted => Settlement::Return,
+        // A message has no upload.
+        JobEnd::Interrupted | JobEnd::NotKept => Settlement::Return,
         JobEnd::Unrecorded { reason } => Settlement::dead_letter(reason),
     }
 }

@@ -44,7 +44,7 @@ impl Client {
         Self { address: address.to_owned(), headers: Vec::new() }
     }
 
-    fn with(&self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(&self, name: &str, value: &str) -> Self {
         let mut headers = self.headers.clone();
         headers.push((name.into(), value.into()));
         Self { headers, ..self.clone() }
@@ -311,6 +311,22 @@ async fn an_idempotency_key_answers_once_for_each_caller_and_takes_no_other_imag
     ];
     let ids = ids.map(|answer| answer.json()["job_id"].as_str().unwrap().to_owned());
     assert!(ids[0] != ids[1] && ids.iter().all(|id| id.starts_with("other:")), "{ids:?}");
+
+    // Bytes that came in the place of others are other content, also under a key that names no version.
+    let passes = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "passed").unwrap().bytes;
+    let flagged = judged_fixtures().into_iter().find(|fixture| fixture.outcome == "flagged").unwrap().bytes;
+    lab.put("avatar", passes.clone()).await;
+    let body = json!({"image": format!("s3://{}/avatar", lab.bucket)}).to_string();
+    let avatar = by_reference.with("idempotency-key", "avatar-1");
+    let ask = || avatar.send("POST", "/v1/screen", body.clone());
+    assert_eq!((ask().await.json()["allow"].clone(), ask().await.json()["allow"].clone()), (json!(true), json!(true)));
+    lab.put("avatar", flagged).await;
+    let changed = ask().await;
+    assert_eq!((changed.status, &changed.json()["code"]), (422, &json!("id_conflict")), "{changed:?}");
+    lab.put("avatar", passes).await;
+    assert_eq!(ask().await.status, 200, "the same bytes again");
+    lab.s3.delete_object().bucket(&lab.bucket).key("avatar").send().await.unwrap();
+    assert_eq!(ask().await.status, 200, "there is nothing else that could be shown");
 
     // A caller reads its own jobs only.
     assert_eq!(other.get("/v1/verdicts/other:order-1").await.status, 200);
@@ -678,20 +694,295 @@ async fn a_client_of_rekognition_works_unchanged_and_nothing_unscreened_looks_cl
 }
 
 #[tokio::test]
-async fn what_was_sent_is_kept_where_the_operator_says_and_not_screened_if_that_fails() {
+async fn what_was_screened_is_kept_where_the_operator_says_and_has_no_verdict_if_that_fails() {
     let mut lab = Lab::new().await;
     let root = lab.folder.path().join("objects");
     std::fs::create_dir_all(root.join("kept")).unwrap();
     std::fs::create_dir_all(root.join(&lab.bucket)).unwrap();
     lab.objects = format!("file://{}", root.display());
-    let (_worker, client) = worker_with_http(&mut lab, "keep = \"s3://kept/uploads\"").await;
-    let image = good_image();
-    assert_eq!(client.screen(image.clone()).await.status, 200);
-    let file = root.join("kept/uploads").join(hex::encode(Sha256::digest(&image)));
-    assert_eq!(std::fs::read(&file).unwrap(), image);
-    assert_eq!(std::fs::read_dir(root.join("kept/uploads")).unwrap().count(), 1, "nothing unfinished is left");
+    lab.extra = "[[policy.rules]]\ndetector = \"spread-nhwc\"\nlabel = \"by AI\"\nreview_at = 0.5\nflag_at = 0.9\n\
+                 [[policy.rules]]\nname = \"known\"\ncategory = \"abuse\"\nbank = \"known\"\nflag_within = 15\n"
+        .into();
+    lab.run(&["bank", "create", "known", "--kind", "deny", "--restricted"]).await.expect_ok();
+    let fixtures = judged_fixtures();
+    let of = |outcome: &str| fixtures.iter().find(|fixture| fixture.outcome == outcome).unwrap().bytes.clone();
+    // Other bytes that show the same are known as well.
+    let restricted = [&good_image()[..], b"known"].concat();
+    let list = lab.folder.path().join("known.txt");
+    std::fs::write(&list, format!("sha256 {}\n", hex::encode(Sha256::digest(&restricted)))).unwrap();
+    lab.run(&["bank", "import", "known", list.to_str().unwrap()]).await.expect_ok();
+    let (mut worker, client) = worker_with_http(&mut lab, "keep = \"s3://kept/uploads\"").await;
+    let kept = || {
+        let names = std::fs::read_dir(root.join("kept/uploads")).into_iter().flatten();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let known = client.screen(restricted).await;
+    assert_eq!(known.json()["findings"][0]["restricted"], true, "{known:?}");
+    assert_eq!(client.screen(b"<html>".to_vec()).await.json()["outcome"], "undecodable");
+    let form = client.with("content-type", "multipart/form-data; boundary=boundary");
+    let image = of("passed");
+    let sent = multipart(&[("image", "a.png", &image), ("detectors", "", br#"["other"]"#)]);
+    assert_eq!(form.send("POST", "/v1/screen", sent).await.json()["outcome"], "rejected");
+    assert!(kept().is_empty(), "{:?}", kept());
+    let mut expected = std::collections::BTreeSet::new();
+    for outcome in ["passed", "review", "flagged"] {
+        let image = of(outcome);
+        assert_eq!(client.screen(image.clone()).await.json()["outcome"], outcome);
+        let name = hex::encode(Sha256::digest(&image));
+        assert_eq!(std::fs::read(root.join("kept/uploads").join(&name)).unwrap(), image);
+        expected.insert(name);
+    }
+    assert_eq!(kept(), expected, "nothing unfinished is left");
+    let checked = lab.run(&["check", "--log", "off"]).await.expect_ok();
+    assert!(checked.stdout.contains("bucket \"kept\" of `http.keep` is accessible"), "{}", checked.stdout);
+    assert!(!worker.log_has("images that are sent cannot be kept"));
+
     std::fs::remove_dir_all(root.join("kept")).unwrap();
-    let refused = client.screen(image).await;
+    let verdicts = lab.count("SELECT count(*) FROM verdicts").await;
+    let refused = client.screen(of("flagged")).await;
     assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("not_kept")), "{refused:?}");
-    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, 1);
+    assert_eq!(lab.count("SELECT count(*) FROM verdicts").await, verdicts);
+    let checked = lab.run(&["check", "--log", "off"]).await;
+    assert_eq!(checked.status, 1);
+    assert!(checked.stdout.contains("FAILED  objects    `http.keep`: "), "{}", checked.stdout);
+    assert!(worker.terminate().await.success());
+    let worker = lab.started_worker().await;
+    until_log_has(&worker, "images that are sent cannot be kept").await;
+}
+
+async fn until_log_has(process: &Worker, words: &str) {
+    let since = Instant::now();
+    while !process.log_has(words) {
+        assert!(since.elapsed() < Duration::from_secs(60), "no \"{words}\":\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The memory that is reserved for uploads, in bytes.
+async fn upload_memory(process: &Worker) -> u64 {
+    let (_, metrics) = process.get("/metrics").await;
+    let line = metrics.lines().find(|line| line.starts_with("pixwarden_upload_memory_bytes "));
+    line.map_or(0, |line| line.split(' ').nth(1).unwrap().parse().unwrap())
+}
+
+async fn until_upload_memory(process: &Worker, is_expected: impl Fn(u64) -> bool) {
+    let since = Instant::now();
+    loop {
+        let bytes = upload_memory(process).await;
+        if is_expected(bytes) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(60), "{bytes} bytes are reserved:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Client {
+    /// A connection on which the head of a request was sent.
+    async fn begin(&self, request_line: &str, more: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        let headers: String = self.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("{request_line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}{more}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+/// Reads an answer to its end, and returns its status and the member `code`.
+async fn read_answer(stream: &mut TcpStream) -> (u16, Value) {
+    let mut answer = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_string(&mut answer)).await;
+    read.expect("no answer").unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole answer: {answer:?}"));
+    let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body["code"].clone())
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_reads_gets_the_answer_that_refuses_it() {
+    let mut lab = Lab::new().await;
+    let (reader, first) = key("reader", &[Scope::Read], "");
+    let (slow, second) = key("slow", &[Scope::Screen], "per_second = 1");
+    lab.extra.push_str(&format!("\n{first}\n{second}"));
+    lab.environment.push(("PIXWARDEN_STORAGE_MAX_OBJECT_BYTES", (4 << 20).to_string()));
+    let (worker, client) = worker_with_http(&mut lab, "max_in_flight = 1").await;
+    let of = |key: &str| Client::new(&client.address, key);
+    const LENGTH: usize = 8 << 20;
+    let length = format!("content-length: {LENGTH}");
+    let refused = |client: Client, line: &'static str, more: String| async move {
+        let mut stream = client.begin(line, &more).await;
+        stream.write_all(&vec![b'a'; LENGTH]).await.unwrap();
+        read_answer(&mut stream).await
+    };
+    let screen = "POST /v1/screen";
+    for _ in 0..5 {
+        for (client, line, more, status) in [
+            (Client::anonymous(&client.address), screen, "", 401),
+            (of("pixwarden_guess"), screen, "", 401),
+            (of(&reader), screen, "", 403),
+            (client.clone(), "POST /v1/screen?deep=1", "", 400),
+            (client.clone(), screen, "\r\nx-timeout-ms: soon", 400),
+            (client.clone(), screen, "\r\ncontent-type: application/json", 413),
+            (client.clone(), screen, "", 413),
+            (client.clone(), "POST /nothing", "", 404),
+            (client.clone(), "PUT /v1/screen", "", 405),
+        ] {
+            let (found, code) = refused(client, line, format!("{length}{more}")).await;
+            assert_eq!(found, status, "{line} {more}: {code}");
+        }
+    }
+    // Its rate is ten requests in ten seconds.
+    let mut statuses = Vec::new();
+    while statuses.len() < 200 && !statuses.contains(&429) {
+        statuses.push(refused(of(&slow), screen, length.clone()).await.0);
+    }
+    assert!(statuses.contains(&429) && statuses.iter().all(|status| [413, 429].contains(status)), "{statuses:?}");
+
+    // The only place is taken by an upload that does not end.
+    let _held = client.begin(screen, "content-length: 1000").await;
+    until_metric_is(&worker, "pixwarden_http_images 1").await;
+    for _ in 0..5 {
+        let (status, code) = refused(client.clone(), screen, length.clone()).await;
+        assert_eq!((status, code), (503, json!("overload")));
+    }
+
+    // What has no end is cut off: here after twice the largest image, 16 MiB, and what the system buffers.
+    let mut endless = client.begin(screen, "transfer-encoding: chunked").await;
+    let chunk = [b"100000\r\n".to_vec(), vec![b'a'; 1 << 20], b"\r\n".to_vec()].concat();
+    let mut sent = 0_u64;
+    while endless.write_all(&chunk).await.is_ok() {
+        sent += 1 << 20;
+        assert!(sent < 256 << 20, "a body without an end is read");
+    }
+}
+
+async fn until_metric_is(process: &Worker, line: &str) {
+    let since = Instant::now();
+    while !process.get("/metrics").await.1.lines().any(|found| found == line) {
+        assert!(since.elapsed() < Duration::from_secs(60), "no \"{line}\":\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_form_keeps_little_beside_its_image() {
+    let mut lab = Lab::new().await;
+    let (_worker, client) = worker_with_http(&mut lab, "").await;
+    let form = client.with("content-type", "multipart/form-data; boundary=boundary");
+    let image = good_image();
+    let long = vec![b'a'; 1 << 20];
+    let in_head = |name: &str| {
+        let head = format!("--boundary\r\ncontent-disposition: form-data; name=\"{name}\"\r\nx-more: ");
+        [head.as_bytes(), &long, b"\r\n\r\n", &image, b"\r\n--boundary--\r\n"].concat()
+    };
+    const END: &[u8] = b"--boundary--\r\n";
+    let only_image = multipart(&[("image", "", &image)]);
+    let metadata = format!("{{\"a\": \"{}\"}}", "b".repeat(1 << 20));
+    for (body, words) in [
+        (in_head("image"), "beside the image"),
+        (in_head("metadata"), "beside the image"),
+        // Before the first part, and behind an image.
+        ([&long[..], &multipart(&[("image", "", &image)])].concat(), "beside the image"),
+        ([&only_image[..only_image.len() - END.len()], &in_head("metadata")].concat(), "beside the image"),
+        (multipart(&[("image", "", &image), ("metadata", "", metadata.as_bytes())]), "a field has more than"),
+    ] {
+        let answer = form.send("POST", "/v1/screen", body).await;
+        assert!(answer.status == 413 && answer.text.contains(words), "{words}: {answer:?}");
+    }
+    // An image of any size is no part of that.
+    let large = [&image[..], &vec![0; 5 << 20]].concat();
+    let answer = form.send("POST", "/v1/screen", multipart(&[("metadata", "", b"{}"), ("image", "", &large)])).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[tokio::test]
+async fn uploads_without_a_length_grow_at_the_same_time_in_little_memory() {
+    const PARTS: [usize; 2] = [1 << 20, 2 << 20];
+    let mut lab = Lab::new().await;
+    lab.environment.push(("PIXWARDEN_STORAGE_MEMORY_BYTES", (8 << 20).to_string()));
+    lab.environment.push(("PIXWARDEN_STORAGE_MAX_OBJECT_BYTES", (4 << 20).to_string()));
+    let (worker, client) = worker_with_http(&mut lab, "max_in_flight = 8").await;
+    // What follows an image changes no pixel. Together they are larger than the memory, and each is smaller.
+    let image = [&good_image()[..], &vec![0; PARTS[0] + PARTS[1] - good_image().len()]].concat();
+    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = client.begin("POST /v1/screen", "transfer-encoding: chunked").await;
+        stream.write_all(&chunk(&image[..PARTS[0]])).await.unwrap();
+        streams.push(stream);
+    }
+    // All three have begun, and hold what they have.
+    let begun = 3 * PARTS[0] as u64;
+    until_upload_memory(&worker, |bytes| bytes >= begun).await;
+    let rest = [chunk(&image[PARTS[0]..]), b"0\r\n\r\n".to_vec()].concat();
+    let ends = streams.into_iter().map(|mut stream| {
+        let rest = rest.clone();
+        async move {
+            stream.write_all(&rest).await.unwrap();
+            read_answer(&mut stream).await.0
+        }
+    });
+    assert_eq!(futures_util::future::join_all(ends).await, [200; 3]);
+    until_upload_memory(&worker, |bytes| bytes == 0).await;
+}
+
+#[tokio::test]
+async fn a_signed_request_reserves_memory_for_its_body_its_text_and_its_image() {
+    let mut lab = Lab::new().await;
+    lab.extra.push_str(
+        "\n[[http.aws_keys]]\nname = \"old\"\naccess_key_id = \"PIXWARDENOLD\"\nsecret_access_key = \"a-secret-of-the-old-client\"\n",
+    );
+    let (worker, client) = worker_with_http(&mut lab, "").await;
+    let now = time::OffsetDateTime::now_utc();
+    let day = now.format(time::macros::format_description!("[year][month][day]")).unwrap();
+    let at = now.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).unwrap();
+    let signature = format!(
+        "AWS4-HMAC-SHA256 Credential=PIXWARDENOLD/{day}/eu-west-1/rekognition/aws4_request, SignedHeaders=host;x-amz-date;x-amz-target, Signature={}",
+        "0".repeat(64)
+    );
+    let signed = Client::anonymous(&client.address)
+        .with("authorization", &signature)
+        .with("x-amz-date", &at)
+        .with("x-amz-target", "RekognitionService.DetectModerationLabels");
+    let mut held = signed.begin("POST /", "content-length: 1000000").await;
+    held.write_all(b"{").await.unwrap();
+    until_upload_memory(&worker, |bytes| bytes == 3_000_000).await;
+    drop(held);
+    until_upload_memory(&worker, |bytes| bytes == 0).await;
+    // Without a length it would have to be the most that can arrive.
+    let mut endless = signed.begin("POST /", "transfer-encoding: chunked").await;
+    let mut answer = String::new();
+    endless.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("Content-Length"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_in_flight_when_the_process_drains_is_answered() {
+    let mut lab = Lab::new().await;
+    let (mut worker, client) = worker_with_http(&mut lab, "max_in_flight = 8").await;
+    let image = good_image();
+    let mut streams = Vec::new();
+    for id in 0..4 {
+        let head = format!("content-length: {}\r\nidempotency-key: drain-{id}", image.len());
+        let mut stream = client.begin("POST /v1/screen", &head).await;
+        stream.write_all(&image[..10]).await.unwrap();
+        streams.push(stream);
+    }
+    until_metric_is(&worker, "pixwarden_http_images 4").await;
+    worker.ask_to_end().await;
+    worker.until_ready_says(503, "draining").await;
+    let since = Instant::now();
+    while TcpStream::connect(&client.address).await.is_ok() {
+        assert!(since.elapsed() < Duration::from_secs(30), "further connections are accepted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (id, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(&image[10..]).await.unwrap();
+        let (status, code) = read_answer(stream).await;
+        assert!(status == 200 || (status == 503 && code == "draining"), "{id}: {status} {code}");
+        let outcomes = lab.outcomes().await;
+        assert_eq!(outcomes.contains_key(&format!("app:drain-{id}")), status == 200);
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(60), worker.child.wait()).await.unwrap().unwrap();
+    assert!(ended.success() && worker.log_has("drained"), "{}", worker.log());
 }

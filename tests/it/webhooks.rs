@@ -21,6 +21,8 @@ use crate::support::{Ended, Lab, Worker, good_image, judged_fixtures, service};
 
 /// 32 bytes that look like nothing else in a log.
 const KEY: [u8; 32] = [0xb5; 32];
+/// The key before it.
+const OLD_KEY: [u8; 24] = [0xa7; 24];
 
 fn secret() -> String {
     format!("whsec_{}", STANDARD.encode(KEY))
@@ -132,8 +134,13 @@ fn hmac(key: &[u8], message: &str) -> Vec<u8> {
 }
 
 fn assert_is_signed(got: &Got) {
-    let signed = hmac(&KEY, &format!("{}.{}.{}", got.id, got.timestamp, got.body));
-    assert_eq!(got.signature, format!("v1,{}", STANDARD.encode(signed)));
+    assert_is_signed_with(got, &[&KEY]);
+}
+
+fn assert_is_signed_with(got: &Got, keys: &[&[u8]]) {
+    let message = format!("{}.{}.{}", got.id, got.timestamp, got.body);
+    let signatures: Vec<_> = keys.iter().map(|key| format!("v1,{}", STANDARD.encode(hmac(key, &message)))).collect();
+    assert_eq!(got.signature, signatures.join(" "));
     let age = time::OffsetDateTime::now_utc().unix_timestamp() - got.timestamp.parse::<i64>().unwrap();
     assert!((-1..120).contains(&age), "{age}");
 }
@@ -155,7 +162,11 @@ async fn an_event_is_sent_signed_and_an_endpoint_gets_only_what_it_asked_for() {
     lab.extra = format!(
         "{}{}{}[events]\npublish = [\"image.failed\"]",
         webhook("all", &receiver.url("/all"), ""),
-        webhook("passed", &receiver.url("/passed?token=t0ken"), "events = [\"image.passed\"]"),
+        webhook(
+            "passed",
+            &receiver.url("/passed?token=t0ken"),
+            &format!("events = [\"image.passed\"]\nold_secret = \"whsec_{}\"", STANDARD.encode(OLD_KEY)),
+        ),
         webhook("failures", &receiver.url("/failures"), "events = [\"image.failed\"]"),
     );
     let mut worker = lab.started_worker().await;
@@ -175,7 +186,8 @@ async fn an_event_is_sent_signed_and_an_endpoint_gets_only_what_it_asked_for() {
     assert_eq!(subjects(&all), ["io.pixwarden.image.flagged.v1", "io.pixwarden.image.missing.v1"]);
     assert_eq!(subjects(&passed), ["io.pixwarden.image.passed.v1"]);
     for got in receiver.got.lock().unwrap().iter() {
-        assert_is_signed(got);
+        // While its secret is changed, an endpoint gets a signature by each.
+        assert_is_signed_with(got, if got.path == "/passed" { &[&KEY, &OLD_KEY] } else { &[&KEY] });
         let event = got.event();
         assert_eq!((&event["id"], got.content_type.as_str()), (&json!(got.id), "application/cloudevents+json"));
         assert_eq!(event["data"]["restricted"], json!(false));
@@ -191,22 +203,24 @@ async fn an_event_is_sent_signed_and_an_endpoint_gets_only_what_it_asked_for() {
 
     // The library of the specification accepts them, and refuses another body.
     let program = "import json, sys\nfrom standardwebhooks import Webhook, WebhookVerificationError\n\
-                   secret, requests = json.load(sys.stdin)\n\
-                   for headers, body in requests:\n    Webhook(secret).verify(body, headers)\n    \
+                   requests = json.load(sys.stdin)\n\
+                   for secret, headers, body in requests:\n    Webhook(secret).verify(body, headers)\n    \
                    try:\n        Webhook(secret).verify(body + ' ', headers)\n    \
                    except WebhookVerificationError:\n        continue\n    sys.exit('accepted')\nprint(len(requests))\n";
-    let requests: Vec<_> = all
-        .iter()
-        .map(|got| {
+    let old_secret = format!("whsec_{}", STANDARD.encode(OLD_KEY));
+    let by_secret = all.iter().chain(&passed).map(|got| (secret(), got));
+    let requests: Vec<_> = by_secret
+        .chain(passed.iter().map(|got| (old_secret.clone(), got)))
+        .map(|(secret, got)| {
             let (id, at, signature) = (&got.id, &got.timestamp, &got.signature);
-            json!([{"webhook-id": id, "webhook-timestamp": at, "webhook-signature": signature}, got.body])
+            json!([secret, {"webhook-id": id, "webhook-timestamp": at, "webhook-signature": signature}, got.body])
         })
         .collect();
     let input = lab.folder.path().join("requests.json");
-    std::fs::write(&input, json!([secret(), requests]).to_string()).unwrap();
+    std::fs::write(&input, json!(requests).to_string()).unwrap();
     let mut verify = Command::new(service("TEST_PYTHON"));
     verify.args(["-c", program]).stdin(std::fs::File::open(&input).unwrap()).kill_on_drop(true);
-    assert_eq!(Ended::of(verify).await.expect_ok().stdout, "2\n");
+    assert_eq!(Ended::of(verify).await.expect_ok().stdout, "4\n");
 
     let scrape = worker.get("/metrics").await.1;
     for line in [
@@ -220,7 +234,10 @@ async fn an_event_is_sent_signed_and_an_endpoint_gets_only_what_it_asked_for() {
     assert!(worker.terminate().await.success());
     let log = std::fs::read_to_string(lab.folder.path().join("worker.log")).unwrap();
     assert!(
-        !log.contains(&STANDARD.encode(KEY)) && !log.contains("t0ken") && !log.contains("without encryption"),
+        !log.contains(&STANDARD.encode(KEY))
+            && !log.contains(&STANDARD.encode(OLD_KEY))
+            && !log.contains("t0ken")
+            && !log.contains("without encryption"),
         "{log}"
     );
 }
@@ -502,6 +519,49 @@ async fn a_process_without_a_queue_sends_what_it_has_screened_over_http() {
     assert_eq!(got.event_type(), "io.pixwarden.image.flagged.v1");
     assert!(serve.terminate().await.success(), "{}", serve.log());
     assert_eq!(lab.count("SELECT count(*) FROM outbox").await, 0, "there is no broker");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_webhook_of_each_answer_before_a_kill_arrives() {
+    let (mut lab, receiver) = (Lab::new().await, Receiver::start().await);
+    let every = "events = [\"image.flagged\", \"image.review\", \"image.failed\", \"image.noted\", \"image.cleared\", \"image.passed\"]";
+    lab.extra = webhook("all", &receiver.url("/all"), every);
+    let (mut worker, client) = crate::http::worker_with_http(&mut lab, "").await;
+    let answered = Arc::new(Mutex::new(Vec::new()));
+    let senders: Vec<_> = (0..4)
+        .map(|sender| {
+            let (client, answered) = (client.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                for (index, fixture) in judged_fixtures().iter().cycle().enumerate() {
+                    // The kill ends the connection, and with it this task.
+                    let keyed = client.with("idempotency-key", &format!("{sender}-{index}"));
+                    let answer = keyed.screen(fixture.bytes.clone()).await;
+                    if answer.status == 200 {
+                        answered.lock().unwrap().push(answer.json()["verdict_id"].as_str().unwrap().to_owned());
+                    }
+                }
+            })
+        })
+        .collect();
+    while answered.lock().unwrap().len() < 40 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    worker.kill().await;
+    for sender in senders {
+        assert!(sender.await.unwrap_err().is_panic(), "the worker answered after its end");
+    }
+    // Their leases would end after a minute.
+    sqlx::query("UPDATE webhook_deliveries SET due_at = now()").execute(&lab.db).await.unwrap();
+    let worker = lab.started_worker().await;
+    let verdicts = lab.count("SELECT count(*) FROM verdicts").await;
+    lab.until("SELECT count(*) FROM webhook_deliveries WHERE delivered_at IS NOT NULL", verdicts, &worker).await;
+    let arrived: std::collections::BTreeSet<_> =
+        receiver.at("/all").iter().map(|got| got.event()["data"]["verdict_id"].as_str().unwrap().to_owned()).collect();
+    let answered = answered.lock().unwrap();
+    assert!(answered.len() >= 40);
+    for verdict in answered.iter() {
+        assert!(arrived.contains(verdict), "{verdict} was answered and its webhook has not arrived");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,10 +31,10 @@ pub(super) fn run(format: Format, write_golden: Option<&Path>, config: &Config) 
                 let name = &checked.detector.name;
                 if let Some(batch) = checked.batch.as_ref().filter(|batch| batch.depends_on_neighbours()) {
                     note!(
-                        "{name} scores a picture otherwise beside {} others than alone: by up to {:.4} for \"{}\"\n  hint: set `inference.max_batch = 1`, or use the model's file in full precision; a model that is quantised while it runs takes its scale from the whole batch",
+                        "the scores of {name} depend on the other pictures of a batch: in a batch with {} others, a picture's score for \"{}\" differs by up to {:.4} from its score alone\n  hint: set `inference.max_batch = 1`, or use the model's file in full precision; a model that is quantised while it runs takes its scale from the whole batch",
                         batch.images - 1,
-                        batch.deviation,
-                        batch.label
+                        batch.label,
+                        batch.deviation
                     );
                 }
                 if checked.self_test == SelfTest::NoGoldenImage {

@@ -96,6 +96,8 @@ table! {
         Gauge::new("pixwarden_object_memory_bytes", "Memory that is reserved for fetched objects");
     OBJECT_MEMORY_LIMIT: Gauge<()> =
         Gauge::measured("pixwarden_object_memory_limit_bytes", "The limit of pixwarden_object_memory_bytes");
+    UPLOAD_MEMORY: Gauge<()> =
+        Gauge::new("pixwarden_upload_memory_bytes", "Memory that is reserved for images sent over HTTP");
     HTTP_REQUESTS: Counter<(RouteLabel, StatusLabel)> =
         Counter::new("pixwarden_http_requests_total", "Answered requests over HTTP, by route and status");
     HTTP_DURATION: Histogram<RouteLabel> =

@@ -56,9 +56,12 @@ pub struct TestEnd {
     state: Arc<State>,
 }
 
+/// Feeds the stream of one consumer, which ends when this is dropped.
+type Consumer = mpsc::UnboundedSender<Result<Delivery, BrokerError>>;
+
 #[derive(Default)]
 struct State {
-    consumers: Mutex<Vec<(Lane, mpsc::UnboundedSender<Result<Delivery, BrokerError>>)>>,
+    consumers: Mutex<Vec<(Lane, Consumer)>>,
     /// What arrives between the request to cancel a lane's consumer and its end.
     late: Mutex<Vec<(Lane, Delivery)>>,
     /// A cancelled consumer's stream does not end.

@@ -107,7 +107,8 @@ fn body(lane: Lane, text: &str) -> (Lane, String) {
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_the_broker_cancels_or_that_fails_gets_a_new_connection() {
-    let breaks: [(BrokerError, fn(&TestEnd)); 4] = [
+    type Break = fn(&TestEnd);
+    let breaks: [(BrokerError, Break); 4] = [
         (BrokerError::ConsumerCancelled, |connection| connection.end(Lane::Live)),
         (BrokerError::ConsumerCancelled, |connection| connection.end(Lane::Backfill)),
         (BrokerError::ConnectionClosed, |connection| connection.fail(Lane::Backfill, BrokerError::ConnectionClosed)),
