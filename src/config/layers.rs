@@ -29,7 +29,7 @@ const LIST_KEYS: [(&str, &[&str]); 7] = [
     ("policies", &["name", "when", "inherit", "rules"]),
     ("policies.when", &["bucket", "key_prefix", "lane", "metadata"]),
     ("policies.rules", &RULE_KEYS),
-    ("webhooks", &["name", "url", "secret", "events"]),
+    ("webhooks", &["name", "url", "secret", "old_secret", "events"]),
 ];
 
 /// A suggestion must be at least this similar to the unknown key, of 1.0 (Jaro-Winkler similarity).
