@@ -224,7 +224,7 @@ fn each_library_is_named_only_where_it_belongs() {
         ("ureq", &["certificates.rs", "hub/", "telemetry/traces/export.rs", "webhooks/client.rs"]),
         ("axum", &["http/", "telemetry/http.rs"]),
         ("hyper", &["http/connection.rs", "http/server.rs"]),
-        ("hyper_util", &["http/server.rs"]),
+        ("hyper_util", &["http/connection.rs", "http/server.rs"]),
         ("metrics_exporter_prometheus", &["telemetry/metrics/"]),
         ("opentelemetry", &["telemetry/traces/"]),
         ("tracing_opentelemetry", &["telemetry/traces/"]),
