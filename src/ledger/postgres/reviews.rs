@@ -593,20 +593,32 @@ async fn find_unseen(
     Ok(Ok(unseen.first().zip(kinds.clone().max()).map(waiting)))
 }
 
+/// Records a decision, or nothing where it is refused.
 async fn record_decision(c: &mut PgConnection, decide: &Decide, opens: &[Outcome]) -> Result<Decided, sqlx::Error> {
-    let Decide { decision, effect, event_delay, .. } = decide;
     let mut transaction = c.begin().await?;
-    let Some(locked) = lock_verdicts(&mut transaction, &[decision.verdict]).await?.remove(&decision.verdict) else {
+    let decided = decide_in(&mut transaction, decide, opens).await?;
+    // Both are waited for, so that no lock outlives the answer: a claim that follows leaves out what is locked.
+    match decided {
+        Decided::Done { .. } => transaction.commit().await?,
+        _ => transaction.rollback().await?,
+    }
+    Ok(decided)
+}
+
+/// A decision within a transaction.
+async fn decide_in(c: &mut PgConnection, decide: &Decide, opens: &[Outcome]) -> Result<Decided, sqlx::Error> {
+    let Decide { decision, effect, event_delay, .. } = decide;
+    let Some(locked) = lock_verdicts(c, &[decision.verdict]).await?.remove(&decision.verdict) else {
         return Ok(Decided::Missing);
     };
     if locked.existing.revision != decision.revision {
         let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1");
-        let row = sqlx::query(query).bind(decision.verdict).fetch_one(&mut *transaction).await?;
+        let row = sqlx::query(query).bind(decision.verdict).fetch_one(&mut *c).await?;
         return Ok(Decided::Stale(Box::new(read_verdict_row(&row)?)));
     }
-    let item = lock_item(&mut transaction, decision.verdict).await?;
+    let item = lock_item(c, decision.verdict).await?;
     if matches!(effect, DecisionEffect::Escalate | DecisionEffect::Skip)
-        && is_repeated(&mut transaction, decision, item.as_ref()).await?
+        && is_repeated(c, decision, item.as_ref()).await?
     {
         return Ok(Decided::Repeated { revision: decision.revision });
     }
@@ -622,20 +634,20 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide, opens: &[Outcome
         }
         DecisionEffect::Judge(revise) => {
             if let Some(item) = &item {
-                match find_unseen(&mut transaction, decide, item).await? {
+                match find_unseen(c, decide, item).await? {
                     Ok(found) => unseen = found.map(|unseen| (revise, unseen)),
                     Err(refused) => return Ok(refused),
                 }
             }
-            let event = judge(&mut transaction, decision, revise, &locked, *event_delay).await?;
+            let event = judge(c, decision, revise, &locked, *event_delay).await?;
             Decided::Done { revision: revise.revision().number, event }
         }
         DecisionEffect::Undo(undo) => {
-            let undone = match find_undoable(&mut transaction, decision, undo).await? {
+            let undone = match find_undoable(c, decision, undo).await? {
                 Ok(undone) => undone,
                 Err(refused) => return Ok(refused),
             };
-            let event = take_back(&mut transaction, undone, undo, &locked, opens).await?;
+            let event = take_back(c, undone, undo, &locked, opens).await?;
             Decided::Done { revision: undo.revise.revision().number, event }
         }
         DecisionEffect::Escalate | DecisionEffect::Skip => {
@@ -653,16 +665,15 @@ async fn record_decision(c: &mut PgConnection, decide: &Decide, opens: &[Outcome
                     ", skipped_by = array_append(skipped_by, $2) WHERE id = $1 AND NOT $2 = ANY(skipped_by)"
                 ),
             };
-            sqlx::query(query).bind(item.id).bind(&decision.actor).execute(&mut *transaction).await?;
+            sqlx::query(query).bind(item.id).bind(&decision.actor).execute(&mut *c).await?;
             Decided::Done { revision: decision.revision, event: None }
         }
     };
-    insert_decision(&mut transaction, decision).await?;
+    insert_decision(c, decision).await?;
     if let Some((revise, unseen)) = unseen {
         let (verdict, revision) = (&revise.verdict, revise.revision().number);
-        open_for_reports(&mut transaction, verdict, revision, &unseen).await?;
+        open_for_reports(c, verdict, revision, &unseen).await?;
     }
-    transaction.commit().await?;
     Ok(decided)
 }
 
@@ -896,9 +907,19 @@ async fn open_for_reports(
 
 async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported, sqlx::Error> {
     let mut transaction = c.begin().await?;
+    let reported = report_in(&mut transaction, report).await?;
+    match reported {
+        Reported::Recorded => transaction.commit().await?,
+        _ => transaction.rollback().await?,
+    }
+    Ok(reported)
+}
+
+/// A report within a transaction.
+async fn report_in(c: &mut PgConnection, report: &Report) -> Result<Reported, sqlx::Error> {
     // The verdict is neither erased nor revised meanwhile, and no other report on it is made.
     let query = concat!(select_verdicts!(), " WHERE verdicts.id = $1 FOR UPDATE");
-    let row = sqlx::query(query).bind(report.verdict).fetch_optional(&mut *transaction).await?;
+    let row = sqlx::query(query).bind(report.verdict).fetch_optional(&mut *c).await?;
     let Some(row) = row else { return Ok(Reported::Missing) };
     let StoredVerdict { verdict, revision, .. } = read_verdict_row(&row)?;
     let query =
@@ -906,7 +927,7 @@ async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported
                  WHERE report.verdict_id = $1 AND report.kind = $2 AND item.closed_at IS NULL
                      AND report.made_at >= item.opened_at";
     let query = sqlx::query_scalar(query).bind(report.verdict).bind(report.kind.as_str());
-    let waiting: i64 = query.fetch_one(&mut *transaction).await?;
+    let waiting: i64 = query.fetch_one(&mut *c).await?;
     if waiting >= MAX_WAITING_REPORTS.into() {
         return Ok(Reported::TooMany);
     }
@@ -917,14 +938,13 @@ async fn record_report(c: &mut PgConnection, report: &Report) -> Result<Reported
         category: report.category.clone(),
         has_appeal: report.kind == ItemKind::Appeal,
     };
-    open_for_reports(&mut transaction, &verdict, revision.number, &asked).await?;
+    open_for_reports(c, &verdict, revision.number, &asked).await?;
     // Once the item is locked, so that a claim has come before this time, or shows the report.
     let query = "INSERT INTO reports (id, verdict_id, kind, category, note, reporter, reference, due_at, made_at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())";
     let query = sqlx::query(query).bind(report.id).bind(report.verdict).bind(report.kind.as_str());
     let query = query.bind(&report.category).bind(&report.note).bind(&report.reporter);
-    query.bind(&report.reference).bind(report.due_at).execute(&mut *transaction).await?;
-    transaction.commit().await?;
+    query.bind(&report.reference).bind(report.due_at).execute(&mut *c).await?;
     Ok(Reported::Recorded)
 }
 
