@@ -368,7 +368,8 @@ mod tests {
     fn no_changed_byte_makes_the_decoder_panic() {
         for whole in [file(STILL), file(ALPHA), file(ANIMATION)] {
             for at in 2..whole.len() {
-                for byte in 0..=u8::MAX {
+                // A quarter of all values, another one at each place; all of them take minutes.
+                for byte in (0..=u8::MAX).skip(at % 4).step_by(4) {
                     let mut changed = whole.clone();
                     changed[at] = byte;
                     drop(decode(&changed));
