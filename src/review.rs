@@ -81,7 +81,7 @@ pub enum ReportSubject {
     Verdict(Uuid),
 }
 
-/// Somebody reports an image, appeals against a decision, or makes a legal request.
+/// Records a report about an image, an appeal against a decision, or a legal request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportRequest {
     pub subject: ReportSubject,

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::metrics::{CALIBRATION_BINS, ThresholdFigures, share, wilson_interval};
+use super::metrics::{CALIBRATION_BINS, ThresholdFigures, wilson_interval};
 use super::results::{EvaluationResults, Mistake, UnscoredImages};
 use super::slices::{PropertyFigures, Slice, property_figures};
 use super::summary::{DatasetSummary, Summary, ThresholdRole};
@@ -176,9 +176,8 @@ fn slices(summary: &Summary<'_>) -> String {
         return String::new();
     }
     let row = |slice: &Slice| {
-        let (images, correct) = (slice.images(), slice.curve.correct());
-        let accuracy = share(correct, images.images());
-        let (low, high) = wilson_interval(correct, images.images()).unwrap_or_default();
+        let (images, accuracy) = (slice.images(), slice.accuracy());
+        let (low, high) = slice.accuracy_interval().unwrap_or_default();
         format!(
             r#"<tr><th scope="row">{} {}</th><td>{}</td><td>{}</td><td class="bar" style="--part:{:.4}">{}</td><td>{low:.4}–{high:.4}</td><td>{}</td></tr>
 "#,

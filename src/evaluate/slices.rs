@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::metrics::{ClassCounts, Curve, ScoredImage, wilson_interval};
+use super::metrics::{ClassCounts, Curve, ScoredImage, share, wilson_interval};
 
 /// A property by which images are grouped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +94,18 @@ impl Slice {
     #[must_use]
     pub fn images(&self) -> ClassCounts {
         self.curve.total()
+    }
+
+    /// The share of correctly classified images.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        share(self.curve.correct(), self.images().images())
+    }
+
+    /// What the accuracy may be on other images like these, with 95 % confidence.
+    #[must_use]
+    pub fn accuracy_interval(&self) -> Option<(f64, f64)> {
+        wilson_interval(self.curve.correct(), self.images().images())
     }
 }
 
@@ -219,10 +231,7 @@ fn caution_of_difference(groups: &[&Slice]) -> Option<String> {
     let mut measured: Vec<(&Slice, f64, (f64, f64))> = groups
         .iter()
         .filter(|slice| slice.images().images() >= MIN_IMAGES)
-        .filter_map(|slice| {
-            let (correct, images) = (slice.curve.correct(), slice.images().images());
-            Some((*slice, super::metrics::share(correct, images)?, wilson_interval(correct, images)?))
-        })
+        .filter_map(|slice| Some((*slice, slice.accuracy()?, slice.accuracy_interval()?)))
         .collect();
     measured.sort_by(|a, b| a.1.total_cmp(&b.1));
     let ((worst, low_share, low), (best, high_share, high)) = (measured.first()?, measured.last()?);

@@ -226,7 +226,7 @@ async fn verdict(app: &App, job: &Job, end: JobEnd) -> Result<Map<String, Value>
 }
 
 /// Refuses to answer a repeated id with the earlier verdict if the object was overwritten since: that verdict is on other bytes.
-/// Only the object's properties are read. An object that is gone shows nobody anything, and the earlier verdict answers.
+/// Only the object's properties are read. An object that is gone can harm no one, so the earlier verdict answers.
 async fn check_unchanged(app: &App, job: &Job, verdict: &Verdict) -> Result<(), Problem> {
     // A version, or an `ETag` that the request names, was compared before.
     let is_named = job.image.named_version().is_some() || job.image.etag.is_some();

@@ -24,9 +24,9 @@ pub enum ItemKind {
     Sample,
     /// Its outcome.
     Review,
-    /// Somebody has complained of it.
+    /// A complaint about the image.
     Report,
-    /// Somebody asks for another decision.
+    /// A request to decide again.
     Appeal,
     /// A legal request.
     Legal,
@@ -65,9 +65,9 @@ pub enum DecisionAction {
     Clear,
     /// It stays flagged or passed, as it is.
     Uphold,
-    /// Somebody with more authority has to look.
+    /// A person with more authority has to look.
     Escalate,
-    /// Somebody else has to look.
+    /// Another person has to look.
     Skip,
     /// The last decision was a mistake.
     Undo,
@@ -242,7 +242,7 @@ pub struct ItemFilter {
     pub damage_only: Option<bool>,
     /// Only what was escalated, or everything but that.
     pub escalated: Option<bool>,
-    /// Leave out what somebody has claimed.
+    /// Leave out the items that are claimed.
     pub unclaimed: bool,
     /// Only what the asking program may see: these buckets, where `*` stands for any characters, and these policies.
     pub bound_buckets: Vec<String>,

@@ -319,7 +319,7 @@ mod tests {
             let stricter = Policy { damaged: word, ..policy(vec![rule("a", Some("nudity"), 0.05, 0.9)]) };
             assert_eq!(judged(&stricter, &image, &none, &cleared.findings).outcome, Outcome::Review, "{word:?}");
         }
-        // A rule that somebody has named "damage" is not damage.
+        // A rule with the name "damage" is not damage.
         let named = Rule { name: Some("damage".into()), ..rule("a", None, 0.5, 0.9) };
         let image = damaged(&[0.6, 0.0, 0.0, 0.0]);
         let of_rule = judged(&policy(vec![named.clone()]), &facts(&[0.6, 0.0, 0.0, 0.0]), &none, &[]);
@@ -374,7 +374,7 @@ mod tests {
         let first = judged(&rules, &image, &denies(&[]), &[]);
         let cleared = decide(&first, Some(&image), Answer::Clear, None);
         assert_eq!(carried(&first, &cleared.findings).unwrap(), cleared);
-        assert_eq!(carried(&first, &first.findings), None, "nobody has decided");
+        assert_eq!(carried(&first, &first.findings), None, "there is no decision");
         let matched = judged(&rules, &image, &denies(&[7]), &[]);
         assert_eq!(carried(&matched, &cleared.findings), None, "a later match");
         let passed = judged(&rules, &facts(&[0.0; 4]), &denies(&[]), &[]);

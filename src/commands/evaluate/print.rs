@@ -141,16 +141,15 @@ fn overall(summary: &Summary<'_>) -> RowFields {
 }
 
 fn slice_row(slice: &Slice) -> RowFields {
-    let (images, correct) = (slice.images(), slice.curve.correct());
-    let (accuracy, interval) = (share(correct, images.images()), wilson_interval(correct, images.images()));
+    let (images, interval) = (slice.images(), slice.accuracy_interval());
     fields([
         ("by", json!(slice.property.as_str())),
         ("slice", json!(slice.name)),
         ("images", json!(images.images())),
         ("positives", json!(images.positives)),
         ("negatives", json!(images.negatives)),
-        ("correct", json!(correct)),
-        ("accuracy", json!(accuracy)),
+        ("correct", json!(slice.curve.correct())),
+        ("accuracy", json!(slice.accuracy())),
         ("accuracy_low", json!(interval.map(|(low, _)| low))),
         ("accuracy_high", json!(interval.map(|(_, high)| high))),
         ("roc_auc", json!(slice.curve.roc_auc())),
@@ -262,7 +261,7 @@ fn slices(summary: &Summary<'_>) -> String {
         .iter()
         .map(|slice| {
             let mut row = slice_row(slice);
-            let interval = wilson_interval(slice.curve.correct(), slice.images().images());
+            let interval = slice.accuracy_interval();
             row.insert("95 %".into(), json!(interval.map(|(low, high)| format!("{low:.4}-{high:.4}"))));
             row
         })
